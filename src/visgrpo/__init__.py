@@ -1,0 +1,64 @@
+"""visgrpo: fine-tune models that see with group relative policy optimization.
+
+Names load when they are first used, so that ``import visgrpo`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("visgrpo")
+
+_HOME = {
+    "ClipConfig": "visgrpo.recipes.configs",
+    "DemoConfig": "visgrpo.recipes.configs",
+    "EvaluateConfig": "visgrpo.recipes.configs",
+    "PredictConfig": "visgrpo.recipes.configs",
+    "PretrainClipConfig": "visgrpo.recipes.configs",
+    "train_clip": "visgrpo.recipes.clip",
+    "pretrain_clip": "visgrpo.recipes.pretrain_clip",
+    "evaluate": "visgrpo.recipes.evaluate",
+    "predict": "visgrpo.recipes.predict",
+    "demo": "visgrpo.recipes.demo",
+    "ImageDataset": "visgrpo.data.dataset",
+    "load_splits": "visgrpo.data.sources",
+    "load_split": "visgrpo.data.sources",
+    "BatchLoader": "visgrpo.data.batches",
+    "pixel_inputs": "visgrpo.data.inputs",
+    "ClipClassifier": "visgrpo.models.clip",
+    "load_clip": "visgrpo.models.loading",
+    "Adaptation": "visgrpo.models.adapt",
+    "adapt": "visgrpo.models.adapt",
+    "LabelGRPO": "visgrpo.policies.labels",
+    "Supervised": "visgrpo.policies.supervised",
+    "RewardSet": "visgrpo.rewards",
+    "parse_rewards": "visgrpo.rewards",
+    "Objective": "visgrpo.objectives",
+    "preset": "visgrpo.objectives",
+    "advantages": "visgrpo.objectives",
+    "surrogate": "visgrpo.objectives",
+    "categorical_kl": "visgrpo.objectives",
+    "entropy": "visgrpo.objectives",
+    "evaluate_logits": "visgrpo.evaluation",
+    "Processes": "visgrpo.training.processes",
+    "RunDirectory": "visgrpo.training.run_directory",
+    "Trainer": "visgrpo.training.trainer",
+    "TrainingOptions": "visgrpo.training.options",
+    "compare_runs": "visgrpo.reporting",
+    "write_report": "visgrpo.reporting",
+    "UserError": "visgrpo.errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'visgrpo' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,263 @@
+"""Batches that depend on (seed, step) alone: not on workers, ranks or where a run was resumed."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.errors import UserError
+
+InputFunction = Callable[[int, np.random.Generator], Tensor]
+_ORDER, _ITEM = 0, 1  # streams of randomness: which rows, and what is done to each
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rows of a data set.
+
+    Attributes:
+        indices_N: rows of the data set, int64.
+        inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
+        labels_N: class ids, int64.
+        columns: the columns of strings and numbers, each a list of N values.
+    """
+
+    indices_N: Tensor
+    inputs: Tensor
+    labels_N: Tensor
+    columns: Mapping[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.indices_N)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return Batch(
+            self.indices_N.to(device),
+            self.inputs.to(device),
+            self.labels_N.to(device),
+            self.columns,
+        )
+
+    def select(self, rows: Sequence[int] | Tensor) -> Batch:
+        """Return the rows at positions `rows` of this batch, in that order."""
+        positions = torch.as_tensor(rows, dtype=torch.long, device=self.indices_N.device)
+        chosen = positions.tolist()
+        return Batch(
+            self.indices_N[positions],
+            self.inputs[positions],
+            self.labels_N[positions],
+            {name: [column[row] for row in chosen] for name, column in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class CachedInputs:
+    """An input function over inputs that were all made beforehand.
+
+    Attributes:
+        inputs_M: (M, …) the input of every row.
+    """
+
+    inputs_M: Tensor
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Tensor:
+        """Return the input of row `index`; nothing is random."""
+        return self.inputs_M[index]
+
+
+def cache_inputs(
+    dataset: ImageDataset, preprocess: Callable[[Image.Image], Tensor], budget_bytes: int
+) -> CachedInputs | None:
+    """Preprocess every image once, or return None where that would exceed `budget_bytes`.
+
+    Raises:
+        UserError: if an image cannot be read.
+    """
+    first = preprocess(dataset.images[0])
+    if first.numel() * first.element_size() * len(dataset) > budget_bytes:
+        return None
+    inputs_M = torch.empty((len(dataset), *first.shape), dtype=first.dtype)
+    for row, image in enumerate(dataset.images):
+        inputs_M[row] = preprocess(image)
+    return CachedInputs(inputs_M)
+
+
+class BatchLoader:
+    """Shuffled batches of one data set for one of `world_size` processes.
+
+    Step s belongs to epoch s // steps_per_epoch; the order of an epoch is a permutation drawn from
+    (seed, epoch), and its last, incomplete batch is dropped. The randomness given to the input
+    function for a row comes from (seed, epoch, row). So any stretch of steps can be asked for, by
+    any number of processes or workers, with the same batches.
+
+    Args:
+        dataset: the rows.
+        inputs: makes the input tensor of one row from its index and a generator; with workers it
+            must be picklable.
+        batch_size: rows of a step over all processes.
+        seed: 0 or more.
+        rank: which process this is; it gets rows rank·B/W to (rank + 1)·B/W of every batch.
+        world_size: number of processes.
+        workers: processes that make inputs ahead of time; 0 makes them here.
+
+    Raises:
+        UserError: if the batch is larger than the data set, or not divisible by `world_size`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        inputs: InputFunction,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        _check_batch_size(batch_size)
+        if batch_size > len(dataset):
+            raise UserError(
+                f"The batch size {batch_size} is larger than {dataset.name}, which has "
+                f"{len(dataset)} images; choose a smaller batch or more data."
+            )
+        if batch_size % world_size:
+            raise UserError(
+                f"The batch size {batch_size} cannot be shared equally by {world_size} processes; "
+                f"choose a multiple of {world_size}."
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+        share = batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._inputs = _BatchInputs(inputs, seed)
+        self._columns = _plain_columns(dataset)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of whole batches in the data set."""
+        return len(self.dataset) // self.batch_size
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return this process's rows of the data set at `step`."""
+        return next(self._plan(step, step + 1))[1]
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """Yield the batches of steps `start_step` up to, not including, `stop_step`."""
+        plan = self._plan(start_step, stop_step)
+        if self.workers == 0:
+            for epoch, rows in plan:
+                yield _batch(self.dataset, self._columns, rows, self._inputs.make(epoch, rows))
+            return
+        loader = DataLoader(
+            self._inputs,
+            batch_size=None,  # an item is a whole batch already
+            sampler=self._plan(start_step, stop_step),
+            num_workers=self.workers,
+            # Forked workers deadlock when the parent has running threads; spawned ones do not.
+            multiprocessing_context="spawn",
+            # Without its own generator a DataLoader draws from the global one.
+            generator=torch.Generator(),
+        )
+        for (_, rows), made in zip(plan, loader, strict=True):
+            if isinstance(made, UserError):
+                raise made
+            yield _batch(self.dataset, self._columns, rows, made)
+
+    def _plan(self, start_step: int, stop_step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the epoch and this process's rows of each step."""
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(start_step, stop_step):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                rng = np.random.default_rng([self.seed, _ORDER, epoch])
+                order, order_epoch = rng.permutation(len(self.dataset)), epoch
+            start = position * self.batch_size
+            yield epoch, order[start : start + self.batch_size][self._share]
+
+
+def sequential(dataset: ImageDataset, inputs: InputFunction, batch_size: int) -> Iterator[Batch]:
+    """Yield every row once and in order, for evaluation; the last batch may be smaller.
+
+    Raises:
+        UserError: if `batch_size` is below 1, or the inputs of a batch differ in shape.
+    """
+    _check_batch_size(batch_size)
+    columns = _plain_columns(dataset)
+    batch_inputs = _BatchInputs(inputs, seed=0)
+    for start in range(0, len(dataset), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(dataset)))
+        yield _batch(dataset, columns, rows, batch_inputs.make(0, rows))
+
+
+class _BatchInputs(Dataset["Tensor | UserError"]):
+    """Inputs by (epoch, rows): the part of a loader that travels to its workers."""
+
+    def __init__(self, inputs: InputFunction, seed: int) -> None:
+        self._inputs = inputs
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> Tensor | UserError:
+        try:
+            return self.make(*key)
+        except UserError as error:
+            return error  # raised in a worker, its message would arrive wrapped in a traceback
+
+    def make(self, epoch: int, rows: np.ndarray) -> Tensor:
+        if isinstance(self._inputs, CachedInputs):
+            return self._inputs.inputs_M[torch.from_numpy(rows)]
+        made = [
+            self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row]))
+            for row in rows.tolist()
+        ]
+        shapes = sorted({tuple(item.shape) for item in made})
+        if len(shapes) > 1:
+            raise UserError(
+                f"The inputs of one batch have different shapes, such as {shapes[0]} and "
+                f"{shapes[-1]}; resize or crop every image to one size."
+            )
+        return torch.stack(made)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"The batch size must be 1 or more, not {batch_size}.")
+
+
+def _plain_columns(dataset: ImageDataset) -> dict[str, Sequence[Any]]:
+    """Return the columns of strings and numbers; masks and the like stay with the data set."""
+    return {
+        name: column
+        for name, column in dataset.columns.items()
+        if len(column) and isinstance(column[0], str | numbers.Number | np.generic)
+    }
+
+
+def _batch(
+    dataset: ImageDataset,
+    columns: Mapping[str, Sequence[Any]],
+    rows: np.ndarray,
+    inputs: Tensor,
+) -> Batch:
+    return Batch(
+        torch.from_numpy(rows.astype(np.int64)),
+        inputs,
+        torch.from_numpy(dataset.labels[rows]),
+        {name: [_plain(column[row]) for row in rows.tolist()] for name, column in columns.items()},
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

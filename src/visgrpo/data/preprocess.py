@@ -1,0 +1,203 @@
+"""An image processor's settings, applied with pillow and torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visgrpo.errors import UserError
+
+# What a processor's dict may hold besides the settings below without changing the pixels.
+_IGNORED = {
+    "auto_map",
+    "data_format",
+    "default_to_square",
+    "device",
+    "do_convert_rgb",
+    "feature_extractor_type",
+    "image_processor_type",
+    "input_data_format",
+    "processor_class",
+    "return_tensors",
+}
+_KNOWN = {
+    "crop_size",
+    "do_center_crop",
+    "do_normalize",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "rescale_factor",
+    "resample",
+    "size",
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns an RGB image into the (3, H, W) float32 tensor that a checkpoint expects.
+
+    The steps are resize, centre crop (padding with zeros where the image is smaller), rescale and
+    normalise; one that is None is left out. Equal to the pillow backend of transformers.
+
+    Attributes:
+        shortest_edge: pixels of the shorter side after resizing, the ratio kept.
+        size: exact (height, width) after resizing; not together with `shortest_edge`.
+        resample: pillow's number of the filter.
+        crop: (height, width) of the centre crop.
+        rescale: factor on the 0 to 255 values.
+        mean: per channel, subtracted after rescaling.
+        std: per channel, divided by.
+    """
+
+    shortest_edge: int | None = None
+    size: tuple[int, int] | None = None
+    resample: int = Image.Resampling.BICUBIC
+    crop: tuple[int, int] | None = None
+    rescale: float | None = 1 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Preprocess:
+        """Read the settings of a transformers image processor, or of its `to_dict()`.
+
+        Processors of CLIP, SigLIP, BiT (used by DINOv2) and ViT are understood.
+
+        Raises:
+            UserError: if a setting is not understood, by name.
+        """
+        settings = processor if isinstance(processor, Mapping) else processor.to_dict()
+        unknown = [
+            name
+            for name, value in settings.items()
+            if name not in _KNOWN | _IGNORED and value not in (None, False)
+        ]
+        if unknown:
+            raise UserError(
+                f'The image processor\'s setting "{unknown[0]}" ({settings[unknown[0]]!r}) is not '
+                "understood; use a checkpoint with a CLIP, SigLIP, BiT or ViT image processor."
+            )
+        resize = _on(settings, "do_resize")
+        normalize = _on(settings, "do_normalize")
+        shortest_edge, size = _target(settings.get("size")) if resize else (None, None)
+        return cls(
+            shortest_edge=shortest_edge,
+            size=size,
+            resample=_resample(settings.get("resample")),
+            crop=_crop(settings) if settings.get("do_center_crop") else None,
+            rescale=settings.get("rescale_factor", 1 / 255)
+            if _on(settings, "do_rescale")
+            else None,
+            mean=_channels(settings, "image_mean") if normalize else None,
+            std=_channels(settings, "image_std") if normalize else None,
+        )
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of every output, or None where it depends on the image."""
+        return self.crop or self.size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the (3, H, W) float32 tensor of an RGB image."""
+        target = self._resized(image.width, image.height)
+        if target is not None:
+            image = image.resize(target, resample=self.resample)
+        if self.crop is not None:
+            image = _center_crop(image, *self.crop)
+        # Rescaling in float64 before rounding to float32 keeps us equal to transformers.
+        pixels = np.asarray(image, dtype=np.float64).transpose(2, 0, 1)
+        if self.rescale is not None:
+            pixels = pixels * self.rescale
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+        if self.mean is not None and self.std is not None:
+            mean = torch.tensor(self.mean).view(3, 1, 1)
+            std = torch.tensor(self.std).view(3, 1, 1)
+            tensor = (tensor - mean) / std
+        return tensor
+
+    def _resized(self, width: int, height: int) -> tuple[int, int] | None:
+        """Return (width, height) after resizing, in pillow's order."""
+        if self.size is not None:
+            return self.size[1], self.size[0]
+        if self.shortest_edge is None:
+            return None
+        edge = self.shortest_edge
+        # The order of multiplication and division decides the rounding of the longer side.
+        if width <= height:
+            return edge, int(edge * height / width)
+        return int(edge * width / height), edge
+
+
+def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Cut (height, width) from the middle; what lies outside the image is black."""
+    # Rounding down, also below zero, is transformers' way: odd padding puts one more row on top.
+    left = (image.width - width) // 2
+    top = (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _on(settings: Mapping[str, Any], name: str) -> bool:
+    value = settings.get(name)
+    return True if value is None else bool(value)
+
+
+def _target(size: Any) -> tuple[int | None, tuple[int, int] | None]:
+    # A bare number means the shortest edge to CLIP and a square to ViT: refused, not guessed.
+    given = _sides(size)
+    if set(given) == {"shortest_edge"}:
+        return given["shortest_edge"], None
+    if set(given) == {"height", "width"}:
+        return None, (given["height"], given["width"])
+    raise UserError(
+        f'The image processor\'s setting "size" ({size!r}) is not understood; '
+        "give shortest_edge, or height and width."
+    )
+
+
+def _crop(settings: Mapping[str, Any]) -> tuple[int, int]:
+    size = settings.get("crop_size")
+    if isinstance(size, int):
+        return size, size
+    given = _sides(size)
+    if set(given) == {"height", "width"}:
+        return given["height"], given["width"]
+    raise UserError(
+        f'The image processor\'s setting "crop_size" ({size!r}) is not understood; '
+        "give height and width."
+    )
+
+
+def _sides(size: Any) -> dict[str, int]:
+    if not isinstance(size, Mapping):
+        return {}
+    return {name: value for name, value in size.items() if value is not None}
+
+
+def _resample(value: Any) -> int:
+    if value is None:
+        return int(Image.Resampling.BILINEAR)
+    known = {int(filter_) for filter_ in Image.Resampling}
+    if not isinstance(value, int) or int(value) not in known:
+        raise UserError(
+            f'The image processor\'s setting "resample" ({value!r}) is not understood; '
+            f"give one of pillow's filters, {min(known)} to {max(known)}."
+        )
+    return int(value)
+
+
+def _channels(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    value = settings.get(name)
+    values = (value,) * 3 if isinstance(value, int | float) else value
+    if not isinstance(values, Sequence) or len(values) != 3:
+        raise UserError(
+            f'The image processor\'s setting "{name}" ({value!r}) is not understood; '
+            "give one number per colour channel."
+        )
+    return tuple(float(number) for number in values)

@@ -1,0 +1,152 @@
+"""A seeded world of coloured shapes: scenes, their pictures and masks, and a labelled data set.
+
+`sample_scene` and `draw` make pictures with any number of objects (for segmentation and counting);
+`shapes_splits` is the classification set, one object per image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from visgrpo.data.articles import with_article
+from visgrpo.data.dataset import ImageDataset, LazySequence, Splits
+from visgrpo.data.shapes_draw import draw
+from visgrpo.data.shapes_sample import STYLES, sample_scene
+from visgrpo.data.shapes_scene import (
+    COLOURS,
+    SHAPES,
+    Background,
+    Scene,
+    SceneObject,
+    caption,
+    count,
+)
+from visgrpo.errors import UserError
+
+__all__ = [
+    "CLASSES",
+    "CLASS_COLOURS",
+    "COLOURS",
+    "MASK_CLASSES",
+    "SHAPES",
+    "STYLES",
+    "Background",
+    "Scene",
+    "SceneObject",
+    "caption",
+    "count",
+    "draw",
+    "sample_scene",
+    "shapes_splits",
+]
+
+CLASS_COLOURS = ("red", "yellow", "green", "blue")
+CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in CLASS_COLOURS)
+MASK_CLASSES = ("background", *SHAPES)
+TEST_SEED = 0
+_SPLIT_KEYS = {"train": 0, "validation": 1, "test": 2}
+
+
+def shapes_splits(
+    seed: int = 0,
+    *,
+    train: int = 2000,
+    validation: int = 200,
+    test: int = 1000,
+    size: int = 32,
+    style: str = "in",
+    noise: float | None = None,
+) -> Splits:
+    """Return pictures of one shape each, in 24 classes ("red circle", …), balanced by class.
+
+    Image i of a split depends on (seed, split, i) alone, so a larger split begins with the smaller
+    one. Images are drawn on first access and kept. Columns: `caption`, `shape`, `color`, `count`
+    (always 1) and `mask`, uint8 (size, size) with the ids of `MASK_CLASSES`.
+
+    Args:
+        seed: 0 or more.
+        train: number of training images; likewise `validation` and `test`.
+        size: side of an image in pixels.
+        style: "in", or "out" for the out-of-distribution pictures of the same classes.
+        noise: standard deviation of the pixel noise as a fraction of full brightness; by default
+            the style's.
+
+    Raises:
+        UserError: if a split has no image, or as `sample_scene`.
+    """
+    lengths = {"train": train, "validation": validation, "test": test}
+    for split, length in lengths.items():
+        if length < 1:
+            raise UserError(f"shapes/{split}: {length} images asked for; ask for at least one.")
+
+    def drawn(split: str) -> ImageDataset:
+        # The test pictures are the same for every seed, so that runs can be compared over seeds.
+        its_seed = TEST_SEED if split == "test" else seed
+        return _Pictures(its_seed, split, lengths[split], size, style, noise).dataset()
+
+    return Splits(drawn("train"), drawn("validation"), drawn("test"))
+
+
+class _Pictures:
+    """The pictures of one split, drawn on demand and kept."""
+
+    def __init__(
+        self, seed: int, split: str, length: int, size: int, style: str, noise: float | None
+    ) -> None:
+        self._key = (seed, _SPLIT_KEYS[split])
+        self._size, self._style, self._noise = size, style, noise
+        self._name = f"shapes/{split}" if style == "in" else f"shapes-{style}/{split}"
+        self._labels = self._balanced_labels(length)
+        self._drawn: dict[int, tuple[Image.Image, np.ndarray]] = {}
+        self.image(0)  # a wrong argument is reported now, not in the middle of a run
+
+    def dataset(self) -> ImageDataset:
+        rows = np.arange(len(self._labels))
+        names = [CLASSES[label] for label in self._labels]
+        return ImageDataset(
+            name=self._name,
+            classes=CLASSES,
+            labels=self._labels,
+            images=LazySequence(self.image, rows),
+            columns={
+                "caption": [f"a photo of {with_article(name)}" for name in names],
+                "shape": [name.split()[1] for name in names],
+                "color": [name.split()[0] for name in names],
+                "count": [1] * len(names),
+                "mask": LazySequence(self.mask, rows),
+            },
+        )
+
+    def image(self, index: int) -> Image.Image:
+        return self._draw(index)[0]
+
+    def mask(self, index: int) -> np.ndarray:
+        return self._draw(index)[1]
+
+    def _draw(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        if index not in self._drawn:
+            colour, shape = CLASSES[self._labels[index]].split()
+            scene = sample_scene(
+                np.random.default_rng((*self._key, index)),
+                objects=1,
+                style=self._style,
+                size=self._size,
+                shapes=(shape,),
+                colours=(colour,),
+                noise=self._noise,
+            )
+            self._drawn[index] = draw(scene)
+        return self._drawn[index]
+
+    def _balanced_labels(self, length: int) -> np.ndarray:
+        """Return (length,) class ids: one shuffled pack of all classes after another.
+
+        Every pack has its own seed, so that label i does not depend on the length.
+        """
+        # The last 1 keeps the seed of pack b apart from that of image b.
+        packs = [
+            np.random.default_rng((*self._key, pack, 1)).permutation(len(CLASSES))
+            for pack in range(-(-length // len(CLASSES)))
+        ]
+        return np.concatenate(packs)[:length]

@@ -1,0 +1,206 @@
+"""Sample scenes of coloured shapes: an in-distribution style and an out-of-distribution one."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from visgrpo.data.shapes_scene import COLOURS, RGB, SHAPES, Background, Scene, SceneObject, known
+from visgrpo.errors import UserError
+
+T = TypeVar("T")
+
+_SMALLEST_RADIUS = 2.0  # pixels; below it a star and a circle look the same
+_TRIES = 60  # places tried for one object before all objects are made smaller
+
+
+@dataclass(frozen=True)
+class Style:
+    """Ranges that scenes are sampled from; see `STYLES`."""
+
+    fills: tuple[str, ...]
+    textures: tuple[str, ...]
+    radius: tuple[float, float]  # of a lone object; several objects are smaller
+    gap: float  # between two objects, as a fraction of the image side
+    rotation: float  # degrees either way
+    hue_shift: tuple[float, float]  # degrees on the colour wheel, either way
+    noise: float
+
+
+STYLES = {
+    "in": Style(
+        fills=("solid",),
+        textures=("plain", "gradient"),
+        radius=(0.24, 0.40),
+        gap=0.04,
+        rotation=30,
+        hue_shift=(0, 5),
+        noise=0.02,
+    ),
+    # The same words for other pictures: no fill, texture or hue of the style above, smaller and
+    # more crowded objects at any angle, more noise.
+    "out": Style(
+        fills=("stripes", "outline", "gradient"),
+        textures=("stripes", "checks", "dots"),
+        radius=(0.20, 0.30),
+        gap=0.01,
+        rotation=180,
+        hue_shift=(6, 10),  # red, orange and yellow still do not meet
+        noise=0.05,
+    ),
+}
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    *,
+    objects: int | range,
+    style: str = "in",
+    size: int = 64,
+    shapes: Sequence[str] = SHAPES,
+    colours: Sequence[str] = tuple(COLOURS),
+    noise: float | None = None,
+) -> Scene:
+    """Return a random scene; it depends on nothing but `rng` and the arguments.
+
+    Args:
+        rng: where every choice comes from.
+        objects: how many, or a range to choose the number from.
+        style: "in" for the training distribution, "out" for other fills, backgrounds, sizes,
+            crowding, hues and noise under the same names.
+        size: side of the image in pixels.
+        shapes: the shapes to choose from.
+        colours: the colours to choose from.
+        noise: standard deviation of the pixel noise as a fraction of full brightness; by default
+            the style's.
+
+    Raises:
+        UserError: if a name is unknown, a number is out of range or the objects do not fit.
+    """
+    look = STYLES[known("style", style, STYLES)]
+    if not shapes or not colours:
+        raise UserError("No shapes or no colours to choose from; name at least one of each.")
+    for shape in shapes:
+        known("shape", shape, SHAPES)
+    for colour in colours:
+        known("colour", colour, COLOURS)
+    count = _number_of_objects(rng, objects)
+    noise = look.noise if noise is None else noise
+    if size < 8 or noise < 0:
+        raise UserError(f"size {size} and noise {noise}: use 8 pixels or more and noise from 0.")
+    background = _sample_background(rng, look)
+    placed = _place(rng, look, count, size)
+    return Scene(
+        size=size,
+        background=background,
+        objects=tuple(
+            _sample_object(rng, look, shapes, colours, x, y, radius) for x, y, radius in placed
+        ),
+        noise=noise,
+        noise_seed=int(rng.integers(2**32)),
+    )
+
+
+def _number_of_objects(rng: np.random.Generator, objects: int | range) -> int:
+    choices = objects if isinstance(objects, range) else range(objects, objects + 1)
+    if not choices or min(choices) < 0:
+        raise UserError(f"objects is {objects}; give a number from 0 or a range that is not empty.")
+    return _pick(rng, choices)
+
+
+def _sample_object(
+    rng: np.random.Generator,
+    look: Style,
+    shapes: Sequence[str],
+    colours: Sequence[str],
+    x: float,
+    y: float,
+    radius: float,
+) -> SceneObject:
+    colour = _pick(rng, colours)
+    return SceneObject(
+        shape=_pick(rng, shapes),
+        colour=colour,
+        rgb=_jitter(rng, COLOURS[colour], look.hue_shift),
+        x=x,
+        y=y,
+        radius=radius,
+        rotation=rng.uniform(-look.rotation, look.rotation),
+        fill=_pick(rng, look.fills),
+    )
+
+
+def _sample_background(rng: np.random.Generator, look: Style) -> Background:
+    # Tones are nearly grey, so that colour always tells an object from what is behind it.
+    hue = rng.uniform()
+    brightness = rng.uniform(0.2, 1.0)
+    # Far enough apart to be seen, and never outside 0 … 1.
+    other = brightness + rng.uniform(0.12, 0.22) * (-1 if brightness > 0.6 else 1)
+    tones = (_hsv(hue, rng.uniform(0, 0.2), brightness), _hsv(hue, rng.uniform(0, 0.2), other))
+    return Background(
+        texture=_pick(rng, look.textures),
+        tones=tones,
+        period=rng.uniform(0.15, 0.35),
+        angle=rng.uniform(0, 360),
+    )
+
+
+def _place(
+    rng: np.random.Generator, look: Style, count: int, size: int
+) -> list[tuple[float, float, float]]:
+    """Return (x, y, radius) of circles that do not overlap, smaller where there are many."""
+    # A quarter off the even share of the area leaves room for random places.
+    radii = rng.uniform(*look.radius, size=count) / max(1.0, 0.75 * count**0.5)
+    while count and radii.min() * size >= _SMALLEST_RADIUS:
+        centres: list[tuple[float, float]] = []
+        for radius in radii:
+            spot = _free_spot(rng, radius, centres, radii, look.gap)
+            if spot is None:
+                break
+            centres.append(spot)
+        if len(centres) == count:
+            return [(x, y, float(r)) for (x, y), r in zip(centres, radii, strict=True)]
+        radii = radii * 0.9
+    if count:
+        raise UserError(
+            f"{count} objects do not fit into {size} × {size} pixels; "
+            "ask for fewer objects or a larger size."
+        )
+    return []
+
+
+def _free_spot(
+    rng: np.random.Generator,
+    radius: float,
+    centres: Sequence[tuple[float, float]],
+    radii: np.ndarray,
+    gap: float,
+) -> tuple[float, float] | None:
+    edge = radius + 0.02
+    for _ in range(_TRIES):
+        x, y = rng.uniform(edge, 1 - edge, size=2)
+        if all(
+            np.hypot(x - cx, y - cy) >= radius + other + gap
+            for (cx, cy), other in zip(centres, radii, strict=False)
+        ):
+            return float(x), float(y)
+    return None
+
+
+def _jitter(rng: np.random.Generator, rgb: RGB, hue_shift: tuple[float, float]) -> RGB:
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in rgb))
+    shift = rng.uniform(*hue_shift) * _pick(rng, (-1, 1)) / 360
+    return _hsv((hue + shift) % 1, saturation * rng.uniform(0.88, 1), value * rng.uniform(0.85, 1))
+
+
+def _hsv(hue: float, saturation: float, value: float) -> RGB:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]

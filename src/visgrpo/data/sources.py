@@ -1,0 +1,165 @@
+"""From what a user types (a built-in world, a folder, a parquet file, a Hub name) to data sets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.decoding import without_bad_images
+from visgrpo.data.digits import digits_splits
+from visgrpo.data.folders import read_image_folder
+from visgrpo.data.hub import ALIASES, parquet_files, read_hub, read_parquet
+from visgrpo.data.layouts import read_cifar
+from visgrpo.data.shapes import shapes_splits
+from visgrpo.data.splitting import (
+    Source,
+    divide,
+    parse_slice,
+    parse_split,
+    sliced,
+    with_test,
+)
+from visgrpo.errors import UserError, nearest
+
+BUILT_IN = ("digits", "shapes", "shapes-out")
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
+
+
+def load_splits(
+    spec: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_slice: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+) -> Splits:
+    """Load a data set in three splits that share no row.
+
+    A missing test split is made first (20 %, stratified, the same for every seed), then
+    `train_slice` is applied to the train rows, then a missing validation split is made from what
+    is left of them (stratified, by `seed`). `Splits.notes` says what was made.
+
+    Args:
+        spec: "digits", "shapes" or "shapes-out"; a folder of images, parquet or binary CIFAR files;
+            a parquet file; or a Hub name, such as "cifar100" or "uoft-cs/cifar100".
+        image_column: the column of a table that holds the images, when its name is not usual.
+        label_column: the column of a table that holds the labels, when its name is not usual.
+        train_slice: which train rows to use, such as "2000:"; rows are in stored order, which in
+            an image folder is class by class.
+        validation_fraction: share of the train rows that makes a missing validation split.
+        seed: chooses that validation split, and the images of a built-in world.
+        skip_bad_images: decode every image once now and leave the unreadable ones out, listed in
+            each split's `skipped`; otherwise an unreadable image is an error when it is used.
+
+    Raises:
+        UserError: if the data set is unknown or does not fit the description above.
+    """
+    _check_options(validation_fraction, seed)
+    rows = slice(None) if train_slice is None else parse_slice(train_slice)
+    source = _read(spec, image_column, label_column, validation_fraction, seed)
+    splits = divide(source, train_rows=rows, fraction=validation_fraction, seed=seed)
+    if not skip_bad_images:
+        return splits
+    return replace(
+        splits,
+        train=without_bad_images(splits.train),
+        validation=without_bad_images(splits.validation),
+        test=without_bad_images(splits.test),
+    )
+
+
+def load_split(
+    spec: str,
+    split: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+) -> ImageDataset:
+    """Load one split, or a slice of it.
+
+    "train" here is the train rows as they are stored, *before* a missing validation split is taken
+    out of them (a missing test split is always out of them), so "train[:2000]" is the same rows
+    whatever the seed, and can share rows with a made "validation". Use `load_splits` to learn and
+    choose on rows kept apart.
+
+    Args:
+        spec: as for `load_splits`.
+        split: "train", "validation", "test", or "all" for data that is stored undivided; with a
+            slice if wanted, "train[:2000]".
+        image_column: as for `load_splits`.
+        label_column: as for `load_splits`.
+        validation_fraction: as for `load_splits`.
+        seed: as for `load_splits`.
+        skip_bad_images: as for `load_splits`.
+
+    Raises:
+        UserError: if the data set, split or slice is unknown or empty.
+    """
+    _check_options(validation_fraction, seed)
+    name, rows = parse_split(split)
+    source = _read(spec, image_column, label_column, validation_fraction, seed)
+    if name not in source.splits and name != "all":
+        source = with_test(source)
+    if name == "validation" and name not in source.splits:
+        made = divide(source, train_rows=slice(None), fraction=validation_fraction, seed=seed)
+        source = replace(source, splits={**source.splits, "validation": made.validation})
+    if name not in source.splits:
+        raise UserError(
+            f"{source.name} is stored in the splits {', '.join(source.splits)}. "
+            f"{nearest(name, source.splits)}"
+        )
+    chosen = sliced(source.splits[name], rows)
+    return without_bad_images(chosen) if skip_bad_images else chosen
+
+
+def _read(
+    spec: str,
+    image_column: str | None,
+    label_column: str | None,
+    validation_fraction: float,
+    seed: int,
+) -> Source:
+    if spec in BUILT_IN:
+        return _built_in(spec, validation_fraction, seed)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = parquet_files(path)
+        if files:
+            return read_parquet(path.resolve().name, files, image_column, label_column)
+        return read_cifar(path) or read_image_folder(path)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise UserError(f"{path} is not a parquet file; name a folder or a .parquet file.")
+        return read_parquet(path.stem, parquet_files(path), image_column, label_column)
+    if spec in ALIASES:
+        return read_hub(spec, image_column, label_column)
+    if spec.startswith((".", "~")) or path.is_absolute() or path.suffix == ".parquet":
+        raise UserError(f"No such file or folder: {spec}; check the path.")
+    if _HUB_NAME.fullmatch(spec):
+        return read_hub(spec, image_column, label_column)
+    if "/" in spec or "\\" in spec:
+        raise UserError(f"No such file or folder: {spec}; check the path.")
+    raise UserError(f'Unknown data set "{spec}". {nearest(spec, (*BUILT_IN, *ALIASES))}')
+
+
+def _built_in(spec: str, validation_fraction: float, seed: int) -> Source:
+    if spec == "digits":
+        splits = digits_splits(seed=seed, validation_fraction=validation_fraction)
+    else:
+        splits = shapes_splits(seed=seed, style="out" if spec == "shapes-out" else "in")
+    stored = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return Source(spec, stored, splits.notes)
+
+
+def _check_options(fraction: float, seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}.")
+    if not 0 < fraction < 1:
+        raise UserError(f"validation_fraction must lie between 0 and 1, not {fraction}.")

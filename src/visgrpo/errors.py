@@ -1,0 +1,24 @@
+"""Mistakes that the user can mend, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one line that names the thing and the mend. The command line prints it without a
+    traceback and exits with code 2; library users catch it like any exception.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the end of an error message: the most similar choice, or the choices themselves."""
+    known = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f'Did you mean "{close[0]}"?'
+    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"Choose from: {shown}."

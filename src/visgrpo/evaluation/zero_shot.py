@@ -1,0 +1,68 @@
+"""Run a classifier over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visgrpo.data.batches import CachedInputs, InputFunction, sequential
+from visgrpo.data.dataset import ImageDataset
+
+
+class Shards(Protocol):
+    """Which part of the work is this process's, and how the parts come together."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
+@torch.no_grad()
+def run_over(
+    function: Callable[[Tensor], Tensor],
+    dataset: ImageDataset,
+    inputs: InputFunction,
+    shards: Shards,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return what a function makes of every input, (M, …) on the CPU, in the data set's order.
+
+    Every process computes its share of the rows and all get the whole; the last row is repeated
+    where the shares would not be equal.
+    """
+    share = -(-len(dataset) // shards.world_size)
+    rows = np.arange(shards.rank * share, (shards.rank + 1) * share).clip(max=len(dataset) - 1)
+    if isinstance(inputs, CachedInputs):
+        mine: InputFunction = CachedInputs(inputs.inputs_M[rows])
+    else:
+        mine = lambda index, rng: inputs(int(rows[index]), rng)  # noqa: E731
+    parts = [
+        function(batch.inputs.to(shards.device))
+        for batch in sequential(dataset.subset(rows), mine, batch_size)
+    ]
+    return shards.gather(torch.cat(parts))[: len(dataset)].cpu()
+
+
+def predict_logits(
+    classifier: nn.Module,
+    dataset: ImageDataset,
+    inputs: InputFunction,
+    shards: Shards,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return logits (M, K) of a classifier in evaluation mode, float32 on the CPU."""
+    training = classifier.training
+    classifier.eval()
+    logits_MK = run_over(classifier, dataset, inputs, shards, batch_size=batch_size)
+    classifier.train(training)
+    return logits_MK.float()

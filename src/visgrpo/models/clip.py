@@ -1,0 +1,145 @@
+"""CLIP and SigLIP as classifiers: a distribution over class names for each image.
+
+    logits_k = s · ⟨image, text_k⟩,   both features of length 1, s = exp(logit_scale)
+
+SigLIP scores pairs with a sigmoid and an additive bias; over one set of classes the softmax of the
+same scores ranks them alike, and the bias, equal for every class, cancels out of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visgrpo.models.prompts import class_prompts
+
+LogitScale = Literal["frozen", "trainable", "clamped"]
+MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: Radford et al. 2021, section 2.5
+
+
+class ClipClassifier(nn.Module):
+    """A dual encoder over K class names, each the mean of its P prompts' features.
+
+    ``forward`` takes pixels (N, 3, H, W), or the image tower's pooled features (N, P) computed
+    before, and returns logits (N, K). Text features are computed once while the text side is
+    frozen; otherwise with gradient in every training step, and once per stay in evaluation mode.
+
+    Args:
+        encoder: a transformers CLIPModel or SiglipModel, perhaps inside a peft model.
+        tokenizer: the checkpoint's own.
+        logit_scale: ``frozen`` (the start's), ``trainable``, or ``clamped`` (trainable, never
+            above 100).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        *,
+        logit_scale: LogitScale = "frozen",
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.classes = tuple(classes)
+        self.templates = tuple(templates)
+        self.scale_mode = logit_scale
+        self.inputs_are_pooled = False
+        self._token_ids, self._token_mask = _tokenize(tokenizer, self.backbone, classes, templates)
+        self._text_features_KD: Tensor | None = None
+
+    @property
+    def backbone(self) -> Any:
+        """The transformers model itself, out of its adapter wrapper if it has one."""
+        return self.encoder.get_base_model() if self.has_adapter else self.encoder
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the encoder is a transformers model inside a peft one."""
+        return hasattr(self.encoder, "get_base_model")
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.logit_scale.device
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """Return the image tower's pooled features (N, P), before the projection."""
+        return self.backbone.vision_model(pixel_values=pixels).pooler_output
+
+    def embed_images(self, inputs: Tensor) -> Tensor:
+        """Return image features (N, D) of length 1 from pixels, or from pooled features."""
+        pooled = inputs if self.inputs_are_pooled else self.pool(inputs)
+        projection = getattr(self.backbone, "visual_projection", None)
+        return F.normalize(pooled if projection is None else projection(pooled), dim=-1)
+
+    def embed_classes(self) -> Tensor:
+        """Return text features (K, D) of length 1; the mean over templates, brought to length 1."""
+        if self._text_features_KD is not None:
+            return self._text_features_KD
+        if self.text_is_frozen or not self.training:
+            with torch.no_grad():
+                self._text_features_KD = self._encode_prompts().detach()
+            return self._text_features_KD
+        return self._encode_prompts()
+
+    def scale(self) -> Tensor:
+        """Return s, the factor on the cosine similarity: a scalar."""
+        log_scale = self.backbone.logit_scale.float().reshape(())
+        if self.scale_mode == "clamped":
+            log_scale = log_scale.clamp(max=MAX_LOGIT_SCALE)
+        return log_scale.exp()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (N, K) in float32."""
+        images_ND, texts_KD = self.embed_images(inputs), self.embed_classes()
+        return self.scale() * (images_ND @ texts_KD.to(images_ND.dtype).T).float()
+
+    @property
+    def text_is_frozen(self) -> bool:
+        """Whether no parameter of the text side trains."""
+        return not any(
+            parameter.requires_grad
+            for name, parameter in self.backbone.named_parameters()
+            if name.startswith(("text_model.", "text_projection"))
+        )
+
+    def train(self, mode: bool = True) -> ClipClassifier:
+        super().train(mode)
+        if not self.text_is_frozen:
+            self._text_features_KD = None  # made from weights that are about to change, or have
+        return self
+
+    def forget_text(self) -> None:
+        """Drop cached text features, after the weights were replaced."""
+        self._text_features_KD = None
+
+    def _encode_prompts(self) -> Tensor:
+        ids = self._token_ids.to(self.device)
+        mask = None if self._token_mask is None else self._token_mask.to(self.device)
+        output = self.backbone.get_text_features(input_ids=ids, attention_mask=mask)
+        per_prompt = F.normalize(output.pooler_output, dim=-1)
+        per_class = per_prompt.view(len(self.classes), len(self.templates), -1).mean(dim=1)
+        return F.normalize(per_class, dim=-1)
+
+
+def _tokenize(
+    tokenizer: Any, backbone: Any, classes: Sequence[str], templates: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
+    """Return ids and mask (K·P, L). SigLIP was trained on padded texts without a mask."""
+    texts = [text for prompts in class_prompts(classes, templates) for text in prompts]
+    length = backbone.config.text_config.max_position_embeddings
+    siglip = backbone.config.model_type == "siglip"
+    encoded = tokenizer(
+        texts,
+        padding="max_length" if siglip else True,
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+    return encoded["input_ids"], None if siglip else encoded["attention_mask"]

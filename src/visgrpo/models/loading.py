@@ -1,0 +1,107 @@
+"""Load a dual encoder, from a folder or the Hub: weights as safetensors only, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visgrpo.data.preprocess import Preprocess
+from visgrpo.errors import UserError
+
+INFO_FILE = "visgrpo.json"
+_SUPPORTED = ("clip", "siglip")
+
+
+@dataclass(frozen=True)
+class ClipParts:
+    """A dual encoder with everything that belongs to it."""
+
+    name: str
+    model: Any  # CLIPModel or SiglipModel
+    tokenizer: Any
+    processor: Any
+    preprocess: Preprocess
+    info: Mapping[str, Any] = field(default_factory=dict)  # what visgrpo saved beside it
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a model that is sure to fail, without loading it.
+
+    Raises:
+        UserError: for a folder without a model, and one whose weights need pickle.
+    """
+    path = Path(name)
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+            raise UserError(f'Model folder "{name}" does not exist.')
+        return
+    if not path.is_dir():
+        raise UserError(f'Model "{name}" is a file; give the folder that holds config.json.')
+    if (path / "adapter_config.json").exists():
+        if not (path / "adapter_model.safetensors").exists():
+            raise UserError(f'Adapter "{name}" has no adapter_model.safetensors.')
+        return
+    if not (path / "config.json").exists():
+        inside = path / "model"
+        hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
+        raise UserError(f'"{name}" holds no model: config.json is missing.{hint}')
+    pickled = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
+    if pickled and not list(path.glob("*.safetensors")):
+        raise UserError(
+            f'"{name}" has its weights in {pickled[0].name}, which needs pickle and could run '
+            "code: convert it to safetensors first (save_pretrained does)."
+        )
+
+
+def load_clip(name: str) -> ClipParts:
+    """Load a CLIP or SigLIP model by folder or Hub name; an adapter is merged into its base.
+
+    Merging makes "adapter off" mean the start itself when a new adapter is put on top.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, or is of another kind.
+    """
+    check_model_name(name)
+    if (Path(name) / "adapter_config.json").exists():
+        return _load_adapter(name)
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    try:
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'Cannot load model "{name}": {reason} Check the name, the folder or the network.'
+        ) from error
+    if model.config.model_type not in _SUPPORTED:
+        raise UserError(
+            f'"{name}" is a {model.config.model_type} model; this job needs one of: '
+            f"{', '.join(_SUPPORTED)}."
+        )
+    return ClipParts(
+        name, model, tokenizer, processor, Preprocess.from_processor(processor), read_info(name)
+    )
+
+
+def read_info(name: str) -> Mapping[str, Any]:
+    """Return what visgrpo saved beside a model (classes, templates), empty for other models."""
+    path = Path(name) / INFO_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _load_adapter(name: str) -> ClipParts:
+    from peft import PeftModel
+
+    config = json.loads((Path(name) / "adapter_config.json").read_text())
+    base = load_clip(config["base_model_name_or_path"])
+    merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    return ClipParts(
+        name, merged, base.tokenizer, base.processor, base.preprocess, read_info(name) or base.info
+    )

@@ -1,0 +1,16 @@
+"""Pure tensor mathematics of GRPO: advantages, surrogate, estimators, divergences, presets."""
+
+from visgrpo.objectives.advantages import advantages as advantages
+from visgrpo.objectives.advantages import all_equal as all_equal
+from visgrpo.objectives.advantages import combine_rewards as combine_rewards
+from visgrpo.objectives.divergences import categorical_kl as categorical_kl
+from visgrpo.objectives.divergences import entropy as entropy
+from visgrpo.objectives.divergences import normalized_entropy as normalized_entropy
+from visgrpo.objectives.divergences import token_kl as token_kl
+from visgrpo.objectives.estimators import draw as draw
+from visgrpo.objectives.estimators import estimator_weights as estimator_weights
+from visgrpo.objectives.presets import PRESETS as PRESETS
+from visgrpo.objectives.presets import Objective as Objective
+from visgrpo.objectives.presets import preset as preset
+from visgrpo.objectives.surrogate import aggregate as aggregate
+from visgrpo.objectives.surrogate import surrogate as surrogate

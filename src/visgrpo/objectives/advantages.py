@@ -1,0 +1,156 @@
+"""Advantages: how much better an output is than its group, or than its batch.
+
+    A = (r - baseline) / scale
+
+Sources: GRPO, Shao et al. 2024 (arXiv 2402.03300), eq. 3; leave-one-out, Ahmadian et al. 2024
+(arXiv 2402.14740); no scale, Liu et al. 2025 ("Dr. GRPO", arXiv 2503.20783).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+
+Scope = Literal["group", "batch"]
+Baseline = Literal["mean", "leave_one_out", "none"]
+Scale = Literal["std", "batch_std", "mean", "none"]
+Combination = Literal["sum_then_normalize", "normalize_then_sum"]
+
+
+def advantages(
+    rewards_NG: Tensor,
+    *,
+    scope: Scope = "group",
+    baseline: Baseline = "mean",
+    scale: Scale = "std",
+    weights_NG: Tensor | None = None,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return the advantages (N, G) of rewards (N, G).
+
+    With ``weights_NG`` (the estimator's weights, each row summing to 1: π_old for ``exact``, 1/K
+    for ``uniform``) mean and standard deviation are those of that distribution, and the deviation
+    is the population's. Without weights every output counts the same and the deviation is the
+    sample's (n - 1), as in TRL.
+
+    A group (or, with batch scope, a batch) whose rewards are all equal has advantages of exactly 0,
+    whatever the rounding of its mean.
+
+    Args:
+        rewards_NG: one reward for each of the G outputs of each of the N inputs; finite.
+        scope: whether baseline and scale are taken over each group or over the whole batch.
+        baseline: ``mean``; ``leave_one_out``, the mean of the *other* outputs; or ``none``.
+        scale: ``std`` of the scope; ``batch_std``, the whole batch's whatever the scope of the
+            baseline; ``mean``, the scope's mean reward (A = r/mean - 1); ``none``.
+        eps: added to the scale, in reward units.
+
+    Raises:
+        UserError: for a group of one with group scope, ``leave_one_out`` with weights, and ``mean``
+            scaling of negative rewards.
+    """
+    rewards_NG = rewards_NG.float() if rewards_NG.dtype.itemsize < 4 else rewards_NG
+    if scope == "batch":
+        pool = rewards_NG.reshape(1, -1)
+        weights = None if weights_NG is None else weights_NG.reshape(1, -1) / len(weights_NG)
+    else:
+        pool, weights = rewards_NG, weights_NG
+    _refuse(pool, scope, baseline, scale, weights)
+
+    mean = _mean(pool, weights)
+    centred = pool - _baseline(pool, mean, baseline)
+    if scale == "std":
+        centred = centred / (_std(pool, weights) + eps)
+    elif scale == "batch_std":
+        batch_weights = None if weights is None else weights.reshape(1, -1) / len(weights)
+        centred = centred / (_std(pool.reshape(1, -1), batch_weights) + eps)
+    elif scale == "mean":
+        centred = centred / (mean + eps)
+    if baseline != "none":
+        centred = centred.masked_fill(all_equal(pool)[:, None], 0.0)
+    return centred.reshape(rewards_NG.shape)
+
+
+def combine_rewards(
+    rewards_NGR: Tensor,
+    reward_weights_R: Tensor,
+    *,
+    combination: Combination = "sum_then_normalize",
+    scope: Scope = "group",
+    baseline: Baseline = "mean",
+    scale: Scale = "std",
+    weights_NG: Tensor | None = None,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return the advantages (N, G) of R rewards, summed then normalised or the reverse.
+
+    ``sum_then_normalize`` normalises Σ_r w_r·reward_r; ``normalize_then_sum`` gives every reward
+    the same spread first, so that a reward in large units cannot drown the others.
+    """
+
+    def normalise(rewards_NG: Tensor) -> Tensor:
+        return advantages(
+            rewards_NG,
+            scope=scope,
+            baseline=baseline,
+            scale=scale,
+            weights_NG=weights_NG,
+            eps=eps,
+        )
+
+    reward_weights_R = reward_weights_R.to(rewards_NGR)
+    if combination == "sum_then_normalize":
+        return normalise(rewards_NGR @ reward_weights_R)
+    parts = [normalise(rewards_NG) for rewards_NG in rewards_NGR.unbind(-1)]
+    return torch.stack(parts, dim=-1) @ reward_weights_R
+
+
+def all_equal(rewards_NG: Tensor) -> Tensor:
+    """Return (N,) booleans: groups whose rewards are all the same, which teach nothing."""
+    return (rewards_NG == rewards_NG[:, :1]).all(dim=1)
+
+
+def _refuse(
+    pool: Tensor, scope: Scope, baseline: Baseline, scale: Scale, weights: Tensor | None
+) -> None:
+    if pool.shape[1] == 1 and (baseline != "none" or scale == "std"):
+        what = "A batch" if scope == "batch" else "A group"
+        raise UserError(
+            f"{what} of one output has no {'baseline' if baseline != 'none' else 'spread'}: "
+            "take a larger group size, or batch scope with more than one image."
+        )
+    if baseline == "leave_one_out" and weights is not None:
+        raise UserError(
+            "The leave-one-out baseline needs sampled outputs: with every class enumerated the "
+            'mean is already unbiased. Use baseline "mean" or the "sampled" estimator.'
+        )
+    if scale == "mean" and bool((pool < 0).any()):
+        raise UserError(
+            'Scale "mean" divides by the mean reward and needs rewards ≥ 0: shift the rewards or '
+            'use scale "std" or "none".'
+        )
+
+
+def _mean(pool: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return pool.mean(dim=1, keepdim=True)
+    return (weights * pool).sum(dim=1, keepdim=True)
+
+
+def _std(pool: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return pool.std(dim=1, keepdim=True)
+    centred = pool - _mean(pool, weights)
+    return (weights * centred.square()).sum(dim=1, keepdim=True).sqrt()
+
+
+def _baseline(pool: Tensor, mean: Tensor, baseline: Baseline) -> Tensor:
+    if baseline == "none":
+        return torch.zeros_like(mean)
+    if baseline == "mean":
+        return mean
+    others = pool.shape[1] - 1
+    return (pool.sum(dim=1, keepdim=True) - pool) / others

@@ -1,0 +1,64 @@
+"""Entropy, and divergence from the reference: exact over classes, estimated over tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Return H(π) = -Σ_k π_k log π_k in nats, (..., K) → (...). Classes of probability 0 add 0."""
+    return -_expectation(log_probs, log_probs)
+
+
+def normalized_entropy(log_probs: Tensor) -> Tensor:
+    """Return H(π) / log K: 1 for the uniform policy over K > 1 classes, 0 for a certain one."""
+    return entropy(log_probs) / math.log(log_probs.shape[-1])
+
+
+def categorical_kl(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Return KL(π ‖ π_ref) = Σ_k π_k (log π_k - log π_ref,k) in nats, (..., K) → (...).
+
+    Exact, so never negative beyond rounding; infinite where the policy gives weight to a class that
+    the reference rules out.
+    """
+    return _expectation(log_probs, log_probs - reference_log_probs)
+
+
+def token_kl(
+    log_probs: Tensor,
+    reference_log_probs: Tensor,
+    *,
+    estimator: KLEstimator = "k3",
+    old_log_probs: Tensor | None = None,
+) -> Tensor:
+    """Estimate KL(π ‖ π_ref) at each sampled token, same shape as the log-probs.
+
+    With d = log π_ref - log π at the sampled token (Schulman 2020, "Approximating KL divergence"):
+    k1 = -d, k2 = d²/2, k3 = e^d - d - 1. k1 and k3 are unbiased when the tokens come from π; k3 is
+    never negative. For tokens from an older policy, ``old_log_probs`` weights each by the ratio
+    π/π_old, gradient included.
+    """
+    d = reference_log_probs - log_probs
+    if estimator == "k1":
+        value = -d
+    elif estimator == "k2":
+        value = d.square() / 2
+    else:
+        value = torch.expm1(d) - d
+    if old_log_probs is not None:
+        value = value * (log_probs - old_log_probs).exp()
+    return value
+
+
+def _expectation(log_probs: Tensor, values: Tensor) -> Tensor:
+    """Σ_k π_k v_k with 0·∞ = 0, in the gradient too (a ruled-out class has log-prob -inf)."""
+    possible = log_probs > -torch.inf
+    safe_log_probs = log_probs.masked_fill(~possible, 0.0)
+    safe_values = values.masked_fill(~possible, 0.0)
+    return (safe_log_probs.exp() * safe_values).sum(dim=-1)

@@ -1,0 +1,59 @@
+"""Published variants as settings of three knobs and an advantage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from visgrpo.errors import UserError, nearest
+from visgrpo.objectives.advantages import Baseline, Scale, Scope
+from visgrpo.objectives.surrogate import Aggregation, Clip, RatioLevel
+
+Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How advantages are made and how the surrogate uses them. See the rooms' own docstrings."""
+
+    scope: Scope = "group"
+    baseline: Baseline = "mean"
+    scale: Scale = "std"
+    aggregation: Aggregation = "sequence_mean"
+    ratio_level: RatioLevel = "token"
+    clip: Clip = "two_sided"
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2
+
+
+PRESETS: Mapping[str, Objective] = MappingProxyType(
+    {
+        # Shao et al. 2024, arXiv 2402.03300
+        "grpo": Objective(),
+        # Liu et al. 2025, arXiv 2503.20783: neither the std nor the length divides
+        "dr_grpo": Objective(scale="none", aggregation="constant"),
+        # Yu et al. 2025, arXiv 2503.14476: clip-higher, every token the same
+        "dapo": Objective(aggregation="token_mean", epsilon_high=0.28),
+        # Zheng et al. 2025, arXiv 2507.18071: one ratio per sequence, hence the narrow clip
+        "gspo": Objective(ratio_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4),
+        # MiniMax 2025, arXiv 2506.13585: the weight is capped at 5 and has no floor
+        "cispo": Objective(
+            aggregation="token_mean", clip="detached", epsilon_low=1.0, epsilon_high=4.0
+        ),
+        # Ahmadian et al. 2024, arXiv 2402.14740
+        "rloo": Objective(
+            baseline="leave_one_out", scale="none", aggregation="constant", clip="none"
+        ),
+        # Williams 1992, with the batch's mean reward as its baseline
+        "reinforce": Objective(scope="batch", scale="none", aggregation="constant", clip="none"),
+    }
+)
+
+
+def preset(name: str) -> Objective:
+    """Return a preset by name. Raises UserError with the nearest name for an unknown one."""
+    if name not in PRESETS:
+        raise UserError(f'Unknown objective "{name}". {nearest(name, PRESETS)}')
+    return PRESETS[name]

@@ -1,0 +1,135 @@
+"""The clipped surrogate: aggregation × ratio level × clip.
+
+With ρ = π/π_old at a token, and A the advantage of its output:
+
+    two_sided   -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A)      PPO, Schulman et al. 2017
+    detached    -stop_gradient(clip(ρ, 1 - ε_low, 1 + ε_high)) A log π    CISPO, arXiv 2506.13585
+    none        -ρ A
+
+On the first pass ρ = 1 and every clip gives the plain policy gradient; clips act with several inner
+passes, minibatches, or outputs of an older policy. Labels are outputs of one token (T = 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+RatioLevel = Literal["token", "sequence"]
+Clip = Literal["two_sided", "detached", "none"]
+
+# e^60 is finite in float32, so that the gradient of a clipped-away ratio is 0 and not 0·inf = NaN.
+MAX_LOG_RATIO = 60.0
+
+
+@dataclass(frozen=True)
+class SurrogateResult:
+    """The loss (a scalar with gradient) and what the clip did (scalars without).
+
+    ``clip_low`` and ``clip_high`` are the shares of tokens at which the clip takes the gradient
+    away (``two_sided``) or caps the weight (``detached``); their sum is ``clip_ratio/region_mean``.
+    """
+
+    loss: Tensor
+    clip_low: Tensor
+    clip_high: Tensor
+    ratio_mean: Tensor
+
+
+def surrogate(
+    log_probs_NGT: Tensor,
+    old_log_probs_NGT: Tensor,
+    advantages_NG: Tensor,
+    *,
+    mask_NGT: Tensor | None = None,
+    weights_NG: Tensor | None = None,
+    aggregation: Aggregation = "sequence_mean",
+    ratio_level: RatioLevel = "token",
+    clip: Clip = "two_sided",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    constant: float = 1.0,
+) -> SurrogateResult:
+    """Return the surrogate loss of N groups of G outputs of at most T tokens.
+
+    Args:
+        log_probs_NGT: log π of the chosen tokens, with gradient.
+        old_log_probs_NGT: log π_old of the same tokens; no gradient flows into it.
+        advantages_NG: one advantage per output, a constant of the loss.
+        mask_NGT: 1 at the tokens that count. Values at masked tokens are never exponentiated and
+            may be anything, infinities and NaN included. None: every token counts.
+        weights_NG: the estimator's weights, rows summing to 1. None: 1/G each.
+        aggregation: see :func:`aggregate`.
+        ratio_level: ``token``, or ``sequence``: one ratio per output, the geometric mean of its
+            tokens' (GSPO, arXiv 2507.18071).
+        constant: tokens that an output counts for with the ``constant`` aggregation.
+    """
+    log_probs_NGT = log_probs_NGT.float() if log_probs_NGT.dtype.itemsize < 4 else log_probs_NGT
+    mask = _mask_like(log_probs_NGT, mask_NGT)
+    log_probs = log_probs_NGT.masked_fill(~mask, 0.0)
+    log_ratio = log_probs - old_log_probs_NGT.detach().masked_fill(~mask, 0.0)
+    if ratio_level == "sequence":
+        tokens = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / tokens).expand_as(log_probs)
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    advantage = advantages_NG.detach().unsqueeze(-1)
+    capped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
+
+    if clip == "two_sided":
+        gain = torch.minimum(ratio * advantage, capped * advantage)
+        below, above = below & (advantage < 0), above & (advantage > 0)
+    elif clip == "detached":
+        gain = capped.detach() * advantage * log_probs
+    else:
+        gain = ratio * advantage
+        below = above = torch.zeros_like(mask)
+
+    def share(where: Tensor) -> Tensor:
+        return (where & mask).sum() / mask.sum().clamp(min=1)
+
+    return SurrogateResult(
+        loss=aggregate(-gain, mask, weights_NG, how=aggregation, constant=constant),
+        clip_low=share(below),
+        clip_high=share(above),
+        ratio_mean=(ratio.detach() * mask).sum() / mask.sum().clamp(min=1),
+    )
+
+
+def aggregate(
+    values_NGT: Tensor,
+    mask_NGT: Tensor | None = None,
+    weights_NG: Tensor | None = None,
+    *,
+    how: Aggregation = "sequence_mean",
+    constant: float = 1.0,
+) -> Tensor:
+    """Return one number for values at tokens, with w the weights within a group (1/G by default).
+
+    sequence_mean   1/N Σ_n Σ_g w_ng (1/T_ng) Σ_t v      every output counts the same (GRPO)
+    token_mean      Σ_ng w_ng Σ_t v / Σ_ng w_ng T_ng     every token counts the same (DAPO)
+    constant        1/N Σ_n Σ_g w_ng Σ_t v / constant    no length bias at all (Dr. GRPO)
+
+    The three agree on outputs of one token. An output without tokens adds 0.
+    """
+    n_inputs, group_size, _ = values_NGT.shape
+    mask = _mask_like(values_NGT, mask_NGT)
+    if weights_NG is None:
+        weights_NG = values_NGT.new_full((n_inputs, group_size), 1.0 / group_size)
+    sums_NG = values_NGT.masked_fill(~mask, 0.0).sum(dim=-1)
+    tokens_NG = mask.sum(dim=-1)
+    if how == "sequence_mean":
+        return (weights_NG * sums_NG / tokens_NG.clamp(min=1)).sum() / n_inputs
+    if how == "token_mean":
+        # The smallest weighted token count stands in for 0 when nothing at all is unmasked.
+        tokens = (weights_NG * tokens_NG).sum().clamp(min=torch.finfo(weights_NG.dtype).tiny)
+        return (weights_NG * sums_NG).sum() / tokens
+    return (weights_NG * sums_NG).sum() / (n_inputs * constant)
+
+
+def _mask_like(values: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()

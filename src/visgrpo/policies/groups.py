@@ -1,0 +1,64 @@
+"""The group of label outputs that one batch is optimised on, frozen at the time of its rollout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelGroups:
+    """N groups of G labels with everything that the loss needs, without gradient.
+
+    With an enumerating estimator the group is the class set: G = K and output k is class k.
+
+    Attributes:
+        outputs_NG: class ids, int64.
+        old_log_probs_NG: log π_old of the outputs.
+        rewards_NGR: each of R rewards, unweighted.
+        advantages_NG: what the surrogate multiplies.
+        weights_NG: the estimator's weights; None for 1/G.
+        reference_log_probs_NK: the reference's distribution; None without a KL term.
+        labels_N: true class ids, for the supervised part and the accuracy.
+        labelled_N: which labels the supervised part may see, bool.
+    """
+
+    outputs_NG: Tensor
+    old_log_probs_NG: Tensor
+    rewards_NGR: Tensor
+    advantages_NG: Tensor
+    weights_NG: Tensor | None
+    reference_log_probs_NK: Tensor | None
+    labels_N: Tensor
+    labelled_N: Tensor
+
+    def select(self, rows: Tensor) -> LabelGroups:
+        """Return the groups of some inputs, for a minibatch."""
+
+        def pick(value: Tensor | None) -> Any:
+            return None if value is None else value[rows]
+
+        return LabelGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """A loss with gradient, its metrics (scalars without), and the groups it was taken on."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    groups: LabelGroups | None = None
+
+
+def uniforms_for(seed: int, step: int, rows: slice, total: int, group_size: int) -> Tensor:
+    """Return the U(0, 1) numbers (rows, G) that draw the groups of one step.
+
+    They are made for the whole global batch and cut, so that any number of processes draws the
+    same groups, and from (seed, step) alone, so that a resumed run does too.
+    """
+    mixed = (seed * 1_000_003 + step) % (2**63)
+    generator = torch.Generator().manual_seed(mixed)
+    return torch.rand(total, group_size, generator=generator, dtype=torch.float64)[rows]

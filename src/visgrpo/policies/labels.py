@@ -1,0 +1,281 @@
+"""The label policy: groups of class labels, their rewards, and the GRPO loss on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visgrpo.data.batches import Batch
+from visgrpo.errors import UserError
+from visgrpo.objectives import (
+    Objective,
+    all_equal,
+    categorical_kl,
+    combine_rewards,
+    draw,
+    entropy,
+    estimator_weights,
+    normalized_entropy,
+    surrogate,
+)
+from visgrpo.objectives.advantages import Combination
+from visgrpo.objectives.estimators import Estimator
+from visgrpo.policies.groups import LabelGroups, LossResult, uniforms_for
+from visgrpo.rewards import RewardSet
+
+Metrics = dict[str, Tensor]
+Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
+
+
+class Shards(Protocol):
+    """What the policy needs to know of the other processes."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
+class ReferenceLike(Protocol):
+    """Answers a batch with log-probs (N, K)."""
+
+    def log_probs(self, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LabelGRPO:
+    """GRPO over class labels.
+
+        L = surrogate + β·KL(π ‖ π_ref) - α·H(π) + λ·cross-entropy on labelled images
+
+    KL and entropy are exact sums over the classes. The policy is softmax(logits / temperature),
+    the same when labels are drawn and when they are scored.
+
+    Attributes:
+        rewards: the reward functions with their weights.
+        objective: advantages and surrogate, see :mod:`visgrpo.objectives.presets`.
+        estimator: ``sampled`` draws ``group_size`` labels; ``exact`` and ``uniform`` take them all.
+        beta: weight of the KL term, per nat. Needs a reference.
+        entropy_weight: weight α of the entropy bonus, per nat.
+        supervised_weight: weight λ of cross-entropy on the labelled images of a batch.
+        labelled: which rows of the training set have a label the supervised part may see.
+        seed: of the draws.
+    """
+
+    rewards: RewardSet
+    objective: Objective
+    classes: tuple[str, ...]
+    shards: Shards
+    estimator: Estimator = "sampled"
+    group_size: int = 8
+    temperature: float = 1.0
+    beta: float = 0.0
+    entropy_weight: float = 0.0
+    combination: Combination = "sum_then_normalize"
+    reference: ReferenceLike | None = None
+    supervised_weight: float = 0.0
+    labelled: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.rewards.validate(self.objective.scope)
+        if self.beta and self.reference is None:
+            raise UserError("A KL weight (beta) needs a reference.")
+
+    def log_probs(self, logits_NK: Tensor) -> Tensor:
+        """Return log π (N, K) at the policy's temperature."""
+        return (logits_NK.float() / self.temperature).log_softmax(dim=-1)
+
+    @torch.no_grad()
+    def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> LabelGroups:
+        """Run the old policy over this process's share of a batch, ``chunk`` inputs at a time."""
+        logits_NK = torch.cat([old_model(inputs) for inputs in batch.inputs.split(chunk)])
+        return self.groups(logits_NK, batch, step)
+
+    def loss(self, model: Model, batch: Batch, groups: LabelGroups | None, step: int) -> LossResult:
+        """Return the loss of a batch. Without groups they come from this same forward pass."""
+        logits_NK = model(batch.inputs)
+        if groups is None:
+            groups = self.groups(logits_NK.detach(), batch, step)
+        loss, metrics = self.loss_of(logits_NK, groups)
+        return LossResult(loss, metrics, groups)
+
+    @torch.no_grad()
+    def groups(self, logits_NK: Tensor, batch: Batch, step: int) -> LabelGroups:
+        """Draw or enumerate the groups of this process's whole share of a batch, and score them.
+
+        Args:
+            logits_NK: of the old policy.
+            step: which batch of the run this is; with the seed it decides the draws.
+        """
+        old_NK = self.log_probs(logits_NK)
+        outputs_NG = self._outputs(old_NK, step)
+        old_NG = old_NK.gather(1, outputs_NG)
+        weights_NG = estimator_weights(self.estimator, old_NG)
+        rewards_NGR = self.rewards(
+            outputs_NG,
+            label=batch.labels_N,
+            probabilities=old_NK.exp(),
+            classes=self.classes,
+            **batch.columns,
+        )
+        return LabelGroups(
+            outputs_NG=outputs_NG,
+            old_log_probs_NG=old_NG,
+            rewards_NGR=rewards_NGR,
+            advantages_NG=self._advantages(rewards_NGR, weights_NG),
+            weights_NG=weights_NG,
+            reference_log_probs_NK=self._reference(batch),
+            labels_N=batch.labels_N,
+            labelled_N=self._labelled(batch),
+        )
+
+    def loss_of(self, logits_NK: Tensor, groups: LabelGroups) -> tuple[Tensor, Metrics]:
+        """Return the loss of some groups and its metrics, each a scalar mean over the groups."""
+        new_NK = self.log_probs(logits_NK)
+        new_NG = new_NK.gather(1, groups.outputs_NG)
+        result = surrogate(
+            new_NG.unsqueeze(-1),
+            groups.old_log_probs_NG.unsqueeze(-1),
+            groups.advantages_NG,
+            weights_NG=groups.weights_NG,
+            aggregation=self.objective.aggregation,
+            ratio_level=self.objective.ratio_level,
+            clip=self.objective.clip,
+            epsilon_low=self.objective.epsilon_low,
+            epsilon_high=self.objective.epsilon_high,
+        )
+        metrics = {
+            "clip_ratio/low_mean": result.clip_low,
+            "clip_ratio/high_mean": result.clip_high,
+            "clip_ratio/region_mean": result.clip_low + result.clip_high,
+            "ratio_mean": result.ratio_mean,
+            **self._reward_metrics(groups),
+            **policy_metrics(new_NK.detach(), groups.labels_N),
+        }
+        loss = result.loss
+        if groups.reference_log_probs_NK is not None:
+            kl = categorical_kl(new_NK, groups.reference_log_probs_NK).mean()
+            metrics["kl"] = kl.detach()
+            loss = loss + self.beta * kl
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * entropy(new_NK).mean()
+        if self.supervised_weight:
+            supervised = labelled_cross_entropy(logits_NK, groups.labels_N, groups.labelled_N)
+            metrics["supervised_loss"] = supervised.detach()
+            loss = loss + self.supervised_weight * supervised
+        return loss, metrics
+
+    def samples(self, groups: LabelGroups, rows: int) -> list[dict[str, Any]]:
+        """Return the first groups as plain data for ``samples.jsonl``.
+
+        An enumerated group is cut to the true class and the nine most probable others.
+        """
+        totals_NG = groups.rewards_NGR @ self.rewards.weights_R.to(groups.rewards_NGR)
+        samples = []
+        for i in range(min(rows, len(groups.labels_N))):
+            label = int(groups.labels_N[i])
+            shown = torch.arange(groups.outputs_NG.shape[1])
+            if groups.weights_NG is not None:
+                order = groups.old_log_probs_NG[i].cpu().argsort(descending=True)
+                shown = torch.cat([torch.tensor([label]), order[order != label][:9]])
+            outputs = groups.outputs_NG[i].cpu()[shown]
+            samples.append(
+                {
+                    "label": self.classes[label],
+                    "outputs": [self.classes[int(k)] for k in outputs],
+                    "probabilities": groups.old_log_probs_NG[i].cpu()[shown].exp().tolist(),
+                    "rewards": totals_NG[i].cpu()[shown].tolist(),
+                    "advantages": groups.advantages_NG[i].cpu()[shown].tolist(),
+                }
+            )
+        return samples
+
+    def _outputs(self, old_NK: Tensor, step: int) -> Tensor:
+        n_inputs, n_classes = old_NK.shape
+        if self.estimator != "sampled":
+            return torch.arange(n_classes, device=old_NK.device).expand(n_inputs, -1)
+        start = self.shards.rank * n_inputs
+        uniforms = uniforms_for(
+            self.seed,
+            step,
+            slice(start, start + n_inputs),
+            n_inputs * self.shards.world_size,
+            self.group_size,
+        )
+        return draw(old_NK, uniforms.to(old_NK.device))
+
+    def _advantages(self, rewards_NGR: Tensor, weights_NG: Tensor | None) -> Tensor:
+        """Batch statistics are those of the whole batch, over all processes."""
+        local = len(rewards_NGR)
+        whole = self.objective.scope == "batch" or self.objective.scale == "batch_std"
+        if whole:
+            rewards_NGR = self.shards.gather(rewards_NGR)
+            weights_NG = None if weights_NG is None else self.shards.gather(weights_NG)
+        advantages_NG = combine_rewards(
+            rewards_NGR,
+            self.rewards.weights_R.to(rewards_NGR),
+            combination=self.combination,
+            scope=self.objective.scope,
+            baseline=self.objective.baseline,
+            scale=self.objective.scale,
+            weights_NG=weights_NG,
+        )
+        start = self.shards.rank * local if whole else 0
+        return advantages_NG[start : start + local]
+
+    def _reference(self, batch: Batch) -> Tensor | None:
+        """The reference at the policy's temperature; None when nobody asks for it."""
+        if self.reference is None:
+            return None
+        log_probs_NK = self.reference.log_probs(batch)
+        if self.temperature == 1.0:
+            return log_probs_NK
+        return (log_probs_NK / self.temperature).log_softmax(dim=-1)
+
+    def _labelled(self, batch: Batch) -> Tensor:
+        if self.labelled is None:
+            return torch.ones_like(batch.labels_N, dtype=torch.bool)
+        return self.labelled(batch.indices_N)
+
+    def _reward_metrics(self, groups: LabelGroups) -> Metrics:
+        rewards_NG = groups.rewards_NGR @ self.rewards.weights_R.to(groups.rewards_NGR)
+        weights_NG = groups.weights_NG
+        if weights_NG is None:
+            weights_NG = torch.full_like(rewards_NG, 1.0 / rewards_NG.shape[1])
+        mean_N = (weights_NG * rewards_NG).sum(dim=1)
+        variance_N = (weights_NG * (rewards_NG - mean_N[:, None]).square()).sum(dim=1)
+        metrics = {
+            "reward": mean_N.mean(),
+            "reward_std": variance_N.sqrt().mean(),
+            "frac_reward_zero_std": all_equal(rewards_NG).float().mean(),
+            "advantage_abs": (weights_NG * groups.advantages_NG.abs()).sum(dim=1).mean(),
+        }
+        for i, name in enumerate(self.rewards.names):
+            each_N = (weights_NG * groups.rewards_NGR[..., i]).sum(dim=1)
+            metrics[f"rewards/{name}/mean"] = each_N.mean()
+        return metrics
+
+
+def policy_metrics(log_probs_NK: Tensor, labels_N: Tensor) -> Metrics:
+    """Return entropy, entropy/log K and training accuracy of a batch."""
+    return {
+        "entropy": entropy(log_probs_NK).mean(),
+        "entropy_normalized": normalized_entropy(log_probs_NK).mean(),
+        "accuracy": (log_probs_NK.argmax(dim=-1) == labels_N).float().mean(),
+    }
+
+
+def labelled_cross_entropy(logits_NK: Tensor, labels_N: Tensor, labelled_N: Tensor) -> Tensor:
+    """Return Σ over labelled images of cross-entropy, divided by the size of the *whole* batch.
+
+    Dividing by the batch keeps an image's weight the same however many neighbours have labels.
+    """
+    each_N = F.cross_entropy(logits_NK.float(), labels_N, reduction="none")
+    return (each_N * labelled_N).sum() / len(labels_N)

@@ -1,0 +1,340 @@
+"""Fine-tune a CLIP classifier with rewards over class labels: `visgrpo clip`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.sources import load_split
+from visgrpo.evaluation import evaluate_logits
+from visgrpo.evaluation.zero_shot import predict_logits, run_over
+from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
+from visgrpo.models.card import model_card
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip
+from visgrpo.models.prompts import class_prompts
+from visgrpo.models.reference import CachedReference, Reference, live_reference
+from visgrpo.models.saving import save_adapter, save_classifier
+from visgrpo.objectives import Objective, preset
+from visgrpo.policies.labels import LabelGRPO
+from visgrpo.policies.supervised import Supervised, WarmStart
+from visgrpo.recipes.configs import ClipConfig
+from visgrpo.recipes.ending import finish
+from visgrpo.recipes.session import (
+    Session,
+    begin,
+    load_data,
+    open_session,
+    training_options,
+)
+from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.training.trainer import Method, Trainer
+
+REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Evaluates the classifier on one data set; KL is to the start, whose logits it keeps."""
+
+    classifier: ClipClassifier
+    dataset: ImageDataset
+    inputs: InputFunction
+    session: Session
+    start_logits_MK: Tensor
+
+    @classmethod
+    def at_start(
+        cls,
+        classifier: ClipClassifier,
+        dataset: ImageDataset,
+        inputs: InputFunction,
+        session: Session,
+    ) -> Scores:
+        """Remember the logits of the classifier as it is now."""
+        logits_MK = predict_logits(classifier, dataset, inputs, session.processes)
+        return cls(classifier, dataset, inputs, session, logits_MK)
+
+    def now(self) -> dict[str, Any]:
+        """Return all measures of the classifier as it is now."""
+        shards = self.session.processes
+        return self._of(predict_logits(self.classifier, self.dataset, self.inputs, shards))
+
+    def start(self) -> dict[str, Any]:
+        """Return all measures of the start."""
+        return self._of(self.start_logits_MK)
+
+    def _of(self, logits_MK: Tensor) -> dict[str, Any]:
+        labels_M = torch.from_numpy(self.dataset.labels)
+        return evaluate_logits(logits_MK, labels_M, self.dataset.classes, self.start_logits_MK)
+
+
+def train_clip(config: ClipConfig) -> dict[str, Any]:
+    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
+
+    Raises:
+        UserError: for settings, data or rewards that cannot work.
+        Interrupted: when asked to stop; the run can be resumed.
+    """
+    stem = config.data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+    session = open_session(config, f"clip-{stem}-{config.method}")
+    check_model_name(config.model)
+    splits = load_data(session)
+    class_prompts(splits.train.classes, config.templates)
+    rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
+    objective = objective_of(config)
+    rewards.validate(objective.scope, splits.train.columns)
+    options = training_options(
+        config,
+        config.resolved_learning_rate(),
+        splits.train,
+        inner_passes=config.inner_passes,
+        minibatches=config.minibatches,
+        refresh_every=config.refresh_every,
+    )
+    options.check(session.processes.world_size)
+
+    begin(session)
+    baseline = _supervised_baseline(config, session)
+    parts = load_clip(config.model)
+    classifier = ClipClassifier(
+        parts.model,
+        parts.tokenizer,
+        splits.train.classes,
+        config.templates,
+        logit_scale=config.logit_scale,
+    )
+    torch.manual_seed(config.seed)  # the adapters' start
+    adapt(classifier, adaptation_of(config))
+    classifier.to(session.processes.device)
+    inputs = _inputs(classifier, parts, splits, config, session)
+    test = Scores.at_start(classifier, splits.test, inputs["test"], session)
+    validation = Scores.at_start(classifier, splits.validation, inputs["validation"], session)
+    retention = _retention(classifier, parts, config, session)
+    reference = _reference(classifier, splits.train, inputs["train"], config, session)
+    method = method_of(config, objective, rewards, splits.train, reference, session)
+    trainer = Trainer(
+        classifier,
+        method,
+        BatchLoader(
+            splits.train,
+            inputs["train"],
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=session.processes.rank,
+            world_size=session.processes.world_size,
+            workers=config.workers,
+        ),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=lambda: scalars(validation.now()),
+        title=config.method,
+        image_of=lambda index: _save_picture(session, splits.train, index),
+    )
+    before = {name: scores.start() for name, scores in retention.items()}
+    result = trainer.train(session.checkpoint)
+    classifier.eval()
+    classifier.forget_text()
+    summary = finish(
+        session,
+        result,
+        recipe="clip",
+        method=config.method,
+        model=config.model,
+        splits=splits,
+        before=test.start(),
+        after=test.now(),
+        baseline=baseline,
+        retention={
+            name: {"before": before[name]["accuracy"], "after": scores.now()["accuracy"]}
+            for name, scores in retention.items()
+        },
+        save=lambda summary: _save(classifier, parts, config, session, summary),
+    )
+    return summary
+
+
+def objective_of(config: ClipConfig) -> Objective:
+    """Return the method's preset with the options that override it."""
+    base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
+    overrides: dict[str, Any] = {
+        "scope": config.scope,
+        "baseline": config.advantage_baseline,
+        "scale": config.scale,
+        "epsilon_low": config.epsilon_low,
+        "epsilon_high": config.epsilon_high,
+    }
+    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+
+
+def adaptation_of(config: ClipConfig) -> Adaptation:
+    """Return what trains."""
+    return Adaptation(
+        train=config.train,
+        last_blocks=config.last_blocks,
+        lora=config.lora,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+    )
+
+
+def method_of(
+    config: ClipConfig,
+    objective: Objective,
+    rewards: RewardSet,
+    train: ImageDataset,
+    reference: Reference | None,
+    session: Session,
+) -> Method:
+    """Return what is optimised: cross-entropy, GRPO, or one after the other."""
+    labelled = _labelled(len(train), config)
+    supervised = Supervised(rewards, train.classes, reference, labelled)
+    if config.method == "supervised":
+        return supervised
+    grpo = LabelGRPO(
+        rewards=rewards,
+        objective=objective,
+        classes=train.classes,
+        shards=session.processes,
+        estimator=config.estimator,
+        group_size=config.group_size,
+        temperature=config.temperature,
+        beta=config.beta,
+        entropy_weight=config.entropy_weight,
+        combination=config.combination,
+        reference=reference,
+        supervised_weight=config.supervised_weight,
+        labelled=labelled,
+        seed=config.seed,
+    )
+    return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
+
+
+def scalars(measures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measures that are one number, for the log."""
+    return {k: v for k, v in measures.items() if isinstance(v, float)}
+
+
+def _supervised_baseline(config: ClipConfig, session: Session) -> dict[str, Any] | None:
+    """Train the same budget by cross-entropy in a folder of its own; None if not asked for."""
+    if not config.baseline or config.method == "supervised":
+        return None
+    folder = session.run.path / "baseline"
+    done = (folder / "config.yaml").exists()
+    summary = train_clip(
+        replace(
+            config,
+            method="supervised",
+            baseline=False,
+            warm_start=0,
+            output=str(folder),
+            resume=config.resume and done,
+        )
+    )
+    return {"name": "supervised", "after": summary["after"]}
+
+
+def _inputs(
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    splits: Splits,
+    config: ClipConfig,
+    session: Session,
+) -> dict[str, InputFunction]:
+    """Pixels, or features computed once where the image tower stays as it is."""
+    found: dict[str, InputFunction] = {
+        "train": pixel_inputs(splits.train, parts.preprocess, config.augment),
+        "validation": pixel_inputs(splits.validation, parts.preprocess),
+        "test": pixel_inputs(splits.test, parts.preprocess),
+    }
+    if not image_tower_is_frozen(classifier) or config.augment:
+        return found
+    session.say("The image tower is frozen: its features are computed once.")
+    classifier.eval()
+    pooled: dict[str, InputFunction] = {
+        name: CachedInputs(
+            run_over(classifier.pool, getattr(splits, name), function, session.processes)
+        )
+        for name, function in found.items()
+    }
+    classifier.inputs_are_pooled = True
+    return pooled
+
+
+def _reference(
+    classifier: ClipClassifier,
+    train: ImageDataset,
+    inputs: InputFunction,
+    config: ClipConfig,
+    session: Session,
+) -> Reference | None:
+    if not config.beta:
+        return None
+    fits = 4 * len(train) * len(train.classes) <= REFERENCE_BYTES
+    if config.reference == "cached" or (config.reference == "auto" and fits and not config.augment):
+        shards = session.processes
+        return CachedReference(predict_logits(classifier, train, inputs, shards).to(shards.device))
+    reference = live_reference(classifier)
+    session.say(f"Reference: live, by {reference.kind.replace('_', ' ')}.")
+    return reference
+
+
+def _retention(
+    classifier: ClipClassifier, parts: ClipParts, config: ClipConfig, session: Session
+) -> dict[str, Scores]:
+    """Scores on the test splits of data sets that are not tuned on, with their own classes."""
+    scores = {}
+    for name in config.retention:
+        dataset = load_split(name, "test", seed=config.seed)
+        other = ClipClassifier(
+            classifier.encoder, parts.tokenizer, dataset.classes, config.templates
+        )
+        other.to(session.processes.device)
+        inputs = pixel_inputs(dataset, parts.preprocess)
+        scores[name] = Scores.at_start(other, dataset, inputs, session)
+    return scores
+
+
+def _labelled(rows: int, config: ClipConfig) -> Callable[[Tensor], Tensor] | None:
+    """Which training rows show their label to cross-entropy; None for all."""
+    if config.labelled_fraction == 1.0:
+        return None
+    chosen_M = torch.zeros(rows, dtype=torch.bool)
+    order = np.random.default_rng([config.seed, rows]).permutation(rows)
+    chosen_M[order[: max(1, round(config.labelled_fraction * rows))]] = True
+    return lambda indices_N: chosen_M[indices_N.cpu()].to(indices_N.device)
+
+
+def _save_picture(session: Session, train: ImageDataset, index: int) -> str:
+    """Keep the image of a sampled group; returns its path within the run."""
+    path = session.run.path / "samples" / f"{index:06d}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        image = train.images[index]
+        image.thumbnail((224, 224))
+        image.save(path)
+    return str(path.relative_to(session.run.path))
+
+
+def _save(
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    config: ClipConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    folder = session.run.path / "model"
+    info = {"start": config.model, "data": config.data, "method": config.method}
+    save_classifier(classifier, parts, folder, model_card(summary), info)
+    if config.lora and config.logit_scale == "frozen":
+        save_adapter(classifier, session.run.path / "adapter")

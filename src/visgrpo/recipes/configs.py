@@ -1,0 +1,342 @@
+"""The options of every command. Light to import: help and typos answer without loading torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from tyro.conf import UseAppendAction
+
+from visgrpo.errors import UserError, nearest
+
+ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
+
+
+class Config:
+    """What all commands' options have in common."""
+
+    def check(self) -> None:
+        """Raise UserError for combinations that cannot work. Nothing is loaded."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values, as in config.yaml. Raises UserError for an unknown name."""
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise UserError(f'Unknown setting "{name}". {nearest(name, known)}')
+        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**listed)
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Where images and labels come from."""
+
+    data: str = "digits"
+    """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set."""
+    image_column: str | None = None
+    """Column of the images, where its name is not a usual one."""
+    label_column: str | None = None
+    """Column of the labels, where its name is not a usual one."""
+    train_slice: str | None = None
+    """Rows of the training split to use, such as "2000:" or ":500"."""
+    validation_fraction: float = 0.1
+    """Share of the training rows set apart where the data has no validation split."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read, count and list them; otherwise they stop the run."""
+
+
+@dataclass(frozen=True)
+class RunConfig(DataConfig):
+    """How a run is optimised and what it writes."""
+
+    output: str | None = None
+    """Run directory; by default a free name under runs/."""
+    epochs: float = 5.0
+    """Passes over the training images."""
+    steps: int | None = None
+    """Steps of one batch each, instead of epochs."""
+    batch_size: int = 64
+    """Images of a step, over all processes."""
+    accumulation: int = 1
+    """Forward and backward passes that a batch is split into, to save memory."""
+    learning_rate: float | None = None
+    """By default 1e-5, or 2e-4 with LoRA; small models from scratch want 3e-4 or more."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices only."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls."""
+    final_learning_rate: float = 0.0
+    """Share of the learning rate that it falls to."""
+    max_grad_norm: float = 5.0
+    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    augment: tuple[Literal["crop", "flip", "color"], ...] = ()
+    """Random changes to training images."""
+    seed: int = 0
+    """Of everything random: the same seed repeats a run bit for bit on one machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast on a GPU; the weights stay float32."""
+    workers: int = 0
+    """Processes that prepare images ahead of time."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    eval_every: int | None = None
+    """Steps between two evaluations on validation data; by default ten in a run."""
+    save_every: int | None = None
+    """Steps between two checkpoints; by default with every evaluation."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run ends with: the best on validation data, or the last."""
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Trackers beside metrics.jsonl."""
+    resume: bool = False
+    """Go on with the run in --output from its last good checkpoint."""
+
+    def check(self) -> None:
+        _positive(self, "epochs", "batch_size", "accumulation", "log_every")
+        _positive(self, "steps", "eval_every", "save_every", "learning_rate", optional=True)
+        _not_negative(self, "weight_decay", "warmup", "max_grad_norm", "seed", "workers")
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(
+                f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
+            )
+        if self.resume and self.output is None:
+            raise UserError("--resume needs --output, the run to go on with.")
+
+
+@dataclass(frozen=True)
+class ClipConfig(RunConfig):
+    """Fine-tune a CLIP or SigLIP zero-shot classifier with rewards over class labels."""
+
+    model: str = "openai/clip-vit-base-patch32"
+    """Folder or Hub name of the start; an adapter folder is merged into its base first."""
+    method: ClipMethod = "grpo"
+    """The objective, or cross-entropy as the baseline."""
+    baseline: bool = False
+    """First train the supervised baseline of the same budget, into OUTPUT/baseline."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts with {} for the class name; several are averaged. "a {}" turns into "an apple"."""
+    reward: tuple[str, ...] = ("hard",)
+    """hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f."""
+    reward_weights: tuple[float, ...] | None = None
+    """One number for each reward; by default 1."""
+    combination: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """How several rewards become one advantage."""
+    estimator: Literal["sampled", "exact", "uniform"] = "sampled"
+    """Groups are --group-size drawn labels, or every class weighted by the policy or equally."""
+    group_size: int = 8
+    """Labels drawn for each image by the sampled estimator."""
+    temperature: float = 1.0
+    """The policy is softmax(logits / temperature)."""
+    scope: Literal["group", "batch"] | None = None
+    """What advantages are taken over; by default as the method has it."""
+    advantage_baseline: Literal["mean", "leave_one_out", "none"] | None = None
+    """What a reward is compared with; by default as the method has it."""
+    scale: Literal["std", "batch_std", "mean", "none"] | None = None
+    """What advantages are divided by; by default as the method has it."""
+    epsilon_low: float | None = None
+    """The ratio is clipped below 1 - this; by default as the method has it."""
+    epsilon_high: float | None = None
+    """The ratio is clipped above 1 + this; by default as the method has it."""
+    beta: float = 0.02
+    """Weight of KL(policy ‖ start); 0 needs no reference."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy bonus."""
+    inner_passes: int = 1
+    """Passes over each batch's groups; from 2 on the clip acts."""
+    minibatches: int = 1
+    """Updates that each pass is split into."""
+    refresh_every: int = 1
+    """Steps after which the old policy, which makes the groups, is brought up to date."""
+    warm_start: int = 0
+    """First steps trained by cross-entropy."""
+    supervised_weight: float = 0.0
+    """Weight of cross-entropy added to the GRPO loss, on the labelled images."""
+    labelled_fraction: float = 1.0
+    """Share of training images whose labels cross-entropy may see (drawn by the seed)."""
+    train: Literal["image", "text", "full", "projections"] = "image"
+    """Which side trains: a tower with its projection, both, or the projections alone."""
+    last_blocks: int = 0
+    """Train only this many last blocks of the image tower in full; with --lora, in addition."""
+    lora: bool = False
+    """Low-rank adapters on the chosen towers."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by this over their rank."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapters."""
+    logit_scale: Literal["frozen", "trainable", "clamped"] = "frozen"
+    """Whether the similarity's scale trains; clamped keeps it at 100 or less."""
+    reference: Literal["auto", "cached", "live"] = "auto"
+    """Reference log-probs: computed once, or in every step; auto caches unless augmenting."""
+    retention: tuple[str, ...] = ()
+    """Data sets that are not tuned on: their accuracy is reported before and after."""
+
+    def check(self) -> None:
+        super().check()
+        _positive(self, "group_size", "temperature", "inner_passes", "minibatches")
+        _positive(self, "refresh_every", "lora_rank", "lora_alpha")
+        _not_negative(self, "beta", "entropy_weight", "supervised_weight", "warm_start")
+        if not 0 < self.labelled_fraction <= 1:
+            raise UserError(f"--labelled-fraction {self.labelled_fraction} must lie in (0, 1].")
+        if self.reference == "cached" and self.augment:
+            raise UserError(
+                "--reference cached needs images that do not change: drop --augment, or take live."
+            )
+        if self.warm_start and self.method == "supervised":
+            raise UserError("--warm-start is for GRPO methods: supervised training needs none.")
+        if self.baseline and self.method == "supervised":
+            raise UserError("--baseline is for GRPO methods: this run is the baseline itself.")
+        if self.last_blocks and self.train not in ("image", "full"):
+            raise UserError(
+                f"--last-blocks are the image tower's: they do not go with --train {self.train}."
+            )
+        if self.lora and self.train == "projections":
+            raise UserError("--lora adapts towers: choose --train image, text or full.")
+
+    def resolved_learning_rate(self) -> float:
+        """The learning rate, or its default."""
+        return self.learning_rate or (2e-4 if self.lora else 1e-5)
+
+
+@dataclass(frozen=True)
+class PretrainClipConfig(RunConfig):
+    """Pre-train a small CLIP from random weights on captions, or on class names as captions."""
+
+    caption_column: str = "caption"
+    """Column of the captions; without it class names are put into the templates."""
+    templates: tuple[str, ...] = ("a photo of a {}.", "a picture of a {}.", "{}")
+    """Captions for class names: one is drawn for every image and step."""
+    more_data: tuple[str, ...] = ()
+    """Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."""
+    image_size: int = 32
+    """Pixels on a side."""
+    patch_size: int = 4
+    """Pixels of a patch on a side."""
+    width: int = 128
+    """Of both towers."""
+    layers: int = 4
+    """Blocks of both towers."""
+    heads: int = 4
+    """Attention heads of both towers."""
+    features: int = 64
+    """Length of the image and text features."""
+    vocabulary: int = 1000
+    """Entries of the tokenizer, which is made from the captions."""
+
+    def resolved_learning_rate(self) -> float:
+        """The learning rate, or its default for training from scratch."""
+        return self.learning_rate or 1e-3
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(DataConfig):
+    """Evaluate a saved model on any data set."""
+
+    model: str = ""
+    """Folder or Hub name."""
+    split: str = "test"
+    """train, validation or test, perhaps sliced: "train[:2000]"."""
+    templates: tuple[str, ...] | None = None
+    """Prompts; by default those that the model was trained with."""
+    start: str | None = None
+    """The model before fine-tuning: KL to it is reported, and weights are interpolated."""
+    alpha: tuple[float, ...] = ()
+    """WiSE-FT: evaluate (1 - alpha) · start + alpha · model for each of these."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    json: str | None = None
+    """Write the numbers to this file as well; "-" prints JSON instead of the table."""
+
+    def check(self) -> None:
+        _positive(self, "batch_size")
+        if self.alpha and self.start is None:
+            raise UserError("--alpha needs --start, the model before fine-tuning.")
+        for alpha in self.alpha:
+            if not 0 <= alpha <= 1:
+                raise UserError(f"--alpha {alpha} must lie between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class PredictConfig(Config):
+    """Classify images with a saved model."""
+
+    model: str = ""
+    """Folder or Hub name."""
+    images: tuple[str, ...] = ()
+    """Image files."""
+    classes: tuple[str, ...] = ()
+    """Class names; by default those that the model was trained with."""
+    templates: tuple[str, ...] | None = None
+    """Prompts; by default those that the model was trained with."""
+    top_k: int = 5
+    """Classes to show for each image."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    json: bool = False
+    """Print JSON instead of the table."""
+
+    def check(self) -> None:
+        _positive(self, "top_k")
+        if not self.images:
+            raise UserError("Name at least one image: visgrpo predict MODEL photo.jpg")
+
+
+@dataclass(frozen=True)
+class DemoConfig(Config):
+    """The whole story on built-in data: a weak CLIP, tuned with GRPO and, beside it, supervised."""
+
+    output: str | None = None
+    """Folder for the runs; by default a free name under runs/."""
+    seed: int = 0
+    """Of everything random."""
+
+    def check(self) -> None:
+        _not_negative(self, "seed")
+
+
+@dataclass(frozen=True)
+class ReportConfig(Config):
+    """Write report.html and the plots of a run again."""
+
+    run: str = ""
+    """Run directory."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """Put several runs on one page; runs that differ only in their seed become one band."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories."""
+    metric: UseAppendAction[tuple[str, ...]] = ()
+    """Metric to draw, such as reward, kl or eval/accuracy; may be given several times."""
+    output: str = "compare.html"
+    """The page."""
+
+
+def _positive(config: Config, *names: str, optional: bool = False) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is None and optional:
+            continue
+        if not value > 0:
+            raise UserError(f"{_flag(name)} must be above 0, not {value}.")
+
+
+def _not_negative(config: Config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value < 0:
+            raise UserError(f"{_flag(name)} must not be negative, not {value}.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

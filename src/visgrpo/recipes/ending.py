@@ -1,0 +1,81 @@
+"""The end of a training recipe: summary, saved model, plots, page, and a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from visgrpo.data.dataset import Splits
+from visgrpo.recipes.session import Session, split_sizes
+from visgrpo.reporting import write_report
+from visgrpo.training.metrics import peak_memory_bytes
+from visgrpo.training.trainer import TrainResult
+
+_COLUMNS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "entropy": "entropy", "kl": "KL"}
+
+
+def finish(
+    session: Session,
+    result: TrainResult,
+    *,
+    recipe: str,
+    method: str,
+    model: str,
+    splits: Splits,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    save: Callable[[Mapping[str, Any]], None],
+    baseline: Mapping[str, Any] | None = None,
+    retention: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write everything that a finished run leaves behind; returns the summary."""
+    summary: dict[str, Any] = {
+        "recipe": recipe,
+        "method": method,
+        "model": model,
+        "data": {"name": session.config.data, **split_sizes(splits)},
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "seconds": round(result.seconds, 3),
+        "examples_per_second": round(result.examples / max(result.seconds, 1e-9), 2),
+        "peak_memory_bytes": peak_memory_bytes(session.processes.device),
+        "before": dict(before),
+        "after": dict(after),
+    }
+    if baseline is not None:
+        summary["baseline"] = dict(baseline)
+    if retention:
+        summary["retention"] = dict(retention)
+    if session.processes.is_main:
+        save(summary)
+        session.run.write_summary(summary)
+        write_report(session.run.path)
+        print_outcome(summary)
+        session.say(f"Page: {session.run.path / 'report.html'}")
+        session.say(f"Model: {session.run.path / 'model'}")
+    session.processes.wait()
+    return summary
+
+
+def print_outcome(summary: Mapping[str, Any]) -> None:
+    """Print start, baseline and result side by side on stdout."""
+    rows = {"start": summary["before"]}
+    if "baseline" in summary:
+        rows[summary["baseline"]["name"]] = summary["baseline"]["after"]
+    rows[summary["method"]] = summary["after"]
+    data = summary["data"]
+    print_measures(f"{data['name']}, {data['test']} held-out images", rows)
+    for name, value in summary.get("retention", {}).items():
+        print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
+
+
+def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one row of measures for each name; missing measures stay empty."""
+    columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
+    table = Table("", *[_COLUMNS[key] for key in columns], title=title, title_justify="left")
+    for name, row in rows.items():
+        table.add_row(name, *[f"{row[key]:.3f}" if key in row else "" for key in columns])
+    Console(width=None if Console().is_terminal else 100).print(table)

@@ -1,0 +1,121 @@
+"""Evaluate a saved model on any data set: `visgrpo evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.sources import load_split
+from visgrpo.errors import UserError
+from visgrpo.evaluation import evaluate_logits, interpolate
+from visgrpo.evaluation.zero_shot import predict_logits
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip
+from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
+from visgrpo.recipes.configs import EvaluateConfig
+from visgrpo.recipes.ending import print_measures
+from visgrpo.training.processes import Processes
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the measures of a model, of the start, and of weights between the two.
+
+    Keys are ``model``, ``start`` and ``alpha=…``; those that were asked for.
+
+    Raises:
+        UserError: for a model or data set that cannot be used.
+    """
+    config.check()
+    for name in filter(None, (config.model, config.start)):
+        check_model_name(name)
+    processes = Processes(config.device)
+    dataset = load_split(
+        config.data,
+        config.split,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        validation_fraction=config.validation_fraction,
+        skip_bad_images=config.skip_bad_images,
+    )
+    parts = load_clip(config.model)
+    templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
+    class_prompts(dataset.classes, templates)
+    evaluator = _Evaluator(parts, dataset, templates, processes, config.batch_size)
+    start = load_clip(config.start) if config.start else None
+    start_logits = evaluator.logits(start.model) if start else None
+    results: dict[str, Any] = {}
+    if start_logits is not None:
+        results["start"] = evaluator.measures(start_logits, start_logits)
+    results["model"] = evaluator.measures(evaluator.logits(parts.model), start_logits)
+    if config.alpha and start is not None:
+        between = _Weights(start.model.state_dict(), parts.model)
+        for alpha in config.alpha:
+            logits = evaluator.logits(between.at(alpha))
+            results[f"alpha={alpha:g}"] = evaluator.measures(logits, start_logits)
+    _show(results, config, dataset)
+    return results
+
+
+class _Evaluator:
+    """One data set and its prompts, for several sets of weights of one architecture."""
+
+    def __init__(
+        self,
+        parts: ClipParts,
+        dataset: ImageDataset,
+        templates: tuple[str, ...],
+        processes: Processes,
+        batch_size: int,
+    ) -> None:
+        self._parts, self._dataset, self._templates = parts, dataset, templates
+        self._processes, self._batch_size = processes, batch_size
+        self._inputs = pixel_inputs(dataset, parts.preprocess)
+
+    def logits(self, model: Any) -> Tensor:
+        tokenizer = self._parts.tokenizer
+        classifier = ClipClassifier(model, tokenizer, self._dataset.classes, self._templates)
+        classifier.to(self._processes.device)
+        return predict_logits(
+            classifier, self._dataset, self._inputs, self._processes, batch_size=self._batch_size
+        )
+
+    def measures(self, logits_MK: Tensor, start_logits_MK: Tensor | None) -> dict[str, Any]:
+        labels_M = torch.from_numpy(self._dataset.labels)
+        return evaluate_logits(logits_MK, labels_M, self._dataset.classes, start_logits_MK)
+
+
+class _Weights:
+    """Weights between a start and an end, put into the end's own model one after the other."""
+
+    def __init__(self, start: Mapping[str, Tensor], model: Any) -> None:
+        self._start = {name: tensor.cpu().clone() for name, tensor in start.items()}
+        self._end = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        self._model = model
+
+    def at(self, alpha: float) -> Any:
+        self._model.load_state_dict(interpolate(self._start, self._end, alpha))
+        return self._model
+
+
+def _show(results: Mapping[str, Any], config: EvaluateConfig, dataset: ImageDataset) -> None:
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    if config.json == "-":
+        print(text)
+        return
+    if config.json:
+        try:
+            Path(config.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {config.json} cannot be written: {error.strerror}.") from error
+    print_measures(f"{dataset.name}, {len(dataset)} images", results)
+    per_class = results["model"]["per_class_accuracy"]
+    known = {name: value for name, value in per_class.items() if value is not None}
+    worst = sorted(known, key=lambda name: known[name])[:5]
+    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))

@@ -1,0 +1,163 @@
+"""What every training recipe does around its own work: folder, processes, data, the ending."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from visgrpo.data.augment import check_augmentations
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.sources import load_splits
+from visgrpo.errors import UserError
+from visgrpo.recipes.configs import RunConfig
+from visgrpo.training.checkpoints import Checkpoint, newest_good
+from visgrpo.training.options import TrainingOptions
+from visgrpo.training.processes import Processes
+from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
+
+# Settings that may differ between a run and its continuation: they do not change its numbers.
+_FREE_TO_CHANGE = {"resume", "output", "device", "workers", "report_to"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run under way: its processes, its folder and where it goes on from."""
+
+    config: RunConfig
+    processes: Processes
+    run: RunDirectory
+    checkpoint: Checkpoint | None
+
+    def say(self, line: str) -> None:
+        """Print a remark on stderr, once."""
+        if self.processes.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+
+def open_session(config: RunConfig, default_output: str) -> Session:
+    """Check options, device and folder, and find the checkpoint of a resumed run.
+
+    Raises:
+        UserError: for anything that would fail later; nothing heavy was loaded by then.
+    """
+    config.check()
+    check_augmentations(config.augment)
+    output = Path(config.output) if config.output else free_name(Path("runs") / default_output)
+    if config.resume:
+        _refuse_other_settings(config, read_config(output))
+    else:
+        check_free(output)
+    processes = Processes(
+        config.device, config.precision, report_to=config.report_to, folder=output
+    )
+    run = RunDirectory(output, writes=processes.is_main)
+    session = Session(config, processes, run, _checkpoint(config, run))
+    processes.wait()  # every process has seen the folder free before one fills it
+    return session
+
+
+def load_data(session: Session) -> Splits:
+    """Load the three splits; say what was decided or left out on the way."""
+    config = session.config
+    splits = load_splits(
+        config.data,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        train_slice=config.train_slice,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        skip_bad_images=config.skip_bad_images,
+    )
+    for note in splits.notes:
+        session.say(f"note: {note}")
+    for part in (splits.train, splits.validation, splits.test):
+        if part.skipped:
+            session.say(f"note: {part.name}: left out {len(part.skipped)} unreadable image(s):")
+            for reason in part.skipped:
+                session.say(f"  {reason}")
+    return splits
+
+
+def begin(session: Session) -> None:
+    """Create the run directory; from here on the run exists."""
+    settings = {**settings_of(session.config), "output": str(session.run.path)}
+    session.run.create(settings)
+    session.processes.start_trackers(settings)
+
+
+def training_options(
+    config: RunConfig, learning_rate: float, train: ImageDataset, **more: Any
+) -> TrainingOptions:
+    """Turn epochs into steps, and "by default" into numbers."""
+    per_epoch = len(train) // config.batch_size
+    if per_epoch == 0:
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
+        )
+    steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    eval_every = config.eval_every or max(1, math.ceil(steps / 10))
+    return TrainingOptions(
+        steps=steps,
+        batch_size=config.batch_size,
+        learning_rate=learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        final_learning_rate=config.final_learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        accumulation=config.accumulation,
+        log_every=config.log_every,
+        eval_every=eval_every,
+        save_every=config.save_every or eval_every,
+        keep=config.keep,
+        seed=config.seed,
+        **more,
+    )
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return a config as plain values for YAML."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def split_sizes(splits: Splits) -> dict[str, Any]:
+    """Return what the summary says of the data."""
+    return {
+        "train": len(splits.train),
+        "validation": len(splits.validation),
+        "test": len(splits.test),
+        "classes": len(splits.train.classes),
+    }
+
+
+def _refuse_other_settings(config: RunConfig, before: Mapping[str, Any]) -> None:
+    now = settings_of(config)
+    differing = [
+        f"{name} was {before.get(name)!r}, now {now[name]!r}"
+        for name in now
+        if name not in _FREE_TO_CHANGE and before.get(name) != now[name]
+    ]
+    if differing:
+        raise UserError(
+            f"--resume: {config.output} was run with other settings: {'; '.join(differing)}. "
+            "Leave them as they were, or start a new run."
+        )
+
+
+def _checkpoint(config: RunConfig, run: RunDirectory) -> Checkpoint | None:
+    if not config.resume:
+        return None
+    if not any(run.checkpoints.glob("*")):
+        print("No checkpoint was written yet: starting from the beginning.", file=sys.stderr)
+        run.rewind(-1)
+        return None
+    checkpoint, complaints = newest_good(run.checkpoints)
+    for complaint in complaints:
+        print(f"warning: {complaint}", file=sys.stderr)
+    if complaints:
+        print(f"warning: going on from {checkpoint.path.name} instead.", file=sys.stderr)
+    return checkpoint

@@ -1,0 +1,112 @@
+"""Learning curves of one run, as matplotlib figures and as ``plots/<metric>.png``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visgrpo.reporting.drawing import (
+    LIGHT,
+    Theme,
+    line_style,
+    moving_average,
+    new_axes,
+    png_bytes,
+    smoothing_window,
+)
+from visgrpo.reporting.labels import metric, ordered
+from visgrpo.reporting.run_reader import Run, metric_keys, series
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Drawn as the band of "reward"; about speed, not learning; or the same curve as another one:
+# entropy over log K, and the two parts of clip_ratio/region_mean.
+_NO_CURVE_OF_THEIR_OWN = frozenset(
+    {"reward_std", "step_time", "entropy_normalized", "clip_ratio/low_mean", "clip_ratio/high_mean"}
+)
+
+
+def curve_keys(run: Run) -> list[str]:
+    """Return the metrics that get a curve: evaluations first, then training, in reading order."""
+    keys = [
+        key for key in metric_keys(run) if key.removeprefix("eval/") not in _NO_CURVE_OF_THEIR_OWN
+    ]
+    evaluation = [key for key in keys if key.startswith("eval/")]
+    training = [key for key in keys if not key.startswith("eval/")]
+    return ordered(evaluation) + ordered(training)
+
+
+def curve_title(key: str) -> str:
+    """Return the title of a curve, which says what it was measured on where that is in doubt."""
+    title = metric(key).title
+    if key.startswith("eval/"):
+        return f"{title}, validation"
+    return f"{title}, training batches" if key == "accuracy" else title
+
+
+def curve_window(key: str, points: int) -> int:
+    """Return the moving average's width; evaluations and schedules have no noise to average."""
+    return 1 if key.startswith("eval/") or key == "learning_rate" else smoothing_window(points)
+
+
+def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
+    """Draw one metric over optimiser steps.
+
+    Evaluations are marked points. Training metrics are a line; with many points the raw line turns
+    faint under its moving average. "reward" has a band of one "reward_std" on each side.
+
+    Raises:
+        UserError: The run has no such metric.
+    """
+    steps, values = series(run, key)
+    window = curve_window(key, len(values))
+    spread_at = _reward_std(run) if key == "reward" and len(steps) > 1 else {}
+    notes = [f"mean over {window} logged points"] if window > 1 else []
+    notes += ["band: ± std within a group"] if spread_at else []
+    figure, axes = new_axes(metric(key), theme, title=curve_title(key), note=" · ".join(notes))
+    colour, _ = line_style(0, theme)
+
+    if spread_at:
+        shared = [place for place, step in enumerate(steps) if step in spread_at]
+        middle = moving_average(values, window)[shared]
+        spread = moving_average([spread_at[steps[place]] for place in shared], window)
+        axes.fill_between(
+            [steps[place] for place in shared],
+            middle - spread,
+            middle + spread,
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+    marker = "o" if key.startswith("eval/") or len(values) == 1 else None
+    axes.plot(
+        steps, values, color=colour, marker=marker, markersize=5, label=key,
+        linewidth=1.0 if window > 1 else 1.8, alpha=0.28 if window > 1 else 1.0,
+    )  # fmt: skip
+    if window > 1:
+        axes.plot(steps, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
+    return figure
+
+
+def plot_curves(run: Run, out_dir: Path | str) -> list[Path]:
+    """Write one PNG for each metric that the run logged, and return their paths.
+
+    "eval/accuracy" becomes ``eval_accuracy.png``.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for key in curve_keys(run):
+        path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.png"
+        path.write_bytes(png_bytes(curve_figure(run, key)))
+        paths.append(path)
+    return paths
+
+
+def _reward_std(run: Run) -> dict[int, float]:
+    if "reward_std" not in metric_keys(run):
+        return {}
+    steps, values = series(run, "reward_std")
+    return dict(zip(steps, values, strict=True))

@@ -1,0 +1,114 @@
+"""The common look of every plot: themes, labelled axes, PNG bytes. Never touches pyplot's state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from visgrpo.reporting.labels import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE_INCHES = (5.4, 3.3)
+DOTS_PER_INCH = 160
+MANY_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one plot. The palettes are Okabe and Ito's, safe for colour-blind readers."""
+
+    background: str
+    ink: str
+    faint: str
+    grid: str
+    palette: tuple[str, ...]
+
+
+LIGHT = Theme(
+    background="#ffffff",
+    ink="#1c2430",
+    faint="#667080",
+    grid="#e6e9ee",
+    palette=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"),
+)
+DARK = Theme(
+    background="#1a2029",
+    ink="#e8ecf2",
+    faint="#97a3b4",
+    grid="#2c3440",
+    palette=("#56b4e9", "#f0843c", "#2bc79a", "#e29cc4", "#f0c13c", "#a9b8ff", "#ffffff"),
+)
+DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
+
+
+def line_style(index: int, theme: Theme) -> tuple[str, str]:
+    """Return colour and dash of curve ``index``: dashes change once the palette is used up."""
+    turn, place = divmod(index, len(theme.palette))
+    return theme.palette[place], DASHES[turn % len(DASHES)]
+
+
+def new_axes(label: Metric, theme: Theme, *, title: str, note: str = "") -> tuple[Figure, Axes]:
+    """Make a figure with labelled axes: optimiser step across, the metric's unit upwards."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor=theme.background)
+    figure.subplots_adjust(left=0.145, right=0.965, top=0.82, bottom=0.155)
+    axes = figure.add_subplot(facecolor=theme.background)
+    # User-given names may hold "$", which must not be read as mathematics.
+    axes.set_title(
+        title, loc="left", x=-0.14, pad=23 if note else 12, color=theme.ink, fontsize=11.5,
+        fontweight="bold", parse_math=False,
+    )  # fmt: skip
+    axes.text(-0.14, 1.065, note, transform=axes.transAxes, fontsize=8.5, color=theme.faint)
+    axes.set_xlabel("optimiser step", color=theme.faint, fontsize=9)
+    axes.set_ylabel(label.unit, color=theme.faint, fontsize=9, parse_math=False)
+    axes.tick_params(colors=theme.faint, labelsize=8.5, length=0, pad=5)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(theme.faint)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if label.is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    else:
+        formatter = ScalarFormatter(useOffset=False, useMathText=True)
+        formatter.set_powerlimits((-3, 5))
+        axes.yaxis.set_major_formatter(formatter)
+        # A common power of ten stands at the right, clear of the note.
+        axes.yaxis.get_offset_text().set(color=theme.faint, fontsize=8.5, x=1.0, ha="right")
+    return figure, axes
+
+
+def smoothing_window(points: int) -> int:
+    """Return the odd width of the moving average: 1 (none) up to 40 points, then about a 20th."""
+    if points <= MANY_POINTS:
+        return 1
+    return max(5, points // 20) | 1
+
+
+def moving_average(values: Sequence[float], window: int) -> np.ndarray:
+    """Return the centred mean over ``window`` (odd) points; at the ends, over those that exist."""
+    padded = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    places = np.arange(len(values))
+    low = np.maximum(places - window // 2, 0)
+    high = np.minimum(places + window // 2 + 1, len(values))
+    return (padded[high] - padded[low]) / (high - low)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure with Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""Turn figures and pictures into parts of one offline page, and write the page in one piece."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from visgrpo.reporting import labels
+from visgrpo.reporting.drawing import DARK, LIGHT, Theme, png_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LONGEST_SIDE = 384
+# Below this size enlarged pixels stay square, and PNG is smaller than JPEG.
+PIXEL_ART_SIDE = 96
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot in both themes, as data URIs; the browser picks by prefers-color-scheme."""
+
+    alt: str
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample image as a data URI; ``uri`` is None when the file cannot be shown."""
+
+    path: str
+    uri: str | None
+    pixelated: bool = False
+
+
+def both_themes(alt: str, draw: Callable[[Theme], Figure], light: bytes | None = None) -> Plot:
+    """Render ``draw`` for light and for dark pages; ``light`` is the PNG if it is drawn already."""
+    light = light or png_bytes(draw(LIGHT))
+    dark = png_bytes(draw(DARK))
+    return Plot(alt=alt, light=_data_uri(light, "png"), dark=_data_uri(dark, "png"))
+
+
+def picture(run_path: Path, relative: str) -> Picture:
+    """Load a sample's image, shrunk for the page.
+
+    A file that is missing, damaged or outside the run directory gives a Picture without ``uri``,
+    and the page says so: a report on a run is worth having even if an image was deleted.
+    """
+    file = (run_path / relative).resolve()
+    # A run directory may come from someone else: never inline files that lie outside it.
+    if not file.is_relative_to(run_path.resolve()):
+        return Picture(relative, None)
+    try:
+        with warnings.catch_warnings(), Image.open(file) as opened:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Picture(relative, None)
+    small = max(image.size) <= PIXEL_ART_SIDE
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = io.BytesIO()
+    kind = "png" if small else "jpeg"
+    image.save(buffer, kind, quality=88)
+    return Picture(relative, _data_uri(buffer.getvalue(), kind), pixelated=small)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a packaged template. Every value is escaped; an undefined name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("visgrpo.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": labels.number, "signed": labels.signed}
+    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file under a temporary name, then rename it: a reader never sees half a page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested options into {"optimizer.lr": "0.001"}, values as YAML would show them."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,169 @@
+"""What each metric is called, its unit, and how its values and changes are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How people read one metric.
+
+    Attributes:
+        title: "KL to the start".
+        unit: Label of the value axis, "nats".
+        better: Which direction is a gain; "neither" where that depends on the user's aim.
+        is_share: A number in [0, 1] that is written in per cent.
+        short: Title where there is little room; the title itself if empty.
+        about: One phrase for readers who do not know the metric.
+    """
+
+    title: str
+    unit: str
+    better: Literal["higher", "lower", "neither"] = "neither"
+    is_share: bool = False
+    about: str = ""
+    short: str = ""
+
+    @property
+    def heading(self) -> str:
+        return self.short or self.title
+
+    def text(self, value: float) -> str:
+        """Write a value: ``0.8125`` as "81.2 %" for shares, else four significant figures."""
+        return signed(f"{100 * value:.1f} %") if self.is_share else number(value)
+
+    def change(self, before: float, after: float) -> str:
+        """Write a change with its sign: "+3.2 points" for shares, else "−0.012"."""
+        delta = after - before
+        if self.is_share:
+            return signed(f"{100 * delta:+.1f} points")
+        return signed(f"{delta:+.3f}")
+
+    def verdict(self, before: float, after: float) -> Literal["gain", "loss", "same"]:
+        """Say whether the change is a gain; "same" where neither direction is one."""
+        if self.better == "neither" or after == before:
+            return "same"
+        return "gain" if (after > before) == (self.better == "higher") else "loss"
+
+
+_METRICS = {
+    "accuracy": Metric(
+        "Accuracy",
+        "share of images",
+        "higher",
+        True,
+        about="share of images whose likeliest class is right",
+    ),
+    "ece": Metric(
+        "Calibration error (ECE)",
+        "ECE",
+        "lower",
+        about="mean gap between confidence and accuracy; 0 is calibrated",
+        short="ECE",
+    ),
+    "nll": Metric(
+        "Negative log-likelihood",
+        "nats",
+        "lower",
+        about="mean −log p of the right class",
+        short="NLL",
+    ),
+    "kl": Metric(
+        "KL to the start", "nats", about="how far the policy has moved from its start", short="KL"
+    ),
+    "entropy": Metric("Entropy", "nats", about="how undecided the policy is"),
+    "entropy_normalized": Metric("Entropy, share of the maximum", "share of log K", is_share=True),
+    "reward": Metric("Reward", "mean reward", "higher"),
+    "loss": Metric("Loss", "loss"),
+    "frac_reward_zero_std": Metric(
+        "Groups without a signal",
+        "share of groups",
+        is_share=True,
+        about="groups whose rewards are all equal teach nothing",
+    ),
+    "clip_ratio/region_mean": Metric("Clipped ratios", "share of outputs", is_share=True),
+    "grad_norm": Metric("Gradient norm", "norm before clipping"),
+    "learning_rate": Metric("Learning rate", "learning rate"),
+    "step_time": Metric("Time of a step", "seconds", "lower"),
+    "balanced_accuracy": Metric("Balanced accuracy", "mean over classes", "higher", True),
+    "top5_accuracy": Metric("Top-5 accuracy", "share of images", "higher", True),
+    "advantage_abs": Metric("Size of the advantages", "mean |A|"),
+    "ratio_mean": Metric("Probability ratio to the old policy", "mean ratio"),
+    "supervised_loss": Metric("Cross-entropy term", "nats"),
+    "miou": Metric("Mean IoU", "mean IoU", "higher", True),
+}
+
+ORDER = (
+    "accuracy",
+    "ece",
+    "nll",
+    "kl",
+    "entropy",
+    "reward",
+    "loss",
+    "frac_reward_zero_std",
+    "clip_ratio/region_mean",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+def metric(key: str) -> Metric:
+    """Return the label of a metric key; a key that is not known is its own title."""
+    name = key.removeprefix("eval/")
+    if name in _METRICS:
+        return _METRICS[name]
+    if name.startswith("rewards/"):
+        reward = name.removeprefix("rewards/").removesuffix("/mean")
+        return Metric(f"Reward: {reward}", "mean reward", "higher")
+    return Metric(name, name)
+
+
+def ordered(keys: list[str]) -> list[str]:
+    """Sort metric keys: the known ones in reading order, then the others as they came."""
+    known = {key: place for place, key in enumerate(ORDER)}
+    return sorted(keys, key=lambda key: known.get(key.removeprefix("eval/"), len(ORDER)))
+
+
+def describe_gain(before: float, after: float, key: str = "accuracy") -> str:
+    """Write a change in one phrase: "81.0 % → 84.2 % (+3.2 points)"."""
+    label = metric(key)
+    return f"{label.text(before)} → {label.text(after)} ({label.change(before, after)})"
+
+
+def number(value: float) -> str:
+    """Write a number with four significant figures, without a needless exponent."""
+    size = abs(value)
+    if size == 0 or 1e-3 <= size < 1e5:
+        decimals = 3 if size < 10 else 1 if size < 1000 else 0
+        return signed(f"{value:.{decimals}f}")
+    return signed(f"{value:.2e}")
+
+
+def signed(text: str) -> str:
+    """Use the true minus sign, so that columns of signed numbers align; no negative zero."""
+    digits = [c for c in text if c.isdigit()]
+    if text[:1] == "-" and "e" not in text and set(digits) == {"0"}:
+        text = text[1:]
+    return text.replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def memory(size: float) -> str:
+    """Write bytes as "812 MiB" or "3.4 GiB"."""
+    mebibytes = size / 2**20
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"

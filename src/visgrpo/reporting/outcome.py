@@ -1,0 +1,130 @@
+"""Before and after as tables: measures, classes, confusion matrix, retention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from visgrpo.reporting.labels import Metric, metric, ordered
+from visgrpo.reporting.run_reader import Run
+
+MAX_CONFUSIONS = 5
+# A count, and entropy on another scale: no columns of their own.
+_NOT_SHOWN = frozenset({"examples", "entropy_normalized"})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure before and after, written out; "–" where it was not measured."""
+
+    name: str
+    label: Metric
+    before: str
+    after: str
+    change: str
+    verdict: str
+    before_value: float | None
+    after_value: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One count of the confusion matrix; ``share`` is of the images of that true class."""
+
+    row: int
+    column: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix, rows the true class and columns the predicted one."""
+
+    names: list[str]
+    cells: list[Cell]
+    largest: list[tuple[str, str, int, float]]
+
+
+def change(name: str, label: Metric, before: object, after: object) -> Change:
+    """Write one measure before and after."""
+    old, new = _number(before), _number(after)
+    delta, verdict = "–", "same"
+    if old is not None and new is not None:
+        delta, verdict = label.change(old, new), label.verdict(old, new)
+    return Change(
+        name=name,
+        label=label,
+        before="–" if old is None else label.text(old),
+        after="–" if new is None else label.text(new),
+        change=delta,
+        verdict=verdict,
+        before_value=old,
+        after_value=new,
+    )
+
+
+def measures(run: Run) -> list[Change]:
+    """Return the scalar measures of the run: the five of a classifier first, then any other."""
+    before, after = run.before, run.after
+    keys = [
+        key
+        for key in dict.fromkeys([*before, *after])
+        if key not in _NOT_SHOWN
+        and (_number(before.get(key)) is not None or _number(after.get(key)) is not None)
+    ]
+    return [change(key, metric(key), before.get(key), after.get(key)) for key in ordered(keys)]
+
+
+def per_class(run: Run) -> list[Change]:
+    """Return the accuracy of each class before and after, in class order."""
+    before: dict[str, Any] = run.before.get("per_class_accuracy") or {}
+    after: dict[str, Any] = run.after.get("per_class_accuracy") or {}
+    names = list(dict.fromkeys([*before, *after]))
+    return [change(name, metric("accuracy"), before.get(name), after.get(name)) for name in names]
+
+
+def retention(run: Run) -> list[Change]:
+    """Return the accuracy on other data sets, before and after: what the run forgot."""
+    kept: dict[str, Any] = run.summary.get("retention") or {}
+    label = metric("accuracy")
+    return [change(name, label, v.get("before"), v.get("after")) for name, v in kept.items()]
+
+
+def confusion(run: Run) -> Confusion | None:
+    """Return the confusion matrix after the run, None when there is none.
+
+    Empty cells are left out, which keeps the page small with hundreds of classes.
+    """
+    counts: list[list[int]] | None = run.after.get("confusion")
+    if not counts:
+        return None
+    known = [str(name) for name in run.after.get("per_class_accuracy") or {}]
+    names = known if len(known) == len(counts) else [str(k) for k in range(len(counts))]
+    cells = [
+        Cell(row, column, count, count / sum(line))
+        for row, line in enumerate(counts)
+        for column, count in enumerate(line)
+        if count
+    ]
+    wrong = sorted((c for c in cells if c.row != c.column), key=lambda c: -c.count)
+    largest = [(names[c.row], names[c.column], c.count, c.share) for c in wrong[:MAX_CONFUSIONS]]
+    return Confusion(names, cells, largest)
+
+
+def tested_on(run: Run) -> str | None:
+    """Say on how many images the end was measured, and how sure that makes the accuracy."""
+    images, interval = run.after.get("examples"), run.after.get("accuracy_interval")
+    if images is None:
+        return None
+    measured = f"Measured on {images} held-out images"
+    if not interval:
+        return f"{measured}."
+    low, high = (metric("accuracy").text(end) for end in interval)
+    return f"{measured}; the accuracy at the end lies between {low} and {high} (95 % interval)."
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return None

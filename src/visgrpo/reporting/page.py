@@ -1,0 +1,117 @@
+"""The report of one run: RUN/report.html, one file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visgrpo.reporting import outcome
+from visgrpo.reporting.curves import curve_figure, curve_keys, curve_title, plot_curves
+from visgrpo.reporting.examples import examples
+from visgrpo.reporting.html import Plot, both_themes, flatten, render, write_whole
+from visgrpo.reporting.labels import describe_gain, duration, memory
+from visgrpo.reporting.run_reader import Run, read_run
+
+
+def write_report(run_path: Path | str) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` into a run directory; return the page's path.
+
+    Raises:
+        UserError: The folder is not a run, or one of its files is damaged.
+    """
+    run = read_run(run_path)
+    shown, logged = examples(run)
+    page = render(
+        "report.html.j2",
+        run=run,
+        facts=facts(run),
+        headline=headline(run),
+        measures=outcome.measures(run),
+        tested_on=outcome.tested_on(run),
+        baseline=run.summary.get("baseline"),
+        per_class=outcome.per_class(run),
+        confusion=outcome.confusion(run),
+        retention=outcome.retention(run),
+        plots=_plots(run),
+        examples=shown,
+        examples_logged=logged,
+        command=repeat_command(run),
+        config=_options(run.config),
+        versions=flatten(_mapping(run.config, "versions")),
+    )
+    return write_whole(run.path / "report.html", page)
+
+
+def headline(run: Run) -> str | None:
+    """Return the change of the run's first measure in one phrase, None before there is one."""
+    for change in outcome.measures(run):
+        if change.before_value is not None and change.after_value is not None:
+            gain = describe_gain(change.before_value, change.after_value, change.name)
+            return f"{change.label.title} {gain}"
+    return None
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Return what a reader asks first: recipe, method, model, data, when and how long."""
+    written = datetime.fromtimestamp((run.path / "metrics.jsonl").stat().st_mtime)
+    found = {
+        "Recipe": run.recipe,
+        "Method": run.method,
+        "Model": run.summary.get("model", run.config.get("model")),
+        "Data": _data_name(run),
+        "Last written": written.strftime("%Y-%m-%d %H:%M"),
+        "Time": None if run.seconds is None else duration(run.seconds),
+        "Steps": run.steps,
+        "Best step": run.summary.get("best_step"),
+        "Examples per second": _rounded(run.summary.get("examples_per_second")),
+        "Peak memory": _memory(run.summary.get("peak_memory_bytes")),
+    }
+    return [(name, str(value)) for name, value in found.items() if value is not None]
+
+
+def repeat_command(run: Run) -> str | None:
+    """Return the shell command that repeats the run, None when its recipe is not recorded."""
+    if run.recipe is None:
+        return None
+    return shlex.join(["visgrpo", run.recipe, "--config", str(run.path / "config.yaml")])
+
+
+def _plots(run: Run) -> dict[str, list[Plot]]:
+    """Write the run's plots, and return them for the page under the title of their group."""
+    groups: dict[str, list[Plot]] = {"Validation": [], "Training": []}
+    paths = plot_curves(run, run.path / "plots")
+    for key, path in zip(curve_keys(run), paths, strict=True):
+        draw = partial(curve_figure, run, key)
+        plot = both_themes(curve_title(key), draw, light=path.read_bytes())
+        groups["Validation" if key.startswith("eval/") else "Training"].append(plot)
+    return {title: plots for title, plots in groups.items() if plots}
+
+
+def _options(config: dict[str, Any]) -> dict[str, str]:
+    return flatten({key: value for key, value in config.items() if key != "versions"})
+
+
+def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _data_name(run: Run) -> str | None:
+    data = run.summary.get("data") or run.config.get("data")
+    if not isinstance(data, dict):
+        return None if data is None else str(data)
+    parts = flatten(data)
+    name = parts.pop("name", "")
+    rest = ", ".join(f"{key} {value}" for key, value in parts.items())
+    return f"{name} ({rest})" if name and rest else name or rest
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
+def _memory(size: float | None) -> str | None:
+    return None if size is None else memory(size)

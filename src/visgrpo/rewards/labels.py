@@ -1,0 +1,194 @@
+"""Rewards for outputs that are class labels.
+
+Every reward here is a callable of one signature, `LabelReward`. Its `scope` says over what its
+advantages make sense: "any", or "batch" when all outputs of one image earn the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+from visgrpo.rewards.tables import read_hierarchy, read_table
+
+Scope = Literal["any", "batch"]
+
+
+class LabelReward(Protocol):
+    """A reward for class labels.
+
+    It is called as `reward(outputs_NG, label=…, probabilities=…, classes=…, **columns)`:
+
+    * `outputs_NG`: class ids, G for each of N images (every class, G = K, under `exact`);
+    * `label` (N,): the true class ids;
+    * `probabilities` (N, K): the old policy's, without gradient;
+    * `classes`: the K class names, position = class id;
+    * `columns`: every other column of the data set, each a list of length N.
+
+    It returns the rewards (N, G).
+    """
+
+    @property
+    def scope(self) -> Scope:
+        """What the advantages may be taken over: "any", or "batch" only."""
+
+    def __call__(
+        self,
+        outputs_NG: Tensor,
+        /,
+        *,
+        label: Tensor,
+        probabilities: Tensor,
+        classes: Sequence[str],
+        **columns: Any,
+    ) -> Tensor:
+        """Return the reward of each output, (N, G)."""
+
+
+@dataclass(frozen=True)
+class Hard:
+    """1 if the output is the true label, else 0."""
+
+    scope: ClassVar[Scope] = "any"
+
+    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+        return (outputs_NG == label[:, None]).float()
+
+
+@dataclass(frozen=True)
+class Soft:
+    """The old policy's probability of the true label, the same for every output of an image.
+
+    Inside one image's group its advantage is therefore exactly zero, and it is refused there. Over
+    the batch the advantage A_n differs between images but still does not depend on the output, so
+
+        E_{k ~ π}[A_n ∇log π(k)] = A_n ∇ Σ_k π(k) = 0:
+
+    with the `sampled` estimator it is noise of mean zero, with `exact` it is zero. Mixed with
+    another reward it acts only indirectly, as a baseline of its own for each image and as a part
+    of the std that all advantages are divided by.
+    """
+
+    scope: ClassVar[Scope] = "batch"
+
+    def __call__(
+        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
+    ) -> Tensor:
+        return probabilities.gather(1, label[:, None]).float().expand(outputs_NG.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class TableReward:
+    """The entry [true label, output] of a table (K, K): rows are truth, columns are answers."""
+
+    table_KK: Tensor
+    scope: ClassVar[Scope] = "any"
+
+    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+        return self.table_KK.to(outputs_NG.device)[label[:, None], outputs_NG]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """1 for the true label; for a wrong output, `partial` if the truth was a near miss, else 0.
+
+    A near miss: the true label is among the old policy's k most probable classes. Every wrong
+    output of an image earns the same, so inside one group this moves only the level of the wrong
+    answers; over the batch, a near miss costs less than a blunder.
+    """
+
+    k: int
+    partial: float = 0.5
+    scope: ClassVar[Scope] = "any"
+
+    def __call__(
+        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
+    ) -> Tensor:
+        near_N = (probabilities.topk(self.k, dim=1).indices == label[:, None]).any(dim=1)
+        right_NG = (outputs_NG == label[:, None]).float()
+        return torch.maximum(right_NG, self.partial * near_N[:, None].float())
+
+
+def cost_reward(path: str, classes: Sequence[str]) -> TableReward:
+    """Minus the cost of answering `output` when the truth is `label`, from a CSV table.
+
+    Raises:
+        UserError: the file is missing or unreadable, or its classes are not `classes`.
+    """
+    return TableReward(0 - read_table(path, classes))  # a cost of 0 is 0, not -0
+
+
+def graded_reward(path: str, classes: Sequence[str]) -> TableReward:
+    """The credit for answering `output` when the truth is `label`, from a CSV table, as given.
+
+    Raises:
+        UserError: the file is missing or unreadable, or its classes are not `classes`.
+    """
+    return TableReward(read_table(path, classes))
+
+
+def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) -> TableReward:
+    """1 for the true class, `partial` for another class of its superclass, else 0.
+
+    Args:
+        path: YAML or JSON, {superclass: [class, …]}, with every class in exactly one superclass.
+        classes: class names, position = class id.
+        partial: the reward of a sibling.
+
+    Raises:
+        UserError: the file is missing or unreadable, or it does not place each class once.
+    """
+    superclass_K = read_hierarchy(path, classes)
+    siblings_KK = (superclass_K[:, None] == superclass_K[None, :]).float()
+    return TableReward(torch.maximum(partial * siblings_KK, torch.eye(len(classes))))
+
+
+def top_k_reward(argument: str, classes: Sequence[str]) -> TopK:
+    """`TopK` from the text of k.
+
+    Raises:
+        UserError: k is not a whole number from 1 to the number of classes.
+    """
+    if not (argument.isdecimal() and 1 <= int(argument) <= len(classes)):
+        raise UserError(
+            f'Reward "top-k:{argument}": k must be a whole number from 1 to {len(classes)}, '
+            "the number of classes."
+        )
+    return TopK(int(argument))
+
+
+_PLAIN: Mapping[str, Callable[[], LabelReward]] = {"hard": Hard, "soft": Soft}
+_WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
+    "cost": ("costs.csv", cost_reward),
+    "graded": ("credit.csv", graded_reward),
+    "hierarchy": ("tree.yaml", hierarchy_reward),
+    "top-k": ("5", top_k_reward),
+}
+LABEL_REWARDS: tuple[str, ...] = (*_PLAIN, *_WITH_ARGUMENT)
+"""Names of the built-in rewards."""
+
+
+def label_reward(name: str, argument: str, classes: Sequence[str]) -> LabelReward:
+    """Build the built-in reward `name`, one of `LABEL_REWARDS`.
+
+    Args:
+        name: the reward.
+        argument: what follows the colon in "cost:costs.csv"; empty when nothing does.
+        classes: class names, position = class id.
+
+    Raises:
+        UserError: an argument is missing, superfluous or wrong.
+    """
+    if name in _PLAIN:
+        if argument:
+            raise UserError(f'Reward "{name}" takes no argument: write "{name}".')
+        return _PLAIN[name]()
+    example, build = _WITH_ARGUMENT[name]
+    if not argument:
+        raise UserError(f'Reward "{name}" needs an argument: write for example "{name}:{example}".')
+    return build(argument, classes)

@@ -1,0 +1,157 @@
+"""Several rewards at once, named and weighted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError, nearest
+from visgrpo.rewards.custom import ARGUMENTS, CustomReward, load_function
+from visgrpo.rewards.labels import LABEL_REWARDS, LabelReward, Scope, label_reward
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """R rewards over the same outputs.
+
+    Calling it gives each reward's numbers, unweighted, (N, G, R); how they become one advantage
+    (sum then normalise, or normalise then sum, with `weights_R`) is the objective's choice.
+
+    Raises:
+        UserError: no reward, one name twice, not one weight for each, or a weight not finite.
+    """
+
+    names: tuple[str, ...]
+    functions: tuple[LabelReward, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError(f"Name at least one reward: {', '.join(LABEL_REWARDS)}.")
+        if len(self.functions) != len(self.names):
+            raise UserError(f"{len(self.functions)} functions for {len(self.names)} reward names.")
+        if len(self.weights) != len(self.names):
+            raise UserError(
+                f"{len(self.weights)} reward weights for {len(self.names)} rewards "
+                f"({', '.join(self.names)}): give one weight for each."
+            )
+        for position, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
+            if name in self.names[:position]:
+                raise UserError(f'Two rewards are called "{name}": leave one out or rename one.')
+            if not math.isfinite(weight):
+                raise UserError(f'The weight of reward "{name}" is {weight}: it must be finite.')
+
+    @property
+    def scope(self) -> Scope:
+        """ "batch" if any part makes sense over the batch only."""
+        return "batch" if any(part.scope == "batch" for part in self.functions) else "any"
+
+    @property
+    def weights_R(self) -> Tensor:
+        """The weights, (R,) float32."""
+        return torch.tensor(self.weights, dtype=torch.float32)
+
+    def validate(self, scope: str, columns: Iterable[str] = ()) -> None:
+        """Check before any model is loaded that the rewards fit the run.
+
+        Args:
+            scope: what advantages are taken over, "group" or "batch".
+            columns: names of the data set's columns that calls will pass.
+
+        Raises:
+            UserError: a batch-only reward with groups, a column that has the name of an argument,
+                or a function that needs a column which the data does not have.
+        """
+        columns = list(columns)
+        for name, part in zip(self.names, self.functions, strict=True):
+            if part.scope == "batch" and scope != "batch":
+                raise UserError(
+                    f'Reward "{name}" is the same number for every output of one image, so its '
+                    "advantage inside that image's group is zero and teaches nothing: take "
+                    'advantages over the "batch", or choose another reward.'
+                )
+            if isinstance(part, CustomReward):
+                part.check_columns(columns)
+        for column in columns:
+            if column in ARGUMENTS:
+                raise UserError(
+                    f'The data has a column "{column}", a name that rewards use for something '
+                    "else: rename or drop the column."
+                )
+
+    def __call__(
+        self,
+        outputs_NG: Tensor,
+        /,
+        *,
+        label: Tensor,
+        probabilities: Tensor,
+        classes: Sequence[str],
+        **columns: Any,
+    ) -> Tensor:
+        """Return every reward, unweighted, (N, G, R) float32; see `LabelReward` for arguments.
+
+        Raises:
+            UserError: a user's reward raised, or returned something other than (N, G) numbers.
+        """
+        with torch.no_grad():
+            parts = [
+                part(
+                    outputs_NG,
+                    label=label,
+                    probabilities=probabilities,
+                    classes=classes,
+                    **columns,
+                )
+                for part in self.functions
+            ]
+        return torch.stack(parts, dim=-1)
+
+
+def parse_rewards(
+    specs: Sequence[str | Callable[..., Any]],
+    weights: Sequence[float] | None,
+    classes: Sequence[str],
+) -> RewardSet:
+    """Build rewards from what the user wrote.
+
+    Args:
+        specs: for each reward a built-in ("hard", "soft", "cost:costs.csv", "graded:credit.csv",
+            "hierarchy:tree.yaml", "top-k:5"), a function's place ("module:function",
+            "file.py:function"), or a Python callable. A function's own name names it.
+        weights: one for each; None for all 1.
+        classes: class names, position = class id.
+
+    Raises:
+        UserError: an unknown name or file (with the nearest), or a mistake in `RewardSet`.
+        RewardError: importing the user's function raised.
+    """
+    parsed = [_parse(spec, classes) for spec in specs]
+    return RewardSet(
+        names=tuple(name for name, _ in parsed),
+        functions=tuple(reward for _, reward in parsed),
+        weights=(1.0,) * len(parsed) if weights is None else tuple(map(float, weights)),
+    )
+
+
+def _parse(spec: str | Callable[..., Any], classes: Sequence[str]) -> tuple[str, LabelReward]:
+    if not isinstance(spec, str):
+        name = getattr(spec, "__name__", type(spec).__name__)
+        return name, CustomReward(name, spec)
+    spec = spec.strip()
+    name, _, argument = spec.partition(":")
+    if name in LABEL_REWARDS:
+        return name, label_reward(name, argument, classes)
+    target, _, function = spec.rpartition(":")
+    # "cots:costs.csv" is a misspelt built-in: what follows its colon cannot name a function.
+    if target and (function.isidentifier() or target.endswith(".py")):
+        return function, CustomReward(function, load_function(spec))
+    raise UserError(
+        f'Unknown reward "{name}". {nearest(name, LABEL_REWARDS)} '
+        'A function of your own is written "file.py:function".'
+    )

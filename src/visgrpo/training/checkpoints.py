@@ -1,0 +1,133 @@
+"""Checkpoints without pickle: written whole or not at all, and checked before they are trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from visgrpo.errors import UserError
+
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on: tensors by file, and plain values."""
+
+    path: Path
+    tensors: Mapping[str, dict[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
+    """Write a folder of safetensors files and state.json, under a temporary name until complete.
+
+    Checksums of the tensor files go into state.json, which is written last.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    sums = {}
+    for name, group in tensors.items():
+        file = temporary / f"{name}.safetensors"
+        save_file({key: value.detach().contiguous().cpu() for key, value in group.items()}, file)
+        sums[file.name] = _sha256(file)
+    (temporary / STATE_FILE).write_text(json.dumps({**state, "files": sums}, indent=1))
+    for file in temporary.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises UserError when a file is missing, changed or of another format."""
+    state_file = path / STATE_FILE
+    if not state_file.exists():
+        raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} is missing.")
+    try:
+        state = json.loads(state_file.read_text())
+        sums = state["files"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} cannot be read.") from error
+    tensors = {}
+    for name, expected in sums.items():
+        file = path / name
+        if not file.exists() or _sha256(file) != expected:
+            raise UserError(f"Checkpoint {path} is damaged: {name} is missing or has changed.")
+        tensors[file.stem] = load_file(file)
+    return Checkpoint(path, tensors, state)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def newest_good(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """Return the newest checkpoint that is whole, and what was wrong with the newer ones.
+
+    Raises:
+        UserError: when there is none, or one that needs pickle.
+    """
+    pickled = [*folder.glob("*.pt"), *folder.glob("*.bin"), *folder.glob("*/*.pt")]
+    if pickled:
+        raise UserError(
+            f"{pickled[0]} needs pickle, which could run code: it is not opened. "
+            "Remove it, or start a new run."
+        )
+    complaints: list[str] = []
+    for path in step_folders(folder):
+        try:
+            return load_checkpoint(path), complaints
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise UserError(f"No checkpoint in {folder} is whole: {complaints[0]} Start a new run.")
+    raise UserError(f"{folder} holds no checkpoint to resume from: start without --resume.")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints."""
+    for path in step_folders(folder)[keep:]:
+        shutil.rmtree(path)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Return an optimiser's state as tensors named ``parameter/key``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{key}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what :func:`optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    index_of = {name: index for index, name in enumerate(names)}
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        state.setdefault(index_of[name], {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,126 @@
+"""One process or several: who writes, and how their tensors meet."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+
+class Processes:
+    """A thin face of accelerate's Accelerator, as the trainer and the policies need it."""
+
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: str = "fp32",
+        *,
+        report_to: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        check_device(device, precision)
+        check_trackers(report_to)
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        if not cpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable products
+        self.accelerator: Accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=_PRECISION[precision],
+            log_with=list(report_to) or None,
+            project_dir=folder,
+        )
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the rows of all processes, in the order of their ranks."""
+        if self.world_size == 1:
+            return tensor
+        return self.accelerator.gather(tensor.contiguous())
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the mean over processes of metrics that all of them have."""
+        if self.world_size == 1 or not values:
+            return values
+        stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        reduced = self.accelerator.reduce(stacked, reduction="mean")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in at least one process."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=self.device)
+        return bool(self.accelerator.reduce(value, reduction="sum").item() > 0)
+
+    def start_trackers(self, config: Mapping[str, Any]) -> None:
+        """Open the trackers asked for; trainer metrics go to them as well."""
+        plain = {
+            key: value if isinstance(value, int | float | str | bool) else str(value)
+            for key, value in config.items()
+        }
+        self.accelerator.init_trackers("visgrpo", plain)
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Close the trackers and leave the group of processes."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # accelerate warns when a peer left before
+            self.accelerator.end_training()
+
+
+def check_device(device: str, precision: str) -> None:
+    """Raise UserError for a device that is not there, or a precision it cannot use."""
+    known = ("auto", "cpu", "cuda")
+    if device not in known:
+        raise UserError(f'--device "{device}": choose one of {", ".join(known)}.')
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError(
+            "--device cuda: no GPU is visible to torch here; use --device cpu, or --device auto."
+        )
+    if precision != "fp32" and (device == "cpu" or not has_gpu):
+        raise UserError(
+            f"--precision {precision} needs a GPU: on a CPU it is slower than fp32; leave it out."
+        )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UserError for an unknown tracker, or one that is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f'--report-to "{name}" is not known. {nearest(name, TRACKERS)}')
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'--report-to {name}: it is not installed; run "pip install {name}".')

@@ -1,0 +1,120 @@
+"""The run directory: settings, metrics, samples, summary, each whole at every moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visgrpo.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+VERSIONS_KEY = "versions"  # written into config.yaml, ignored when it is read back as a config
+_LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+class RunDirectory:
+    """One run on disk; see the contract in docs/architecture.md.
+
+    Only the main process writes; on the others every method that writes does nothing.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write config.yaml with the versions in use."""
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {**config, VERSIONS_KEY: versions()}
+        _write_whole(self.path / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False))
+
+    def log_metrics(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        self._append("metrics.jsonl", entry)
+
+    def log_sample(self, entry: Mapping[str, Any]) -> None:
+        """Append one group to samples.jsonl."""
+        self._append("samples.jsonl", entry)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        if self.writes:
+            text = json.dumps(summary, indent=1, allow_nan=False)
+            _write_whole(self.path / "summary.json", text)
+
+    def rewind(self, step: int) -> None:
+        """Forget lines of metrics and samples after a step, before a run goes on from there."""
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if path.exists():
+                lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                _write_whole(path, "".join(line + "\n" for line in lines))
+
+    def _append(self, name: str, entry: Mapping[str, Any]) -> None:
+        if self.writes:
+            with (self.path / name).open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_free(path: Path) -> None:
+    """Raise UserError when a folder cannot take a new run."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output {path} is a file; name a folder.")
+    if path.exists() and any(path.iterdir()):
+        what = "already holds a run" if (path / CONFIG_FILE).exists() else "is not empty"
+        mend = "--resume to go on with it, or " if (path / CONFIG_FILE).exists() else ""
+        raise UserError(f"--output {path} {what}: {mend}name another folder.")
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--output {path} cannot be written: no permission in {parent}.")
+
+
+def free_name(path: Path) -> Path:
+    """Return the path, or the first of path-2, path-3, … that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a run without its versions. Raises UserError if it is no run."""
+    file = path / CONFIG_FILE
+    if not file.exists():
+        raise UserError(f"{path} holds no run to resume: {CONFIG_FILE} is missing.")
+    config = yaml.safe_load(file.read_text())
+    config.pop(VERSIONS_KEY, None)
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    found = {name: version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def _step_of(line: str) -> int:
+    """The step of a line; a last line cut off by a kill belongs to no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 2**62
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,375 @@
+"""The one trainer: batches in, rollouts, inner passes, updates, checkpoints, metrics.
+
+It knows neither models nor outputs. A *method* turns a batch into groups and into a loss; an
+*evaluation* turns the model into numbers; the trainer does the rest, the same way for every job.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from visgrpo.data.batches import Batch, BatchLoader
+from visgrpo.errors import UserError
+from visgrpo.training.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune,
+    save_checkpoint,
+)
+from visgrpo.training.metrics import MetricMeans
+from visgrpo.training.options import TrainingOptions
+from visgrpo.training.processes import Processes
+from visgrpo.training.progress import ProgressDisplay
+from visgrpo.training.run_directory import RunDirectory
+
+KEPT_CHECKPOINTS = 2  # one to go on from, and one before it in case that one is damaged
+SAMPLED_GROUPS = 4
+
+
+class Loss(Protocol):
+    """What a method returns for a batch; a protocol, since each output space has its groups."""
+
+    @property
+    def loss(self) -> Tensor: ...
+    @property
+    def metrics(self) -> Mapping[str, Tensor]: ...
+    @property
+    def groups(self) -> Any: ...
+
+
+class Method(Protocol):
+    """What is optimised. Groups must have ``select(rows)``; None stands for nothing to remember."""
+
+    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any: ...
+
+    def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> Loss: ...
+
+    def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]: ...
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it has saved a checkpoint and can go on from it."""
+
+    def __init__(self, step: int, run: Path) -> None:
+        super().__init__(f"stopped after step {step}, which is saved")
+        self.step, self.run = step, run
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run went. ``seconds`` counts training steps alone, not evaluation."""
+
+    steps: int
+    seconds: float
+    examples: int
+    best_step: int
+
+
+class Trainer:
+    """Optimise what trains in ``model`` with ``method`` on the batches of ``loader``.
+
+    Args:
+        evaluate: returns metrics on validation data, without their ``eval/`` prefix.
+        selection: the validation metric that decides which step is the best; higher is better.
+        image_of: saves the picture of a data set row and returns its path within the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        loader: BatchLoader,
+        options: TrainingOptions,
+        *,
+        processes: Processes,
+        run: RunDirectory,
+        evaluate: Callable[[], Mapping[str, float]],
+        selection: str = "accuracy",
+        title: str = "training",
+        image_of: Callable[[int], str] | None = None,
+    ) -> None:
+        options.check(processes.world_size)
+        self._processes, self._run, self._options = processes, run, options
+        self._method, self._loader = method, loader
+        self._evaluate, self._selection = evaluate, selection
+        self._title, self._image_of = title, image_of
+        decay, rest = _parameter_groups(model)
+        self._names = [*decay, *rest]
+        if not self._names:
+            raise UserError("Nothing trains: choose another --train, or --lora.")
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": list(decay.values()), "weight_decay": options.weight_decay},
+                {"params": list(rest.values()), "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+        )
+        self._plain_model = model
+        self._parameters = {**decay, **rest}
+        self._model = processes.accelerator.prepare_model(model)
+        self._optimizer = processes.accelerator.prepare_optimizer(optimizer)
+        self._old: dict[str, Tensor] = {}
+        self._means = MetricMeans()
+        self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
+        self._step, self._seconds = 0, 0.0
+        self._stop = False
+
+    def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:
+        """Train to the last step, from the start or from a checkpoint.
+
+        Raises:
+            Interrupted: after Ctrl-C or a terminate signal, once a checkpoint is written.
+            UserError: for a loss that is not finite, and whatever bad data raises; the last
+                finished step is saved first.
+        """
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        options = self._options
+        display = ProgressDisplay(
+            self._title, options.steps, start=self._step, shown=self._processes.is_main
+        )
+        with display, self._signals():
+            if self._step == 0:
+                display.log(0, self._evaluate_and_log())
+            batches = self._loader.batches(self._step, options.steps)
+            try:
+                for batch in batches:
+                    self._one_step(batch, display)
+                    if self._processes.any(self._stop):
+                        self._save()
+                        raise Interrupted(self._step, self._run.path)
+            except UserError:
+                self._save_what_is_whole()
+                raise
+        if options.keep == "best":
+            self._load_best()
+        examples = options.steps * options.batch_size
+        return TrainResult(options.steps, self._seconds, examples, int(self._best["step"]))
+
+    def _one_step(self, batch: Batch, display: ProgressDisplay) -> None:
+        began = time.perf_counter()
+        options, step = self._options, self._step
+        batch = batch.to(self._processes.device)
+        # Dropout and the like depend on the step alone, so that a resumed run repeats them.
+        torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
+        learning_rate = options.learning_rate_at(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        groups = self._rollout(batch, step)
+        for inner_pass in range(options.inner_passes):
+            for rows in self._minibatches(len(batch), step, inner_pass):
+                groups = self._update(batch, groups, rows)
+        self._step += 1
+        self._seconds += time.perf_counter() - began
+        self._means.add({"learning_rate": learning_rate, "step_time": time.perf_counter() - began})
+        display.step(self._step)
+        self._housekeeping(batch, groups, display)
+
+    def _rollout(self, batch: Batch, step: int) -> Any:
+        """Groups from the old policy; None where the first training pass provides them."""
+        options = self._options
+        if options.one_forward_is_enough:
+            return None
+        chunk = len(batch) // (options.minibatches * options.accumulation)
+        if options.refresh_every == 1:
+            return self._method.rollout(self._model, batch, step, chunk=chunk)
+        if step % options.refresh_every == 0 or not self._old:
+            self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
+        return self._method.rollout(self._old_model, batch, step, chunk=chunk)
+
+    def _old_model(self, inputs: Tensor) -> Tensor:
+        """The policy as it was at the last refresh."""
+        with self._processes.accelerator.autocast():
+            return torch.func.functional_call(self._plain_model, self._old, (inputs,))
+
+    def _minibatches(self, size: int, step: int, inner_pass: int) -> Iterator[Tensor | None]:
+        """Shuffled rows of each minibatch; None for the whole batch as it is."""
+        count = self._options.minibatches
+        if count == 1:
+            yield None
+            return
+        generator = torch.Generator().manual_seed(
+            (self._options.seed * 1_000_003 + step) * 101 + inner_pass
+        )
+        yield from torch.randperm(size, generator=generator).chunk(count)
+
+    def _update(self, batch: Batch, groups: Any, rows: Tensor | None) -> Any:
+        """One optimiser update on some rows; returns the groups that were used."""
+        accelerator, parts = self._processes.accelerator, self._options.accumulation
+        chosen = torch.arange(len(batch)) if rows is None else rows
+        pieces = chosen.chunk(parts)
+        for number, piece in enumerate(pieces):
+            whole = len(piece) == len(batch)
+            small = batch if whole else batch.select(piece)
+            its_groups = groups if whole or groups is None else groups.select(piece)
+            last = number == len(pieces) - 1
+            with nullcontext() if last else accelerator.no_sync(self._model):
+                with accelerator.autocast():
+                    result = self._method.loss(self._model, small, its_groups, self._step)
+                self._check_finite(result.loss, small)
+                accelerator.backward(result.loss / len(pieces))
+            self._means.add({"loss": result.loss.detach(), **result.metrics})
+            if whole:
+                groups = result.groups
+        if self._options.max_grad_norm:
+            norm = accelerator.clip_grad_norm_(
+                self._parameters.values(), self._options.max_grad_norm
+            )
+            self._means.add({"grad_norm": norm})
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return groups
+
+    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
+        if torch.isfinite(loss):
+            return
+        shown = ", ".join(map(str, batch.indices_N[:8].tolist()))
+        raise UserError(
+            f"The loss is {loss.item()} at step {self._step + 1}, on training images {shown}"
+            f"{', …' if len(batch) > 8 else ''}. Likely causes: a learning rate that is too high, "
+            "fp16 overflow (try bf16), or a broken image or weight. The last checkpoint is kept."
+        )
+
+    def _housekeeping(self, batch: Batch, groups: Any, display: ProgressDisplay) -> None:
+        """Log, evaluate, save: whatever is due after this step."""
+        options = self._options
+        last = self._step == options.steps
+        seen: dict[str, float] = {}
+        if last or self._step % options.log_every == 0:
+            means = self._processes.mean(self._means.take())
+            self._log(means)
+            seen.update(means)
+            if groups is not None:
+                self._log_samples(batch, groups)
+        if last or (options.eval_every and self._step % options.eval_every == 0):
+            seen.update(self._evaluate_and_log())
+        if seen:
+            display.log(self._step, seen)
+        if last or (options.save_every and self._step % options.save_every == 0):
+            self._save()
+
+    def _evaluate_and_log(self) -> dict[str, float]:
+        self._model.eval()
+        values = {f"eval/{name}": value for name, value in self._evaluate().items()}
+        self._model.train()
+        value = values[f"eval/{self._selection}"]
+        if value > self._best["value"]:
+            self._best = {"step": self._step, "value": value}
+            self._save_best()
+        self._log(values)
+        return values
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        entry = {
+            "step": self._step,
+            "epoch": round(self._step / self._loader.steps_per_epoch, 4),
+            "seconds": round(self._seconds, 3),
+            **values,
+        }
+        self._run.log_metrics(entry)
+        self._processes.accelerator.log(dict(values), step=self._step)
+
+    def _log_samples(self, batch: Batch, groups: Any) -> None:
+        if self._image_of is None or not self._run.writes:
+            return
+        for row, sample in enumerate(self._method.samples(groups, SAMPLED_GROUPS)):
+            index = int(batch.indices_N[row])
+            self._run.log_sample(
+                {"step": self._step, "index": index, "image": self._image_of(index), **sample}
+            )
+
+    def _save(self) -> None:
+        """Write step-…; every process calls it, one writes."""
+        self._processes.wait()
+        if self._run.writes:
+            scaler = self._processes.accelerator.scaler
+            tensors: dict[str, Mapping[str, Tensor]] = {
+                "trainable": self._parameters,
+                "optimizer": optimizer_tensors(self._optimizer, self._names),
+                "old_policy": self._old,
+            }
+            state = {
+                "step": self._step,
+                "seconds": self._seconds,
+                "best": self._best if self._best["value"] > float("-inf") else None,
+                "means": self._means.state(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            save_checkpoint(self._run.checkpoints / f"step-{self._step:06d}", tensors, state)
+            prune(self._run.checkpoints, KEPT_CHECKPOINTS)
+        self._processes.wait()
+
+    def _save_what_is_whole(self) -> None:
+        """After bad data: keep the last finished step, unless it is kept or there is none."""
+        if self._step and not (self._run.checkpoints / f"step-{self._step:06d}").exists():
+            self._save()
+
+    def _save_best(self) -> None:
+        if self._run.writes:
+            path = self._run.checkpoints / "best"
+            save_checkpoint(path, {"trainable": self._parameters}, {"step": self._step})
+
+    def _load_best(self) -> None:
+        self._processes.wait()
+        self._put(load_checkpoint(self._run.checkpoints / "best").tensors["trainable"])
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self._put(checkpoint.tensors["trainable"])
+        load_optimizer_tensors(self._optimizer, self._names, checkpoint.tensors["optimizer"])
+        device = self._processes.device
+        self._old = {n: t.to(device) for n, t in checkpoint.tensors["old_policy"].items()}
+        self._step, self._seconds = int(state["step"]), float(state["seconds"])
+        self._best = state["best"] or self._best
+        self._means.restore(state["means"])
+        scaler = self._processes.accelerator.scaler
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        self._run.rewind(self._step)
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(tensors[name])
+        # Whatever the model derived from its weights is stale now.
+        self._plain_model.train()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let a first Ctrl-C or terminate signal end the run after the step that is under way."""
+
+        def ask_to_stop(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        handled = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = {number: signal.signal(number, ask_to_stop) for number in handled}
+        except ValueError:  # not in the main thread: the caller keeps the signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _parameter_groups(
+    model: nn.Module,
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Split what trains into matrices, which decay, and vectors and scalars, which do not."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decay = {name: p for name, p in trainable.items() if p.ndim >= 2}
+    return decay, {name: p for name, p in trainable.items() if p.ndim < 2}

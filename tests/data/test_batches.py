@@ -1,0 +1,184 @@
+"""Batches: what depends on (seed, step), and what must not matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visgrpo.data.batches import Batch, BatchLoader, cache_inputs, sequential
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.errors import UserError
+
+ROWS = 23
+
+
+def dataset(rows: int = ROWS) -> ImageDataset:
+    return ImageDataset(
+        name="numbers/train",
+        classes=("a", "b", "c"),
+        labels=np.arange(rows) % 3,
+        images=[Image.new("RGB", (2, 2), (row, 0, 0)) for row in range(rows)],
+        columns={
+            "caption": [f"number {row}" for row in range(rows)],
+            "votes": list(np.arange(rows) * 0.5),
+            "mask": [Image.new("L", (2, 2))] * rows,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class NoisyInputs:
+    """The row and a random number: shows which randomness each row was given."""
+
+    def __call__(self, index: int, rng: np.random.Generator) -> torch.Tensor:
+        return torch.tensor([float(index), rng.random()], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    def __call__(self, index: int, rng: np.random.Generator) -> torch.Tensor:
+        raise UserError(f"image {index} cannot be read")
+
+
+@dataclass(frozen=True)
+class Ragged:
+    def __call__(self, index: int, rng: np.random.Generator) -> torch.Tensor:
+        return torch.zeros(3, 4, 4 + index)
+
+
+def loader(**options: int) -> BatchLoader:
+    settings = {"batch_size": 6, "seed": 7, **options}
+    return BatchLoader(dataset(), NoisyInputs(), **settings)
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.indices_N, b.indices_N)
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.labels_N, b.labels_N)
+        assert a.columns == b.columns
+
+
+def test_a_batch_holds_its_rows() -> None:
+    (batch,) = loader().batches(0, 1)
+    rows = batch.indices_N.tolist()
+    assert batch.indices_N.dtype == batch.labels_N.dtype == torch.long
+    assert batch.labels_N.tolist() == [row % 3 for row in rows]
+    assert batch.inputs[:, 0].tolist() == rows
+    assert batch.columns == {
+        "caption": [f"number {row}" for row in rows],
+        "votes": [row * 0.5 for row in rows],
+    }
+    assert type(batch.columns["votes"][0]) is float
+    assert len(batch) == 6
+
+
+def test_an_epoch_visits_rows_once_and_drops_the_rest() -> None:
+    assert loader().steps_per_epoch == 3
+    orders = []
+    for epoch in range(4):
+        visited = torch.cat([b.indices_N for b in loader().batches(3 * epoch, 3 * epoch + 3)])
+        assert len(set(visited.tolist())) == 18
+        orders.append(tuple(visited.tolist()))
+    assert len(set(orders)) == 4
+    assert len({row for order in orders for row in order}) == ROWS  # nobody is dropped for good
+
+
+def test_resuming_gives_the_same_steps() -> None:
+    whole = list(loader().batches(0, 10))
+    assert_same(whole, [*loader().batches(0, 4), *loader().batches(4, 10)])
+    assert loader().indices(8).tolist() == whole[8].indices_N.tolist()
+    assert list(loader().batches(5, 5)) == []
+
+
+def test_seed_and_epoch_change_order_and_randomness() -> None:
+    def noise(seed: int, start: int) -> dict[int, float]:
+        batches = loader(seed=seed).batches(start, start + 3)
+        return {int(row): value for b in batches for row, value in b.inputs.tolist()}
+
+    first, again, later, other = noise(7, 0), noise(7, 0), noise(7, 3), noise(8, 0)
+    assert first == again
+    assert all(later[row] != first[row] for row in set(first) & set(later))
+    assert all(other[row] != first[row] for row in set(first) & set(other))
+    assert len(set(first.values())) == 18
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_ranks_together_are_the_one_process(world_size: int) -> None:
+    whole = list(loader().batches(0, 5))
+    shares = [
+        list(loader(rank=rank, world_size=world_size).batches(0, 5)) for rank in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([s[step].indices_N for s in shares]), batch.indices_N)
+        assert torch.equal(torch.cat([s[step].inputs for s in shares]), batch.inputs)
+
+
+def test_item_randomness_does_not_depend_on_the_batch_size() -> None:
+    small = {int(r): v for b in loader(batch_size=1).batches(0, 23) for r, v in b.inputs.tolist()}
+    large = {int(r): v for b in loader(batch_size=6).batches(0, 3) for r, v in b.inputs.tolist()}
+    assert all(small[row] == value for row, value in large.items())
+
+
+def test_workers_give_the_same_batches_and_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    assert_same(list(loader(workers=2).batches(2, 7)), list(loader().batches(2, 7)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_an_error_in_a_worker_keeps_its_one_line() -> None:
+    broken = BatchLoader(dataset(), Damaged(), batch_size=1, seed=0, workers=1)
+    with pytest.raises(UserError, match=r"^image \d+ cannot be read$"):
+        list(broken.batches(0, 2))
+
+
+def test_select_and_to() -> None:
+    (batch,) = loader().batches(0, 1)
+    part = batch.select([4, 1])
+    assert part.indices_N.tolist() == [batch.indices_N[4], batch.indices_N[1]]
+    assert torch.equal(part.inputs, batch.inputs[[4, 1]])
+    assert part.labels_N.tolist() == [batch.labels_N[4], batch.labels_N[1]]
+    assert part.columns["caption"] == [batch.columns["caption"][4], batch.columns["caption"][1]]
+    assert_same([batch.select(torch.tensor([4, 1]))], [part])
+    moved = batch.to("meta")
+    assert {moved.inputs.device.type, moved.indices_N.device.type} == {"meta"}
+    assert moved.labels_N.device.type == "meta"
+    assert moved.columns == batch.columns
+
+
+def test_sequential_visits_every_row_in_order() -> None:
+    batches = list(sequential(dataset(), NoisyInputs(), 10))
+    assert [len(batch) for batch in batches] == [10, 10, 3]
+    assert torch.cat([batch.indices_N for batch in batches]).tolist() == list(range(ROWS))
+    assert_same(batches, list(sequential(dataset(), NoisyInputs(), 10)))
+
+
+def test_cached_inputs_equal_the_preprocessed_images_within_the_budget() -> None:
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        return torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1)
+
+    bytes_needed = ROWS * 3 * 2 * 2 * 4
+    assert cache_inputs(dataset(), preprocess, bytes_needed - 1) is None
+    cached = cache_inputs(dataset(), preprocess, bytes_needed)
+    assert cached is not None
+    (batch,) = BatchLoader(dataset(), cached, batch_size=4, seed=0).batches(0, 1)
+    assert batch.inputs.shape == (4, 3, 2, 2)
+    assert batch.inputs[:, 0, 0, 0].tolist() == batch.indices_N.tolist()  # red is the row
+
+
+def test_errors_say_the_numbers() -> None:
+    with pytest.raises(UserError, match=r"24 is larger than numbers/train, which has 23 images"):
+        loader(batch_size=24)
+    with pytest.raises(UserError, match=r"6 cannot be shared equally by 4 processes"):
+        loader(world_size=4)
+    with pytest.raises(UserError, match=r"must be 1 or more, not 0"):
+        loader(batch_size=0)
+    with pytest.raises(UserError, match=r"must be 1 or more, not 0"):
+        list(sequential(dataset(), NoisyInputs(), 0))
+    with pytest.raises(UserError, match=r"different shapes, such as \(3, 4, 4\) and \(3, 4, 6\)"):
+        list(sequential(dataset(), Ragged(), 3))

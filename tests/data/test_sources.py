@@ -1,0 +1,136 @@
+"""What a user may type: names, splits, slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from pictures import CLASSES, picture, png, reds, shares, write_table
+
+from visgrpo.data.sources import load_split, load_splits
+from visgrpo.errors import UserError
+
+# ---- built in -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["digits", "shapes", "shapes-out"])
+def test_built_in_worlds(spec: str) -> None:
+    splits = load_splits(spec, seed=1)
+    assert splits.train.classes == splits.test.classes
+    assert all(len(s) > 0 for s in (splits.train, splits.validation, splits.test))
+    assert splits.train.images[0].mode == "RGB"
+    assert load_split(spec, "test[:5]", seed=1).labels.tolist() == splits.test.labels[:5].tolist()
+
+
+def test_shapes_out_is_another_style_of_the_same_classes() -> None:
+    inside, outside = load_splits("shapes").test, load_splits("shapes-out").test
+    assert inside.classes == outside.classes
+    assert np.asarray(inside.images[0]).tobytes() != np.asarray(outside.images[0]).tobytes()
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", r'Unknown data set "digit". Did you mean "digits"\?'),
+        ("cifar-100", r'Did you mean "cifar100"\?'),
+        ("/no/such/place", r"No such file or folder: /no/such/place"),
+        ("./here", r"No such file or folder: \./here"),
+        ("photos/pets/cats", r"No such file or folder: photos/pets/cats"),
+        ("votes.parquet", r"No such file or folder: votes.parquet"),
+        ("cifar100", r'"uoft-cs/cifar100" is no local folder and cannot be loaded from the Hub'),
+        ("nobody/nothing", r'"nobody/nothing" is no local folder and cannot be loaded'),
+    ],
+)
+def test_names_that_lead_nowhere(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_splits(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"img": [png(picture(row)) for row in range(9)], "label": ["cat", "dog", "fox"] * 3}
+    table = datasets.Dataset.from_dict(rows)
+    asked = []
+
+    def load(name: str) -> datasets.DatasetDict:
+        asked.append(name)
+        return datasets.DatasetDict({"train": table, "valid": table, "unlabeled": table})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    splits = load_splits("cifar10")
+    assert asked == ["uoft-cs/cifar10"]
+    assert splits.train.classes == CLASSES
+    assert reds(splits.validation) == list(range(9))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": table.select([])})
+    with pytest.raises(UserError, match=r"some/thing/train holds no rows"):
+        load_splits("some/thing")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"unlabeled": table})
+    with pytest.raises(UserError, match=r"splits unlabeled, none of them train"):
+        load_splits("some/thing")
+
+
+# ---- slices and fractions -----------------------------------------------------------------------
+
+
+def test_slices_count_stored_rows_before_validation_is_made(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.parquet", 30)
+    write_table(tmp_path / "test.parquet", 9, start=100)
+    spec = str(tmp_path)
+    assert reds(load_split(spec, "train[:12]", seed=5)) == list(range(12))
+    assert reds(load_split(spec, "train[12:]", seed=6)) == list(range(12, 30))
+    assert reds(load_split(spec, "train[3:6]")) == [3, 4, 5]
+    assert reds(load_split(spec, "test[-2:]")) == [107, 108]
+    assert reds(load_split(spec, "validation", seed=2)) == reds(
+        load_splits(spec, seed=2).validation
+    )
+    splits = load_splits(spec, train_slice="12:")
+    assert sorted(reds(splits.train) + reds(splits.validation)) == list(range(12, 30))
+    assert reds(splits.test) == list(range(100, 109))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("trian", r'Unknown split "trian". Did you mean "train"\?'),
+        ("train[5]", r'"5" is no slice of rows'),
+        ("train[:10%]", r'":10%" is no slice of rows'),
+        ("train[:5", r"no closing bracket"),
+        ("train[90:]", r"train\[90:\] holds no rows; it has 30 in all"),
+        ("all", r"is stored in the splits train, test"),
+    ],
+)
+def test_splits_that_are_none(tmp_path: Path, split: str, message: str) -> None:
+    write_table(tmp_path / "train.parquet", 30)
+    write_table(tmp_path / "test.parquet", 3)
+    with pytest.raises(UserError, match=message):
+        load_split(str(tmp_path), split)
+
+
+def test_slices_and_fractions_of_load_splits(tmp_path: Path) -> None:
+    write_table(tmp_path / "x.parquet", 30)
+    spec = str(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r'"2000" is no slice of rows'):
+        load_splits(spec, train_slice="2000")
+    with pytest.raises(UserError, match=r"holds no rows; it has 24 in all"):
+        load_splits(spec, train_slice="2000:")
+    for fraction in (0.0, 1.0, -0.1):
+        with pytest.raises(UserError, match=r"must lie between 0 and 1"):
+            load_splits(spec, validation_fraction=fraction)
+    with pytest.raises(UserError, match=r"seed must be 0 or more, not -1"):
+        load_splits(spec, seed=-1)
+    write_table(tmp_path / "x.parquet", 3)
+    with pytest.raises(UserError, match=r"3 images are too few to set a test split apart"):
+        load_splits(spec)
+
+
+def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
+    write_table(tmp_path / "x.parquet", 60, label=["cat"] * 40 + ["dog"] * 19 + ["fox"])
+    splits = load_splits(str(tmp_path / "x.parquet"))
+    assert shares(splits.train)[2] == 1
+    assert sum(shares(splits.test)) == 12
+    assert shares(splits.test)[0] in (8, 9)  # of cats, 40 × 12/60 = 8

@@ -1,0 +1,50 @@
+"""The presets, frozen: a change of any knob must be made here too, on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import pytest
+
+from visgrpo.errors import UserError
+from visgrpo.objectives import PRESETS, preset
+from visgrpo.objectives.presets import Preset
+
+KNOBS = (
+    "scope", "baseline", "scale", "aggregation", "ratio_level", "clip", "epsilon_low",
+    "epsilon_high",
+)  # fmt: skip
+TABLE = {
+    "grpo": ("group", "mean", "std", "sequence_mean", "token", "two_sided", 0.2, 0.2),
+    "dr_grpo": ("group", "mean", "none", "constant", "token", "two_sided", 0.2, 0.2),
+    "dapo": ("group", "mean", "std", "token_mean", "token", "two_sided", 0.2, 0.28),
+    "gspo": ("group", "mean", "std", "sequence_mean", "sequence", "two_sided", 3e-4, 4e-4),
+    "cispo": ("group", "mean", "std", "token_mean", "token", "detached", 1.0, 4.0),
+    "rloo": ("group", "leave_one_out", "none", "constant", "token", "none", 0.2, 0.2),
+    "reinforce": ("batch", "mean", "none", "constant", "token", "none", 0.2, 0.2),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_knob_of_every_preset(name: str) -> None:
+    assert dataclasses.asdict(preset(name)) == dict(zip(KNOBS, TABLE[name], strict=True))
+
+
+def test_the_list_of_presets() -> None:
+    assert set(PRESETS) == set(TABLE) == set(get_args(Preset))
+
+
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        ("grppo", 'Did you mean "grpo"?'),
+        ("dr-grpo", 'Did you mean "dr_grpo"?'),
+        ("reinforced", 'Did you mean "reinforce"?'),
+        ("sac", "Choose from: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce."),
+    ],
+)
+def test_an_unknown_preset_names_the_nearest(name: str, tail: str) -> None:
+    with pytest.raises(UserError) as error:
+        preset(name)
+    assert str(error.value) == f'Unknown objective "{name}". {tail}'

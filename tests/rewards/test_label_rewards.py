@@ -1,0 +1,173 @@
+"""Built-in label rewards against values computed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from visgrpo.errors import UserError
+from visgrpo.rewards import LabelReward, hierarchy_reward, parse_rewards
+
+CLASSES = ("cat", "dog", "car")
+LABEL = torch.tensor([0, 2])
+OUTPUTS_NG = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 2]])
+PROBABILITIES = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]])
+CSV = "truth,dog,car,cat\ndog,0,9,1\ncat,2,8,0\ncar,5,0,4.5\n"
+
+
+def rewards_of(spec: str) -> list[list[float]]:
+    return call(parse_rewards([spec], None, CLASSES).functions[0])
+
+
+def call(reward: LabelReward) -> list[list[float]]:
+    rewards_NG = reward(
+        OUTPUTS_NG, label=LABEL, probabilities=PROBABILITIES, classes=CLASSES, caption=["a", "b"]
+    )
+    assert rewards_NG.dtype == torch.float32
+    return rewards_NG.tolist()
+
+
+def write(folder: Path, name: str, text: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_hard() -> None:
+    assert rewards_of("hard") == [[1, 0, 0, 1], [0, 0, 1, 1]]
+
+
+def test_soft_is_one_number_per_image() -> None:
+    assert rewards_of("soft") == [pytest.approx([0.5] * 4), pytest.approx([0.1] * 4)]
+
+
+def test_cost_is_minus_the_table(tmp_path: Path) -> None:
+    spec = f"cost:{write(tmp_path, 'costs.csv', CSV)}"
+    assert rewards_of(spec) == [[0, -2, -8, 0], [-4.5, -5, 0, 0]]
+
+
+def test_graded_is_the_table_as_given(tmp_path: Path) -> None:
+    spec = f"graded:{write(tmp_path, 'credit.csv', CSV)}"
+    assert rewards_of(spec) == [[0, 2, 8, 0], [4.5, 5, 0, 0]]
+
+
+def test_table_from_a_spreadsheet(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, quotes, spaces and blank lines change nothing."""
+    text = '\ufeff"",dog, car ,"cat"\r\ndog,0,9,1\r\n\r\ncat,2,8,0\r\ncar,5,0,4.5\r\n,,,\r\n'
+    assert rewards_of(f"graded:{write(tmp_path, 'c.csv', text)}") == [[0, 2, 8, 0], [4.5, 5, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        (CSV.replace("car,cat", "car,cta"), 'header: unknown class "cta". Did you mean "cat"?'),
+        (CSV.replace("\ncat", "\ncaat"), 'first column: unknown class "caat". Did you mean "cat"?'),
+        ("x,dog,cat\ndog,0,1\ncat,2,0\n", 'header: class "car" is missing'),
+        (CSV.replace("car,5,0,4.5\n", ""), 'first column: class "car" is missing'),
+        (CSV + "dog,1,1,1\n", 'class "dog" appears twice'),
+        (CSV.replace("2,8,0", "2,8"), 'row "cat": 2 values for 3 classes'),
+        (CSV.replace("4.5", "much"), 'row "car", "cat": "much" is not a number'),
+        (CSV.replace("4.5", "nan"), '"nan" is not a finite number'),
+        (b"x,caf\xe9\n", "is not UTF-8"),
+    ],
+)
+def test_table_mistakes(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = write(tmp_path, "costs.csv", text)
+    with pytest.raises(UserError) as caught:
+        parse_rewards([f"cost:{path}"], None, CLASSES)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TREE = {"animal": ["dog", "cat"], "machine": ["car"]}
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])  # JSON is YAML; block style is tested below
+def test_hierarchy(tmp_path: Path, suffix: str) -> None:
+    spec = f"hierarchy:{write(tmp_path, f'tree.{suffix}', json.dumps(TREE))}"
+    assert rewards_of(spec) == [[1, 0.5, 0, 1], [0, 0, 1, 1]]
+
+
+def test_hierarchy_partial_credit_is_a_choice(tmp_path: Path) -> None:
+    path = write(tmp_path, "tree.json", json.dumps(TREE))
+    assert call(hierarchy_reward(path, CLASSES, partial=0.25))[0] == [1, 0.25, 0, 1]
+
+
+def test_hierarchy_takes_class_names_literally(tmp_path: Path) -> None:
+    """YAML would read these as False, 7 and None."""
+    path = write(tmp_path, "tree.yaml", "a:\n  - no\n  - 007\nb: [null]\n")
+    table_KK = hierarchy_reward(path, ("null", "no", "007")).table_KK
+    assert table_KK.tolist() == [[1, 0, 0], [0, 1, 0.5], [0, 0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.yaml", "a: [cat, dog]\nb: [car, cat]", 'class "cat" is in "a" and in "b"'),
+        ("t.yaml", "a: [cat, dgo]\nb: [car]", 'unknown class "dgo". Did you mean "dog"?'),
+        ("t.yaml", "a: [cat, dog]", 'class "car" is missing'),
+        ("t.yaml", "- cat\n- dog", "must map each superclass to a list"),
+        ("t.yaml", "a: cat", "must map each superclass to a list"),
+        ("t.yaml", "", "must map each superclass to a list"),
+        ("t.yaml", "a: [cat", "cannot be parsed"),
+        ("t.json", "{", "cannot be parsed"),
+    ],
+)
+def test_hierarchy_mistakes(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError) as caught:
+        parse_rewards([f"hierarchy:{path}"], None, CLASSES)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("top-k:1", [[1, 0.5, 0.5, 1], [0, 0, 1, 1]]),
+        ("top-k:2", [[1, 0.5, 0.5, 1], [0, 0, 1, 1]]),
+        ("top-k:3", [[1, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]),
+    ],
+)
+def test_top_k(spec: str, expected: list[list[float]]) -> None:
+    assert rewards_of(spec) == expected
+
+
+@pytest.mark.parametrize("k", ["0", "4", "-1", "2.5", "two"])
+def test_top_k_mistakes(k: str) -> None:
+    with pytest.raises(UserError, match="k must be a whole number from 1 to 3"):
+        parse_rewards([f"top-k:{k}"], None, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hard:3", 'Reward "hard" takes no argument'),
+        ("top-k", 'write for example "top-k:5"'),
+        ("cost:", 'write for example "cost:costs.csv"'),
+        ("hrad", 'Unknown reward "hrad". Did you mean "hard"?'),
+        ("cots:costs.csv", 'Unknown reward "cots". Did you mean "cost"?'),
+        ("top_k:5", 'Unknown reward "top_k". Did you mean "top-k"?'),
+    ],
+)
+def test_spec_mistakes(spec: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_rewards([spec], None, CLASSES)
+    assert message in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    write(tmp_path, "costs.csv", CSV)
+    for spec, message in [
+        (f"cost:{tmp_path}/cost.csv", 'Did you mean "costs.csv"?'),
+        (f"hierarchy:{tmp_path}/tree.yaml", "holds no .yaml file"),
+        (f"cost:{tmp_path}/nowhere/costs.csv", "there is no folder"),
+        (f"cost:{tmp_path}", "is a folder, not a file"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            parse_rewards([spec], None, CLASSES)
+        assert message in str(caught.value)

@@ -267,14 +267,12 @@ def test_a_group_of_one_is_fine_in_a_batch_or_without_baseline() -> None:
     assert torch.equal(advantages(rewards, baseline="none", scale="none"), rewards)
 
 
-@pytest.mark.xfail(reason="mean() of int64", strict=True)
 def test_integer_rewards() -> None:
     """Counts and hits are integers: (outputs == label).long() is a natural reward."""
     result = advantages(torch.tensor([[1, 3]]), scale="none")
     torch.testing.assert_close(result, torch.tensor([[-1.0, 1.0]]))
 
 
-@pytest.mark.xfail(reason="only scale std is refused", strict=True)
 def test_one_output_in_all_has_no_batch_std() -> None:
     with pytest.raises(UserError):
         advantages(doubles([[1.0]]), baseline="none", scale="batch_std")

@@ -93,7 +93,6 @@ def test_weights_by_hand() -> None:
     assert math.isclose(uniform.sum().item(), 2.0)
 
 
-@pytest.mark.xfail(reason="searchsorted warns, and warnings are errors in tests", strict=True)
 def test_uniforms_need_not_be_contiguous() -> None:
     log_probs, u = torch.zeros(3, 4).log_softmax(-1), uniforms(6, 5, 3).T
     assert torch.equal(draw(log_probs, u), draw(log_probs, u.contiguous()))

@@ -33,6 +33,14 @@ def test_gain_of_a_share_is_in_points_and_of_a_number_plain():
     assert describe_gain(0.81, 0.842) == "81.0 % → 84.2 % (+3.2 points)"
     assert describe_gain(0.842, 0.81) == "84.2 % → 81.0 % (−3.2 points)"
     assert describe_gain(0.1, 0.046, "ece") == "0.100 → 0.046 (−0.054)"
+    assert describe_gain(0.0, 0.3, "kl") == "0.000 → 0.300 (+0.300)"
+    assert describe_gain(0.5, 0.50001, "kl") == "0.500 → 0.500 (+1.00e−05)"
+
+
+def test_no_change_has_no_sign():
+    assert metric("accuracy").change(0.5, 0.5) == "0.0 points"
+    assert metric("accuracy").change(0.5, 0.49999) == "0.0 points"
+    assert metric("kl").change(0.5, 0.5) == "0.000"
 
 
 @pytest.mark.parametrize(

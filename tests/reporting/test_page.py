@@ -15,6 +15,7 @@ from visgrpo.errors import UserError
 from visgrpo.reporting import outcome, read_run, write_report
 from visgrpo.reporting.examples import examples, group_table
 from visgrpo.reporting.html import picture
+from visgrpo.reporting.page import repeat_command
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b", "$x^2$", "猫")
 
@@ -66,6 +67,11 @@ def test_the_numbers_are_those_of_the_summary(small_run):
 def test_the_command_repeats_the_run_and_is_quoted_for_the_shell(small_run):
     path = small_run("my run", steps=2)
     assert f"visgrpo clip --config '{path}/config.yaml'" in read_page(write_report(path)).words
+
+
+def test_a_recipe_of_two_words_is_two_words_of_the_command(small_run):
+    run = read_run(small_run(steps=1, summary={"recipe": "pretrain clip"}))
+    assert repeat_command(run) == f"visgrpo pretrain clip --config {run.path}/config.yaml"
 
 
 def test_class_names_and_options_are_text(small_run):

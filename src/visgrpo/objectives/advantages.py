@@ -37,22 +37,24 @@ def advantages(
     is the population's. Without weights every output counts the same and the deviation is the
     sample's (n - 1), as in TRL.
 
-    A group (or, with batch scope, a batch) whose rewards are all equal has advantages of exactly 0,
-    whatever the rounding of its mean.
+    A group (or, with batch scope, a batch) whose possible outputs all earn the same has advantages
+    of exactly 0, whatever the rounding of its mean; only with neither baseline nor scale are
+    advantages the rewards themselves.
 
     Args:
         rewards_NG: one reward for each of the G outputs of each of the N inputs; finite.
         scope: whether baseline and scale are taken over each group or over the whole batch.
         baseline: ``mean``; ``leave_one_out``, the mean of the *other* outputs; or ``none``.
         scale: ``std`` of the scope; ``batch_std``, the whole batch's whatever the scope of the
-            baseline; ``mean``, the scope's mean reward (A = r/mean - 1); ``none``.
+            baseline; ``mean``, the scope's mean reward; ``none``.
         eps: added to the scale, in reward units.
 
     Raises:
         UserError: for a group of one with group scope, ``leave_one_out`` with weights, and ``mean``
             scaling of negative rewards.
     """
-    rewards_NG = rewards_NG.float() if rewards_NG.dtype.itemsize < 4 else rewards_NG
+    if not rewards_NG.is_floating_point() or rewards_NG.dtype.itemsize < 4:
+        rewards_NG = rewards_NG.float()
     if scope == "batch":
         pool = rewards_NG.reshape(1, -1)
         weights = None if weights_NG is None else weights_NG.reshape(1, -1) / len(weights_NG)
@@ -69,8 +71,8 @@ def advantages(
         centred = centred / (_std(pool.reshape(1, -1), batch_weights) + eps)
     elif scale == "mean":
         centred = centred / (mean + eps)
-    if baseline != "none":
-        centred = centred.masked_fill(all_equal(pool)[:, None], 0.0)
+    if baseline != "none" or scale != "none":
+        centred = centred.masked_fill(all_equal(pool, weights)[:, None], 0.0)
     return centred.reshape(rewards_NG.shape)
 
 
@@ -108,15 +110,25 @@ def combine_rewards(
     return torch.stack(parts, dim=-1) @ reward_weights_R
 
 
-def all_equal(rewards_NG: Tensor) -> Tensor:
-    """Return (N,) booleans: groups whose rewards are all the same, which teach nothing."""
-    return (rewards_NG == rewards_NG[:, :1]).all(dim=1)
+def all_equal(rewards_NG: Tensor, weights_NG: Tensor | None = None) -> Tensor:
+    """Return (N,) booleans: groups whose rewards are all the same, which teach nothing.
+
+    An output of weight 0 cannot happen and does not count.
+    """
+    if weights_NG is None:
+        return (rewards_NG == rewards_NG[:, :1]).all(dim=1)
+    likeliest_NG = weights_NG.argmax(dim=1, keepdim=True)
+    same_NG = rewards_NG == rewards_NG.gather(1, likeliest_NG)
+    return (same_NG | (weights_NG == 0)).all(dim=1)
 
 
 def _refuse(
     pool: Tensor, scope: Scope, baseline: Baseline, scale: Scale, weights: Tensor | None
 ) -> None:
-    if pool.shape[1] == 1 and (baseline != "none" or scale == "std"):
+    one_number = pool.numel() if scale == "batch_std" else pool.shape[1]
+    if (pool.shape[1] == 1 and baseline != "none") or (
+        one_number == 1 and scale in ("std", "batch_std")
+    ):
         what = "A batch" if scope == "batch" else "A group"
         raise UserError(
             f"{what} of one output has no {'baseline' if baseline != 'none' else 'spread'}: "

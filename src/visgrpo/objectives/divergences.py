@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# e^60 is finite in float32, so that no gradient becomes 0·inf = NaN.
+MAX_LOG_RATIO = 60.0
+
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
@@ -36,29 +39,41 @@ def token_kl(
     *,
     estimator: KLEstimator = "k3",
     old_log_probs: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Estimate KL(π ‖ π_ref) at each sampled token, same shape as the log-probs.
 
     With d = log π_ref - log π at the sampled token (Schulman 2020, "Approximating KL divergence"):
-    k1 = -d, k2 = d²/2, k3 = e^d - d - 1. k1 and k3 are unbiased when the tokens come from π; k3 is
-    never negative. For tokens from an older policy, ``old_log_probs`` weights each by the ratio
-    π/π_old, gradient included.
+    k1 = -d, k2 = d²/2, k3 = e^d - d - 1. As *values* k1 and k3 are unbiased when the tokens come
+    from π; k3 is never negative. As a *loss* they need ``old_log_probs``, which weights each token
+    by the ratio π/π_old, gradient included: then the gradients of k1 and k3 are the KL's, also at
+    π = π_old. Without it k1's expected gradient is 0 and k3's is that of KL(π_ref ‖ π); k2's is
+    right on policy.
+
+    Args:
+        mask: 1 at the tokens that count. The others are never exponentiated and are 0.
     """
+    if mask is not None:
+        ignored = ~mask.bool()
+        log_probs = log_probs.masked_fill(ignored, 0.0)
+        reference_log_probs = reference_log_probs.masked_fill(ignored, 0.0)
+        if old_log_probs is not None:
+            old_log_probs = old_log_probs.masked_fill(ignored, 0.0)
     d = reference_log_probs - log_probs
     if estimator == "k1":
         value = -d
     elif estimator == "k2":
         value = d.square() / 2
     else:
-        value = torch.expm1(d) - d
+        value = torch.expm1(d.clamp(max=MAX_LOG_RATIO)) - d
     if old_log_probs is not None:
-        value = value * (log_probs - old_log_probs).exp()
+        value = value * (log_probs - old_log_probs).clamp(max=MAX_LOG_RATIO).exp()
     return value
 
 
 def _expectation(log_probs: Tensor, values: Tensor) -> Tensor:
     """Σ_k π_k v_k with 0·∞ = 0, in the gradient too (a ruled-out class has log-prob -inf)."""
-    possible = log_probs > -torch.inf
+    possible = log_probs.exp() > 0  # a log-prob of -200 is a probability of 0 in float32
     safe_log_probs = log_probs.masked_fill(~possible, 0.0)
     safe_values = values.masked_fill(~possible, 0.0)
     return (safe_log_probs.exp() * safe_values).sum(dim=-1)

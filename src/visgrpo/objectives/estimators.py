@@ -26,7 +26,7 @@ def draw(log_probs_NK: Tensor, uniforms_NG: Tensor) -> Tensor:
         Class ids (N, G), int64. A class of probability 0 is never drawn.
     """
     cumulative_NK = log_probs_NK.detach().double().exp().cumsum(dim=-1)
-    targets_NG = uniforms_NG.double() * cumulative_NK[:, -1:]
+    targets_NG = (uniforms_NG.double() * cumulative_NK[:, -1:]).contiguous()
     # right=True finds the first class whose cumulative probability exceeds the target, which skips
     # classes of probability 0; a target rounded up to the total would find none: clamp it.
     last_possible = (log_probs_NK > -torch.inf).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)

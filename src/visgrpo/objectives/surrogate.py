@@ -18,12 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from visgrpo.objectives.divergences import MAX_LOG_RATIO
+
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 RatioLevel = Literal["token", "sequence"]
 Clip = Literal["two_sided", "detached", "none"]
-
-# e^60 is finite in float32, so that the gradient of a clipped-away ratio is 0 and not 0·inf = NaN.
-MAX_LOG_RATIO = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def surrogate(
         advantages_NG: one advantage per output, a constant of the loss.
         mask_NGT: 1 at the tokens that count. Values at masked tokens are never exponentiated and
             may be anything, infinities and NaN included. None: every token counts.
-        weights_NG: the estimator's weights, rows summing to 1. None: 1/G each.
+        weights_NG: the estimator's weights, rows summing to 1. None: 1/G each. An output of weight
+            0 is masked: it cannot happen, and its log-prob may be -inf.
         aggregation: see :func:`aggregate`.
         ratio_level: ``token``, or ``sequence``: one ratio per output, the geometric mean of its
             tokens' (GSPO, arXiv 2507.18071).
@@ -70,6 +70,8 @@ def surrogate(
     """
     log_probs_NGT = log_probs_NGT.float() if log_probs_NGT.dtype.itemsize < 4 else log_probs_NGT
     mask = _mask_like(log_probs_NGT, mask_NGT)
+    if weights_NG is not None:
+        mask = mask & (weights_NG > 0).unsqueeze(-1)
     log_probs = log_probs_NGT.masked_fill(~mask, 0.0)
     log_ratio = log_probs - old_log_probs_NGT.detach().masked_fill(~mask, 0.0)
     if ratio_level == "sequence":

@@ -254,7 +254,7 @@ class LabelGRPO:
         metrics = {
             "reward": mean_N.mean(),
             "reward_std": variance_N.sqrt().mean(),
-            "frac_reward_zero_std": all_equal(rewards_NG).float().mean(),
+            "frac_reward_zero_std": all_equal(rewards_NG, groups.weights_NG).float().mean(),
             "advantage_abs": (weights_NG * groups.advantages_NG.abs()).sum(dim=1).mean(),
         }
         for i, name in enumerate(self.rewards.names):

@@ -21,6 +21,7 @@ from visgrpo.reporting.groups import (
     differing_options,
     group_by_config,
     read_runs,
+    run_names,
 )
 from visgrpo.reporting.html import both_themes, render, write_whole
 from visgrpo.reporting.labels import Metric, duration, memory, metric, ordered
@@ -70,7 +71,7 @@ def compare_runs(
         runs=runs,
         columns=[metric(key) for key in MEASURES],
         rows=[(group, _group_rows(group, runs)) for group in groups],
-        plots=[_plot(groups, key) for key in _chosen(runs, metrics)],
+        plots=[_plot(groups, runs, key) for key in _chosen(runs, metrics)],
         differing=differing_options(groups),
         unfinished=[row["run"] for row in comparison_table(runs) if not row["finished"]],
     )
@@ -130,12 +131,16 @@ def _chosen(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
     return ordered(evaluation) + ordered([key for key in drawn if key not in evaluation])
 
 
-def _plot(groups: Sequence[RunGroup], key: str) -> dict[str, Any]:
+def _plot(groups: Sequence[RunGroup], runs: Sequence[Run], key: str) -> dict[str, Any]:
     drawn = [place for place, group in enumerate(groups) if group_band(group, key) is not None]
     return {
         "plot": both_themes(curve_title(key), partial(overlay_figure, groups, key)),
         "drawn": drawn,
-        "absent": [group.name for place, group in enumerate(groups) if place not in drawn],
+        "absent": [
+            name
+            for name, run in zip(run_names(runs), runs, strict=True)
+            if key not in metric_keys(run)
+        ],
     }
 
 

@@ -41,7 +41,7 @@ class Metric:
         delta = after - before
         if self.is_share:
             return signed(f"{100 * delta:+.1f} points")
-        return signed(f"{delta:+.3f}")
+        return f"+{number(delta)}" if delta > 0 else number(delta)
 
     def verdict(self, before: float, after: float) -> Literal["gain", "loss", "same"]:
         """Say whether the change is a gain; "same" where neither direction is one."""
@@ -145,9 +145,8 @@ def number(value: float) -> str:
 
 
 def signed(text: str) -> str:
-    """Use the true minus sign, so that columns of signed numbers align; no negative zero."""
-    digits = [c for c in text if c.isdigit()]
-    if text[:1] == "-" and "e" not in text and set(digits) == {"0"}:
+    """Use the true minus sign, so that columns of signed numbers align; no sign before zero."""
+    if text[:1] in "+-" and not any(digit in text for digit in "123456789"):
         text = text[1:]
     return text.replace("-", MINUS)
 

@@ -31,6 +31,7 @@ _HOME = {
     "load_clip": "visgrpo.models.loading",
     "Adaptation": "visgrpo.models.adapt",
     "adapt": "visgrpo.models.adapt",
+    "trainable_parameters": "visgrpo.models.adapt",
     "LabelGRPO": "visgrpo.policies.labels",
     "Supervised": "visgrpo.policies.supervised",
     "RewardSet": "visgrpo.rewards",

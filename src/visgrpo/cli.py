@@ -188,7 +188,8 @@ def _flags_of_file(file: Path, config_class: type) -> list[str]:
         raise UserError(f"--config {file} is not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {file} must hold lines of the form option: value.")
-    values.pop("versions", None)  # config.yaml of a run records them; they are not options
+    for name in ("recipe", "versions"):  # a run's config.yaml records them; they are no options
+        values.pop(name, None)
     known = {field.name for field in fields(config_class)}
     flags: list[str] = []
     for key, value in values.items():

@@ -99,7 +99,8 @@ def _with_adapters(backbone: nn.Module, choice: Adaptation, blocks: int) -> Any:
     targets = [
         name
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear)
+        # Exactly Linear: nn.MultiheadAttention reads its out_proj's weight past any adapter.
+        if type(module) is nn.Linear
         and re.search(rf"\.{_LINEAR}$", name)
         and any(name.startswith(tower) for tower in towers)
         and _block_of_image_tower(name) < first_full

@@ -53,6 +53,7 @@ class ClipClassifier(nn.Module):
         self.inputs_are_pooled = False
         self._token_ids, self._token_mask = _tokenize(tokenizer, self.backbone, classes, templates)
         self._text_features_KD: Tensor | None = None
+        self._pooled_prompts: Tensor | None = None  # before the projection, in order K·P
 
     @property
     def backbone(self) -> Any:
@@ -103,11 +104,13 @@ class ClipClassifier(nn.Module):
     @property
     def text_is_frozen(self) -> bool:
         """Whether no parameter of the text side trains."""
-        return not any(
-            parameter.requires_grad
-            for name, parameter in self.backbone.named_parameters()
-            if name.startswith(("text_model.", "text_projection"))
-        )
+        projection = getattr(self.backbone, "text_projection", None)
+        projects = projection is not None and projection.weight.requires_grad
+        return self._text_tower_is_frozen and not projects
+
+    @property
+    def _text_tower_is_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.backbone.text_model.parameters())
 
     def train(self, mode: bool = True) -> ClipClassifier:
         super().train(mode)
@@ -117,15 +120,27 @@ class ClipClassifier(nn.Module):
 
     def forget_text(self) -> None:
         """Drop cached text features, after the weights were replaced."""
-        self._text_features_KD = None
+        self._text_features_KD = self._pooled_prompts = None
 
     def _encode_prompts(self) -> Tensor:
-        ids = self._token_ids.to(self.device)
-        mask = None if self._token_mask is None else self._token_mask.to(self.device)
-        output = self.backbone.get_text_features(input_ids=ids, attention_mask=mask)
-        per_prompt = F.normalize(output.pooler_output, dim=-1)
+        pooled = self._pool_prompts()
+        projection = getattr(self.backbone, "text_projection", None)
+        per_prompt = F.normalize(pooled if projection is None else projection(pooled), dim=-1)
         per_class = per_prompt.view(len(self.classes), len(self.templates), -1).mean(dim=1)
         return F.normalize(per_class, dim=-1)
+
+    def _pool_prompts(self) -> Tensor:
+        """Return the text tower's features of every prompt; kept while the tower is frozen."""
+        frozen = self._text_tower_is_frozen
+        if frozen and self._pooled_prompts is not None:
+            return self._pooled_prompts
+        ids = self._token_ids.to(self.device)
+        mask = None if self._token_mask is None else self._token_mask.to(self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            pooled = self.backbone.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        if frozen:
+            self._pooled_prompts = pooled
+        return pooled
 
 
 def _tokenize(

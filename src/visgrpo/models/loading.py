@@ -12,6 +12,7 @@ import torch
 
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
+from visgrpo.models.quiet import without_progress_bars
 
 INFO_FILE = "visgrpo.json"
 _SUPPORTED = ("clip", "siglip")
@@ -72,7 +73,8 @@ def load_clip(name: str) -> ClipParts:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        with without_progress_bars():
+            model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from visgrpo.data.articles import with_article
 from visgrpo.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-_ARTICLE_AND_NAME = re.compile(r"\b(?:a|an) \{\}")
+_ARTICLE_AND_NAME = re.compile(r"\b(?:a|an) \{\}", re.IGNORECASE)
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -75,13 +75,14 @@ class AdapterOffReference:
 
 
 class CopyReference:
-    """A frozen copy of the start; costs its memory and one forward pass a step."""
+    """A frozen copy of what trains; costs its memory and one forward pass a step."""
 
     kind: ReferenceKind = "copy"
 
     def __init__(self, classifier: ClipClassifier) -> None:
         classifier.forget_text()
-        self._frozen = copy.deepcopy(classifier).requires_grad_(False).eval()
+        shared = {id(p): p for p in classifier.parameters() if not p.requires_grad}
+        self._frozen = copy.deepcopy(classifier, shared).requires_grad_(False).eval()
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> Tensor:

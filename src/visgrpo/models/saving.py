@@ -10,6 +10,7 @@ from typing import Any
 
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import INFO_FILE, ClipParts
+from visgrpo.models.quiet import without_progress_bars
 
 
 def save_classifier(
@@ -31,7 +32,8 @@ def save_parts(
     model: Any, parts: ClipParts, folder: Path, card: str, info: Mapping[str, Any]
 ) -> None:
     """Write a dual encoder with what belongs to it."""
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     parts.tokenizer.save_pretrained(folder)
     parts.processor.save_pretrained(folder)
     (folder / INFO_FILE).write_text(json.dumps(info, indent=1, ensure_ascii=False))

@@ -45,6 +45,17 @@ class LabelGroups:
 
 
 @dataclass(frozen=True)
+class OneProcess:
+    """All the processes there are, when there is one."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@dataclass(frozen=True)
 class LossResult:
     """A loss with gradient, its metrics (scalars without), and the groups it was taken on."""
 

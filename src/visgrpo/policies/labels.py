@@ -25,7 +25,7 @@ from visgrpo.objectives import (
 )
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.estimators import Estimator
-from visgrpo.policies.groups import LabelGroups, LossResult, uniforms_for
+from visgrpo.policies.groups import LabelGroups, LossResult, OneProcess, uniforms_for
 from visgrpo.rewards import RewardSet
 
 Metrics = dict[str, Tensor]
@@ -71,7 +71,7 @@ class LabelGRPO:
     rewards: RewardSet
     objective: Objective
     classes: tuple[str, ...]
-    shards: Shards
+    shards: Shards = OneProcess()
     estimator: Estimator = "sampled"
     group_size: int = 8
     temperature: float = 1.0

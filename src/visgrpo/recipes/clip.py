@@ -102,7 +102,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     )
     options.check(session.processes.world_size)
 
-    begin(session)
+    begin(session, "clip")
     baseline = _supervised_baseline(config, session)
     parts = load_clip(config.model)
     classifier = ClipClassifier(

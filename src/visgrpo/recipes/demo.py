@@ -30,9 +30,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             seed=config.seed,
             steps=60,
             batch_size=64,
-            learning_rate=5e-4,
-            width=96,
-            layers=3,
+            patch_size=8,
+            width=64,
+            layers=2,
         )
     )
     tuned = {
@@ -43,9 +43,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 output=str(folder / method),
                 method=method,
                 seed=config.seed,
-                epochs=8,
+                epochs=15,
                 batch_size=64,
-                learning_rate=3e-4,
+                learning_rate=1e-3,
+                logit_scale="clamped",
             )
         )
         for method in ("supervised", "grpo")

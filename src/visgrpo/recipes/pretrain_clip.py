@@ -84,7 +84,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
     )
     vocabulary_texts = sorted({text for choices in captions for text in choices})
     parts = build_small_clip(sizes, vocabulary_texts, config.seed)
-    begin(session)
+    begin(session, "pretrain clip")
     classifier = ClipClassifier(
         parts.model,
         parts.tokenizer,

@@ -82,10 +82,10 @@ def load_data(session: Session) -> Splits:
     return splits
 
 
-def begin(session: Session) -> None:
+def begin(session: Session, recipe: str) -> None:
     """Create the run directory; from here on the run exists."""
     settings = {**settings_of(session.config), "output": str(session.run.path)}
-    session.run.create(settings)
+    session.run.create(recipe, settings)
     session.processes.start_trackers(settings)
 
 

@@ -56,18 +56,19 @@ class RewardSet:
         """The weights, (R,) float32."""
         return torch.tensor(self.weights, dtype=torch.float32)
 
-    def validate(self, scope: str, columns: Iterable[str] = ()) -> None:
+    def validate(self, scope: str, columns: Iterable[str] | None = None) -> None:
         """Check before any model is loaded that the rewards fit the run.
 
         Args:
             scope: what advantages are taken over, "group" or "batch".
-            columns: names of the data set's columns that calls will pass.
+            columns: names of the data set's columns that calls will pass; None leaves them
+                unchecked.
 
         Raises:
             UserError: a batch-only reward with groups, a column that has the name of an argument,
                 or a function that needs a column which the data does not have.
         """
-        columns = list(columns)
+        names = None if columns is None else list(columns)
         for name, part in zip(self.names, self.functions, strict=True):
             if part.scope == "batch" and scope != "batch":
                 raise UserError(
@@ -75,9 +76,9 @@ class RewardSet:
                     "advantage inside that image's group is zero and teaches nothing: take "
                     'advantages over the "batch", or choose another reward.'
                 )
-            if isinstance(part, CustomReward):
-                part.check_columns(columns)
-        for column in columns:
+            if names is not None and isinstance(part, CustomReward):
+                part.check_columns(names)
+        for column in names or ():
             if column in ARGUMENTS:
                 raise UserError(
                     f'The data has a column "{column}", a name that rewards use for something '

@@ -34,7 +34,8 @@ def save_checkpoint(
 ) -> None:
     """Write a folder of safetensors files and state.json, under a temporary name until complete.
 
-    Checksums of the tensor files go into state.json, which is written last.
+    Checksums of the tensor files, and of the state itself, go into state.json, which is written
+    last.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -44,12 +45,19 @@ def save_checkpoint(
         file = temporary / f"{name}.safetensors"
         save_file({key: value.detach().contiguous().cpu() for key, value in group.items()}, file)
         sums[file.name] = _sha256(file)
-    (temporary / STATE_FILE).write_text(json.dumps({**state, "files": sums}, indent=1))
+    content = {**state, "files": sums}
+    content["checksum"] = _checksum(content)
+    (temporary / STATE_FILE).write_text(json.dumps(content, indent=1))
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(path, ignore_errors=True)
+    # A folder cannot be replaced in one move: the old one steps aside whole, then is deleted.
+    aside = path.with_name(f".{path.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
     temporary.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -59,6 +67,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} is missing.")
     try:
         state = json.loads(state_file.read_text())
+        if state.pop("checksum") != _checksum(state):
+            raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} has changed.")
         sums = state["files"]
     except (ValueError, KeyError) as error:
         raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} cannot be read.") from error
@@ -73,7 +83,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def step_folders(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-*"), key=_step_number, reverse=True)
 
 
 def newest_good(folder: Path) -> tuple[Checkpoint, list[str]]:
@@ -126,6 +136,16 @@ def load_optimizer_tensors(
         state.setdefault(index_of[name], {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _step_number(path: Path) -> int:
+    """The number in step-…; names without one come last."""
+    digits = path.name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

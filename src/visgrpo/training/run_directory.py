@@ -15,7 +15,7 @@ import yaml
 from visgrpo.errors import UserError
 
 CONFIG_FILE = "config.yaml"
-VERSIONS_KEY = "versions"  # written into config.yaml, ignored when it is read back as a config
+NOT_OPTIONS = ("recipe", "versions")  # in config.yaml for people, left out when it is read back
 _LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -30,12 +30,12 @@ class RunDirectory:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
 
-    def create(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml with the versions in use."""
+    def create(self, recipe: str, config: Mapping[str, Any]) -> None:
+        """Make the folder and write config.yaml with the recipe and the versions in use."""
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {**config, VERSIONS_KEY: versions()}
+        content = {"recipe": recipe, **config, "versions": versions()}
         _write_whole(self.path / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False))
 
     def log_metrics(self, entry: Mapping[str, Any]) -> None:
@@ -59,7 +59,9 @@ class RunDirectory:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.exists():
-                lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                # A kill may cut the last line off anywhere, even within a letter.
+                text = path.read_text(encoding="utf-8", errors="replace")
+                lines = [line for line in text.split("\n") if _step_of(line) <= step]
                 _write_whole(path, "".join(line + "\n" for line in lines))
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -91,13 +93,12 @@ def free_name(path: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a run without its versions. Raises UserError if it is no run."""
+    """Return the settings of a run. Raises UserError if it is no run."""
     file = path / CONFIG_FILE
     if not file.exists():
         raise UserError(f"{path} holds no run to resume: {CONFIG_FILE} is missing.")
-    config = yaml.safe_load(file.read_text())
-    config.pop(VERSIONS_KEY, None)
-    return config
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in config.items() if name not in NOT_OPTIONS}
 
 
 def versions() -> dict[str, str]:

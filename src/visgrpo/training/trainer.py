@@ -123,6 +123,9 @@ class Trainer:
         self._means = MetricMeans()
         self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
         self._step, self._seconds = 0, 0.0
+        # Within a step: the means before it, and whether it has changed the weights yet.
+        self._means_before: dict[str, dict[str, float]] | None = None
+        self._updated = False
         self._stop = False
 
     def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:
@@ -160,6 +163,7 @@ class Trainer:
     def _one_step(self, batch: Batch, display: ProgressDisplay) -> None:
         began = time.perf_counter()
         options, step = self._options, self._step
+        self._means_before, self._updated = self._means.state(), False
         batch = batch.to(self._processes.device)
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
@@ -171,6 +175,7 @@ class Trainer:
             for rows in self._minibatches(len(batch), step, inner_pass):
                 groups = self._update(batch, groups, rows)
         self._step += 1
+        self._means_before = None
         self._seconds += time.perf_counter() - began
         self._means.add({"learning_rate": learning_rate, "step_time": time.perf_counter() - began})
         display.step(self._step)
@@ -217,7 +222,7 @@ class Trainer:
             with nullcontext() if last else accelerator.no_sync(self._model):
                 with accelerator.autocast():
                     result = self._method.loss(self._model, small, its_groups, self._step)
-                self._check_finite(result.loss, small)
+                self._check_finite("loss", result.loss, small)
                 accelerator.backward(result.loss / len(pieces))
             self._means.add({"loss": result.loss.detach(), **result.metrics})
             if whole:
@@ -226,17 +231,21 @@ class Trainer:
             norm = accelerator.clip_grad_norm_(
                 self._parameters.values(), self._options.max_grad_norm
             )
-            self._means.add({"grad_norm": norm})
+            if accelerator.scaler is None:
+                self._check_finite("gradient's norm", norm, batch)
+            if torch.isfinite(norm):  # else fp16's scaler leaves this update out
+                self._means.add({"grad_norm": norm})
+        self._updated = True
         self._optimizer.step()
         self._optimizer.zero_grad()
         return groups
 
-    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
-        if torch.isfinite(loss):
+    def _check_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+        if torch.isfinite(value):
             return
         shown = ", ".join(map(str, batch.indices_N[:8].tolist()))
         raise UserError(
-            f"The loss is {loss.item()} at step {self._step + 1}, on training images {shown}"
+            f"The {what} is {value.item()} at step {self._step + 1}, on training images {shown}"
             f"{', …' if len(batch) > 8 else ''}. Likely causes: a learning rate that is too high, "
             "fp16 overflow (try bf16), or a broken image or weight. The last checkpoint is kept."
         )
@@ -311,8 +320,14 @@ class Trainer:
         self._processes.wait()
 
     def _save_what_is_whole(self) -> None:
-        """After bad data: keep the last finished step, unless it is kept or there is none."""
-        if self._step and not (self._run.checkpoints / f"step-{self._step:06d}").exists():
+        """After bad data: keep the last finished step, if the weights still are that step's."""
+        if self._means_before is not None:
+            if self._updated:
+                return
+            self._means.restore(self._means_before)
+        finite = all(bool(p.isfinite().all()) for p in self._parameters.values())
+        saved = (self._run.checkpoints / f"step-{self._step:06d}").exists()
+        if self._step and finite and not saved:
             self._save()
 
     def _save_best(self) -> None:

@@ -1,0 +1,61 @@
+"""A picture folder and a CLIP pre-trained on it for a few steps, made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pictures_of_shapes import write_pictures
+
+from visgrpo.cli import main
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes; 16 training, 6 validation and 6 test pictures of each."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def start_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that pre-trained the start; with its page and plots."""
+    folder = tmp_path_factory.mktemp("start") / "run"
+    main(
+        f"pretrain clip --data {pictures} --output {folder} --steps 12 --batch-size 16 "
+        "--image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2 --features 16 "
+        "--vocabulary 300 --keep last --device cpu".split()
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(start_run: Path) -> Path:
+    """The folder of a small CLIP that is not good yet."""
+    return start_run / "model"
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page: drawing its plots takes longer than the run."""
+    monkeypatch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail when a model is loaded."""
+
+    def loaded(name: str) -> None:
+        pytest.fail(f"{name} was loaded before cheap checks were done")
+
+    for recipe in ("clip", "evaluate", "predict"):
+        monkeypatch.setattr(f"visgrpo.recipes.{recipe}.load_clip", loaded)
+    monkeypatch.setattr("visgrpo.recipes.pretrain_clip.build_small_clip", loaded)
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """For subprocesses: this source tree, one thread, offline."""
+    source = str(Path(__file__).parents[2] / "src")
+    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

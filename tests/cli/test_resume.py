@@ -1,0 +1,219 @@
+"""Runs that were killed or stopped go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import SMALL, clip, metric_lines, read_lines, refused, same_run, training_lines
+
+from visgrpo.cli import main
+
+EIGHT = ["--steps", "8", "--save-every", "2", "--eval-every", "2", "--keep", "last"]
+# Options, the step in which the kill comes, and before which file of that step's checkpoint.
+KILLED: dict[str, tuple[str, int, str | None]] = {
+    "augmented": ("--augment crop flip color", 5, None),
+    "lora with dropout": ("--lora --lora-dropout 0.3", 4, "optimizer"),
+    "stale groups": ("--minibatches 2 --inner-passes 2 --refresh-every 3", 5, None),
+    "logged between saves": ("--log-every 3 --eval-every 4 --keep best", 5, None),
+    "text tower, batch scope": ("--method reinforce --train text --keep best", 6, "old_policy"),
+    "before the first checkpoint": ("--save-every 8 --eval-every 8", 1, None),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(
+    start: Path,
+    pictures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+) -> Path:
+    """The folder that holds all killed runs."""
+    folder = tmp_path_factory.mktemp("killed")
+    runs = [
+        {"words": _words(start, pictures, folder / name, options), "step": step, "file": file}
+        for name, (options, step, file) in KILLED.items()
+    ]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    script = Path(__file__).with_name("killed_runs.py")
+    subprocess.run(
+        [sys.executable, str(script), str(folder / "runs.json")], env=environment, check=True
+    )
+    return folder
+
+
+def _words(start: Path, data: Path, output: Path, options: str) -> list[str]:
+    paths = ["--model", str(start), "--data", str(data), "--output", str(output)]
+    return ["clip", *paths, *SMALL, *EIGHT, *options.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_goes_on_to_the_bit(
+    name: str, killed: Path, start: Path, pictures: Path, tmp_path: Path, no_page: None
+) -> None:
+    run = killed / name
+    assert not (run / "summary.json").exists()
+    assert 0 < len(read_lines(run / "metrics.jsonl")) < 16
+    clip(start, pictures, tmp_path / "whole", *EIGHT, *KILLED[name][0].split())
+    main(["clip", "--resume", "--output", str(run)])
+    assert same_run(run, tmp_path / "whole")
+    samples = [read_lines(folder / "samples.jsonl") for folder in (run, tmp_path / "whole")]
+    assert samples[0] == samples[1]
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    start: Path, pictures: Path, tmp_path: Path, no_page: None, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "stopped"
+    options = "--steps 90 --save-every 40 --eval-every 30 --keep last"
+    words = [sys.executable, "-m", "visgrpo", *_words(start, pictures, run, options)]
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not _has_step(run, 3):
+            assert time.monotonic() < deadline, "the run does not start"
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in messages
+    assert "\x1b" not in messages  # plain lines when piped
+    last = messages.splitlines()[-1]
+    stopped_after = training_lines(run)[-1]["step"]
+    assert last.startswith(f"visgrpo: stopped after step {stopped_after}, which is saved")
+    command = shlex.split(last.partition("go on with: ")[2])
+    assert command == ["visgrpo", "clip", "--config", f"{run}/config.yaml", "--resume"]
+    main(command[1:])
+    clip(start, pictures, tmp_path / "whole", *EIGHT, *options.split())
+    assert same_run(run, tmp_path / "whole")
+
+
+def _has_step(run: Path, step: int) -> bool:
+    file = run / "metrics.jsonl"
+    return file.exists() and f'"step": {step},' in file.read_text()
+
+
+def test_ctrl_c_in_the_baseline_says_how_the_whole_run_goes_on(
+    start: Path,
+    pictures: Path,
+    tmp_path: Path,
+    no_page: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from visgrpo.training.trainer import Trainer
+
+    update = Trainer._update
+
+    def interrupted(self: Trainer, *arguments: object) -> object:
+        if self._step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            clip(start, pictures, tmp_path / "run", "--baseline")
+    assert caught.value.code == 130
+    command = shlex.split(capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2])
+    main(command[1:])
+    assert (tmp_path / "run" / "summary.json").exists()
+    clip(start, pictures, tmp_path / "whole", "--baseline")
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+    assert same_run(tmp_path / "run" / "baseline", tmp_path / "whole" / "baseline")
+
+
+@pytest.fixture(scope="module")
+def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+        return clip(start, pictures, folder, "--keep", "last")
+
+
+def _copy(run: Path, place: Path) -> Path:
+    """A copy of a run whose settings name their new place, as if it had been made there."""
+    import shutil
+
+    shutil.copytree(run, place)
+    config = place / "config.yaml"
+    config.write_text(config.read_text().replace(f"output: {run}\n", f"output: {place}\n"))
+    return place
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
+    finished: Path, tmp_path: Path, no_page: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    file = run / "checkpoints" / "step-000004" / "trainable.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    main(["clip", "--resume", "--output", str(run)])
+    messages = capsys.readouterr().err
+    assert "warning: Checkpoint" in messages
+    assert "step-000004 is damaged: trainable.safetensors is missing or has changed" in messages
+    assert "going on from step-000003 instead" in messages
+    assert same_run(run, finished)
+
+
+def test_resuming_a_finished_run_repeats_its_ending(
+    finished: Path, tmp_path: Path, no_page: None
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    main(["clip", "--resume", "--output", str(run)])
+    assert same_run(run, finished)
+    assert metric_lines(run) == metric_lines(finished)
+
+
+def test_resume_with_other_settings_says_which(
+    finished: Path,
+    tmp_path: Path,
+    no_model: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    words = ["clip", "--resume", "--output", finished, "--beta", "0.5", "--seed", "3"]
+    line = refused(capsys, words)
+    assert "beta was 0.02, now 0.5" in line
+    assert "seed was 0, now 3" in line
+    assert "batch_size" not in line
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_without_a_run(
+    tmp_path: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, ["clip", "--resume", "--output", tmp_path / "none"])
+    assert "holds no run to resume" in line
+    assert "--resume needs --output" in refused(capsys, ["clip", "--resume"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_needs_pickle_is_refused(
+    finished: Path, tmp_path: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    (run / "checkpoints" / "step-000009.pt").write_bytes(b"\x80\x04")
+    line = refused(capsys, ["clip", "--resume", "--output", run])
+    assert "step-000009.pt needs pickle, which could run code" in line
+
+
+def test_no_whole_checkpoint(
+    finished: Path, tmp_path: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    for folder in (run / "checkpoints").glob("step-*"):
+        (folder / "state.json").unlink()
+    assert "is whole" in refused(capsys, ["clip", "--resume", "--output", run])

@@ -1,0 +1,90 @@
+"""The house plan: every room imports only from the floors below it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import visgrpo
+
+SOURCE = Path(visgrpo.__file__).parent
+CORE = {"errors"}
+TABLES = CORE | {"objectives", "rewards", "data"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "objectives": CORE,
+    "rewards": CORE,
+    "data": CORE,
+    "models": CORE | {"data"},
+    "policies": TABLES | {"models"},
+    "training": TABLES | {"models", "policies"},
+    "evaluation": TABLES | {"models", "policies"},
+    "reporting": CORE,
+    "recipes": TABLES | {"models", "policies", "training", "evaluation", "reporting"},
+    "cli": CORE | {"recipes"},
+    "__main__": {"cli"},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module named by an import anywhere in a file, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            module = node.module or ""
+            # "from visgrpo import x" and "from visgrpo.data import x" may name a room or a file.
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    parts = [module.split(".") for module in imported_modules(path)]
+    return {part[1] for part in parts if part[0] == "visgrpo" and len(part) > 1}
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room_of(path) for path in FILES} - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        assert rooms_imported(path) == set()  # names load when they are first used
+        return
+    upward = rooms_imported(path) - MAY_IMPORT[room] - {room}
+    assert not upward, f"{room} must not import {', '.join(sorted(upward))}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if room_of(path) == "objectives"], ids=lambda path: path.stem
+)
+def test_objectives_are_tensor_maths_alone(path: Path) -> None:
+    tops = {module.split(".")[0] for module in imported_modules(path)}
+    standard = {"__future__", "collections", "dataclasses", "math", "types", "typing"}
+    assert tops <= standard | {"torch", "visgrpo"}
+
+
+@pytest.mark.parametrize(
+    ("source", "rooms"),
+    [
+        ("from visgrpo.recipes.clip import train_clip", {"recipes"}),
+        ("from visgrpo import recipes", {"recipes"}),
+        ("import visgrpo.training.trainer as t", {"training"}),
+        ("def f():\n    from visgrpo.models import clip", {"models"}),
+        ("import torch", set()),
+    ],
+)
+def test_the_parser_sees_every_form(tmp_path: Path, source: str, rooms: set[str]) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert rooms_imported(path) == rooms

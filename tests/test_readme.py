@@ -1,0 +1,33 @@
+"""The README's promises that can be checked: its script is the example, and the example learns."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_script_in_the_readme_is_the_example() -> None:
+    example = (ROOT / "examples" / "train_clip.py").read_text()
+    assert example in (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs(
+    tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_clip.py", str(tiny_clip_folder), "3"])
+    runpy.run_path(str(ROOT / "examples" / "train_clip.py"), run_name="__main__")
+    assert re.match(r"0 reward 0\.\d+ entropy 2\.\d+", capsys.readouterr().out)
+
+
+def test_every_link_and_folder_of_the_readme_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for folder in re.findall(r"^  (\w+)/ ", text, re.MULTILINE):
+        assert (ROOT / "src" / "visgrpo" / folder).is_dir(), folder

@@ -44,7 +44,7 @@ class Budget:
     """How long everything takes; one for the table, one for --quick.
 
     Attributes:
-        rates: learning rates that a family tries; the first is taken where there is one alone.
+        rates: learning rates that a family tries.
         rows: rows of each parquet file to use; None for all.
     """
 
@@ -60,12 +60,12 @@ class Budget:
 TABLE = Budget(
     pretrain_steps=600,
     pretrain_batch=256,
-    steps=450,
-    batch=128,
+    steps=400,
+    batch=64,
     captioned=2000,
     rates={
         "supervised full": (3e-4, 1e-3, 3e-3),
-        "grpo full": (3e-4, 1e-3, 3e-3),
+        "grpo full": (1e-4, 3e-4, 1e-3),
         "supervised lora": (1e-3, 3e-3, 1e-2),
         "grpo lora": (1e-3, 3e-3, 1e-2),
     },
@@ -76,7 +76,7 @@ QUICK = Budget(
     steps=8,
     batch=64,
     captioned=400,
-    rates={family: (rates[1],) for family, rates in TABLE.rates.items()},
+    rates={family: rates[1:2] for family, rates in TABLE.rates.items()},
     rows=1000,
 )
 
@@ -136,7 +136,7 @@ class Job:
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         resume = ["--resume"] if (self.folder / "config.yaml").exists() else []
-        log = self.folder.with_suffix(".log")
+        log = self.folder.with_name(f"{self.folder.name}.log")
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self.threads),
@@ -187,6 +187,7 @@ class Plan:
         words += ["--train-slice", f"{self.budget.captioned}:", "--train", "image"]
         words += ["--steps", str(self.budget.steps), "--batch-size", str(self.budget.batch)]
         words += ["--learning-rate", f"{rate:g}", "--keep", "last", "--seed", str(seed)]
+        words += ["--eval-every", "100", "--log-every", "20"]
         folder = self.output / f"seed-{seed}" / name
         return Job(folder, (*words, *variant.flags), self.threads)
 

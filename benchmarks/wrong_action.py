@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from visgrpo.cli import parse
+from visgrpo.arguments import parse
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
@@ -74,7 +74,6 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
     session = open_session(config, "wrong-action")
     splits = load_data(session)
     options = training_options(config, config.resolved_learning_rate(), splits.train)
-    begin(session)
     parts = load_clip(config.model)
     classifier = ClipClassifier(
         parts.model,
@@ -103,6 +102,7 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
         evaluate=lambda: scalars(validation.now()),
         title="wrong action",
     )
+    begin(session, "clip")
     result = trainer.train(session.checkpoint)
     classifier.eval()
     classifier.forget_text()
@@ -124,7 +124,7 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     try:
-        train_wrong_action(parse("clip", words))
+        train_wrong_action(parse(ClipConfig, "clip", words))
     except UserError as error:
         print(f"wrong_action: {error}", file=sys.stderr)
         sys.exit(2)

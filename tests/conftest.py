@@ -63,9 +63,7 @@ def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {"image_size": IMAGE_SIZE, "patch_size": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SiglipModel(
-            SiglipConfig(text_config=tower | text, vision_config=tower | vision)
-        )
+        model = SiglipModel(SiglipConfig(text_config=tower | text, vision_config=tower | vision))
     with torch.no_grad():
         model.logit_scale.fill_(2.0)
         model.logit_bias.fill_(-5.0)

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "evaluation": TABLES | {"models", "policies"},
     "reporting": CORE,
     "recipes": TABLES | {"models", "policies", "training", "evaluation", "reporting"},
-    "cli": CORE | {"recipes"},
+    "arguments": CORE,
+    "cli": CORE | {"arguments", "recipes"},
     "__main__": {"cli"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -22,7 +22,7 @@ def test_the_example_runs(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_clip.py", str(tiny_clip_folder), "3"])
     runpy.run_path(str(ROOT / "examples" / "train_clip.py"), run_name="__main__")
-    assert re.match(r"0 reward 0\.\d+ entropy 2\.\d+", capsys.readouterr().out)
+    assert re.match(r"0 reward 0\.\d+ entropy \d\.\d+", capsys.readouterr().out)
 
 
 def test_every_link_and_folder_of_the_readme_is_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -12,6 +13,14 @@ class UserError(Exception):
     The message is one line that names the thing and the mend. The command line prints it without a
     traceback and exits with code 2; library users catch it like any exception.
     """
+
+
+class Interrupted(Exception):
+    """A run was asked to stop; it has saved a checkpoint and can go on from it."""
+
+    def __init__(self, step: int, run: Path) -> None:
+        super().__init__(f"stopped after step {step}, which is saved")
+        self.step, self.run = step, run
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -23,6 +23,12 @@ def clip(start: Path, data: Path | str, output: Path, *options: str) -> Path:
     return output
 
 
+def clip_words(start: Path, data: Path | str, output: Path, *options: object) -> list[str]:
+    """The words of a run of four steps of 8 images."""
+    known = ["--model", start, "--data", data, "--output", output, "--device", "cpu"]
+    return [str(word) for word in ["clip", *known, "--batch-size", 8, "--steps", 4, *options]]
+
+
 def refused(
     capsys: pytest.CaptureFixture[str], words: Sequence[str], *, notes: bool = False
 ) -> str:

@@ -14,6 +14,7 @@ import pytest
 from running import SMALL, clip, metric_lines, read_lines, refused, same_run, training_lines
 
 from visgrpo.cli import main
+from visgrpo.errors import Interrupted
 
 EIGHT = ["--steps", "8", "--save-every", "2", "--eval-every", "2", "--keep", "last"]
 # Options, the step in which the kill comes, and before which file of that step's checkpoint.
@@ -92,8 +93,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     last = messages.splitlines()[-1]
     stopped_after = training_lines(run)[-1]["step"]
     assert last.startswith(f"visgrpo: stopped after step {stopped_after}, which is saved")
-    command = shlex.split(last.partition("go on with: ")[2])
-    assert command == ["visgrpo", "clip", "--config", f"{run}/config.yaml", "--resume"]
+    command = shlex.split(last.partition("Go on with: ")[2])
+    assert command == ["visgrpo", "clip", "--output", str(run), "--resume"]
     main(command[1:])
     clip(start, pictures, tmp_path / "whole", *EIGHT, *options.split())
     assert same_run(run, tmp_path / "whole")
@@ -126,12 +127,27 @@ def test_ctrl_c_in_the_baseline_says_how_the_whole_run_goes_on(
         with pytest.raises(SystemExit) as caught:
             clip(start, pictures, tmp_path / "run", "--baseline")
     assert caught.value.code == 130
-    command = shlex.split(capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2])
+    command = shlex.split(capsys.readouterr().err.splitlines()[-1].partition("Go on with: ")[2])
     main(command[1:])
     assert (tmp_path / "run" / "summary.json").exists()
     clip(start, pictures, tmp_path / "whole", "--baseline")
     assert same_run(tmp_path / "run", tmp_path / "whole")
     assert same_run(tmp_path / "run" / "baseline", tmp_path / "whole" / "baseline")
+
+
+def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`visgrpo demo` has no --resume, and resuming one of its runs would not finish it."""
+
+    def interrupted(config: object) -> None:
+        raise Interrupted(3, tmp_path / "demo" / "start")
+
+    monkeypatch.setattr("visgrpo.recipes.demo.pretrain_clip", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--output", str(tmp_path / "demo")])
+    assert caught.value.code == 130
+    assert "visgrpo demo --output" not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

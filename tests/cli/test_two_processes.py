@@ -11,11 +11,11 @@ import torch
 from running import SMALL, clip, read_lines, training_lines
 from safetensors.torch import load_file
 
-# "loss" of GRPO is near zero on the first pass: what is compared is its absolute difference.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TWO_CLIP = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo", "clip"]
 WAYS = {
     "group scope": "--keep last",
     "batch scope": "--method reinforce --keep last",
-    "minibatches": "--scale batch_std --minibatches 2 --inner-passes 2 --keep last",
 }
 
 
@@ -32,40 +32,28 @@ def test_two_processes_give_the_numbers_of_one(
     options = WAYS[way].split()
     one = clip(start, pictures, tmp_path / "one", *options)
     two = _on_two_processes(start, pictures, tmp_path / "two", options, environment)
-    if way == "minibatches":
-        # Minibatches are drawn within each process's share, so only the rollout of the first
-        # step is the same.
-        ours, theirs = training_lines(two)[:1], training_lines(one)[:1]
-        names = {"reward", "reward_std", "rewards/hard/mean", "advantage_abs"}
-    else:
-        ours, theirs = training_lines(two), training_lines(one)
-        names = set(theirs[0])
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    ours, theirs = training_lines(two), training_lines(one)
+    assert [line["step"] for line in ours] == [1, 2, 3, 4]
     for our, their in zip(ours, theirs, strict=True):
-        for name in names:
-            assert our[name] == pytest.approx(their[name], abs=2e-5, rel=1e-4), name
+        assert our == pytest.approx(their, abs=2e-5, rel=1e-4)
     steps = [line["step"] for line in read_lines(two / "metrics.jsonl")]
     assert steps == [line["step"] for line in read_lines(one / "metrics.jsonl")]  # written once
-    if way != "minibatches":
-        _assert_close(two, one)
+    _assert_close(two, one)
 
 
 def _on_two_processes(
     start: Path, data: Path, output: Path, options: list[str], environment: dict[str, str]
 ) -> Path:
     paths = ["--model", str(start), "--data", str(data), "--output", str(output)]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "visgrpo",
-        "clip",
-    ]
     done = subprocess.run(
-        [sys.executable, *launcher, *paths, *SMALL, "--steps", "4", *options],
+        [
+            *TWO_CLIP,
+            *paths,
+            *SMALL,
+            "--steps",
+            "4",
+            *options,
+        ],
         env=environment,
         capture_output=True,
         text=True,
@@ -81,6 +69,8 @@ def _assert_close(two: Path, one: Path) -> None:
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (two, one))
     assert ours.keys() == theirs.keys()
     for name in ours:
+        if name.endswith("k_proj.bias"):
+            continue  # attention ignores it: its gradient is rounding noise, which Adam scales up
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
 
 
@@ -99,19 +89,15 @@ def test_a_mistake_in_one_process_ends_both(
         "        raise ValueError('cannot judge this')\n"
         "    return (outputs == label[:, None]).float()\n"
     )
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "visgrpo",
-        "clip",
-    ]
     paths = ["--model", str(start), "--data", str(pictures), "--output", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, *launcher, *paths, *SMALL, "--reward", f"{reward}:fussy"],
+        [
+            *TWO_CLIP,
+            *paths,
+            *SMALL,
+            "--reward",
+            f"{reward}:fussy",
+        ],
         env=environment,
         capture_output=True,
         text=True,

@@ -137,10 +137,15 @@ def test_model_of_another_kind(spoiled: Path) -> None:
 
     for weights in spoiled.glob("*.safetensors"):
         weights.unlink()
-    size = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
-    ViTModel(ViTConfig(**size, num_hidden_layers=1, image_size=16, patch_size=8)).save_pretrained(
-        spoiled
+    config = ViTConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
     )
+    ViTModel(config).save_pretrained(spoiled)
     message = one_line(spoiled)
     assert f'"{spoiled}" is a vit model; this job needs one of: clip, siglip.' == message
 

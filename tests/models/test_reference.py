@@ -65,7 +65,9 @@ def test_live_reference_is_the_cheapest_valid(
 def test_cached_reference_looks_rows_up(tiny_clip_folder: Path) -> None:
     table_MK = torch.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]])
     found = CachedReference(table_MK).log_probs(batch_of(pixels(3)).select([2, 0]))
-    torch.testing.assert_close(found.exp(), torch.tensor([[0.880797, 0.119203], [0.268941, 0.731059]]))
+    torch.testing.assert_close(
+        found.exp(), torch.tensor([[0.880797, 0.119203], [0.268941, 0.731059]])
+    )
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
@@ -123,7 +125,11 @@ def test_start_with_an_adapter_is_the_reference_of_a_new_one(
 
 @pytest.mark.parametrize(
     "choice",
-    [Adaptation(train="text"), Adaptation(train="projections"), Adaptation(train="text", lora=True)],
+    [
+        Adaptation(train="text"),
+        Adaptation(train="projections"),
+        Adaptation(train="text", lora=True),
+    ],
     ids=str,
 )
 def test_pooled_inputs(tiny_clip_folder: Path, choice: Adaptation) -> None:
@@ -137,3 +143,27 @@ def test_pooled_inputs(tiny_clip_folder: Path, choice: Adaptation) -> None:
     classifier.train()(pooled)[:, 0].sum().backward()
     optimizer.step()
     torch.testing.assert_close(reference.log_probs(batch_of(pooled)), start)
+
+
+@pytest.mark.parametrize("choice", [FULL, LORA], ids=str)
+def test_dropout_of_the_checkpoint_stays_off(tiny_clip_folder: Path, choice: Adaptation) -> None:
+    start = logits_of(classifier_from(tiny_clip_folder)).log_softmax(-1)
+    classifier = classifier_from(tiny_clip_folder, choice)
+    for layer in classifier.backbone.vision_model.encoder.layers:
+        layer.self_attn.dropout = 0.5  # what "attention_dropout" of a config sets
+    reference = live_reference(classifier)
+    torch.testing.assert_close(reference.log_probs(BATCH), start)
+    classifier.train()
+    torch.testing.assert_close(reference.log_probs(BATCH), start)
+
+
+@pytest.mark.parametrize("choice", [FULL, LORA], ids=str)
+def test_making_the_reference_leaves_the_next_step_its_text_gradient(
+    tiny_clip_folder: Path, choice: Adaptation
+) -> None:
+    classifier = classifier_from(tiny_clip_folder, choice).train()
+    live_reference(classifier)
+    classifier(BATCH.inputs)[:, 0].sum().backward()
+    trained = [p for p in classifier.backbone.text_model.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None for p in trained)

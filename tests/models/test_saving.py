@@ -61,9 +61,7 @@ def test_plain_transformers_loads_the_tuned_model(
     model = CLIPModel.from_pretrained(tmp_path)
     torch.testing.assert_close(clip_logits(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
     assert not any("lora" in name for name, _ in model.named_parameters())
-    torch.testing.assert_close(
-        logits_of(classifier_from(tmp_path)), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logits_of(classifier_from(tmp_path)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_siglip_too(tiny_siglip_folder: Path, tmp_path: Path) -> None:
@@ -71,9 +69,7 @@ def test_siglip_too(tiny_siglip_folder: Path, tmp_path: Path) -> None:
     save(classifier, tiny_siglip_folder, tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "SiglipModel"
     expected = logits_of(classifier)
-    torch.testing.assert_close(
-        logits_of(classifier_from(tmp_path)), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logits_of(classifier_from(tmp_path)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("last_blocks", [0, 1])

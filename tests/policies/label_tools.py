@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.objectives import Objective
+from visgrpo.policies.groups import OneProcess
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.rewards import parse_rewards
 
@@ -19,16 +20,6 @@ LOGITS = torch.tensor(
 )
 LABELS = torch.tensor([0, 3, 2, 1])
 PRICES = [1.0, 2.0, 3.0, 4.0]
-
-
-class OneProcess:
-    """A run of one process."""
-
-    rank = 0
-    world_size = 1
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
 
 
 class OneOfTwo:

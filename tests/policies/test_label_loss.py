@@ -190,9 +190,7 @@ def test_kl_by_hand() -> None:
     """Uniform policy, reference (1/2, 1/4, 1/4): KL = ⅓(ln ⅔ + 2 ln 4/3) = 0.0566330."""
     reference = FixedReference(torch.tensor([[2.0, 1.0, 1.0]]).log())
     policy = flat(n_classes=3, beta=0.5, reference=reference)
-    result = policy.loss(
-        lambda x: x, batch_of(torch.tensor([0]), torch.zeros(1, 3)), None, step=0
-    )
+    result = policy.loss(lambda x: x, batch_of(torch.tensor([0]), torch.zeros(1, 3)), None, step=0)
     assert result.metrics["kl"].item() == pytest.approx(0.0566330, abs=1e-6)
     assert result.loss.item() == pytest.approx(0.5 * 0.0566330, abs=1e-6)
 

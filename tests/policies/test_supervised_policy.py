@@ -67,9 +67,7 @@ def test_columns_reach_the_reward_and_kl_the_log() -> None:
     reference = FixedReference(LOGITS.flip(0))
     metrics = supervised([paid], reference=reference).loss(lambda x: x, batch_of(), None, 0).metrics
     assert metrics["reward"].item() == pytest.approx(2.5)
-    expected = F.kl_div(
-        LOGITS.flip(0).log_softmax(-1), LOGITS.softmax(-1), reduction="batchmean"
-    )
+    expected = F.kl_div(LOGITS.flip(0).log_softmax(-1), LOGITS.softmax(-1), reduction="batchmean")
     assert metrics["kl"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 

@@ -45,12 +45,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(stored: Any, where: str) -> Image.Image:
+def decode(
+    stored: Any,
+    where: str,
+    mend: str = "replace it, or leave such images out with skip_bad_images",
+) -> Image.Image:
     """Return the RGB image held by `stored`.
 
     Args:
         stored: a path, encoded bytes, an open image, or the `{"bytes", "path"}` pair of a table.
         where: what to call the image in a message.
+        mend: what the message advises when the image is unreadable.
 
     Raises:
         UserError: if the image cannot be read.
@@ -69,10 +74,7 @@ def decode(stored: Any, where: str) -> Image.Image:
                 return to_rgb(image)
     except _UNREADABLE as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(
-            f"{where} cannot be read ({reason}); replace it, or leave such images out with "
-            "skip_bad_images."
-        ) from error
+        raise UserError(f"{where} cannot be read ({reason}); {mend}.") from error
     raise UserError(
         f"{where} holds {type(stored).__name__}, not an image; name another image column."
     )

@@ -26,7 +26,7 @@ class Adaptation:
         train: ``image``, ``text`` or ``full`` (both), each a tower with its projection, or
             ``projections`` alone.
         last_blocks: train only that many last blocks of the image tower, with what follows them,
-            in full; with LoRA, these in full and adapters on the blocks before.
+            in full; with LoRA, the blocks alone in full and adapters on the blocks before.
         lora: low-rank adapters (peft) on the linear layers of the chosen towers.
     """
 
@@ -53,6 +53,12 @@ def adapt(classifier: ClipClassifier, choice: Adaptation) -> None:
             f"--train projections: {backbone.config.model_type} has no projection layers; "
             "choose image, text or full."
         )
+    if choice.last_blocks and choice.train not in ("image", "full"):
+        raise UserError(
+            f"--last-blocks are the image tower's: they do not go with --train {choice.train}."
+        )
+    if choice.lora and choice.train == "projections":
+        raise UserError("--lora adapts towers: choose --train image, text or full.")
     backbone.requires_grad_(False)
     if choice.lora:
         classifier.encoder = _with_adapters(backbone, choice, blocks)

@@ -91,10 +91,9 @@ class ClipClassifier(nn.Module):
 
     def scale(self) -> Tensor:
         """Return s, the factor on the cosine similarity: a scalar."""
-        log_scale = self.backbone.logit_scale.float().reshape(())
         if self.scale_mode == "clamped":
-            log_scale = log_scale.clamp(max=MAX_LOGIT_SCALE)
-        return log_scale.exp()
+            clamp_scale(self.backbone)
+        return self.backbone.logit_scale.float().reshape(()).exp()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (N, K) in float32."""
@@ -141,6 +140,16 @@ class ClipClassifier(nn.Module):
         if frozen:
             self._pooled_prompts = pooled
         return pooled
+
+
+@torch.no_grad()
+def clamp_scale(backbone: Any) -> None:
+    """Bring the logit scale back to 100 or less.
+
+    The parameter itself is cut, as CLIP's authors did: cutting its value in the forward pass would
+    leave a scale that overshot without a gradient, and save it too large.
+    """
+    backbone.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def _tokenize(

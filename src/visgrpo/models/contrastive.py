@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visgrpo.models.clip import MAX_LOGIT_SCALE
+from visgrpo.models.clip import clamp_scale
 
 
 class ContrastiveClip(nn.Module):
@@ -36,4 +36,5 @@ class ContrastiveClip(nn.Module):
             ).pooler_output,
             dim=-1,
         )
-        return self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * images_ND @ texts_UD.T
+        clamp_scale(self.model)
+        return self.model.logit_scale.exp() * images_ND @ texts_UD.T

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
@@ -70,22 +71,29 @@ def load_clip(name: str) -> ClipParts:
     check_model_name(name)
     if (Path(name) / "adapter_config.json").exists():
         return _load_adapter(name)
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind not in _SUPPORTED:
+            raise UserError(
+                f'"{name}" is a {kind} model; this job needs one of: {", ".join(_SUPPORTED)}.'
+            )
         with without_progress_bars():
-            model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+            model, report = AutoModel.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f'Cannot load model "{name}": {reason} Check the name, the folder or the network.'
         ) from error
-    if model.config.model_type not in _SUPPORTED:
+    if report["missing_keys"]:
         raise UserError(
-            f'"{name}" is a {model.config.model_type} model; this job needs one of: '
-            f"{', '.join(_SUPPORTED)}."
+            f'"{name}" lacks {len(report["missing_keys"])} weight(s), such as '
+            f"{min(report['missing_keys'])}: they would be random. Save the whole model again."
         )
     return ClipParts(
         name, model, tokenizer, processor, Preprocess.from_processor(processor), read_info(name)
@@ -95,7 +103,7 @@ def load_clip(name: str) -> ClipParts:
 def read_info(name: str) -> Mapping[str, Any]:
     """Return what visgrpo saved beside a model (classes, templates), empty for other models."""
     path = Path(name) / INFO_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _load_adapter(name: str) -> ClipParts:
@@ -104,6 +112,8 @@ def _load_adapter(name: str) -> ClipParts:
     config = json.loads((Path(name) / "adapter_config.json").read_text())
     base = load_clip(config["base_model_name_or_path"])
     merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    # An adapter trained on top of this one belongs to the merged model, not to the first base.
+    merged.name_or_path = merged.config._name_or_path = name
     return ClipParts(
         name, merged, base.tokenizer, base.processor, base.preprocess, read_info(name) or base.info
     )

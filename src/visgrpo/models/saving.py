@@ -24,8 +24,12 @@ def save_classifier(
 
 
 def save_adapter(classifier: ClipClassifier, folder: Path) -> None:
-    """Write the adapter alone, to be put on the start with ``PeftModel.from_pretrained``."""
-    classifier.encoder.save_pretrained(str(folder))
+    """Write the adapter alone, to be put on the start with ``PeftModel.from_pretrained``.
+
+    Class names and templates go beside it: it is evaluated with the prompts it was tuned on.
+    """
+    classifier.encoder.save_pretrained(str(folder), save_embedding_layers=False)
+    _write_info(folder, _own_info(classifier))
 
 
 def save_parts(
@@ -36,7 +40,7 @@ def save_parts(
         model.save_pretrained(folder)
     parts.tokenizer.save_pretrained(folder)
     parts.processor.save_pretrained(folder)
-    (folder / INFO_FILE).write_text(json.dumps(info, indent=1, ensure_ascii=False))
+    _write_info(folder, info)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -45,6 +49,11 @@ def plain_model(classifier: ClipClassifier) -> Any:
     if not classifier.has_adapter:
         return classifier.backbone
     return copy.deepcopy(classifier.encoder).merge_and_unload()
+
+
+def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    text = json.dumps(info, indent=1, ensure_ascii=False)
+    (folder / INFO_FILE).write_text(text, encoding="utf-8")
 
 
 def _own_info(classifier: ClipClassifier) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from visgrpo.policies.groups import LabelGroups, LossResult, OneProcess, uniform
 from visgrpo.rewards import RewardSet
 
 Metrics = dict[str, Tensor]
+ONE_PROCESS = OneProcess()
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
 
 
@@ -71,7 +72,7 @@ class LabelGRPO:
     rewards: RewardSet
     objective: Objective
     classes: tuple[str, ...]
-    shards: Shards = OneProcess()
+    shards: Shards = ONE_PROCESS
     estimator: Estimator = "sampled"
     group_size: int = 8
     temperature: float = 1.0
@@ -246,11 +247,13 @@ class LabelGRPO:
 
     def _reward_metrics(self, groups: LabelGroups) -> Metrics:
         rewards_NG = groups.rewards_NGR @ self.rewards.weights_R.to(groups.rewards_NGR)
-        weights_NG = groups.weights_NG
-        if weights_NG is None:
-            weights_NG = torch.full_like(rewards_NG, 1.0 / rewards_NG.shape[1])
+        group_size = rewards_NG.shape[1]
+        weights_NG, correction = groups.weights_NG, 1.0
+        if weights_NG is None:  # the deviation of a sample, as in TRL
+            weights_NG = torch.full_like(rewards_NG, 1.0 / group_size)
+            correction = group_size / max(group_size - 1, 1)
         mean_N = (weights_NG * rewards_NG).sum(dim=1)
-        variance_N = (weights_NG * (rewards_NG - mean_N[:, None]).square()).sum(dim=1)
+        variance_N = (weights_NG * (rewards_NG - mean_N[:, None]).square()).sum(dim=1) * correction
         metrics = {
             "reward": mean_N.mean(),
             "reward_std": variance_N.sqrt().mean(),

@@ -14,6 +14,7 @@ from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
+from visgrpo.errors import Interrupted, UserError
 from visgrpo.evaluation import evaluate_logits
 from visgrpo.evaluation.zero_shot import predict_logits, run_over
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
@@ -102,8 +103,6 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     )
     options.check(session.processes.world_size)
 
-    begin(session, "clip")
-    baseline = _supervised_baseline(config, session)
     parts = load_clip(config.model)
     classifier = ClipClassifier(
         parts.model,
@@ -141,6 +140,8 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         image_of=lambda index: _save_picture(session, splits.train, index),
     )
     before = {name: scores.start() for name, scores in retention.items()}
+    begin(session, "clip")  # only now: whatever was wrong has left no folder behind
+    baseline = _supervised_baseline(config, session)
     result = trainer.train(session.checkpoint)
     classifier.eval()
     classifier.forget_text()
@@ -164,7 +165,11 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
 
 
 def objective_of(config: ClipConfig) -> Objective:
-    """Return the method's preset with the options that override it."""
+    """Return the method's preset with the options that override it.
+
+    Raises:
+        UserError: for groups of one label that would be compared with themselves.
+    """
     base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
     overrides: dict[str, Any] = {
         "scope": config.scope,
@@ -173,7 +178,14 @@ def objective_of(config: ClipConfig) -> Objective:
         "epsilon_low": config.epsilon_low,
         "epsilon_high": config.epsilon_high,
     }
-    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+    objective = replace(base, **{k: v for k, v in overrides.items() if v is not None})
+    alone = config.estimator == "sampled" and config.group_size == 1
+    if alone and objective.scope == "group" and objective.baseline != "none":
+        raise UserError(
+            "--group-size 1 leaves a label nothing in its group to be compared with: "
+            "take 2 or more, or --scope batch."
+        )
+    return objective
 
 
 def adaptation_of(config: ClipConfig) -> Adaptation:
@@ -231,16 +243,19 @@ def _supervised_baseline(config: ClipConfig, session: Session) -> dict[str, Any]
         return None
     folder = session.run.path / "baseline"
     done = (folder / "config.yaml").exists()
-    summary = train_clip(
-        replace(
-            config,
-            method="supervised",
-            baseline=False,
-            warm_start=0,
-            output=str(folder),
-            resume=config.resume and done,
+    try:
+        summary = train_clip(
+            replace(
+                config,
+                method="supervised",
+                baseline=False,
+                warm_start=0,
+                output=str(folder),
+                resume=config.resume and done,
+            )
         )
-    )
+    except Interrupted as stopped:  # what goes on is the whole run
+        raise Interrupted(stopped.step, session.run.path) from None
     return {"name": "supervised", "after": summary["after"]}
 
 

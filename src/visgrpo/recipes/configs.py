@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -99,7 +101,8 @@ class RunConfig(DataConfig):
     def check(self) -> None:
         _positive(self, "epochs", "batch_size", "accumulation", "log_every")
         _positive(self, "steps", "eval_every", "save_every", "learning_rate", optional=True)
-        _not_negative(self, "weight_decay", "warmup", "max_grad_norm", "seed", "workers")
+        _not_negative(self, "weight_decay", "max_grad_norm", "seed", "workers")
+        _share(self, "warmup", "final_learning_rate")
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
@@ -182,6 +185,9 @@ class ClipConfig(RunConfig):
         _positive(self, "group_size", "temperature", "inner_passes", "minibatches")
         _positive(self, "refresh_every", "lora_rank", "lora_alpha")
         _not_negative(self, "beta", "entropy_weight", "supervised_weight", "warm_start")
+        _not_negative(self, "epsilon_low", "epsilon_high", optional=True)
+        _not_negative(self, "last_blocks")
+        _share(self, "lora_dropout")
         if not 0 < self.labelled_fraction <= 1:
             raise UserError(f"--labelled-fraction {self.labelled_fraction} must lie in (0, 1].")
         if self.reference == "cached" and self.augment:
@@ -229,6 +235,11 @@ class PretrainClipConfig(RunConfig):
     vocabulary: int = 1000
     """Entries of the tokenizer, which is made from the captions."""
 
+    def check(self) -> None:
+        super().check()
+        _positive(self, "image_size", "patch_size", "width", "layers", "heads", "features")
+        _positive(self, "vocabulary")
+
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default for training from scratch."""
         return self.learning_rate or 1e-3
@@ -256,6 +267,7 @@ class EvaluateConfig(DataConfig):
     """Write the numbers to this file as well; "-" prints JSON instead of the table."""
 
     def check(self) -> None:
+        _named(self.model, "the model: visgrpo evaluate MODEL --data …")
         _positive(self, "batch_size")
         if self.alpha and self.start is None:
             raise UserError("--alpha needs --start, the model before fine-tuning.")
@@ -284,9 +296,9 @@ class PredictConfig(Config):
     """Print JSON instead of the table."""
 
     def check(self) -> None:
+        _named(self.model, "the model: visgrpo predict MODEL photo.jpg")
+        _named(self.images, "at least one image: visgrpo predict MODEL photo.jpg")
         _positive(self, "top_k")
-        if not self.images:
-            raise UserError("Name at least one image: visgrpo predict MODEL photo.jpg")
 
 
 @dataclass(frozen=True)
@@ -309,6 +321,9 @@ class ReportConfig(Config):
     run: str = ""
     """Run directory."""
 
+    def check(self) -> None:
+        _named(self.run, "the run: visgrpo report RUN")
+
 
 @dataclass(frozen=True)
 class CompareConfig(Config):
@@ -321,21 +336,44 @@ class CompareConfig(Config):
     output: str = "compare.html"
     """The page."""
 
+    def check(self) -> None:
+        _named(self.runs, "the runs: visgrpo compare RUN RUN")
+
+
+def _named(value: str | tuple[str, ...], what: str) -> None:
+    if not value:
+        raise UserError(f"Name {what}")
+
 
 def _positive(config: Config, *names: str, optional: bool = False) -> None:
+    for name, value in _finite(config, names, optional):
+        if value <= 0:
+            raise UserError(f"{_flag(name)} must be above 0, not {value}.")
+
+
+def _not_negative(config: Config, *names: str, optional: bool = False) -> None:
+    for name, value in _finite(config, names, optional):
+        if value < 0:
+            raise UserError(f"{_flag(name)} must not be negative, not {value}.")
+
+
+def _share(config: Config, *names: str) -> None:
+    for name, value in _finite(config, names, optional=False):
+        if not 0 <= value <= 1:
+            raise UserError(f"{_flag(name)} {value} must lie between 0 and 1.")
+
+
+def _finite(
+    config: Config, names: Iterable[str], optional: bool
+) -> Iterator[tuple[str, int | float]]:
+    """The settings of these names that are given; raise UserError for NaN and infinity."""
     for name in names:
         value = getattr(config, name)
         if value is None and optional:
             continue
-        if not value > 0:
-            raise UserError(f"{_flag(name)} must be above 0, not {value}.")
-
-
-def _not_negative(config: Config, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value < 0:
-            raise UserError(f"{_flag(name)} must not be negative, not {value}.")
+        if not math.isfinite(value):
+            raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
+        yield name, value
 
 
 def _flag(name: str) -> str:

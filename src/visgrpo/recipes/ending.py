@@ -56,6 +56,7 @@ def finish(
         print_outcome(summary)
         session.say(f"Page: {session.run.path / 'report.html'}")
         session.say(f"Model: {session.run.path / 'model'}")
+    session.processes.finish_trackers()
     session.processes.wait()
     return summary
 

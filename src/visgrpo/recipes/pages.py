@@ -11,6 +11,7 @@ from visgrpo.reporting import compare_runs, read_runs, write_report
 
 def report(config: ReportConfig) -> Path:
     """Write RUN/report.html again and return its path."""
+    config.check()
     page = write_report(config.run)
     print(page)
     return page
@@ -18,6 +19,7 @@ def report(config: ReportConfig) -> Path:
 
 def compare(config: CompareConfig) -> Path:
     """Write the page of several runs, print their outcomes, and return the page's path."""
+    config.check()
     page = compare_runs(config.runs, list(config.metric) or None, Path(config.output))
     runs = read_runs(config.runs)
     print_measures("Held-out", {run.name: run.after for run in runs})

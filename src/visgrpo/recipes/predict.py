@@ -57,7 +57,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
 def _open(path: str) -> Image.Image:
     if not Path(path).is_file():
         raise UserError(f'Image "{path}" does not exist.')
-    return decode(path, f'Image "{path}"')
+    return decode(path, f'Image "{path}"', mend="replace it, or leave it out")
 
 
 def _show(answers: list[dict[str, Any]], config: PredictConfig) -> None:

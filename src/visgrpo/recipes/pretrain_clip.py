@@ -84,7 +84,6 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
     )
     vocabulary_texts = sorted({text for choices in captions for text in choices})
     parts = build_small_clip(sizes, vocabulary_texts, config.seed)
-    begin(session, "pretrain clip")
     classifier = ClipClassifier(
         parts.model,
         parts.tokenizer,
@@ -115,6 +114,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         evaluate=lambda: scalars(validation.now()),
         title="pretrain",
     )
+    begin(session, "pretrain clip")
     result = trainer.train(session.checkpoint)
     classifier.forget_text()
     info = {

@@ -14,7 +14,7 @@ from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
 from visgrpo.recipes.configs import RunConfig
-from visgrpo.training.checkpoints import Checkpoint, newest_good
+from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
@@ -84,8 +84,9 @@ def load_data(session: Session) -> Splits:
 
 def begin(session: Session, recipe: str) -> None:
     """Create the run directory; from here on the run exists."""
-    settings = {**settings_of(session.config), "output": str(session.run.path)}
-    session.run.create(recipe, settings)
+    settings = {**settings_of(session.config), "output": str(session.run.path), "resume": False}
+    if not session.config.resume:
+        session.run.create(recipe, settings)
     session.processes.start_trackers(settings)
 
 
@@ -151,7 +152,7 @@ def _refuse_other_settings(config: RunConfig, before: Mapping[str, Any]) -> None
 def _checkpoint(config: RunConfig, run: RunDirectory) -> Checkpoint | None:
     if not config.resume:
         return None
-    if not any(run.checkpoints.glob("*")):
+    if not step_folders(run.checkpoints):  # "best" is there from the start
         print("No checkpoint was written yet: starting from the beginning.", file=sys.stderr)
         run.rewind(-1)
         return None

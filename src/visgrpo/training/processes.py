@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +93,11 @@ class Processes:
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Close the trackers and leave the group of processes."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # accelerate warns when a peer left before
-            self.accelerator.end_training()
+    def finish_trackers(self) -> None:
+        """Close the trackers; the processes go on."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
 
 
 def check_device(device: str, precision: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 from visgrpo.errors import UserError
 
 CONFIG_FILE = "config.yaml"
-NOT_OPTIONS = ("recipe", "versions")  # in config.yaml for people, left out when it is read back
+NOT_OPTIONS = ("recipe", "versions")  # recorded in config.yaml, left out when it is read back
 _LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -79,6 +79,8 @@ def check_free(path: Path) -> None:
         mend = "--resume to go on with it, or " if (path / CONFIG_FILE).exists() else ""
         raise UserError(f"--output {path} {what}: {mend}name another folder.")
     parent = next(p for p in (path, *path.parents) if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"--output {path} cannot be made: {parent} is a file.")
     if not os.access(parent, os.W_OK):
         raise UserError(f"--output {path} cannot be written: no permission in {parent}.")
 

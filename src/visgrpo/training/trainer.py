@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch, BatchLoader
-from visgrpo.errors import UserError
+from visgrpo.errors import Interrupted, UserError
 from visgrpo.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -56,14 +55,6 @@ class Method(Protocol):
     def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> Loss: ...
 
     def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]: ...
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; it has saved a checkpoint and can go on from it."""
-
-    def __init__(self, step: int, run: Path) -> None:
-        super().__init__(f"stopped after step {step}, which is saved")
-        self.step, self.run = step, run
 
 
 @dataclass(frozen=True)
@@ -321,6 +312,8 @@ class Trainer:
 
     def _save_what_is_whole(self) -> None:
         """After bad data: keep the last finished step, if the weights still are that step's."""
+        if self._processes.world_size > 1:
+            return  # the others wait elsewhere and would not come to a common save
         if self._means_before is not None:
             if self._updated:
                 return

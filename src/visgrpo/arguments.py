@@ -1,0 +1,155 @@
+"""From the words of a command line to a config: defaults, then --config FILE, then flags."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from visgrpo.errors import UserError, nearest
+
+T = TypeVar("T")
+# A run's config.yaml records these beside its options.
+NOT_OPTIONS = ("recipe", "versions")
+_FILE_HELP = "--config FILE takes options from YAML (option: value); flags override it."
+
+
+def parse(
+    config_class: type[T], command: str, words: Sequence[str], positional: Sequence[str] = ()
+) -> T:
+    """Return the config that the words ask for.
+
+    Args:
+        command: its name, for messages.
+        positional: options that may be given first and without a flag; the last of several words
+            may be a list.
+
+    Raises:
+        UserError: for whatever cannot be understood.
+        SystemExit: with code 0, after --help.
+    """
+    import tyro
+
+    file, words = _take_config_file(list(words))
+    flags = _name_leading_words(words, positional)
+    # A file is turned into flags, so that one parser checks both and the later flags win.
+    flags = [*_flags_of_file(file, config_class), *flags] if file else flags
+    usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
+    about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {_FILE_HELP}"
+    asks_for_help = bool({"-h", "--help"} & set(flags))
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages), _columns(None if asks_for_help else 2000):
+            return tyro.cli(config_class, prog=usage, description=about, args=flags)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        problem = _unknown_option(flags, config_class) or _without_box(messages.getvalue())
+        raise UserError(f"{problem} See visgrpo {command} --help.") from None
+
+
+def _take_config_file(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Take --config FILE out of the words. A resumed run's own settings are its config."""
+    for position, word in enumerate(words):
+        if word == "--config" or word.startswith("--config="):
+            inline = word.partition("=")[2]
+            if not inline and position + 1 == len(words):
+                raise UserError("--config needs a file: --config settings.yaml")
+            file = Path(inline or words[position + 1])
+            return file, words[:position] + words[position + (1 if inline else 2) :]
+    if "--resume" in words and "--output" in words[:-1]:
+        saved = Path(words[words.index("--output") + 1]) / "config.yaml"
+        if saved.exists():
+            return saved, words
+    return None, words
+
+
+def _flags_of_file(file: Path, config_class: type) -> list[str]:
+    values = _read_yaml(file)
+    known = _options(config_class)
+    flags: list[str] = []
+    for key, value in values.items():
+        option = str(key).replace("_", "-")
+        if option not in known:
+            raise UserError(f'--config {file}: unknown option "{key}". {nearest(option, known)}')
+        if isinstance(value, bool):
+            flags.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            flags += [f"--{option}", *map(str, value)]
+        else:
+            flags += [f"--{option}", str(value)]
+    return flags
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {file} is not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file} must hold lines of the form option: value.")
+    return {key: value for key, value in values.items() if key not in NOT_OPTIONS}
+
+
+def _name_leading_words(words: list[str], positional: Sequence[str]) -> list[str]:
+    """Give the leading words without a flag the names that the command has for them."""
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    leading, flags = words[:count], []
+    for position, name in enumerate(positional):
+        takes_several = name.endswith("s")
+        taken = leading[position:] if takes_several else leading[position : position + 1]
+        if taken:
+            flags += [f"--{name}", *taken]
+    takes_all = bool(positional) and positional[-1].endswith("s")
+    if count > len(positional) and not takes_all:
+        raise UserError(f'Unexpected "{leading[len(positional)]}": options start with "--".')
+    return flags + words[count:]
+
+
+def _unknown_option(flags: Sequence[str], config_class: type) -> str | None:
+    """Name the first flag that is no option, with the nearest one."""
+    known = _options(config_class)
+    for flag in flags:
+        option = flag.partition("=")[0].removeprefix("--").replace("_", "-")
+        if flag.startswith("--") and option.removeprefix("no-") not in known:
+            close = nearest(option, known)
+            hint = close.replace('"', "", 1).replace('"', "", 1) if "Did you" in close else ""
+            hint = hint.replace("Did you mean ", "Did you mean --")
+            return f"Unknown option --{option}. {hint}".rstrip()
+    return None
+
+
+def _options(config_class: Any) -> list[str]:
+    return [field.name.replace("_", "-") for field in fields(config_class)]
+
+
+def _without_box(text: str) -> str:
+    """Return the first paragraph of the parser's boxed message as one line."""
+    first = re.split(r"│\s*─{4,}", text.split("\n", 1)[-1], maxsplit=1)[0]
+    line = " ".join(re.sub(r"[╭╮╰╯│─]", " ", first).split())
+    return line if line.endswith((".", "?")) else f"{line}."
+
+
+@contextlib.contextmanager
+def _columns(width: int | None) -> Iterator[None]:
+    """Make the terminal as wide as a message, which the parser would wrap; None leaves it."""
+    before = os.environ.get("COLUMNS")
+    if width is not None:
+        os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        elif width is not None:
+            del os.environ["COLUMNS"]

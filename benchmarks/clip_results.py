@@ -71,9 +71,9 @@ TABLE = Budget(
     },
 )
 QUICK = Budget(
-    pretrain_steps=12,
+    pretrain_steps=5,
     pretrain_batch=128,
-    steps=8,
+    steps=4,
     batch=64,
     captioned=400,
     rates={family: rates[1:2] for family, rates in TABLE.rates.items()},
@@ -216,6 +216,16 @@ def run_all(jobs: Iterable[Job], at_once: int) -> None:
             future.result()
 
 
+def run_plan(plan: Plan, seeds: int, at_once: int) -> None:
+    """Run whatever is not there yet: the starts, the search, then every variant and seed."""
+    run_all([plan.start(seed) for seed in range(seeds)], at_once)
+    run_all([job for jobs in plan.search().values() for job in jobs.values()], at_once)
+    rates = plan.chosen()
+    run_all(
+        [plan.tuning(v, seed, rates[v.family]) for seed in range(seeds) for v in VARIANTS], at_once
+    )
+
+
 def result_rows(plan: Plan, seeds: int) -> list[Row]:
     """The table: the start, then every variant."""
     rates = plan.chosen()
@@ -316,13 +326,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data, output = prepare(options, budget)
     plan = Plan(budget, data, output, options.threads)
-    run_all([plan.start(seed) for seed in range(seeds)], options.jobs)
-    run_all([job for jobs in plan.search().values() for job in jobs.values()], options.jobs)
-    rates = plan.chosen()
-    run_all(
-        [plan.tuning(v, seed, rates[v.family]) for seed in range(seeds) for v in VARIANTS],
-        options.jobs,
-    )
+    try:
+        run_plan(plan, seeds, options.jobs)
+    except RuntimeError as failure:
+        print(f"clip_results: {failure}", file=sys.stderr)
+        sys.exit(1)
     results, choices = result_rows(plan, seeds), choice_rows(plan)
     print_results(results, choices)
     if options.json:

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import io
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ from visgrpo.training.trainer import Method, Trainer
 
 CLASSES = tuple(f"kind {k}" for k in range(100))
 TEMPLATES = ("a photo of a {}.",)
+FEATURES_BATCH = 64  # the recipe's default
 MEMORY_STEPS = 3  # the optimiser's state is there from the second step on
 
 
@@ -227,6 +229,7 @@ def step_rows(shape: Shape, variants: Sequence[Variant], threads: int) -> list[R
 
 def features_row(shape: Shape, threads: int) -> Row:
     """Return the row of cached features against encoding every image again; time per step."""
+    shape = replace(shape, batch_size=FEATURES_BATCH, epoch=shape.epoch // 2)
     memories = peak_memories(shape, [FEATURES_CACHED, ENCODED_AGAIN], threads)
     gc.collect()
     classifier, preprocess = build_classifier(shape, ENCODED_AGAIN)
@@ -247,6 +250,13 @@ def features_row(shape: Shape, threads: int) -> Row:
     }
 
 
+def measure(shape: Shape, threads: int) -> Iterator[Row]:
+    """Yield every row of a shape as soon as it is there."""
+    for variants in STEPS:
+        yield from step_rows(shape, variants, threads)
+    yield features_row(shape, threads)
+
+
 def main() -> None:
     """Measure, print and write."""
     options = parser(__doc__.splitlines()[0])
@@ -256,9 +266,9 @@ def main() -> None:
     rows: list[Row] = []
     for shape in QUICK if chosen.quick else FULL:
         if chosen.shape in (None, shape.name):
-            for variants in STEPS:
-                rows += step_rows(shape, variants, chosen.threads)
-            rows.append(features_row(shape, chosen.threads))
+            for found in measure(shape, chosen.threads):
+                print(f"{found['name']}: {found['ratio']:.3f}", file=sys.stderr, flush=True)
+                rows.append(found)
     print(machine())
     print(", ".join(f"{name} {number}" for name, number in versions().items()))
     print_table(rows)

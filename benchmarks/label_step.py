@@ -59,7 +59,6 @@ from visgrpo.training.trainer import Method, Trainer
 CLASSES = tuple(f"kind {k}" for k in range(100))
 TEMPLATES = ("a photo of a {}.",)
 FEATURES_BATCH = 64  # the recipe's default
-MEMORY_STEPS = 3  # the optimiser's state is there from the second step on
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,9 @@ class Shape:
     Attributes:
         burst: steps of a variant before it is the next one's turn.
         epoch: batches of the data set.
+        groups: how many of the STEPS are measured.
+        features: whether cached features are.
+        memory_steps: 2 at least: the optimiser's state is there from the second on.
     """
 
     name: str
@@ -76,10 +78,16 @@ class Shape:
     burst: int
     rounds: int
     epoch: int = 4
+    groups: int = 3
+    features: bool = True
+    memory_steps: int = 3
 
 
 FULL = (Shape("vit-b/32", 8, 1, 7), Shape("small", 64, 4, 11))
-QUICK = (Shape("vit-b/32", 4, 1, 2, epoch=2), Shape("small", 32, 2, 3, epoch=2))
+QUICK = (
+    Shape("vit-b/32", 4, 1, 2, epoch=2, groups=1, features=False, memory_steps=2),
+    Shape("small", 32, 2, 3, epoch=2, memory_steps=2),
+)
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ def peak_memory(shape: Shape, variant: Variant, threads: int) -> int:
     """Return the peak of this process, which is a fresh one, in bytes."""
     torch.set_num_threads(threads)
     train = build_trainer(*build_classifier(shape, variant), replace(shape, burst=1), variant)
-    for _ in range(MEMORY_STEPS):
+    for _ in range(shape.memory_steps):
         train()
     return peak_memory_bytes()
 
@@ -252,9 +260,10 @@ def features_row(shape: Shape, threads: int) -> Row:
 
 def measure(shape: Shape, threads: int) -> Iterator[Row]:
     """Yield every row of a shape as soon as it is there."""
-    for variants in STEPS:
+    for variants in STEPS[: shape.groups]:
         yield from step_rows(shape, variants, threads)
-    yield features_row(shape, threads)
+    if shape.features:
+        yield features_row(shape, threads)
 
 
 def main() -> None:

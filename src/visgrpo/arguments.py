@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from visgrpo.errors import UserError, nearest
 
@@ -37,8 +37,8 @@ def parse(
 
     file, words = _take_config_file(list(words))
     flags = _name_leading_words(words, positional)
-    # A file is turned into flags, so that one parser checks both and the later flags win.
-    flags = [*_flags_of_file(file, config_class), *flags] if file else flags
+    # A file is turned into flags, so that one parser checks both.
+    flags = [*_flags_of_file(file, config_class, flags), *flags] if file else flags
     usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
     about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {_FILE_HELP}"
     asks_for_help = bool({"-h", "--help"} & set(flags))
@@ -62,23 +62,41 @@ def _take_config_file(words: list[str]) -> tuple[Path | None, list[str]]:
                 raise UserError("--config needs a file: --config settings.yaml")
             file = Path(inline or words[position + 1])
             return file, words[:position] + words[position + (1 if inline else 2) :]
-    if "--resume" in words and "--output" in words[:-1]:
-        saved = Path(words[words.index("--output") + 1]) / "config.yaml"
+    output = _last_value(words, "--output")
+    if "--resume" in words and output:
+        saved = Path(output) / "config.yaml"
         if saved.exists():
             return saved, words
     return None, words
 
 
-def _flags_of_file(file: Path, config_class: type) -> list[str]:
+def _last_value(words: Sequence[str], flag: str) -> str | None:
+    """Return what the last "--flag VALUE" or "--flag=VALUE" says, None without one."""
+    value = None
+    for word, following in zip(words, [*words, None][1:], strict=True):
+        if word == flag:
+            value = following
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _flags_of_file(file: Path, config_class: type, given: Sequence[str]) -> list[str]:
+    """Return the file's options as flags, without those that the command line gives itself."""
     values = _read_yaml(file)
-    known = _options(config_class)
+    known, repeated = _options(config_class), _repeated_options(config_class)
+    given_options = {_option_of(word) for word in given if word.startswith("--")}
     flags: list[str] = []
     for key, value in values.items():
         option = str(key).replace("_", "-")
         if option not in known:
             raise UserError(f'--config {file}: unknown option "{key}". {nearest(option, known)}')
+        if option in given_options:
+            continue
         if isinstance(value, bool):
             flags.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list) and option in repeated:
+            flags += [word for item in value for word in (f"--{option}", str(item))]
         elif isinstance(value, list):
             flags += [f"--{option}", *map(str, value)]
         else:
@@ -121,7 +139,7 @@ def _unknown_option(flags: Sequence[str], config_class: type) -> str | None:
     known = _options(config_class)
     for flag in flags:
         option = flag.partition("=")[0].removeprefix("--").replace("_", "-")
-        if flag.startswith("--") and option.removeprefix("no-") not in known:
+        if flag.startswith("--") and _option_of(flag) not in known:
             close = nearest(option, known)
             hint = close.replace('"', "", 1).replace('"', "", 1) if "Did you" in close else ""
             hint = hint.replace("Did you mean ", "Did you mean --")
@@ -131,6 +149,24 @@ def _unknown_option(flags: Sequence[str], config_class: type) -> str | None:
 
 def _options(config_class: Any) -> list[str]:
     return [field.name.replace("_", "-") for field in fields(config_class)]
+
+
+def _repeated_options(config_class: Any) -> set[str]:
+    """Options that take one value each time they are given: --metric reward --metric kl."""
+    from tyro.conf import UseAppendAction
+
+    hints = get_type_hints(config_class, include_extras=True)
+    return {
+        name.replace("_", "-")
+        for name, hint in hints.items()
+        if UseAppendAction in getattr(hint, "__metadata__", ())
+    }
+
+
+def _option_of(flag: str) -> str:
+    """Return the option that "--flag", "--no-flag" or "--flag=value" is about."""
+    name = flag.partition("=")[0].removeprefix("--").replace("_", "-")
+    return name.removeprefix("no-")
 
 
 def _without_box(text: str) -> str:

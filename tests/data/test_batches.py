@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from pictures import picture, write_table
 from PIL import Image
 
-from visgrpo.data.batches import Batch, BatchLoader, cache_inputs, sequential
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data import batches as batches_module
+from visgrpo.data.batches import (
+    Batch,
+    BatchLoader,
+    CachedInputs,
+    batch_columns,
+    cache_inputs,
+    sequential,
+)
+from visgrpo.data.dataset import ImageDataset, LazySequence
+from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 
 ROWS = 23
@@ -131,6 +149,31 @@ def test_workers_give_the_same_batches_and_leave_the_global_generator_alone() ->
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_workers_outlive_the_interrupt_that_the_trainer_handles() -> None:
+    def interrupt_workers() -> None:  # as a terminal's Ctrl-C does, which reaches every process
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)
+
+    batches = loader(workers=1).batches(0, 12)
+    at_once = threading.Thread(target=interrupt_workers, daemon=True)
+    at_once.start()  # hits a worker that is still importing
+    first = next(batches)
+    at_once.join()
+    interrupt_workers()
+    assert_same([first, *batches], list(loader().batches(0, 12)))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_inputs_that_are_kept_need_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(batches_module, "DataLoader")
+    cached = CachedInputs(torch.arange(ROWS).float())
+    (batch,) = BatchLoader(dataset(), cached, batch_size=4, seed=0, workers=2).batches(0, 1)
+    assert batch.inputs.tolist() == batch.indices_N.tolist()
+
+
 def test_an_error_in_a_worker_keeps_its_one_line() -> None:
     broken = BatchLoader(dataset(), Damaged(), batch_size=1, seed=0, workers=1)
     with pytest.raises(UserError, match=r"^image \d+ cannot be read$"):
@@ -149,6 +192,77 @@ def test_select_and_to() -> None:
     assert {moved.inputs.device.type, moved.indices_N.device.type} == {"meta"}
     assert moved.labels_N.device.type == "meta"
     assert moved.columns == batch.columns
+
+
+MASKS = np.zeros((3, 4, 4), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("column", "carried"),
+    [
+        ([[5, 1], [0, 2], []], [[5, 1], [0, 2], []]),
+        ([None, "a", 2.5], [None, "a", 2.5]),
+        ([{"a": 1}, None, {}], [{"a": 1}, None, {}]),
+        (np.array([1.5, 2.5, 3.5]), [1.5, 2.5, 3.5]),
+        (np.array([[5, 1], [0, 2], [1, 1]]), [[5, 1], [0, 2], [1, 1]]),
+        ([None, picture(1), None], None),
+        ([None, *MASKS[1:]], None),
+        (MASKS, None),
+        ([b"GIF89a"] * 3, None),
+    ],
+)
+def test_every_column_that_holds_no_pictures_is_carried(column: Any, carried: Any) -> None:
+    whole = ImageDataset("x", ("a", "b"), np.array([0, 1, 0]), [picture(0)] * 3, {"it": column})
+    expected = {} if carried is None else {"it": carried}
+    for rows in ([0, 1, 2], [2, 1]):
+        part = whole.subset(rows)
+        (batch,) = sequential(part, NoisyInputs(), 3)
+        assert batch.columns == {key: [col[row] for row in rows] for key, col in expected.items()}
+        assert batch_columns(part) == batch_columns(whole) == list(expected)
+    assert all(type(value) is not np.ndarray for col in batch.columns.values() for value in col)
+
+
+def test_columns_of_tables_are_judged_by_their_types(tmp_path: Path) -> None:
+    image = datasets.Image()
+    write_table(
+        tmp_path / "x.parquet",
+        4,
+        label=["a", "b"] * 2,
+        features={
+            "mask": image,
+            "views": datasets.List(image),
+            "depth": datasets.Array2D((2, 2), "float32"),
+            "kind": datasets.ClassLabel(names=["x", "y"]),
+        },
+        votes=[[5, 1], [], None, [0, 2]],
+        note=[None, "late", None, None],
+        nothing=[None] * 4,
+        box=[{"x": row, "name": None} for row in range(4)],
+        kind=[0, 1, 1, 0],
+        code=[b"0"] * 4,
+        mask=[picture(0)] * 4,
+        views=[[picture(0)]] * 4,
+        depth=[[[0.0, 1.0], [2.0, 3.0]]] * 4,
+    )
+    table = load_split(str(tmp_path / "x.parquet"), "all").subset([3, 2, 1, 0])
+    assert batch_columns(table) == ["votes", "note", "nothing", "box", "kind"]
+    (batch,) = sequential(table, NoisyInputs(), 4)
+    assert batch.columns == {
+        "votes": [[0, 2], None, [], [5, 1]],
+        "note": [None, None, "late", None],
+        "nothing": [None] * 4,
+        "box": [{"x": row, "name": None} for row in (3, 2, 1, 0)],
+        "kind": [0, 1, 1, 0],
+    }
+
+
+def test_naming_the_columns_decodes_nothing() -> None:
+    def unreadable(row: int) -> Any:
+        raise UserError(f"image {row} cannot be read")
+
+    column = LazySequence(unreadable, range(2))
+    lazy = ImageDataset("x", ("a", "b"), np.array([0, 1]), column, {"mask": column})
+    assert batch_columns(lazy) == []
 
 
 def test_sequential_visits_every_row_in_order() -> None:

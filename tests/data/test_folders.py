@@ -61,8 +61,8 @@ def test_imagenet_layout(tmp_path: Path) -> None:
     )
     splits = load_splits(str(tmp_path))
     assert splits.train.classes == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
-    assert len(splits.validation) == 15
-    assert len(splits.test) == 3
+    assert len(splits.test) == 15
+    assert len(splits.train) + len(splits.validation) == 15
 
 
 def test_classes_txt_gives_order_or_names(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     splits = load_splits("cifar10")
     assert asked == ["uoft-cs/cifar10"]
     assert splits.train.classes == CLASSES
-    assert reds(splits.validation) == list(range(9))
+    assert reds(splits.test) == list(range(9))
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": table.select([])})
     with pytest.raises(UserError, match=r"some/thing/train holds no rows"):
         load_splits("some/thing")
@@ -126,6 +126,34 @@ def test_slices_and_fractions_of_load_splits(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", 3)
     with pytest.raises(UserError, match=r"3 images are too few to set a test split apart"):
         load_splits(spec)
+
+
+def test_a_stored_validation_split_is_the_test_split_where_there_is_none(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.parquet", 30)
+    write_table(tmp_path / "validation.parquet", 9, start=100)
+    spec = str(tmp_path)
+    splits = load_splits(spec, validation_fraction=0.2, seed=3)
+    assert reds(splits.test) == list(range(100, 109))
+    assert splits.test.name.endswith("/test")
+    assert shares(splits.validation) == [2, 2, 2]
+    assert sorted(reds(splits.train) + reds(splits.validation)) == list(range(30))
+    assert "its stored validation split (9 rows) is the test split" in splits.notes[0]
+    assert "6 of its 30 train rows (stratified, seed 3) were set apart" in splits.notes[1]
+    other = load_splits(spec, validation_fraction=0.2, seed=4)
+    assert reds(other.validation) != reds(splits.validation)
+    assert reds(other.test) == reds(splits.test)
+    # One split at a time, the names mean the same.
+    assert reds(load_split(spec, "test")) == reds(splits.test)
+    assert reds(load_split(spec, "train")) == list(range(30))
+    alone = load_split(spec, "validation", validation_fraction=0.2, seed=3)
+    assert reds(alone) == reds(splits.validation)
+
+
+def test_a_validation_split_alone_stays_one(tmp_path: Path) -> None:
+    write_table(tmp_path / "validation.parquet", 9)
+    assert len(load_split(str(tmp_path), "validation")) == 9
+    with pytest.raises(UserError, match=r"has no train split, only validation"):
+        load_splits(str(tmp_path))
 
 
 def test_rare_classes_stay_in_train(tmp_path: Path) -> None:

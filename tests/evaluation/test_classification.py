@@ -13,7 +13,7 @@ from scipy.stats import binomtest, entropy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from visgrpo.errors import UserError
-from visgrpo.evaluation import evaluate_logits, wilson_interval
+from visgrpo.evaluation import classification, evaluate_logits, scalar_measures, wilson_interval
 
 K = 8
 CLASSES = tuple(f"class {k}" for k in range(K))
@@ -98,6 +98,51 @@ def test_extreme_confidence_stays_finite() -> None:
     assert metrics["nll"] == 2000
 
 
+SCALARS = {
+    "accuracy",
+    "balanced_accuracy",
+    "top5_accuracy",
+    "nll",
+    "ece",
+    "entropy",
+    "entropy_normalized",
+    "kl",
+}
+
+
+def test_scalar_measures_are_those_of_the_full_report() -> None:
+    logits_MK, labels_M, reference_MK = example()
+    scalars = scalar_measures(logits_MK, labels_M, reference_MK)
+    assert set(scalars) == SCALARS
+    report = evaluate_logits(logits_MK, labels_M, CLASSES, reference_MK)
+    assert {name: report[name] for name in SCALARS} == scalars
+    assert set(scalar_measures(logits_MK, labels_M)) == SCALARS - {"kl"}
+    assert "top5_accuracy" not in scalar_measures(logits_MK[:, :5], labels_M % 5)
+
+
+def test_rows_are_taken_in_pieces_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_MK, labels_M, reference_MK = example()
+    whole = scalar_measures(logits_MK, labels_M, reference_MK)
+    seen = []
+    log_softmax = torch.Tensor.log_softmax
+    monkeypatch.setattr(
+        torch.Tensor, "log_softmax", lambda x, dim: seen.append(x.numel()) or log_softmax(x, dim)
+    )
+    monkeypatch.setattr(classification, "NUMBERS_AT_ONCE", 7 * K)
+    assert scalar_measures(logits_MK, labels_M, reference_MK) == whole
+    assert max(seen) == 7 * K
+    assert sum(seen) == 2 * 300 * K
+
+
+@pytest.mark.parametrize(("classes", "listed"), [(200, True), (201, False)])
+def test_many_classes_have_no_confusion_matrix(classes: int, listed: bool) -> None:
+    logits_MK = 30 * torch.eye(classes)
+    names = [str(k) for k in range(classes)]
+    report = evaluate_logits(logits_MK, torch.arange(classes), names)
+    assert ("confusion" in report) == listed
+    assert report["per_class_accuracy"] == dict.fromkeys(names, 1.0)
+
+
 @pytest.mark.parametrize(("right", "total"), [(0, 10), (10, 10), (3, 7), (150, 200), (1, 1)])
 def test_wilson_interval_against_scipy(right: int, total: int) -> None:
     theirs = binomtest(right, total).proportion_ci(0.95, method="wilson")
@@ -118,3 +163,7 @@ def test_mistakes() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             evaluate_logits(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the logits of 2 of 300 examples, first in row 5"):
+        scalar_measures(broken_MK, labels_M)
+    with pytest.raises(UserError, match=r"\(300, 7\) do not fit"):
+        scalar_measures(logits_MK, labels_M, reference_MK[:, 1:])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.objectives import PRESETS, preset
+from visgrpo.objectives import PRESETS, check_objective, preset
 from visgrpo.objectives.presets import Preset
 
 KNOBS = (
@@ -48,3 +48,29 @@ def test_an_unknown_preset_names_the_nearest(name: str, tail: str) -> None:
     with pytest.raises(UserError) as error:
         preset(name)
     assert str(error.value) == f'Unknown objective "{name}". {tail}'
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator", "group_size", "message"),
+    [
+        ("rloo", "exact", 8, "leave-one-out"),
+        ("rloo", "uniform", 8, "leave-one-out"),
+        ("grpo", "sampled", 1, "group of one"),
+        ("rloo", "sampled", 1, "group of one"),
+    ],
+)
+def test_advantages_that_cannot_be_taken_are_refused_early(
+    name: str, estimator: Any, group_size: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_objective(preset(name), estimator, group_size)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact", "uniform"])
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"rloo"}))
+def test_advantages_that_can_be_taken_pass(name: str, estimator: Any) -> None:
+    check_objective(preset(name), estimator, 8)
+
+
+def test_one_output_each_is_enough_for_the_batch() -> None:
+    check_objective(preset("reinforce"), "sampled", 1)

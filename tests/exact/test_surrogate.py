@@ -333,6 +333,48 @@ def test_shares_count_tokens_that_are_not_masked() -> None:
     assert result.ratio_mean.item() == pytest.approx((2 + 1 + 0.1 + 0.1 + 2) / 5)
 
 
+def test_measures_follow_the_weights() -> None:
+    """All classes weighted by π_old = (.98, .01, .01): E[π/π_old] = 0.96 + 0.02 + 0.02 = 1.
+
+    The ratios are 0.96/0.98, 2 and 2; with A = (1, 1, -1) only the second is clipped, weight 0.01.
+    """
+    old, new = doubles([[0.98, 0.01, 0.01]]), doubles([[0.96, 0.02, 0.02]])
+    knobs = {"weights_NG": old}
+    result = surrogate(new.log()[..., None], old.log()[..., None], doubles([[1, 1, -1]]), **knobs)
+    assert result.ratio_mean.item() == pytest.approx(1.0, abs=1e-14)
+    assert result.clip_high.item() == pytest.approx(0.01)
+    assert result.clip_low.item() == 0.0
+    swapped = surrogate(old.log()[..., None], new.log()[..., None], doubles([[1, -1, 1]]), **knobs)
+    assert swapped.clip_low.item() == pytest.approx(0.01)
+    assert swapped.ratio_mean.item() == pytest.approx(0.98 * 0.98 / 0.96 + 0.01)
+
+
+def test_weighted_shares_count_tokens() -> None:
+    """Weights .75 and .25, two tokens and one: ρ = 2, 1 | 3 weigh .75, .75 | .25, 1.75 in all."""
+    ratios = doubles([[[2.0, 1.0], [3.0, 9.0]]])
+    mask, weights = torch.tensor([[[1, 1], [1, 0]]]), doubles([[0.75, 0.25]])
+    result = surrogate(
+        ratios.log(),
+        torch.zeros(1, 2, 2, dtype=torch.float64),
+        doubles([[1.0, -1.0]]),
+        mask_NGT=mask,
+        weights_NG=weights,
+    )
+    assert result.clip_high.item() == pytest.approx(0.75 / 1.75)
+    assert result.clip_low.item() == 0.0
+    assert result.ratio_mean.item() == pytest.approx((0.75 * 3 + 0.25 * 3) / 1.75)
+
+
+def test_measures_of_nothing_unmasked_are_zero() -> None:
+    tokens = doubles([[[-1.0], [-2.0]]])
+    for weights in (None, doubles([[0.5, 0.5]])):
+        result = surrogate(
+            tokens, tokens, doubles([[1.0, 1.0]]), mask_NGT=torch.zeros(1, 2, 1), weights_NG=weights
+        )
+        measures = (result.clip_low, result.clip_high, result.ratio_mean)
+        assert [measure.item() for measure in measures] == [0.0, 0.0, 0.0]
+
+
 def test_no_gradient_reaches_old_log_probs_advantages_or_measures() -> None:
     log_probs = doubles([[[-1.0], [-2.0]]]).requires_grad_()
     old = doubles([[[-1.1], [-1.9]]]).requires_grad_()

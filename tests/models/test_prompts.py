@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.models.prompts import check_templates, class_prompts, fill
+from visgrpo.models.prompts import check_templates, class_prompts, fill, prompt_names
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,34 @@ def test_no_template() -> None:
         class_prompts(("cat", "dog"), ())
 
 
-@pytest.mark.parametrize(("one", "other"), [("sea lion", "sea_lion"), ("crane, bird", "crane")])
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (("tench, Tinca tinca", "traffic_light"), ["tench", "traffic light"]),
+        # ImageNet's own collisions: one by the comma rule, one by letter case alone.
+        (("maillot", "maillot, tank suit"), ["maillot", "tank suit"]),
+        (
+            ("Cardigan, Cardigan Welsh corgi", "cardigan"),
+            ["Cardigan Welsh corgi", "cardigan"],
+        ),
+        (("crane (n02012849)", "crane (n03126707)"), ["crane (n02012849)", "crane (n03126707)"]),
+        # Neither keeps a name that would fit the other; a later synonym of another is not free.
+        (("crane, wader", "crane, hoist"), ["wader", "hoist"]),
+        (("bow, arch, knot", "bow, arch, weapon"), ["knot", "weapon"]),
+        (("missile", "projectile, missile"), ["missile", "projectile"]),
+        (("seal, stamp", "seal", "stamp"), ["seal, stamp", "seal", "stamp"]),
+        (("seal,", "stamp, , die"), ["seal", "stamp"]),
+    ],
+)
+def test_prompt_names(classes: tuple[str, ...], names: list[str]) -> None:
+    assert prompt_names(classes) == names
+    assert prompt_names(classes[::-1]) == names[::-1]  # the order of the classes does not matter
+    assert class_prompts(classes, ("the {}",)) == [[f"the {name}"] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("sea lion", "sea_lion"), ("Crane", "crane"), ("crane,", "crane")]
+)
 def test_classes_with_the_same_prompt_are_refused(one: str, other: str) -> None:
     with pytest.raises(UserError, match=f'"{one}" and "{other}" give the same prompt'):
         class_prompts(("cat", one, other), ("a photo of a {}.",))

@@ -66,12 +66,14 @@ def test_the_numbers_are_those_of_the_summary(small_run):
 
 def test_the_command_repeats_the_run_and_is_quoted_for_the_shell(small_run):
     path = small_run("my run", steps=2)
-    assert f"visgrpo clip --config '{path}/config.yaml'" in read_page(write_report(path)).words
+    command = f"visgrpo clip --config '{path}/config.yaml' --output '{path}-again'"
+    assert command in read_page(write_report(path)).words
 
 
 def test_a_recipe_of_two_words_is_two_words_of_the_command(small_run):
     run = read_run(small_run(steps=1, summary={"recipe": "pretrain clip"}))
-    assert repeat_command(run) == f"visgrpo pretrain clip --config {run.path}/config.yaml"
+    config, again = f"{run.path}/config.yaml", f"{run.path}-again"
+    assert repeat_command(run) == f"visgrpo pretrain clip --config {config} --output {again}"
 
 
 def test_class_names_and_options_are_text(small_run):

@@ -30,6 +30,10 @@ def call(reward: LabelReward) -> list[list[float]]:
     return rewards_NG.tolist()
 
 
+def tensors_of(reward: LabelReward) -> list[torch.Tensor]:
+    return [value for value in vars(reward).values() if isinstance(value, torch.Tensor)]
+
+
 def write(folder: Path, name: str, text: str | bytes) -> str:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -100,8 +104,30 @@ def test_hierarchy_partial_credit_is_a_choice(tmp_path: Path) -> None:
 def test_hierarchy_takes_class_names_literally(tmp_path: Path) -> None:
     """YAML would read these as False, 7 and None."""
     path = write(tmp_path, "tree.yaml", "a:\n  - no\n  - 007\nb: [null]\n")
-    table_KK = hierarchy_reward(path, ("null", "no", "007")).table_KK
-    assert table_KK.tolist() == [[1, 0, 0], [0, 1, 0.5], [0, 0.5, 1]]
+    reward = hierarchy_reward(path, ("null", "no", "007"))
+    every_KK = reward(torch.arange(3).expand(3, 3), label=torch.arange(3))
+    assert every_KK.tolist() == [[1, 0, 0], [0, 1, 0.5], [0, 0.5, 1]]
+
+
+def test_tables_move_to_the_device_once(tmp_path: Path) -> None:
+    cost = parse_rewards([f"cost:{write(tmp_path, 'costs.csv', CSV)}"], None, CLASSES).functions[0]
+    tree = hierarchy_reward(write(tmp_path, "tree.json", json.dumps(TREE)), CLASSES)
+    outputs_NG, label = OUTPUTS_NG.to("meta"), LABEL.to("meta")
+    for reward in (cost, tree):
+        assert reward(outputs_NG, label=label).device.type == "meta"
+        held = tensors_of(reward)
+        assert [tensor.device.type for tensor in held] == ["meta"]
+        reward(outputs_NG, label=label)
+        assert all(now is before for now, before in zip(tensors_of(reward), held, strict=True))
+
+
+def test_a_hierarchy_of_many_classes_makes_no_table(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(1000)]
+    tree = {f"group {g}": names[g::10] for g in range(10)}
+    reward = hierarchy_reward(write(tmp_path, "tree.json", json.dumps(tree)), names)
+    assert [tensor.numel() for tensor in tensors_of(reward)] == [1000]
+    label, outputs_NG = torch.tensor([7]), torch.tensor([[7, 17, 997, 8]])
+    assert reward(outputs_NG, label=label).tolist() == [[1, 0.5, 0.5, 0]]
 
 
 @pytest.mark.parametrize(

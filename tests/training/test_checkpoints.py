@@ -25,7 +25,7 @@ from visgrpo.training.checkpoints import (
 
 def _tensors(value: float = 1.0) -> dict[str, dict[str, Tensor]]:
     return {
-        "trainable": {"layer.weight": torch.full((2, 3), value), "scale": torch.tensor(value)},
+        "model": {"layer.weight": torch.full((2, 3), value), "scale": torch.tensor(value)},
         "optimizer": {"layer.weight/step": torch.tensor(4.0)},
         "old_policy": {},
     }
@@ -42,15 +42,15 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     assert loaded.state["step"] == 7
     assert loaded.tensors["old_policy"] == {}
-    assert torch.equal(loaded.tensors["trainable"]["layer.weight"], torch.full((2, 3), 7.0))
-    assert loaded.tensors["trainable"]["scale"].shape == ()
+    assert torch.equal(loaded.tensors["model"]["layer.weight"], torch.full((2, 3), 7.0))
+    assert loaded.tensors["model"]["scale"].shape == ()
 
 
 def test_views_and_parameters_can_be_saved(tmp_path: Path) -> None:
     whole = torch.arange(6.0).reshape(2, 3)
     parameter = torch.nn.Parameter(torch.ones(2))
-    save_checkpoint(tmp_path / "best", {"trainable": {"a": whole.T, "b": parameter}}, {"step": 0})
-    loaded = load_checkpoint(tmp_path / "best").tensors["trainable"]
+    save_checkpoint(tmp_path / "best", {"model": {"a": whole.T, "b": parameter}}, {"step": 0})
+    loaded = load_checkpoint(tmp_path / "best").tensors["model"]
     assert torch.equal(loaded["a"], whole.T)
     assert torch.equal(loaded["b"], torch.ones(2))
 
@@ -119,7 +119,7 @@ def _truncate(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_flip_a_byte, _truncate, Path.unlink])
-@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_damage_is_noticed_and_the_one_before_is_used(
     tmp_path: Path, damage: Any, name: str
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_changed_number_in_the_state_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_whole_checkpoint(tmp_path: Path) -> None:
-    _flip_a_byte(_save(tmp_path, 1) / "trainable.safetensors")
+    _flip_a_byte(_save(tmp_path, 1) / "model.safetensors")
     with pytest.raises(UserError, match=r"is whole: .*step-000001 is damaged.*Start a new run"):
         newest_good(tmp_path)
 

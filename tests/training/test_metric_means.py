@@ -42,6 +42,44 @@ def test_the_state_does_not_change_with_later_observations() -> None:
     assert state == {"sums": {"loss": 1.0}, "counts": {"loss": 1}}
 
 
+def test_tensors_are_read_only_when_the_means_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a tensor waits for the device: adding must not, and taking does it once."""
+    reads = []
+    monkeypatch.setattr(
+        torch.Tensor, "__float__", lambda tensor: reads.append("float") or tensor.item()
+    )
+    to_list = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: reads.append("list") or to_list(t))
+    means = MetricMeans()
+    for value in (1.0, 2.0):
+        means.add({"loss": torch.tensor(value, requires_grad=True), "kl": torch.tensor(value)})
+    assert reads == []
+    assert means.take() == {"loss": 1.5, "kl": 1.5}
+    assert reads == ["list"]
+
+
+def test_sums_are_in_float64_whatever_the_metric() -> None:
+    """2²⁴ + 1 is no float32; 0.1 in float16 is 0.0999755859375."""
+    means = MetricMeans()
+    means.add({"large": torch.tensor(2.0**24), "half": torch.tensor(0.1, dtype=torch.float16)})
+    means.add({"large": torch.tensor(1.0), "half": torch.tensor(0.1, dtype=torch.float16)})
+    state = means.state()
+    assert state["sums"] == {"large": 2.0**24 + 1, "half": 2 * 0.0999755859375}
+
+
+def test_tensors_after_a_restore_add_up_to_the_bit() -> None:
+    values = torch.rand(9, generator=torch.Generator().manual_seed(0))
+    before, after = MetricMeans(), MetricMeans()
+    for value in values[:5]:
+        before.add({"loss": value})
+    after.restore(json.loads(json.dumps(before.state())))
+    for value in values[5:]:
+        for means in (before, after):
+            means.add({"loss": value})
+    expected = sum(values.tolist()) / 9
+    assert after.take() == before.take() == {"loss": expected}
+
+
 def test_peak_memory_is_in_bytes() -> None:
     assert peak_memory_bytes(torch.device("cpu")) > 50e6  # torch alone takes more
 

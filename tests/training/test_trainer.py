@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from toy import (
+    FEATURES,
     grpo,
     metric_lines,
     read_lines,
     supervised,
+    toy_dataset,
     toy_inputs,
     toy_model,
     toy_trainer,
@@ -24,10 +27,10 @@ from toy import (
     weights_of,
 )
 
-from visgrpo.errors import UserError
+from visgrpo.data.batches import BatchLoader
+from visgrpo.errors import Interrupted, UserError
 from visgrpo.policies.groups import LossResult
 from visgrpo.training.checkpoints import load_checkpoint, newest_good
-from visgrpo.training.trainer import Interrupted
 
 
 class PowerCut(BaseException):
@@ -174,7 +177,7 @@ def test_only_what_trains_is_moved_and_saved(tmp_path: Path) -> None:
     toy_trainer(tmp_path, supervised(), model=model).train()
     assert torch.equal(weights_of(model)["1.weight"], start["1.weight"])
     saved = newest_good(tmp_path / "checkpoints")[0].tensors
-    assert list(saved["trainable"]) == ["1.bias"]
+    assert list(saved["model"]) == ["1.bias"]
 
 
 def test_nothing_to_train(tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_the_run_ends_with_the_best_on_validation_or_the_last(
     tmp_path: Path, keep: str, kept: int
 ) -> None:
     model, seen = toy_model(), []
-    evaluate = _scripted([0.1, 0.3, 0.9, 0.9], model, seen)  # of equals the first is the best
+    evaluate = _scripted([0.1, 0.9, 0.9, 0.3], model, seen)  # of equals the later is the best
     trainer = toy_trainer(
         tmp_path, supervised(), model=model, evaluate=evaluate, eval_every=2, keep=keep
     )
@@ -266,7 +269,7 @@ def test_a_loss_that_is_not_a_number_names_step_images_and_causes(tmp_path: Path
     assert "\n" not in message
     kept = newest_good(tmp_path / "checkpoints")[0]
     assert kept.state["step"] == 3
-    assert all(tensor.isfinite().all() for tensor in kept.tensors["trainable"].values())
+    assert all(tensor.isfinite().all() for tensor in kept.tensors["model"].values())
 
 
 def test_an_infinite_loss_in_an_accumulation_pass(tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_weights_that_are_not_numbers_are_not_saved(
         toy_trainer(tmp_path, method, save_every=3, max_grad_norm=limit).train()
     kept = newest_good(tmp_path / "checkpoints")[0]
     assert kept.state["step"] == 3
-    assert all(tensor.isfinite().all() for tensor in kept.tensors["trainable"].values())
+    assert all(tensor.isfinite().all() for tensor in kept.tensors["model"].values())
 
 
 def test_metrics_of_an_unfinished_step_are_not_kept(tmp_path: Path) -> None:
@@ -449,3 +452,35 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     for ours, theirs in zip(weights_of(again).values(), weights_of(first).values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_step_takes_as_long_as_its_data(tmp_path: Path) -> None:
+    """Waiting for images is part of a step, or the examples per second would flatter."""
+
+    class SlowInputs:
+        def __call__(self, index: int, rng: Any) -> Tensor:
+            time.sleep(0.005)
+            return toy_inputs()[index]
+
+    trainer = toy_trainer(tmp_path, supervised(), steps=3)
+    trainer._loader = BatchLoader(toy_dataset(), SlowInputs(), batch_size=8, seed=0)
+    result = trainer.train()
+    assert result.seconds >= 3 * 8 * 0.005
+
+
+def test_running_statistics_go_on_after_a_resume(tmp_path: Path) -> None:
+    """Buffers such as those of batch normalisation are part of what training changes."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(FEATURES), toy_model())
+
+    whole, first, second = model(), model(), model()
+    toy_trainer(tmp_path / "whole", supervised(), model=whole).train()
+    stopping = toy_trainer(tmp_path / "cut", supervised(), model=first, save_every=3)
+    stopping._stop = True
+    with pytest.raises(Interrupted):
+        stopping.train()
+    checkpoint, _ = newest_good(tmp_path / "cut" / "checkpoints")
+    toy_trainer(tmp_path / "cut", supervised(), model=second).train(checkpoint)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor), name

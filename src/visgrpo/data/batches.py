@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.dataset import ImageDataset, is_plain
 from visgrpo.errors import UserError
 
 InputFunction = Callable[[int, np.random.Generator], Tensor]
@@ -28,7 +30,7 @@ class Batch:
         indices_N: rows of the data set, int64.
         inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
         labels_N: class ids, int64.
-        columns: the columns of strings and numbers, each a list of N values.
+        columns: those of `batch_columns`, each a list of N values.
     """
 
     indices_N: Tensor
@@ -108,7 +110,8 @@ class BatchLoader:
         seed: 0 or more.
         rank: which process this is; it gets rows rank·B/W to (rank + 1)·B/W of every batch.
         world_size: number of processes.
-        workers: processes that make inputs ahead of time; 0 makes them here.
+        workers: processes that make inputs ahead of time; 0 makes them here, as does a
+            `CachedInputs`, which has nothing left to make.
 
     Raises:
         UserError: if the batch is larger than the data set, or not divisible by `world_size`.
@@ -139,11 +142,11 @@ class BatchLoader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.workers = workers
+        self.workers = 0 if isinstance(inputs, CachedInputs) else workers
         share = batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)
         self._inputs = _BatchInputs(inputs, seed)
-        self._columns = _plain_columns(dataset)
+        self._columns = _carried(dataset)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -170,8 +173,11 @@ class BatchLoader:
             multiprocessing_context="spawn",
             # Without its own generator a DataLoader draws from the global one.
             generator=torch.Generator(),
+            worker_init_fn=_ignore_interrupts,
         )
-        for (_, rows), made in zip(plan, loader, strict=True):
+        with _interrupts_held():
+            inputs = iter(loader)
+        for (_, rows), made in zip(plan, inputs, strict=True):
             if isinstance(made, UserError):
                 raise made
             yield _batch(self.dataset, self._columns, rows, made)
@@ -188,6 +194,11 @@ class BatchLoader:
             yield epoch, order[start : start + self.batch_size][self._share]
 
 
+def batch_columns(dataset: ImageDataset) -> list[str]:
+    """Return the names of the columns that batches carry: all but pictures, masks and bytes."""
+    return [name for name, column in dataset.columns.items() if is_plain(column)]
+
+
 def sequential(dataset: ImageDataset, inputs: InputFunction, batch_size: int) -> Iterator[Batch]:
     """Yield every row once and in order, for evaluation; the last batch may be smaller.
 
@@ -195,7 +206,7 @@ def sequential(dataset: ImageDataset, inputs: InputFunction, batch_size: int) ->
         UserError: if `batch_size` is below 1, or the inputs of a batch differ in shape.
     """
     _check_batch_size(batch_size)
-    columns = _plain_columns(dataset)
+    columns = _carried(dataset)
     batch_inputs = _BatchInputs(inputs, seed=0)
     for start in range(0, len(dataset), batch_size):
         rows = np.arange(start, min(start + batch_size, len(dataset)))
@@ -236,13 +247,31 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"The batch size must be 1 or more, not {batch_size}.")
 
 
-def _plain_columns(dataset: ImageDataset) -> dict[str, Sequence[Any]]:
-    """Return the columns of strings and numbers; masks and the like stay with the data set."""
-    return {
-        name: column
-        for name, column in dataset.columns.items()
-        if len(column) and isinstance(column[0], str | numbers.Number | np.generic)
-    }
+def _ignore_interrupts(worker: int) -> None:
+    """Leave a terminal's Ctrl-C, which reaches every process, to the one that saves the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers are started.
+
+    They inherit the hold, so that none dies of it in the seconds before `_ignore_interrupts`; here
+    it is delivered at the end. Windows has no such hold.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would lift the hold
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _carried(dataset: ImageDataset) -> dict[str, Sequence[Any]]:
+    return {name: dataset.columns[name] for name in batch_columns(dataset)}
 
 
 def _batch(
@@ -260,4 +289,4 @@ def _batch(
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

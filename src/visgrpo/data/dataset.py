@@ -17,11 +17,20 @@ T = TypeVar("T")
 
 
 class LazySequence(Sequence[T]):
-    """A sequence whose item i is `get(rows[i])`, computed on access and never kept."""
+    """A sequence whose item i is `get(rows[i])`, computed on access and never kept.
 
-    def __init__(self, get: Callable[[int], T], rows: Sequence[int] | np.ndarray) -> None:
+    Args:
+        get: makes an item.
+        rows: what is asked of `get`, by position.
+        plain: whether items are values to pass on by name, and not pictures or masks.
+    """
+
+    def __init__(
+        self, get: Callable[[int], T], rows: Sequence[int] | np.ndarray, *, plain: bool = False
+    ) -> None:
         self._get = get
         self._rows = np.asarray(rows, dtype=np.int64)
+        self.plain = plain
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -32,12 +41,12 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: slice) -> LazySequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
         if isinstance(index, slice):
-            return LazySequence(self._get, self._rows[index])
+            return LazySequence(self._get, self._rows[index], plain=self.plain)
         return self._get(int(self._rows[index]))
 
     def take(self, indices: np.ndarray) -> LazySequence[T]:
         """Return the rows at `indices`, without stacking one view on another."""
-        return LazySequence(self._get, self._rows[indices])
+        return LazySequence(self._get, self._rows[indices], plain=self.plain)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,17 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
+def is_plain(column: Sequence[Any]) -> bool:
+    """Return whether a column holds no pictures, masks or encoded bytes; decodes no lazy one."""
+    if isinstance(column, LazySequence):
+        return column.plain
+    if isinstance(column, np.ndarray) and column.dtype != object:
+        return column.ndim <= 2 and column.dtype.kind not in "SV"
+    return not any(
+        isinstance(value, Image.Image | bytes) or getattr(value, "ndim", 0) > 1 for value in column
+    )
+
+
 def _check_classes(name: str, classes: tuple[str, ...]) -> None:
     twice = [label for label, count in Counter(classes).items() if count > 1]
     if twice:
@@ -140,4 +160,4 @@ def _take(values: Sequence[T], rows: np.ndarray) -> Sequence[T]:
         return values.take(rows)
     if isinstance(values, list | tuple):
         return [values[row] for row in rows]
-    return LazySequence(partial(_item, values), rows)
+    return LazySequence(partial(_item, values), rows, plain=is_plain(values))

@@ -227,9 +227,21 @@ def _decode_row(table: datasets.Dataset, column: str, where: str, row: int) -> I
 def _column(table: datasets.Dataset, column: str) -> Sequence[Any]:
     alone = table.select_columns([column])
     feature = table.features[column]
-    if isinstance(feature, datasets.Value) and "binary" not in feature.dtype:
+    plain = _is_plain_feature(feature)
+    if plain and isinstance(feature, datasets.Value | datasets.ClassLabel):
         return list(alone[column][:])
-    return LazySequence(partial(_value, alone, column), range(len(alone)))
+    return LazySequence(partial(_value, alone, column), range(len(alone)), plain=plain)
+
+
+def _is_plain_feature(feature: Any) -> bool:
+    """Return whether a column's type is made of values, lists and dicts, without pictures."""
+    if isinstance(feature, dict):
+        return all(map(_is_plain_feature, feature.values()))
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return _is_plain_feature(feature.feature)
+    if isinstance(feature, datasets.Value):
+        return "binary" not in feature.dtype
+    return isinstance(feature, datasets.ClassLabel)
 
 
 def _value(table: datasets.Dataset, column: str, row: int) -> Any:

@@ -19,6 +19,7 @@ from visgrpo.data.splitting import (
     parse_slice,
     parse_split,
     sliced,
+    validation_as_test,
     with_test,
 )
 from visgrpo.errors import UserError, nearest
@@ -39,9 +40,10 @@ def load_splits(
 ) -> Splits:
     """Load a data set in three splits that share no row.
 
-    A missing test split is made first (20 %, stratified, the same for every seed), then
-    `train_slice` is applied to the train rows, then a missing validation split is made from what
-    is left of them (stratified, by `seed`). `Splits.notes` says what was made.
+    Without a test split, the stored validation split, on which results are then quoted, becomes
+    it; without either, one is made (20 %, stratified, the same for every seed). Then `train_slice`
+    is applied to the train rows, then a missing validation split is made from what is left of them
+    (stratified, by `seed`). `Splits.notes` says what was made.
 
     Args:
         spec: "digits", "shapes" or "shapes-out"; a folder of images, parquet or binary CIFAR files;
@@ -84,10 +86,11 @@ def load_split(
 ) -> ImageDataset:
     """Load one split, or a slice of it.
 
-    "train" here is the train rows as they are stored, *before* a missing validation split is taken
-    out of them (a missing test split is always out of them), so "train[:2000]" is the same rows
-    whatever the seed, and can share rows with a made "validation". Use `load_splits` to learn and
-    choose on rows kept apart.
+    The names mean what they do in `load_splits`: "test" is the stored validation split of data
+    that has train rows and no test split. But "train" here is the train rows as they are stored,
+    *before* a missing validation split is taken out of them (a missing test split is always out of
+    them), so "train[:2000]" is the same rows whatever the seed, and can share rows with a made
+    "validation". Use `load_splits` to learn and choose on rows kept apart.
 
     Args:
         spec: as for `load_splits`.
@@ -104,7 +107,7 @@ def load_split(
     """
     _check_options(validation_fraction, seed)
     name, rows = parse_split(split)
-    source = _read(spec, image_column, label_column, validation_fraction, seed)
+    source = validation_as_test(_read(spec, image_column, label_column, validation_fraction, seed))
     if name not in source.splits and name != "all":
         source = with_test(source)
     if name == "validation" and name not in source.splits:

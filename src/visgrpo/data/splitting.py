@@ -103,6 +103,26 @@ def sliced(dataset: ImageDataset, rows: slice) -> ImageDataset:
     return dataset.subset(chosen)
 
 
+def validation_as_test(source: Source) -> Source:
+    """Return `source` with its stored validation split as "test" if it has train and no test.
+
+    Where test labels are kept back, as ImageNet's are, results are quoted on the validation split;
+    so it is kept for reporting, and validation is to be made from train.
+    """
+    if set(source.splits) != {"train", "validation"}:
+        return source
+    stored = source.splits["validation"]
+    note = (
+        f"{source.name} has no test split: its stored validation split ({len(stored)} rows) is the "
+        "test split."
+    )
+    splits = {
+        "train": source.splits["train"],
+        "test": replace(stored, name=f"{source.name}/test"),
+    }
+    return replace(source, splits=splits, notes=(*source.notes, note))
+
+
 def with_test(source: Source) -> Source:
     """Return `source` with a test split, made from an undivided or train split if need be."""
     if "test" in source.splits:
@@ -125,10 +145,12 @@ def with_test(source: Source) -> Source:
 def divide(source: Source, *, train_rows: slice, fraction: float, seed: int) -> Splits:
     """Return the three splits, those that are missing made from the train rows.
 
+    Without a test split, a stored validation split becomes it first.
+
     Raises:
         UserError: if there are no train rows, they show one class only, or they are too few.
     """
-    source = with_test(source)
+    source = with_test(validation_as_test(source))
     train = sliced(_stored(source, "train"), train_rows)
     present = np.unique(train.labels)
     if len(present) < 2:

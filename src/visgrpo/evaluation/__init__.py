@@ -1,7 +1,11 @@
 """Evaluation: numbers about a model, from tensors."""
 
 from visgrpo.evaluation.calibration import Reliability, expected_calibration_error, reliability
-from visgrpo.evaluation.classification import evaluate_logits, wilson_interval
+from visgrpo.evaluation.classification import (
+    evaluate_logits,
+    scalar_measures,
+    wilson_interval,
+)
 from visgrpo.evaluation.interpolation import interpolate
 
 __all__ = [
@@ -10,5 +14,6 @@ __all__ = [
     "expected_calibration_error",
     "interpolate",
     "reliability",
+    "scalar_measures",
     "wilson_interval",
 ]

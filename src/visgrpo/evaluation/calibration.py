@@ -44,16 +44,20 @@ def reliability(probabilities_MK: Tensor, labels_M: Tensor, bins: int = 15) -> R
     if not ((probabilities_MK >= 0).all() and ((sums_M - 1).abs() <= 1e-3).all()):
         raise UserError("Each row of probabilities must be ≥ 0 and sum to 1: apply a softmax.")
     confidence_M, predicted_M = probabilities_MK.max(dim=1)
+    return bin_confidences(confidence_M, predicted_M == labels_M.cpu(), bins)
+
+
+def bin_confidences(confidence_M: Tensor, right_M: Tensor, bins: int = 15) -> Reliability:
+    """Bin examples by confidence (float64), given which answers were right."""
     edges = torch.arange(1, bins, dtype=torch.float64) / bins
     bin_M = torch.bucketize(confidence_M, edges)  # edges[b-1] < confidence <= edges[b]
-    right_M = (predicted_M == labels_M.cpu()).double()
     counts = torch.bincount(bin_M, minlength=bins).tolist()
     return Reliability(
         lower=[b / bins for b in range(bins)],
         upper=[(b + 1) / bins for b in range(bins)],
         count=counts,
         confidence=_means(bin_M, confidence_M, counts),
-        accuracy=_means(bin_M, right_M, counts),
+        accuracy=_means(bin_M, right_M.double(), counts),
     )
 
 
@@ -65,7 +69,11 @@ def expected_calibration_error(probabilities_MK: Tensor, labels_M: Tensor, bins:
     over equal-width bins of the confidence (Guo et al. 2017, "On Calibration of Modern Neural
     Networks", eq. 3). Arguments and errors as for `reliability`.
     """
-    diagram = reliability(probabilities_MK, labels_M, bins)
+    return calibration_gap(reliability(probabilities_MK, labels_M, bins))
+
+
+def calibration_gap(diagram: Reliability) -> float:
+    """Return the calibration error of a diagram: its mean |accuracy - confidence|."""
     gaps = zip(diagram.count, diagram.accuracy, diagram.confidence, strict=True)
     total = sum(n * abs(a - c) for n, a, c in gaps if a is not None and c is not None)
     return total / sum(diagram.count)

@@ -37,19 +37,22 @@ def run_over(
     """Return what a function makes of every input, (M, …) on the CPU, in the data set's order.
 
     Every process computes its share of the rows and all get the whole; the last row is repeated
-    where the shares would not be equal.
+    where the shares would not be equal. Results leave the device batch by batch.
     """
     share = -(-len(dataset) // shards.world_size)
     rows = np.arange(shards.rank * share, (shards.rank + 1) * share).clip(max=len(dataset) - 1)
-    if isinstance(inputs, CachedInputs):
-        mine: InputFunction = CachedInputs(inputs.inputs_M[rows])
+    if shards.world_size == 1:
+        mine: InputFunction = inputs  # a copy of cached inputs could take gigabytes
+    elif isinstance(inputs, CachedInputs):
+        mine = CachedInputs(inputs.inputs_M[rows])
     else:
         mine = lambda index, rng: inputs(int(rows[index]), rng)  # noqa: E731
-    parts = [
-        function(batch.inputs.to(shards.device))
-        for batch in sequential(dataset.subset(rows), mine, batch_size)
-    ]
-    return shards.gather(torch.cat(parts))[: len(dataset)].cpu()
+    parts = []
+    for batch in sequential(dataset.subset(rows), mine, batch_size):
+        # Rows of all processes, rank by rank: as many of each, since their shares are equal.
+        together = shards.gather(function(batch.inputs.to(shards.device))).cpu()
+        parts.append(together.unflatten(0, (shards.world_size, -1)))
+    return torch.cat(parts, dim=1).flatten(0, 1)[: len(dataset)]
 
 
 def predict_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ def adapt(classifier: ClipClassifier, choice: Adaptation) -> None:
             parameter.requires_grad_(_trains_in_full(name, choice, blocks))
     # The adapter wrapper froze the scale too: it is decided here, last.
     backbone.logit_scale.requires_grad_(classifier.scale_mode != "frozen")
+    classifier.note_what_trains()
 
 
 def image_tower_is_frozen(classifier: ClipClassifier) -> bool:
@@ -112,16 +114,16 @@ def _with_adapters(backbone: nn.Module, choice: Adaptation, blocks: int) -> Any:
         and _block_of_image_tower(name) < first_full
     ]
     in_full = [f"vision_model.encoder.layers.{i}" for i in range(first_full, blocks)]
-    return get_peft_model(
-        backbone,
-        LoraConfig(
-            r=choice.lora_rank,
-            lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=choice.lora_dropout,
-            target_modules=targets,
-            modules_to_save=in_full or None,
-        ),
+    settings = LoraConfig(
+        r=choice.lora_rank,
+        lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=choice.lora_dropout,
+        target_modules=targets,
+        modules_to_save=in_full or None,
     )
+    with warnings.catch_warnings():  # peft asks transformers by a name that will be removed
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(backbone, settings)
 
 
 def _block_of_image_tower(name: str) -> int:

@@ -8,8 +8,9 @@ same scores ranks them alike, and the bias, equal for every class, cancels out o
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from visgrpo.models.prompts import class_prompts
 
 LogitScale = Literal["frozen", "trainable", "clamped"]
+PROMPTS_AT_ONCE = 512
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: Radford et al. 2021, section 2.5
 
 
@@ -54,6 +56,7 @@ class ClipClassifier(nn.Module):
         self._token_ids, self._token_mask = _tokenize(tokenizer, self.backbone, classes, templates)
         self._text_features_KD: Tensor | None = None
         self._pooled_prompts: Tensor | None = None  # before the projection, in order K·P
+        self.note_what_trains()
 
     @property
     def backbone(self) -> Any:
@@ -100,16 +103,18 @@ class ClipClassifier(nn.Module):
         images_ND, texts_KD = self.embed_images(inputs), self.embed_classes()
         return self.scale() * (images_ND @ texts_KD.to(images_ND.dtype).T).float()
 
-    @property
-    def text_is_frozen(self) -> bool:
-        """Whether no parameter of the text side trains."""
+    def note_what_trains(self) -> None:
+        """Decide which text features may be kept; call it again after changing what trains.
+
+        Decided once and not from the parameters of the moment: the trainer runs an old policy by
+        putting detached weights in their place, which looks like a frozen tower.
+        """
         projection = getattr(self.backbone, "text_projection", None)
         projects = projection is not None and projection.weight.requires_grad
-        return self._text_tower_is_frozen and not projects
-
-    @property
-    def _text_tower_is_frozen(self) -> bool:
-        return not any(p.requires_grad for p in self.backbone.text_model.parameters())
+        tower = any(p.requires_grad for p in self.backbone.text_model.parameters())
+        self._text_tower_is_frozen = not tower
+        self.text_is_frozen = not (tower or projects)
+        self.forget_text()
 
     def train(self, mode: bool = True) -> ClipClassifier:
         super().train(mode)
@@ -136,10 +141,22 @@ class ClipClassifier(nn.Module):
         ids = self._token_ids.to(self.device)
         mask = None if self._token_mask is None else self._token_mask.to(self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            pooled = self.backbone.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            # In pieces where no graph is kept anyway: 21,000 classes need not fit at once.
+            size = len(ids) if torch.is_grad_enabled() else PROMPTS_AT_ONCE
+            pieces = zip(ids.split(size), _split(mask, size), strict=False)
+            pooled = torch.cat(
+                [
+                    self.backbone.text_model(input_ids=some, attention_mask=its_mask).pooler_output
+                    for some, its_mask in pieces
+                ]
+            )
         if frozen:
             self._pooled_prompts = pooled
         return pooled
+
+
+def _split(mask: Tensor | None, size: int) -> Iterable[Tensor | None]:
+    return itertools.repeat(None) if mask is None else mask.split(size)
 
 
 @torch.no_grad()

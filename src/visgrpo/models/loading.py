@@ -39,7 +39,8 @@ def check_model_name(name: str) -> None:
     """
     path = Path(name)
     if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+        in_a_folder = "/" in name and path.parent.is_dir()  # else it may be OWNER/NAME on the Hub
+        if in_a_folder or name.count("/") > 1 or name.startswith((".", "~")):
             raise UserError(f'Model folder "{name}" does not exist.')
         return
     if not path.is_dir():

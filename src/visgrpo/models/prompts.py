@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from visgrpo.data.articles import with_article
@@ -28,26 +29,60 @@ def fill(template: str, name: str) -> str:
 
     Of synonyms separated by commas, as in ImageNet's names, the first is used.
     """
-    name = name.split(",")[0].strip().replace("_", " ")
-    capital = template[:1].isupper()
-    text = _ARTICLE_AND_NAME.sub(lambda _: with_article(name), template).replace("{}", name)
-    return text[:1].upper() + text[1:] if capital else text
+    return _put(template, _synonyms(name)[0])
+
+
+def prompt_names(classes: Sequence[str]) -> list[str]:
+    """Return what prompts call each class, K names.
+
+    That is the first of its synonyms separated by commas. Classes that share their first synonym,
+    letter case aside, each take the next one that no other class has, else their whole name:
+    ImageNet's "maillot" and "maillot, tank suit" become "maillot" and "tank suit".
+    """
+    synonyms = [_synonyms(name) for name in classes]
+    firsts = Counter(_as_read(own[0]) for own in synonyms)
+    owners = Counter(text for own in synonyms for text in set(map(_as_read, own)))
+    return [
+        own[0]
+        if firsts[_as_read(own[0])] == 1
+        else next((text for text in own[1:] if owners[_as_read(text)] == 1), ", ".join(own))
+        for own in synonyms
+    ]
 
 
 def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """Return the prompts of every class, K lists of P texts.
+    """Return the prompts of every class by its name of `prompt_names`, K lists of P texts.
 
     Raises:
-        UserError: for a bad template, and for two classes whose prompts are the same text.
+        UserError: for a bad template, and for two classes whose prompts are the same texts, letter
+            case aside.
     """
     check_templates(templates)
-    prompts = [[fill(template, name) for template in templates] for name in classes]
-    seen: dict[str, str] = {}
+    prompts = [[_put(template, name) for template in templates] for name in prompt_names(classes)]
+    seen: dict[tuple[str, ...], str] = {}
     for name, texts in zip(classes, prompts, strict=True):
-        if texts[0] in seen:
+        key = tuple(map(_as_read, texts))
+        if key in seen:
             raise UserError(
-                f'Classes "{seen[texts[0]]}" and "{name}" give the same prompt "{texts[0]}": '
-                "rename one of them."
+                f'Classes "{seen[key]}" and "{name}" give the same prompt "{texts[0]}" (letter '
+                "case does not count): rename one of them."
             )
-        seen[texts[0]] = name
+        seen[key] = name
     return prompts
+
+
+def _synonyms(name: str) -> list[str]:
+    """Return the names that commas separate, one or more."""
+    texts = [text.strip() for text in name.replace("_", " ").split(",")]
+    return [text for text in texts if text] or [""]
+
+
+def _as_read(text: str) -> str:
+    """Return `text` as CLIP's tokenizer reads it: equal here is a tie that no training breaks."""
+    return " ".join(text.lower().split())
+
+
+def _put(template: str, name: str) -> str:
+    capital = template[:1].isupper()
+    text = _ARTICLE_AND_NAME.sub(lambda _: with_article(name), template).replace("{}", name)
+    return text[:1].upper() + text[1:] if capital else text

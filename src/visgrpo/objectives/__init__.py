@@ -11,6 +11,7 @@ from visgrpo.objectives.estimators import draw as draw
 from visgrpo.objectives.estimators import estimator_weights as estimator_weights
 from visgrpo.objectives.presets import PRESETS as PRESETS
 from visgrpo.objectives.presets import Objective as Objective
+from visgrpo.objectives.presets import check_objective as check_objective
 from visgrpo.objectives.presets import preset as preset
 from visgrpo.objectives.surrogate import aggregate as aggregate
 from visgrpo.objectives.surrogate import surrogate as surrogate

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+import torch
+
 from visgrpo.errors import UserError, nearest
-from visgrpo.objectives.advantages import Baseline, Scale, Scope
+from visgrpo.objectives.advantages import Baseline, Scale, Scope, advantages
+from visgrpo.objectives.estimators import Estimator
 from visgrpo.objectives.surrogate import Aggregation, Clip, RatioLevel
 
 Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
@@ -50,6 +53,23 @@ PRESETS: Mapping[str, Objective] = MappingProxyType(
         "reinforce": Objective(scope="batch", scale="none", aggregation="constant", clip="none"),
     }
 )
+
+
+def check_objective(objective: Objective, estimator: Estimator, group_size: int) -> None:
+    """Raise UserError for advantages that cannot be taken, before anything is loaded.
+
+    Args:
+        group_size: outputs drawn for each input by the ``sampled`` estimator.
+    """
+    drawn = estimator == "sampled"
+    rewards_NG = torch.zeros(2, group_size if drawn else 2)
+    advantages(
+        rewards_NG,
+        scope=objective.scope,
+        baseline=objective.baseline,
+        scale=objective.scale,
+        weights_NG=None if drawn else torch.full_like(rewards_NG, 0.5),
+    )
 
 
 def preset(name: str) -> Objective:

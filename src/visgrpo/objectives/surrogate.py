@@ -31,6 +31,8 @@ class SurrogateResult:
 
     ``clip_low`` and ``clip_high`` are the shares of tokens at which the clip takes the gradient
     away (``two_sided``) or caps the weight (``detached``); their sum is ``clip_ratio/region_mean``.
+    ``ratio_mean`` is the mean ratio of tokens. Where the estimator gives outputs weights, a token
+    counts for its output's weight: under ``exact`` these are expectations under the old policy.
     """
 
     loss: Tensor
@@ -91,14 +93,20 @@ def surrogate(
         gain = ratio * advantage
         below = above = torch.zeros_like(mask)
 
-    def share(where: Tensor) -> Tensor:
-        return (where & mask).sum() / mask.sum().clamp(min=1)
+    counts = mask.to(log_probs.dtype)
+    if weights_NG is not None:
+        counts = counts * weights_NG.detach().unsqueeze(-1)
+    # The smallest count stands in for 0 when nothing at all is unmasked.
+    total = counts.sum().clamp(min=torch.finfo(counts.dtype).tiny)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * counts).sum() / total
 
     return SurrogateResult(
         loss=aggregate(-gain, mask, weights_NG, how=aggregation, constant=constant),
-        clip_low=share(below),
-        clip_high=share(above),
-        ratio_mean=(ratio.detach() * mask).sum() / mask.sum().clamp(min=1),
+        clip_low=mean(below),
+        clip_high=mean(above),
+        ratio_mean=mean(ratio.detach()),
     )
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction
+from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction, batch_columns
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
-from visgrpo.errors import Interrupted, UserError
-from visgrpo.evaluation import evaluate_logits
-from visgrpo.evaluation.zero_shot import predict_logits, run_over
+from visgrpo.errors import Interrupted
+from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
@@ -24,7 +23,7 @@ from visgrpo.models.loading import ClipParts, check_model_name, load_clip
 from visgrpo.models.prompts import class_prompts
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.saving import save_adapter, save_classifier
-from visgrpo.objectives import Objective, preset
+from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.policies.supervised import Supervised, WarmStart
 from visgrpo.recipes.configs import ClipConfig
@@ -42,42 +41,6 @@ from visgrpo.training.trainer import Method, Trainer
 REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Evaluates the classifier on one data set; KL is to the start, whose logits it keeps."""
-
-    classifier: ClipClassifier
-    dataset: ImageDataset
-    inputs: InputFunction
-    session: Session
-    start_logits_MK: Tensor
-
-    @classmethod
-    def at_start(
-        cls,
-        classifier: ClipClassifier,
-        dataset: ImageDataset,
-        inputs: InputFunction,
-        session: Session,
-    ) -> Scores:
-        """Remember the logits of the classifier as it is now."""
-        logits_MK = predict_logits(classifier, dataset, inputs, session.processes)
-        return cls(classifier, dataset, inputs, session, logits_MK)
-
-    def now(self) -> dict[str, Any]:
-        """Return all measures of the classifier as it is now."""
-        shards = self.session.processes
-        return self._of(predict_logits(self.classifier, self.dataset, self.inputs, shards))
-
-    def start(self) -> dict[str, Any]:
-        """Return all measures of the start."""
-        return self._of(self.start_logits_MK)
-
-    def _of(self, logits_MK: Tensor) -> dict[str, Any]:
-        labels_M = torch.from_numpy(self.dataset.labels)
-        return evaluate_logits(logits_MK, labels_M, self.dataset.classes, self.start_logits_MK)
-
-
 def train_clip(config: ClipConfig) -> dict[str, Any]:
     """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
 
@@ -92,7 +55,11 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     class_prompts(splits.train.classes, config.templates)
     rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
     objective = objective_of(config)
-    rewards.validate(objective.scope, splits.train.columns)
+    supervised = config.method == "supervised"  # no groups, so any reward is a metric of its own
+    rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
+    if not supervised:
+        check_objective(objective, config.estimator, config.group_size)
+    retained = {name: load_split(name, "test", seed=config.seed) for name in config.retention}
     options = training_options(
         config,
         config.resolved_learning_rate(),
@@ -115,9 +82,13 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     adapt(classifier, adaptation_of(config))
     classifier.to(session.processes.device)
     inputs = _inputs(classifier, parts, splits, config, session)
-    test = Scores.at_start(classifier, splits.test, inputs["test"], session)
-    validation = Scores.at_start(classifier, splits.validation, inputs["validation"], session)
-    retention = _retention(classifier, parts, config, session)
+    held_out = {
+        name: HeldOut.at_start(
+            classifier, getattr(splits, name), inputs[name], session.processes, rewards
+        )
+        for name in ("validation", "test")
+    }
+    retention = _retention(classifier, parts, retained, config, session)
     reference = _reference(classifier, splits.train, inputs["train"], config, session)
     method = method_of(config, objective, rewards, splits.train, reference, session)
     trainer = Trainer(
@@ -135,13 +106,16 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         options,
         processes=session.processes,
         run=session.run,
-        evaluate=lambda: scalars(validation.now()),
+        evaluate=held_out["validation"].scalars,
+        selection=config.resolved_select(),
         title=config.method,
         image_of=lambda index: _save_picture(session, splits.train, index),
     )
-    before = {name: scores.start() for name, scores in retention.items()}
+    start = held_out["test"].start()  # asks the rewards, too, for the first time
+    retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
     baseline = _supervised_baseline(config, session)
+    session.start_trackers()
     result = trainer.train(session.checkpoint)
     classifier.eval()
     classifier.forget_text()
@@ -152,11 +126,11 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         method=config.method,
         model=config.model,
         splits=splits,
-        before=test.start(),
-        after=test.now(),
+        before=start,
+        after=held_out["test"].now(),
         baseline=baseline,
         retention={
-            name: {"before": before[name]["accuracy"], "after": scores.now()["accuracy"]}
+            name: {"before": retained_start[name], "after": scores.now()["accuracy"]}
             for name, scores in retention.items()
         },
         save=lambda summary: _save(classifier, parts, config, session, summary),
@@ -165,11 +139,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
 
 
 def objective_of(config: ClipConfig) -> Objective:
-    """Return the method's preset with the options that override it.
-
-    Raises:
-        UserError: for groups of one label that would be compared with themselves.
-    """
+    """Return the method's preset with the options that override it."""
     base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
     overrides: dict[str, Any] = {
         "scope": config.scope,
@@ -178,14 +148,7 @@ def objective_of(config: ClipConfig) -> Objective:
         "epsilon_low": config.epsilon_low,
         "epsilon_high": config.epsilon_high,
     }
-    objective = replace(base, **{k: v for k, v in overrides.items() if v is not None})
-    alone = config.estimator == "sampled" and config.group_size == 1
-    if alone and objective.scope == "group" and objective.baseline != "none":
-        raise UserError(
-            "--group-size 1 leaves a label nothing in its group to be compared with: "
-            "take 2 or more, or --scope batch."
-        )
-    return objective
+    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
 
 
 def adaptation_of(config: ClipConfig) -> Adaptation:
@@ -232,11 +195,6 @@ def method_of(
     return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
 
 
-def scalars(measures: Mapping[str, Any]) -> dict[str, float]:
-    """Return the measures that are one number, for the log."""
-    return {k: v for k, v in measures.items() if isinstance(v, float)}
-
-
 def _supervised_baseline(config: ClipConfig, session: Session) -> dict[str, Any] | None:
     """Train the same budget by cross-entropy in a folder of its own; None if not asked for."""
     if not config.baseline or config.method == "supervised":
@@ -278,7 +236,7 @@ def _inputs(
     classifier.eval()
     pooled: dict[str, InputFunction] = {
         name: CachedInputs(
-            run_over(classifier.pool, getattr(splits, name), function, session.processes)
+            pooled_of(classifier.pool, getattr(splits, name), function, session.processes)
         )
         for name, function in found.items()
     }
@@ -297,26 +255,32 @@ def _reference(
         return None
     fits = 4 * len(train) * len(train.classes) <= REFERENCE_BYTES
     if config.reference == "cached" or (config.reference == "auto" and fits and not config.augment):
-        shards = session.processes
-        return CachedReference(predict_logits(classifier, train, inputs, shards).to(shards.device))
+        processes = session.processes
+        logits_MK = logits_of(classifier, train, inputs, processes)
+        return CachedReference(logits_MK.to(processes.device))
+    if config.method == "supervised":
+        return None  # it would only be logged, and eval/kl is anyway
     reference = live_reference(classifier)
     session.say(f"Reference: live, by {reference.kind.replace('_', ' ')}.")
     return reference
 
 
 def _retention(
-    classifier: ClipClassifier, parts: ClipParts, config: ClipConfig, session: Session
-) -> dict[str, Scores]:
-    """Scores on the test splits of data sets that are not tuned on, with their own classes."""
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    retained: Mapping[str, ImageDataset],
+    config: ClipConfig,
+    session: Session,
+) -> dict[str, HeldOut]:
+    """Test splits of data sets that are not tuned on, with their own classes."""
     scores = {}
-    for name in config.retention:
-        dataset = load_split(name, "test", seed=config.seed)
+    for name, dataset in retained.items():
         other = ClipClassifier(
             classifier.encoder, parts.tokenizer, dataset.classes, config.templates
         )
         other.to(session.processes.device)
         inputs = pixel_inputs(dataset, parts.preprocess)
-        scores[name] = Scores.at_start(other, dataset, inputs, session)
+        scores[name] = HeldOut.at_start(other, dataset, inputs, session.processes)
     return scores
 
 
@@ -349,7 +313,14 @@ def _save(
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
-    info = {"start": config.model, "data": config.data, "method": config.method}
+    info = {
+        "start": config.model,
+        "method": config.method,
+        "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "train_slice": config.train_slice,
+    }
     save_classifier(classifier, parts, folder, model_card(summary), info)
     if config.lora and config.logit_scale == "frozen":
         save_adapter(classifier, session.run.path / "adapter")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from visgrpo.errors import UserError, nearest
+from visgrpo.errors import UserError
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
 
@@ -19,16 +19,6 @@ class Config:
 
     def check(self) -> None:
         """Raise UserError for combinations that cannot work. Nothing is loaded."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values, as in config.yaml. Raises UserError for an unknown name."""
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        for name in values:
-            if name not in known:
-                raise UserError(f'Unknown setting "{name}". {nearest(name, known)}')
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**listed)
 
 
 @dataclass(frozen=True)
@@ -177,6 +167,9 @@ class ClipConfig(RunConfig):
     """Whether the similarity's scale trains; clamped keeps it at 100 or less."""
     reference: Literal["auto", "cached", "live"] = "auto"
     """Reference log-probs: computed once, or in every step; auto caches unless augmenting."""
+    select: Literal["accuracy", "reward"] | None = None
+    """What decides the best step on validation data; by default accuracy where the reward is hard
+    and in supervised runs, else the expected reward."""
     retention: tuple[str, ...] = ()
     """Data sets that are not tuned on: their accuracy is reported before and after."""
 
@@ -204,6 +197,11 @@ class ClipConfig(RunConfig):
             )
         if self.lora and self.train == "projections":
             raise UserError("--lora adapts towers: choose --train image, text or full.")
+
+    def resolved_select(self) -> str:
+        """What decides the best step."""
+        labels_are_the_point = self.method == "supervised" or self.reward == ("hard",)
+        return self.select or ("accuracy" if labels_are_the_point else "reward")
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default."""
@@ -239,6 +237,11 @@ class PretrainClipConfig(RunConfig):
         super().check()
         _positive(self, "image_size", "patch_size", "width", "layers", "heads", "features")
         _positive(self, "vocabulary")
+        if self.accumulation != 1:
+            raise UserError(
+                "--accumulation would change the contrastive loss, which compares a whole batch: "
+                "take a smaller --batch-size."
+            )
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default for training from scratch."""
@@ -246,13 +249,28 @@ class PretrainClipConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(Config):
     """Evaluate a saved model on any data set."""
 
     model: str = ""
     """Folder or Hub name."""
+    data: str = "digits"
+    """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set."""
     split: str = "test"
     """train, validation or test, perhaps sliced: "train[:2000]"."""
+    image_column: str | None = None
+    """Column of the images, where its name is not a usual one."""
+    label_column: str | None = None
+    """Column of the labels, where its name is not a usual one."""
+    seed: int | None = None
+    """Of a validation split that has to be made, and of a built-in world; by default that of the
+    model's own run where it was tuned on this data, else 0."""
+    validation_fraction: float | None = None
+    """Share of the training rows in such a validation split; by default as --seed, else 0.1."""
+    train_slice: str | None = None
+    """Training rows that such a validation split is made from; by default as --seed, else all."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read; otherwise they stop the evaluation."""
     templates: tuple[str, ...] | None = None
     """Prompts; by default those that the model was trained with."""
     start: str | None = None
@@ -269,6 +287,16 @@ class EvaluateConfig(DataConfig):
     def check(self) -> None:
         _named(self.model, "the model: visgrpo evaluate MODEL --data …")
         _positive(self, "batch_size")
+        _not_negative(self, "seed", optional=True)
+        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
+            raise UserError(
+                f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
+            )
+        if self.train_slice is not None and not self.split.startswith("validation"):
+            raise UserError(
+                "--train-slice says what a validation split is made from: with it, give --split "
+                f'validation. For training rows, write --split "train[{self.train_slice}]".'
+            )
         if self.alpha and self.start is None:
             raise UserError("--alpha needs --start, the model before fine-tuning.")
         for alpha in self.alpha:

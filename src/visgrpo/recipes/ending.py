@@ -14,7 +14,14 @@ from visgrpo.reporting import write_report
 from visgrpo.training.metrics import peak_memory_bytes
 from visgrpo.training.trainer import TrainResult
 
-_COLUMNS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "entropy": "entropy", "kl": "KL"}
+_COLUMNS = {
+    "accuracy": "accuracy",
+    "reward": "reward",
+    "ece": "ECE",
+    "nll": "NLL",
+    "entropy": "entropy",
+    "kl": "KL",
+}
 
 
 def finish(
@@ -54,6 +61,11 @@ def finish(
         session.run.write_summary(summary)
         write_report(session.run.path)
         print_outcome(summary)
+        if not result.best_step and session.config.keep == "best":
+            session.say(
+                "note: no evaluation was as good as the start's, so the run ends with the start's "
+                "weights; --keep last keeps the last ones."
+            )
         session.say(f"Page: {session.run.path / 'report.html'}")
         session.say(f"Model: {session.run.path / 'model'}")
     session.processes.finish_trackers()

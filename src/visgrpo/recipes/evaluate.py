@@ -12,12 +12,13 @@ from torch import Tensor
 
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.sources import load_split
+from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
 from visgrpo.evaluation import evaluate_logits, interpolate
 from visgrpo.evaluation.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, check_model_name, load_clip
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.recipes.configs import EvaluateConfig
 from visgrpo.recipes.ending import print_measures
@@ -36,14 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for name in filter(None, (config.model, config.start)):
         check_model_name(name)
     processes = Processes(config.device)
-    dataset = load_split(
-        config.data,
-        config.split,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        validation_fraction=config.validation_fraction,
-        skip_bad_images=config.skip_bad_images,
-    )
+    dataset = _dataset(config)
     parts = load_clip(config.model)
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     class_prompts(dataset.classes, templates)
@@ -61,6 +55,42 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             results[f"alpha={alpha:g}"] = evaluator.measures(logits, start_logits)
     _show(results, config, dataset)
     return results
+
+
+def _dataset(config: EvaluateConfig) -> ImageDataset:
+    """Load the rows to evaluate on.
+
+    On the data that the model was tuned on, they are divided as they were then: with another seed
+    most of a made validation split would be rows that the model was trained on.
+    """
+    settings = _division(config)
+    columns: dict[str, Any] = {
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "skip_bad_images": config.skip_bad_images,
+    }
+    train_slice = settings.pop("train_slice")
+    name, rows = parse_split(config.split)
+    if name == "validation" and train_slice is not None:
+        splits = load_splits(config.data, train_slice=train_slice, **columns, **settings)
+        return sliced(splits.validation, rows)
+    return load_split(config.data, config.split, **columns, **settings)
+
+
+def _division(config: EvaluateConfig) -> dict[str, Any]:
+    """Return what decides the made splits: options first, then the model's own run."""
+    info = read_info(config.model)
+    trained_on = info.get("data")
+    # Folders may be written in several ways; other names are not changed by this.
+    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
+    division: dict[str, Any] = {"seed": 0, "validation_fraction": 0.1, "train_slice": None}
+    for name in division:
+        given = getattr(config, name)
+        if given is not None:
+            division[name] = given
+        elif same_data and name in info:
+            division[name] = info[name]
+    return division
 
 
 class _Evaluator:

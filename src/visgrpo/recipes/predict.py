@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from visgrpo.data.decoding import decode
 from visgrpo.errors import UserError
@@ -38,10 +39,15 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     classifier = ClipClassifier(parts.model, parts.tokenizer, classes, templates)
     classifier.to(processes.device).eval()
-    pixels = torch.stack([parts.preprocess(image) for image in images]).to(processes.device)
-    with torch.no_grad():
-        probabilities_NK = classifier(pixels).softmax(dim=-1)
-    top = probabilities_NK.topk(min(config.top_k, len(classes)), dim=-1)
+    side = classifier.backbone.config.vision_config.image_size
+    probabilities = []
+    # One by one: any number of large images fits in memory.
+    for path, image in zip(config.images, images, strict=True):
+        pixels = parts.preprocess(image)
+        _check_size(path, pixels, side)
+        with torch.no_grad():
+            probabilities.append(classifier(pixels[None].to(processes.device)).softmax(dim=-1))
+    top = torch.cat(probabilities).topk(min(config.top_k, len(classes)), dim=-1)
     answers = [
         {
             "image": path,
@@ -58,6 +64,16 @@ def _open(path: str) -> Image.Image:
     if not Path(path).is_file():
         raise UserError(f'Image "{path}" does not exist.')
     return decode(path, f'Image "{path}"', mend="replace it, or leave it out")
+
+
+def _check_size(path: str, pixels: Tensor, side: int) -> None:
+    height, width = pixels.shape[1:]
+    if (height, width) != (side, side):
+        raise UserError(
+            f'Image "{path}" is {width} × {height} pixels after the model\'s own preprocessing, '
+            f"but the model takes {side} × {side}: make the image square, or set do_center_crop "
+            "in its preprocessor_config.json."
+        )
 
 
 def _show(answers: list[dict[str, Any]], config: PredictConfig) -> None:

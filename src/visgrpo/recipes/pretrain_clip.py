@@ -14,6 +14,7 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
 from visgrpo.errors import UserError
+from visgrpo.evaluation.held_out import HeldOut
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.contrastive import ContrastiveClip
@@ -22,7 +23,6 @@ from visgrpo.models.saving import save_parts
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.contrastive import contrastive_loss
 from visgrpo.policies.groups import LossResult
-from visgrpo.recipes.clip import Scores, scalars
 from visgrpo.recipes.configs import PretrainClipConfig
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.session import Session, begin, load_data, open_session, training_options
@@ -96,8 +96,10 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         name: pixel_inputs(part, parts.preprocess)
         for name, part in (("validation", splits.validation), ("test", splits.test))
     }
-    validation = Scores.at_start(classifier, splits.validation, pixels["validation"], session)
-    test = Scores.at_start(classifier, splits.test, pixels["test"], session)
+    held_out = {
+        name: HeldOut.at_start(classifier, getattr(splits, name), inputs, session.processes)
+        for name, inputs in pixels.items()
+    }
     trainer = Trainer(
         ContrastiveClip(parts.model, parts.tokenizer),
         Contrastive(captions, config.seed),
@@ -111,16 +113,20 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         options,
         processes=session.processes,
         run=session.run,
-        evaluate=lambda: scalars(validation.now()),
+        evaluate=held_out["validation"].scalars,
         title="pretrain",
     )
     begin(session, "pretrain clip")
+    session.start_trackers()
     result = trainer.train(session.checkpoint)
     classifier.forget_text()
     info = {
         "classes": list(splits.train.classes),
         "templates": list(config.templates),
         "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "train_slice": config.train_slice,
     }
     return finish(
         session,
@@ -129,8 +135,8 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         method="contrastive",
         model="a small CLIP from random weights",
         splits=splits,
-        before=test.start(),
-        after=test.now(),
+        before=held_out["test"].start(),
+        after=held_out["test"].now(),
         save=lambda summary: save_parts(
             parts.model, parts, session.run.path / "model", model_card(summary), info
         ),

@@ -32,6 +32,10 @@ class Session:
     run: RunDirectory
     checkpoint: Checkpoint | None
 
+    def start_trackers(self) -> None:
+        """Open the trackers of this run."""
+        self.processes.start_trackers(settings_of(self.config))
+
     def say(self, line: str) -> None:
         """Print a remark on stderr, once."""
         if self.processes.is_main:
@@ -87,7 +91,6 @@ def begin(session: Session, recipe: str) -> None:
     settings = {**settings_of(session.config), "output": str(session.run.path), "resume": False}
     if not session.config.resume:
         session.run.create(recipe, settings)
-    session.processes.start_trackers(settings)
 
 
 def training_options(

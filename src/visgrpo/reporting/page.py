@@ -75,11 +75,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def repeat_command(run: Run) -> str | None:
     """Return the shell command that repeats the run, None when its recipe is not recorded.
 
-    The name of a recipe is its command, which may be two words: "pretrain clip".
+    The name of a recipe is its command, which may be two words: "pretrain clip". The repeated run
+    needs a folder of its own: a folder that holds a run is refused.
     """
     if run.recipe is None:
         return None
-    return shlex.join(["visgrpo", *run.recipe.split(), "--config", str(run.path / "config.yaml")])
+    words = ["visgrpo", *run.recipe.split(), "--config", str(run.path / "config.yaml")]
+    return shlex.join([*words, "--output", f"{run.path}-again"])
 
 
 def _plots(run: Run) -> dict[str, list[Plot]]:

@@ -82,15 +82,38 @@ class Soft:
         return probabilities.gather(1, label[:, None]).float().expand(outputs_NG.shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TableReward:
-    """The entry [true label, output] of a table (K, K): rows are truth, columns are answers."""
+    """The entry [true label, output] of a table (K, K): rows are truth, columns are answers.
+
+    The table moves to the outputs' device at a call, and stays there for the next.
+    """
 
     table_KK: Tensor
     scope: ClassVar[Scope] = "any"
 
     def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
-        return self.table_KK.to(outputs_NG.device)[label[:, None], outputs_NG]
+        self.table_KK = self.table_KK.to(outputs_NG.device)
+        return self.table_KK[label[:, None], outputs_NG]
+
+
+@dataclass(eq=False)
+class HierarchyReward:
+    """1 for the true class, `partial` for another class of its superclass, else 0.
+
+    `superclass_K` holds the superclass number of each class; it moves to the outputs' device at a
+    call, and stays there for the next.
+    """
+
+    superclass_K: Tensor
+    partial: float = 0.5
+    scope: ClassVar[Scope] = "any"
+
+    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+        self.superclass_K = self.superclass_K.to(outputs_NG.device)
+        right_NG = outputs_NG == label[:, None]
+        related_NG = self.superclass_K[outputs_NG] == self.superclass_K[label][:, None]
+        return torch.where(right_NG, 1.0, self.partial * related_NG.float())
 
 
 @dataclass(frozen=True)
@@ -132,8 +155,8 @@ def graded_reward(path: str, classes: Sequence[str]) -> TableReward:
     return TableReward(read_table(path, classes))
 
 
-def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) -> TableReward:
-    """1 for the true class, `partial` for another class of its superclass, else 0.
+def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) -> HierarchyReward:
+    """`HierarchyReward` from a file of superclasses.
 
     Args:
         path: YAML or JSON, {superclass: [class, …]}, with every class in exactly one superclass.
@@ -143,9 +166,7 @@ def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) ->
     Raises:
         UserError: the file is missing or unreadable, or it does not place each class once.
     """
-    superclass_K = read_hierarchy(path, classes)
-    siblings_KK = (superclass_K[:, None] == superclass_K[None, :]).float()
-    return TableReward(torch.maximum(partial * siblings_KK, torch.eye(len(classes))))
+    return HierarchyReward(read_hierarchy(path, classes), partial)
 
 
 def top_k_reward(argument: str, classes: Sequence[str]) -> TopK:

@@ -62,13 +62,14 @@ def read_table(path: str | Path, classes: Sequence[str]) -> Tensor:
     _check_names(header, classes, f'Table "{path}", header')
     _check_names([line[0] for line in body], classes, f'Table "{path}", first column')
     column = {name: position for position, name in enumerate(header)}
+    class_id = {name: position for position, name in enumerate(classes)}
     table_KK = torch.empty(len(classes), len(classes))
     for truth, *values in body:
         if len(values) != len(header):
             raise UserError(
                 f'Table "{path}", row "{truth}": {len(values)} values for {len(header)} classes.'
             )
-        table_KK[classes.index(truth)] = torch.tensor(
+        table_KK[class_id[truth]] = torch.tensor(
             [
                 _number(values[column[answer]], f'Table "{path}", row "{truth}", "{answer}"')
                 for answer in classes
@@ -129,9 +130,9 @@ def _read_text(path: Path, what: str) -> str:
 
 def _check_names(names: Sequence[str], classes: Sequence[str], where: str) -> None:
     """Raise `UserError` unless `names` are exactly `classes`, in any order."""
-    seen: set[str] = set()
+    known, seen = set(classes), set[str]()
     for name in names:
-        if name not in classes:
+        if name not in known:
             raise UserError(f'{where}: unknown class "{name}". {nearest(name, classes)}')
         if name in seen:
             raise UserError(f'{where}: class "{name}" appears twice: keep one.')

@@ -12,30 +12,53 @@ from torch import Tensor
 
 
 class MetricMeans:
-    """Running means of scalar metrics; its state is plain data and goes into the checkpoint."""
+    """Running means of scalar metrics; its state is plain data and goes into the checkpoint.
+
+    Sums are in float64. Those of tensors stay on their device until they are asked for: reading
+    one waits until the device has computed it.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Add one observation of each metric."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            number = value.detach().double() if isinstance(value, Tensor) else float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + number
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and start anew."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._read().items()}
         self._sums, self._counts = {}, {}
         return means
 
     def state(self) -> dict[str, dict[str, float]]:
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return {"sums": self._read(), "counts": dict(self._counts)}
 
     def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
         self._sums = dict(state["sums"])
         self._counts = {name: int(count) for name, count in state["counts"].items()}
+
+    def _read(self) -> dict[str, float]:
+        """Return the sums as numbers, fetched from each device at once."""
+        tensors: dict[torch.device, dict[str, Tensor]] = {}
+        for name, total in self._sums.items():
+            if isinstance(total, Tensor):
+                tensors.setdefault(total.device, {})[name] = total
+        fetched: dict[str, float] = {}
+        for of_device in tensors.values():
+            fetched.update(
+                zip(of_device, torch.stack(list(of_device.values())).tolist(), strict=True)
+            )
+        sums = {
+            name: fetched[name] if isinstance(total, Tensor) else total
+            for name, total in self._sums.items()
+        }
+        self._sums = dict(sums)
+        return sums
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,10 @@ class Processes:
         stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         reduced = self.accelerator.reduce(stacked, reduction="mean")
         return dict(zip(values, reduced.tolist(), strict=True))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision that training computes in, for whatever is compared with it."""
+        return self.accelerator.autocast()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in at least one process."""

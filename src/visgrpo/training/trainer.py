@@ -108,6 +108,9 @@ class Trainer:
         )
         self._plain_model = model
         self._parameters = {**decay, **rest}
+        lasting = model.state_dict().keys()
+        buffers = {name: b for name, b in model.named_buffers() if name in lasting}
+        self._changing: dict[str, Tensor] = {**self._parameters, **buffers}  # by training
         self._model = processes.accelerator.prepare_model(model)
         self._optimizer = processes.accelerator.prepare_optimizer(optimizer)
         self._old: dict[str, Tensor] = {}
@@ -117,7 +120,7 @@ class Trainer:
         # Within a step: the means before it, and whether it has changed the weights yet.
         self._means_before: dict[str, dict[str, float]] | None = None
         self._updated = False
-        self._stop = False
+        self._stop = self._warned = False
 
     def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:
         """Train to the last step, from the start or from a checkpoint.
@@ -138,8 +141,10 @@ class Trainer:
                 display.log(0, self._evaluate_and_log())
             batches = self._loader.batches(self._step, options.steps)
             try:
+                began = time.perf_counter()  # waiting for data is part of a step's time
                 for batch in batches:
-                    self._one_step(batch, display)
+                    self._one_step(batch, began, display)
+                    began = time.perf_counter()
                     if self._processes.any(self._stop):
                         self._save()
                         raise Interrupted(self._step, self._run.path)
@@ -151,8 +156,7 @@ class Trainer:
         examples = options.steps * options.batch_size
         return TrainResult(options.steps, self._seconds, examples, int(self._best["step"]))
 
-    def _one_step(self, batch: Batch, display: ProgressDisplay) -> None:
-        began = time.perf_counter()
+    def _one_step(self, batch: Batch, began: float, display: ProgressDisplay) -> None:
         options, step = self._options, self._step
         self._means_before, self._updated = self._means.state(), False
         batch = batch.to(self._processes.device)
@@ -167,8 +171,9 @@ class Trainer:
                 groups = self._update(batch, groups, rows)
         self._step += 1
         self._means_before = None
-        self._seconds += time.perf_counter() - began
-        self._means.add({"learning_rate": learning_rate, "step_time": time.perf_counter() - began})
+        step_time = time.perf_counter() - began
+        self._seconds += step_time
+        self._means.add({"learning_rate": learning_rate, "step_time": step_time})
         display.step(self._step)
         self._housekeeping(batch, groups, display)
 
@@ -181,7 +186,7 @@ class Trainer:
         if options.refresh_every == 1:
             return self._method.rollout(self._model, batch, step, chunk=chunk)
         if step % options.refresh_every == 0 or not self._old:
-            self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
+            self._old = {name: t.detach().clone() for name, t in self._changing.items()}
         return self._method.rollout(self._old_model, batch, step, chunk=chunk)
 
     def _old_model(self, inputs: Tensor) -> Tensor:
@@ -250,6 +255,7 @@ class Trainer:
             means = self._processes.mean(self._means.take())
             self._log(means)
             seen.update(means)
+            self._warn_of_silence(means, display)
             if groups is not None:
                 self._log_samples(batch, groups)
         if last or (options.eval_every and self._step % options.eval_every == 0):
@@ -259,12 +265,21 @@ class Trainer:
         if last or (options.save_every and self._step % options.save_every == 0):
             self._save()
 
+    def _warn_of_silence(self, means: Mapping[str, float], display: ProgressDisplay) -> None:
+        """Say once that rewards teach nothing, since KL and entropy would move the model alone."""
+        if means.get("frac_reward_zero_std") == 1.0 and not self._warned:
+            self._warned = True
+            display.say(
+                f"warning: up to step {self._step} the outputs of every group earned the same: "
+                "rewards teach nothing, only KL, entropy and labels move the model."
+            )
+
     def _evaluate_and_log(self) -> dict[str, float]:
         self._model.eval()
         values = {f"eval/{name}": value for name, value in self._evaluate().items()}
         self._model.train()
         value = values[f"eval/{self._selection}"]
-        if value > self._best["value"]:
+        if value >= self._best["value"]:  # of equals the later: it has learned more
             self._best = {"step": self._step, "value": value}
             self._save_best()
         self._log(values)
@@ -295,7 +310,7 @@ class Trainer:
         if self._run.writes:
             scaler = self._processes.accelerator.scaler
             tensors: dict[str, Mapping[str, Tensor]] = {
-                "trainable": self._parameters,
+                "model": self._changing,
                 "optimizer": optimizer_tensors(self._optimizer, self._names),
                 "old_policy": self._old,
             }
@@ -326,15 +341,15 @@ class Trainer:
     def _save_best(self) -> None:
         if self._run.writes:
             path = self._run.checkpoints / "best"
-            save_checkpoint(path, {"trainable": self._parameters}, {"step": self._step})
+            save_checkpoint(path, {"model": self._changing}, {"step": self._step})
 
     def _load_best(self) -> None:
         self._processes.wait()
-        self._put(load_checkpoint(self._run.checkpoints / "best").tensors["trainable"])
+        self._put(load_checkpoint(self._run.checkpoints / "best").tensors["model"])
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self._put(checkpoint.tensors["trainable"])
+        self._put(checkpoint.tensors["model"])
         load_optimizer_tensors(self._optimizer, self._names, checkpoint.tensors["optimizer"])
         device = self._processes.device
         self._old = {n: t.to(device) for n, t in checkpoint.tensors["old_policy"].items()}
@@ -348,8 +363,8 @@ class Trainer:
 
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in self._changing.items():
+            tensor.copy_(tensors[name])
         # Whatever the model derived from its weights is stale now.
         self._plain_model.train()
 

@@ -1,0 +1,130 @@
+"""One held-out data set and a classifier that changes: its measures now, and at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import InputFunction, sequential
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.evaluation.classification import evaluate_logits, scalar_measures
+from visgrpo.evaluation.zero_shot import Shards, predict_logits, run_over
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.rewards import RewardSet
+
+
+class Precision(Shards, Protocol):
+    """The processes, with the precision that training computes in."""
+
+    def autocast(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Evaluates a classifier on one data set, in the precision it trains in.
+
+    Attributes:
+        start_logits_MK: of the classifier when this was made; KL is taken to them.
+        rewards: what the run optimises; their expectation under the policy is one of the measures.
+    """
+
+    classifier: ClipClassifier
+    dataset: ImageDataset
+    inputs: InputFunction
+    processes: Precision
+    start_logits_MK: Tensor
+    rewards: RewardSet | None = None
+
+    @classmethod
+    def at_start(
+        cls,
+        classifier: ClipClassifier,
+        dataset: ImageDataset,
+        inputs: InputFunction,
+        processes: Precision,
+        rewards: RewardSet | None = None,
+    ) -> HeldOut:
+        """Remember the logits of the classifier as it is now."""
+        logits_MK = logits_of(classifier, dataset, inputs, processes)
+        return cls(classifier, dataset, inputs, processes, logits_MK, rewards)
+
+    def start(self) -> dict[str, Any]:
+        """Return all measures of the start."""
+        return self._all(self.start_logits_MK)
+
+    def now(self) -> dict[str, Any]:
+        """Return all measures of the classifier as it is now."""
+        return self._all(self._logits())
+
+    def scalars(self) -> dict[str, float]:
+        """Return the measures of now that are one number; cheap for any number of classes."""
+        logits_MK = self._logits()
+        labels_M = torch.from_numpy(self.dataset.labels)
+        return {
+            **scalar_measures(logits_MK, labels_M, self.start_logits_MK),
+            **self._reward(logits_MK),
+        }
+
+    def _logits(self) -> Tensor:
+        return logits_of(self.classifier, self.dataset, self.inputs, self.processes)
+
+    def _all(self, logits_MK: Tensor) -> dict[str, Any]:
+        labels_M = torch.from_numpy(self.dataset.labels)
+        measures = evaluate_logits(logits_MK, labels_M, self.dataset.classes, self.start_logits_MK)
+        return {**measures, **self._reward(logits_MK)}
+
+    def _reward(self, logits_MK: Tensor) -> dict[str, float]:
+        if self.rewards is None:
+            return {}
+        return {"reward": expected_reward(self.rewards, logits_MK, self.dataset)}
+
+
+def logits_of(
+    classifier: ClipClassifier, dataset: ImageDataset, inputs: InputFunction, processes: Precision
+) -> Tensor:
+    """Return logits (M, K) on the CPU, in the precision that training computes in."""
+    with processes.autocast():
+        return predict_logits(classifier, dataset, inputs, processes)
+
+
+def pooled_of(
+    pool: Callable[[Tensor], Tensor],
+    dataset: ImageDataset,
+    inputs: InputFunction,
+    processes: Precision,
+) -> Tensor:
+    """Return what a frozen image tower makes of every image, (M, P) float32 on the CPU."""
+    with processes.autocast():
+        return run_over(pool, dataset, inputs, processes).float()
+
+
+def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float:
+    """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
+
+    Args:
+        logits_MK: of every row of the data set, in its order.
+    """
+    total = 0.0
+    n_classes = logits_MK.shape[1]
+    for batch in sequential(dataset, _no_input, 256):
+        probabilities_NK = logits_MK[batch.indices_N].softmax(dim=-1)
+        rewards_NKR = rewards(
+            torch.arange(n_classes).expand(len(batch), -1),
+            label=batch.labels_N,
+            probabilities=probabilities_NK,
+            classes=dataset.classes,
+            **batch.columns,
+        )
+        total += float((probabilities_NK * (rewards_NKR @ rewards.weights_R)).sum())
+    return total / len(dataset)
+
+
+def _no_input(index: int, rng: np.random.Generator) -> Tensor:
+    """Rewards look at labels and columns, not at pixels."""
+    return torch.empty(0)

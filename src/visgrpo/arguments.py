@@ -49,7 +49,9 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        problem = _unknown_option(flags, config_class) or _without_box(messages.getvalue())
+        problem = _unknown_option(flags, config_class) or _in_plain_words(
+            _without_box(messages.getvalue())
+        )
         raise UserError(f"{problem} See visgrpo {command} --help.") from None
 
 
@@ -174,6 +176,21 @@ def _without_box(text: str) -> str:
     first = re.split(r"│\s*─{4,}", text.split("\n", 1)[-1], maxsplit=1)[0]
     line = " ".join(re.sub(r"[╭╮╰╯│─]", " ", first).split())
     return line if line.endswith((".", "?")) else f"{line}."
+
+
+def _in_plain_words(problem: str) -> str:
+    """Say what an option takes, where the parser says which Python types it tried."""
+    choice = re.match(r"invalid choice '(.*?)' for argument '(--\S+?)'.*?\((.*)\)", problem)
+    if choice:
+        word, flag, choices = choice.groups()
+        known = re.findall(r"[\w-]+", choices)
+        return f'{flag} cannot be "{word}". {nearest(word, known)}'
+    value = re.match(r"Error parsing (--\S+?): .*?(?:from \[|: )'(.*?)'", problem)
+    if value:
+        flag, word = value.groups()
+        kind = "a whole number" if "INT" in problem or "int()" in problem else "a number"
+        return f'{flag} takes {kind}, not "{word}".'
+    return problem
 
 
 @contextlib.contextmanager

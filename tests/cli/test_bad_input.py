@@ -202,7 +202,7 @@ DATA: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "groups of one": (
         lambda folder: write_pictures(folder, {"train": 8}) and None,
         "--group-size 1",
-        "--group-size 1 leaves a label nothing in its group to be compared with",
+        "A group of one output has no baseline: take a larger group size",
     ),
     "template without a place": (
         lambda folder: write_pictures(folder, {"train": 8}) and None,

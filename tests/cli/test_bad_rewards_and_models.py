@@ -76,7 +76,7 @@ def test_weights_that_do_not_fit(
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        ("shape", 'Reward "shape" returned shape (8, 1); the outputs have shape (8, 8)'),
+        ("shape", 'Reward "shape" returned shape (18, 1); the outputs have shape (18, 3)'),
         ("nan", 'Reward "nan" returned nan in row 0'),
     ],
 )
@@ -109,7 +109,8 @@ def test_a_reward_that_raises_shows_the_users_own_traceback(
     assert 'mine.py", line 9, in raising' in text
     assert "visgrpo/" not in text  # of the user's frames alone
     reward_file.write_text(REWARD_FILE.replace('{}["a key of mine"]', "outputs.float()"))
-    main([*words, "--resume"])  # once mended, the run goes on
+    assert not (tmp_path / "run").exists()
+    main(words)  # once mended, the same words work
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) > 4
 
 

@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     finished: Path, tmp_path: Path, no_page: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = _copy(finished, tmp_path / "run")
-    file = run / "checkpoints" / "step-000004" / "trainable.safetensors"
+    file = run / "checkpoints" / "step-000004" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -15,7 +15,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TWO_CLIP = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo", "clip"]
 WAYS = {
     "group scope": "--keep last",
-    "batch scope": "--method reinforce --keep last",
+    "minibatches, batch scope, old policy, text side": (
+        "--method reinforce --train full --minibatches 2 --inner-passes 2 --refresh-every 2 "
+        "--keep last"
+    ),
 }
 
 

@@ -162,3 +162,16 @@ def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
     assert shares(splits.train)[2] == 1
     assert sum(shares(splits.test)) == 12
     assert shares(splits.test)[0] in (8, 9)  # of cats, 40 × 12/60 = 8
+
+
+def test_train_alone_leaves_out_the_rows_of_the_made_test_split(tmp_path: Path) -> None:
+    """Learning from "train" and testing on "test" must not share a row, asked for one by one."""
+    for name in ("cat", "dog"):
+        for i in range(10):
+            folder = tmp_path / "train" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
+    train, test = (load_split(str(tmp_path), split) for split in ("train", "test"))
+    assert len(train) == 16
+    assert len(test) == 4
+    assert not set(train.columns["file"]) & set(test.columns["file"])

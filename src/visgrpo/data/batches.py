@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -31,12 +31,15 @@ class Batch:
         inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
         labels_N: class ids, int64.
         columns: those of `batch_columns`, each a list of N values.
+        positions_N: places of the rows in the batch of all processes; None where this is all of
+            it, or all of a consecutive share.
     """
 
     indices_N: Tensor
     inputs: Tensor
     labels_N: Tensor
     columns: Mapping[str, list[Any]]
+    positions_N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices_N)
@@ -48,6 +51,7 @@ class Batch:
             self.inputs.to(device),
             self.labels_N.to(device),
             self.columns,
+            self.positions_N,
         )
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
@@ -59,6 +63,7 @@ class Batch:
             self.inputs[positions],
             self.labels_N[positions],
             {name: [column[row] for row in chosen] for name, column in self.columns.items()},
+            None if self.positions_N is None else self.positions_N[positions.cpu()],
         )
 
 
@@ -108,8 +113,10 @@ class BatchLoader:
             must be picklable.
         batch_size: rows of a step over all processes.
         seed: 0 or more.
-        rank: which process this is; it gets rows rank·B/W to (rank + 1)·B/W of every batch.
+        rank: which process this is; of every block it gets its consecutive share.
         world_size: number of processes.
+        blocks: equal parts of a batch, each of which is dealt out to all processes: the
+            minibatches of a step.
         workers: processes that make inputs ahead of time; 0 makes them here, as does a
             `CachedInputs`, which has nothing left to make.
 
@@ -126,6 +133,7 @@ class BatchLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        blocks: int = 1,
         workers: int = 0,
     ) -> None:
         _check_batch_size(batch_size)
@@ -134,17 +142,20 @@ class BatchLoader:
                 f"The batch size {batch_size} is larger than {dataset.name}, which has "
                 f"{len(dataset)} images; choose a smaller batch or more data."
             )
-        if batch_size % world_size:
+        if batch_size % (world_size * blocks):
+            by = f"{world_size} processes" + (f" × {blocks} blocks" if blocks > 1 else "")
             raise UserError(
-                f"The batch size {batch_size} cannot be shared equally by {world_size} processes; "
-                f"choose a multiple of {world_size}."
+                f"The batch size {batch_size} cannot be shared equally by {by}; "
+                f"choose a multiple of {world_size * blocks}."
             )
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.workers = 0 if isinstance(inputs, CachedInputs) else workers
         share = batch_size // world_size
-        self._share = slice(rank * share, (rank + 1) * share)
+        block_starts = np.arange(blocks) * (batch_size // blocks)
+        within = rank * (share // blocks) + np.arange(share // blocks)
+        self._share = (block_starts[:, None] + within).ravel()
         self._inputs = _BatchInputs(inputs, seed)
         self._columns = _carried(dataset)
 
@@ -162,7 +173,7 @@ class BatchLoader:
         plan = self._plan(start_step, stop_step)
         if self.workers == 0:
             for epoch, rows in plan:
-                yield _batch(self.dataset, self._columns, rows, self._inputs.make(epoch, rows))
+                yield self._placed(rows, self._inputs.make(epoch, rows))
             return
         loader = DataLoader(
             self._inputs,
@@ -180,7 +191,11 @@ class BatchLoader:
         for (_, rows), made in zip(plan, inputs, strict=True):
             if isinstance(made, UserError):
                 raise made
-            yield _batch(self.dataset, self._columns, rows, made)
+            yield self._placed(rows, made)
+
+    def _placed(self, rows: np.ndarray, inputs: Tensor) -> Batch:
+        batch = _batch(self.dataset, self._columns, rows, inputs)
+        return replace(batch, positions_N=torch.from_numpy(self._share))
 
     def _plan(self, start_step: int, stop_step: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the epoch and this process's rows of each step."""

@@ -108,8 +108,8 @@ def load_split(
     _check_options(validation_fraction, seed)
     name, rows = parse_split(split)
     source = validation_as_test(_read(spec, image_column, label_column, validation_fraction, seed))
-    if name not in source.splits and name != "all":
-        source = with_test(source)
+    if name != "all" and (name not in source.splits or name == "train"):
+        source = with_test(source)  # a made test split leaves the train rows, whoever asks for them
     if name == "validation" and name not in source.splits:
         made = divide(source, train_rows=slice(None), fraction=validation_fraction, seed=seed)
         source = replace(source, splits={**source.splits, "validation": made.validation})

@@ -64,12 +64,12 @@ class LossResult:
     groups: LabelGroups | None = None
 
 
-def uniforms_for(seed: int, step: int, rows: slice, total: int, group_size: int) -> Tensor:
-    """Return the U(0, 1) numbers (rows, G) that draw the groups of one step.
+def uniforms_for(seed: int, step: int, positions_N: Tensor, total: int, group_size: int) -> Tensor:
+    """Return the U(0, 1) numbers (N, G) that draw the groups of one step.
 
     They are made for the whole global batch and cut, so that any number of processes draws the
     same groups, and from (seed, step) alone, so that a resumed run does too.
     """
     mixed = (seed * 1_000_003 + step) % (2**63)
     generator = torch.Generator().manual_seed(mixed)
-    return torch.rand(total, group_size, generator=generator, dtype=torch.float64)[rows]
+    return torch.rand(total, group_size, generator=generator, dtype=torch.float64)[positions_N]

@@ -116,7 +116,7 @@ class LabelGRPO:
             step: which batch of the run this is; with the seed it decides the draws.
         """
         old_NK = self.log_probs(logits_NK)
-        outputs_NG = self._outputs(old_NK, step)
+        outputs_NG = self._outputs(old_NK, batch, step)
         old_NG = old_NK.gather(1, outputs_NG)
         weights_NG = estimator_weights(self.estimator, old_NG)
         rewards_NGR = self.rewards(
@@ -198,18 +198,15 @@ class LabelGRPO:
             )
         return samples
 
-    def _outputs(self, old_NK: Tensor, step: int) -> Tensor:
+    def _outputs(self, old_NK: Tensor, batch: Batch, step: int) -> Tensor:
         n_inputs, n_classes = old_NK.shape
         if self.estimator != "sampled":
             return torch.arange(n_classes, device=old_NK.device).expand(n_inputs, -1)
-        start = self.shards.rank * n_inputs
-        uniforms = uniforms_for(
-            self.seed,
-            step,
-            slice(start, start + n_inputs),
-            n_inputs * self.shards.world_size,
-            self.group_size,
-        )
+        positions_N = batch.positions_N
+        if positions_N is None:
+            positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
+        total = n_inputs * self.shards.world_size
+        uniforms = uniforms_for(self.seed, step, positions_N, total, self.group_size)
         return draw(old_NK, uniforms.to(old_NK.device))
 
     def _advantages(self, rewards_NGR: Tensor, weights_NG: Tensor | None) -> Tensor:

@@ -101,6 +101,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
             seed=config.seed,
             rank=session.processes.rank,
             world_size=session.processes.world_size,
+            blocks=config.minibatches,
             workers=config.workers,
         ),
         options,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from tyro.conf import UseAppendAction
 
 from visgrpo.errors import UserError
+from visgrpo.recipes.checks import named, not_negative, positive, share
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
 
@@ -89,10 +88,10 @@ class RunConfig(DataConfig):
     """Go on with the run in --output from its last good checkpoint."""
 
     def check(self) -> None:
-        _positive(self, "epochs", "batch_size", "accumulation", "log_every")
-        _positive(self, "steps", "eval_every", "save_every", "learning_rate", optional=True)
-        _not_negative(self, "weight_decay", "max_grad_norm", "seed", "workers")
-        _share(self, "warmup", "final_learning_rate")
+        positive(self, "epochs", "batch_size", "accumulation", "log_every")
+        positive(self, "steps", "eval_every", "save_every", "learning_rate", optional=True)
+        not_negative(self, "weight_decay", "max_grad_norm", "seed", "workers")
+        share(self, "warmup", "final_learning_rate")
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
@@ -175,12 +174,12 @@ class ClipConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        _positive(self, "group_size", "temperature", "inner_passes", "minibatches")
-        _positive(self, "refresh_every", "lora_rank", "lora_alpha")
-        _not_negative(self, "beta", "entropy_weight", "supervised_weight", "warm_start")
-        _not_negative(self, "epsilon_low", "epsilon_high", optional=True)
-        _not_negative(self, "last_blocks")
-        _share(self, "lora_dropout")
+        positive(self, "group_size", "temperature", "inner_passes", "minibatches")
+        positive(self, "refresh_every", "lora_rank", "lora_alpha")
+        not_negative(self, "beta", "entropy_weight", "supervised_weight", "warm_start")
+        not_negative(self, "epsilon_low", "epsilon_high", optional=True)
+        not_negative(self, "last_blocks")
+        share(self, "lora_dropout")
         if not 0 < self.labelled_fraction <= 1:
             raise UserError(f"--labelled-fraction {self.labelled_fraction} must lie in (0, 1].")
         if self.reference == "cached" and self.augment:
@@ -235,8 +234,8 @@ class PretrainClipConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        _positive(self, "image_size", "patch_size", "width", "layers", "heads", "features")
-        _positive(self, "vocabulary")
+        positive(self, "image_size", "patch_size", "width", "layers", "heads", "features")
+        positive(self, "vocabulary")
         if self.accumulation != 1:
             raise UserError(
                 "--accumulation would change the contrastive loss, which compares a whole batch: "
@@ -285,9 +284,9 @@ class EvaluateConfig(Config):
     """Write the numbers to this file as well; "-" prints JSON instead of the table."""
 
     def check(self) -> None:
-        _named(self.model, "the model: visgrpo evaluate MODEL --data …")
-        _positive(self, "batch_size")
-        _not_negative(self, "seed", optional=True)
+        named(self.model, "the model: visgrpo evaluate MODEL --data …")
+        positive(self, "batch_size")
+        not_negative(self, "seed", optional=True)
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
@@ -324,9 +323,9 @@ class PredictConfig(Config):
     """Print JSON instead of the table."""
 
     def check(self) -> None:
-        _named(self.model, "the model: visgrpo predict MODEL photo.jpg")
-        _named(self.images, "at least one image: visgrpo predict MODEL photo.jpg")
-        _positive(self, "top_k")
+        named(self.model, "the model: visgrpo predict MODEL photo.jpg")
+        named(self.images, "at least one image: visgrpo predict MODEL photo.jpg")
+        positive(self, "top_k")
 
 
 @dataclass(frozen=True)
@@ -339,7 +338,7 @@ class DemoConfig(Config):
     """Of everything random."""
 
     def check(self) -> None:
-        _not_negative(self, "seed")
+        not_negative(self, "seed")
 
 
 @dataclass(frozen=True)
@@ -350,7 +349,7 @@ class ReportConfig(Config):
     """Run directory."""
 
     def check(self) -> None:
-        _named(self.run, "the run: visgrpo report RUN")
+        named(self.run, "the run: visgrpo report RUN")
 
 
 @dataclass(frozen=True)
@@ -365,44 +364,4 @@ class CompareConfig(Config):
     """The page."""
 
     def check(self) -> None:
-        _named(self.runs, "the runs: visgrpo compare RUN RUN")
-
-
-def _named(value: str | tuple[str, ...], what: str) -> None:
-    if not value:
-        raise UserError(f"Name {what}")
-
-
-def _positive(config: Config, *names: str, optional: bool = False) -> None:
-    for name, value in _finite(config, names, optional):
-        if value <= 0:
-            raise UserError(f"{_flag(name)} must be above 0, not {value}.")
-
-
-def _not_negative(config: Config, *names: str, optional: bool = False) -> None:
-    for name, value in _finite(config, names, optional):
-        if value < 0:
-            raise UserError(f"{_flag(name)} must not be negative, not {value}.")
-
-
-def _share(config: Config, *names: str) -> None:
-    for name, value in _finite(config, names, optional=False):
-        if not 0 <= value <= 1:
-            raise UserError(f"{_flag(name)} {value} must lie between 0 and 1.")
-
-
-def _finite(
-    config: Config, names: Iterable[str], optional: bool
-) -> Iterator[tuple[str, int | float]]:
-    """The settings of these names that are given; raise UserError for NaN and infinity."""
-    for name in names:
-        value = getattr(config, name)
-        if value is None and optional:
-            continue
-        if not math.isfinite(value):
-            raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
-        yield name, value
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        named(self.runs, "the runs: visgrpo compare RUN RUN")

@@ -18,7 +18,7 @@ from visgrpo.evaluation.held_out import HeldOut
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.contrastive import ContrastiveClip
-from visgrpo.models.prompts import check_templates, fill
+from visgrpo.models.prompts import check_templates, class_prompts
 from visgrpo.models.saving import save_parts
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.contrastive import contrastive_loss
@@ -146,9 +146,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
 def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tuple[str, ...], ...]:
     """Return the captions of every row: its own, or its class name in every template."""
     own = dataset.columns.get(config.caption_column)
-    by_class = [
-        tuple(fill(template, name) for template in config.templates) for name in dataset.classes
-    ]
+    by_class = [tuple(texts) for texts in class_prompts(dataset.classes, config.templates)]
     classes = dataset.labels.tolist()
     if own is None:
         return tuple(by_class[label] for label in classes)

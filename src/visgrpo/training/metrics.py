@@ -35,6 +35,12 @@ class MetricMeans:
         self._sums, self._counts = {}, {}
         return means
 
+    def copy(self) -> MetricMeans:
+        """Return the means as they are now, without reading a tensor."""
+        copied = MetricMeans()
+        copied._sums, copied._counts = dict(self._sums), dict(self._counts)
+        return copied
+
     def state(self) -> dict[str, dict[str, float]]:
         return {"sums": self._read(), "counts": dict(self._counts)}
 

@@ -21,6 +21,7 @@ class TrainingOptions:
 
     Attributes:
         batch_size: inputs of a step over all processes.
+        minibatches: consecutive blocks of the shuffled batch, the same in every pass.
         refresh_every: steps after which the old policy is brought up to date. With 1 it is the
             policy at the start of the step.
         warmup: share of the steps in which the learning rate rises from 0.

@@ -118,7 +118,7 @@ class Trainer:
         self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
         self._step, self._seconds = 0, 0.0
         # Within a step: the means before it, and whether it has changed the weights yet.
-        self._means_before: dict[str, dict[str, float]] | None = None
+        self._means_before: MetricMeans | None = None
         self._updated = False
         self._stop = self._warned = False
 
@@ -158,7 +158,7 @@ class Trainer:
 
     def _one_step(self, batch: Batch, began: float, display: ProgressDisplay) -> None:
         options, step = self._options, self._step
-        self._means_before, self._updated = self._means.state(), False
+        self._means_before, self._updated = self._means.copy(), False
         batch = batch.to(self._processes.device)
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
@@ -166,8 +166,8 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         groups = self._rollout(batch, step)
-        for inner_pass in range(options.inner_passes):
-            for rows in self._minibatches(len(batch), step, inner_pass):
+        for _ in range(options.inner_passes):
+            for rows in self._minibatches(len(batch)):
                 groups = self._update(batch, groups, rows)
         self._step += 1
         self._means_before = None
@@ -194,16 +194,17 @@ class Trainer:
         with self._processes.accelerator.autocast():
             return torch.func.functional_call(self._plain_model, self._old, (inputs,))
 
-    def _minibatches(self, size: int, step: int, inner_pass: int) -> Iterator[Tensor | None]:
-        """Shuffled rows of each minibatch; None for the whole batch as it is."""
+    def _minibatches(self, size: int) -> Iterator[Tensor | None]:
+        """Rows of each minibatch; None for the whole batch as it is.
+
+        They are consecutive blocks of this process's share, the same in every pass: the loader has
+        shuffled the batch and dealt each block out to the processes.
+        """
         count = self._options.minibatches
         if count == 1:
             yield None
-            return
-        generator = torch.Generator().manual_seed(
-            (self._options.seed * 1_000_003 + step) * 101 + inner_pass
-        )
-        yield from torch.randperm(size, generator=generator).chunk(count)
+        else:
+            yield from torch.arange(size).chunk(count)
 
     def _update(self, batch: Batch, groups: Any, rows: Tensor | None) -> Any:
         """One optimiser update on some rows; returns the groups that were used."""
@@ -332,7 +333,7 @@ class Trainer:
         if self._means_before is not None:
             if self._updated:
                 return
-            self._means.restore(self._means_before)
+            self._means = self._means_before
         finite = all(bool(p.isfinite().all()) for p in self._parameters.values())
         saved = (self._run.checkpoints / f"step-{self._step:06d}").exists()
         if self._step and finite and not saved:

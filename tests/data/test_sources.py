@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from pictures import CLASSES, picture, png, reds, shares, write_table
+from PIL import Image
 
 from visgrpo.data.sources import load_split, load_splits
 from visgrpo.errors import UserError

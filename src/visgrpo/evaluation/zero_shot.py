@@ -11,18 +11,14 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import CachedInputs, InputFunction, sequential
 from visgrpo.data.dataset import ImageDataset
+from visgrpo.policies import labels as policies
 
 
-class Shards(Protocol):
-    """Which part of the work is this process's, and how the parts come together."""
+class Shards(policies.Shards, Protocol):
+    """Which part of the work is this process's, and where it is done."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
     @property
     def device(self) -> torch.device: ...
-    def gather(self, tensor: Tensor) -> Tensor: ...
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     main(["clip", "--resume", "--output", str(run)])
     messages = capsys.readouterr().err
     assert "warning: Checkpoint" in messages
-    assert "step-000004 is damaged: trainable.safetensors is missing or has changed" in messages
+    assert "step-000004 is damaged: model.safetensors is missing or has changed" in messages
     assert "going on from step-000003 instead" in messages
     assert same_run(run, finished)
 

@@ -77,7 +77,7 @@ QUICK = Budget(
     batch=64,
     captioned=400,
     rates={family: rates[1:2] for family, rates in TABLE.rates.items()},
-    rows=1000,
+    rows=600,
 )
 
 

@@ -22,7 +22,7 @@ from visgrpo.arguments import parse
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
-from visgrpo.evaluation.zero_shot import predict_logits
+from visgrpo.evaluation.held_out import HeldOut, logits_of
 from visgrpo.models.adapt import adapt
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
@@ -32,7 +32,7 @@ from visgrpo.models.saving import save_classifier
 from visgrpo.objectives import advantages, categorical_kl
 from visgrpo.policies.groups import LossResult
 from visgrpo.policies.labels import Model, ReferenceLike, policy_metrics
-from visgrpo.recipes.clip import Scores, adaptation_of, scalars
+from visgrpo.recipes.clip import adaptation_of
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.session import begin, load_data, open_session, training_options
@@ -88,10 +88,10 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
     classifier.to(shards.device)
     inputs = pixel_inputs(splits.train, parts.preprocess)
     test, validation = (
-        Scores.at_start(classifier, split, pixel_inputs(split, parts.preprocess), session)
+        HeldOut.at_start(classifier, split, pixel_inputs(split, parts.preprocess), shards)
         for split in (splits.test, splits.validation)
     )
-    start_logits_MK = predict_logits(classifier, splits.train, inputs, shards).to(shards.device)
+    start_logits_MK = logits_of(classifier, splits.train, inputs, shards).to(shards.device)
     trainer = Trainer(
         classifier,
         WrongAction(CachedReference(start_logits_MK), config.beta),
@@ -99,7 +99,7 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
         options,
         processes=shards,
         run=session.run,
-        evaluate=lambda: scalars(validation.now()),
+        evaluate=validation.scalars,
         title="wrong action",
     )
     begin(session, "clip")

@@ -296,3 +296,37 @@ def test_errors_say_the_numbers() -> None:
         list(sequential(dataset(), NoisyInputs(), 0))
     with pytest.raises(UserError, match=r"different shapes, such as \(3, 4, 4\) and \(3, 4, 6\)"):
         list(sequential(dataset(), Ragged(), 3))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_block_is_dealt_out_to_all_processes(world_size: int) -> None:
+    """Minibatch j of all processes together is minibatch j of one."""
+    dataset = ImageDataset("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
+    inputs = CachedInputs(torch.arange(64.0))
+
+    def first(rank: int, world: int) -> Batch:
+        loader = BatchLoader(
+            dataset, inputs, batch_size=16, seed=5, rank=rank, world_size=world, blocks=2
+        )
+        return next(iter(loader.batches(0, 1)))
+
+    whole = first(0, 1)
+    shares = [first(rank, world_size) for rank in range(world_size)]
+    for block in range(2):
+        of_all = torch.cat([share.indices_N.chunk(2)[block] for share in shares])
+        assert of_all.tolist() == whole.indices_N.chunk(2)[block].tolist()
+    for share in shares:
+        assert torch.equal(whole.indices_N[share.positions_N], share.indices_N)
+
+
+def test_a_batch_that_blocks_and_processes_cannot_share() -> None:
+    dataset = ImageDataset("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
+    with pytest.raises(UserError, match="2 processes × 3 blocks; choose a multiple of 6"):
+        BatchLoader(
+            dataset,
+            CachedInputs(torch.arange(64.0)),
+            batch_size=16,
+            seed=0,
+            world_size=2,
+            blocks=3,
+        )

@@ -485,3 +485,19 @@ def test_running_statistics_go_on_after_a_resume(tmp_path: Path) -> None:
     toy_trainer(tmp_path / "cut", supervised(), model=second).train(checkpoint)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def test_rewards_that_teach_nothing_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a KL or entropy term would move the model alone, and nobody would notice."""
+
+    class Equal(Stub):
+        def loss(self, model: Any, batch: Any, groups: None, step: int) -> LossResult:
+            one = torch.tensor(1.0)
+            return LossResult(model(batch.inputs).mean(), {"frac_reward_zero_std": one})
+
+    toy_trainer(tmp_path, Equal(None), steps=4).train()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "the outputs of every group earned the same" in warnings[0]

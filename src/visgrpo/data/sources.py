@@ -149,7 +149,10 @@ def _read(
         return read_hub(spec, image_column, label_column)
     if "/" in spec or "\\" in spec:
         raise UserError(f"No such file or folder: {spec}; check the path.")
-    raise UserError(f'Unknown data set "{spec}". {nearest(spec, (*BUILT_IN, *ALIASES))}')
+    raise UserError(
+        f'Unknown data set "{spec}". {nearest(spec, (*BUILT_IN, *ALIASES))} '
+        "There is no file or folder of that name either."
+    )
 
 
 def _built_in(spec: str, validation_fraction: float, seed: int) -> Source:

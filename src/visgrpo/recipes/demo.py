@@ -12,7 +12,7 @@ from visgrpo.recipes.pretrain_clip import pretrain_clip
 from visgrpo.reporting import compare_runs
 from visgrpo.training.run_directory import check_free, free_name
 
-METRICS = ("eval/accuracy", "reward", "kl", "entropy", "loss")
+METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:

@@ -63,16 +63,6 @@ def test_equals_transformers(name: str, size: tuple[int, int]) -> None:
     actual = preprocess(image)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected.float(), atol=1e-6, rtol=0)
-    if preprocess.output_size is not None:
-        assert actual.shape == (3, *preprocess.output_size)
-
-
-def test_output_size() -> None:
-    sizes = {name: Preprocess.from_processor(p).output_size for name, p in PROCESSORS.items()}
-    assert sizes["clip"] == (32, 32)
-    assert sizes["clip, odd crop"] == (47, 20)
-    assert sizes["siglip"] == (30, 44)
-    assert sizes["clip, no crop"] is None  # the longer side depends on the image
 
 
 def test_a_settings_dict_is_enough() -> None:

@@ -164,10 +164,6 @@ class BatchLoader:
         """Number of whole batches in the data set."""
         return len(self.dataset) // self.batch_size
 
-    def indices(self, step: int) -> np.ndarray:
-        """Return this process's rows of the data set at `step`."""
-        return next(self._plan(step, step + 1))[1]
-
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Yield the batches of steps `start_step` up to, not including, `stop_step`."""
         plan = self._plan(start_step, stop_step)

@@ -99,11 +99,6 @@ class Preprocess:
             std=_channels(settings, "image_std") if normalize else None,
         )
 
-    @property
-    def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every output, or None where it depends on the image."""
-        return self.crop or self.size
-
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the (3, H, W) float32 tensor of an RGB image."""
         target = self._resized(image.width, image.height)

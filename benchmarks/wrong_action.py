@@ -31,7 +31,8 @@ from visgrpo.models.reference import CachedReference
 from visgrpo.models.saving import save_classifier
 from visgrpo.objectives import advantages, categorical_kl
 from visgrpo.policies.groups import LossResult
-from visgrpo.policies.labels import Model, ReferenceLike, policy_metrics
+from visgrpo.policies.labels import Model, ReferenceLike
+from visgrpo.policies.metrics import policy_metrics
 from visgrpo.recipes.clip import adaptation_of
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish

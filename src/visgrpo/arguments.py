@@ -35,12 +35,15 @@ def parse(
     """
     import tyro
 
-    file, words = _take_config_file(list(words))
+    file, words = _take_config_file(list(words), config_class)
     flags = _name_leading_words(words, positional)
-    # A file is turned into flags, so that one parser checks both.
-    flags = [*_flags_of_file(file, config_class, flags), *flags] if file else flags
+    if file:
+        # A file is turned into flags, so that one parser checks both.
+        origin = f"--config {file}"
+        flags = [*options_as_flags(read_options(file), config_class, origin, flags), *flags]
     usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
-    about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {_FILE_HELP}"
+    file_help = "" if _reads_its_own_file(config_class) else _FILE_HELP
+    about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {file_help}".rstrip()
     asks_for_help = bool({"-h", "--help"} & set(flags))
     messages = io.StringIO()
     try:
@@ -55,9 +58,60 @@ def parse(
         raise UserError(f"{problem} See visgrpo {command} --help.") from None
 
 
-def _take_config_file(words: list[str]) -> tuple[Path | None, list[str]]:
+def read_options(file: Path) -> dict[str, Any]:
+    """Return the options in a YAML file, without what a run records beside them.
+
+    Raises:
+        UserError: for a file that cannot be read or holds no mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {file} is not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file} must hold lines of the form option: value.")
+    return {key: value for key, value in values.items() if key not in NOT_OPTIONS}
+
+
+def options_as_flags(
+    options: Mapping[str, Any], config_class: type, origin: str, given: Sequence[str] = ()
+) -> list[str]:
+    """Return options as flags for ``parse``, without those that the given flags name themselves.
+
+    Args:
+        origin: where the options stand, for messages.
+
+    Raises:
+        UserError: for an option that the config does not have.
+    """
+    known, repeated = _options(config_class), _repeated_options(config_class)
+    given_options = {_option_of(word) for word in given if word.startswith("--")}
+    flags: list[str] = []
+    for key, value in options.items():
+        option = str(key).replace("_", "-")
+        if option not in known:
+            raise UserError(f'{origin}: unknown option "{key}". {nearest(option, known)}')
+        if option in given_options:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list) and option in repeated:
+            flags += [word for item in value for word in (f"--{option}", str(item))]
+        elif isinstance(value, list):
+            flags += [f"--{option}", *map(str, value)]
+        else:
+            flags += [f"--{option}", str(value)]
+    return flags
+
+
+def _take_config_file(words: list[str], config_class: type) -> tuple[Path | None, list[str]]:
     """Take --config FILE out of the words. A resumed run's own settings are its config."""
-    for position, word in enumerate(words):
+    for position, word in enumerate([] if _reads_its_own_file(config_class) else words):
         if word == "--config" or word.startswith("--config="):
             inline = word.partition("=")[2]
             if not inline and position + 1 == len(words):
@@ -81,44 +135,6 @@ def _last_value(words: Sequence[str], flag: str) -> str | None:
         elif word.startswith(f"{flag}="):
             value = word.partition("=")[2]
     return value
-
-
-def _flags_of_file(file: Path, config_class: type, given: Sequence[str]) -> list[str]:
-    """Return the file's options as flags, without those that the command line gives itself."""
-    values = _read_yaml(file)
-    known, repeated = _options(config_class), _repeated_options(config_class)
-    given_options = {_option_of(word) for word in given if word.startswith("--")}
-    flags: list[str] = []
-    for key, value in values.items():
-        option = str(key).replace("_", "-")
-        if option not in known:
-            raise UserError(f'--config {file}: unknown option "{key}". {nearest(option, known)}')
-        if option in given_options:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, list) and option in repeated:
-            flags += [word for item in value for word in (f"--{option}", str(item))]
-        elif isinstance(value, list):
-            flags += [f"--{option}", *map(str, value)]
-        else:
-            flags += [f"--{option}", str(value)]
-    return flags
-
-
-def _read_yaml(file: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"--config {file} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config {file} is not YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {file} must hold lines of the form option: value.")
-    return {key: value for key, value in values.items() if key not in NOT_OPTIONS}
 
 
 def _name_leading_words(words: list[str], positional: Sequence[str]) -> list[str]:
@@ -151,6 +167,11 @@ def _unknown_option(flags: Sequence[str], config_class: type) -> str | None:
 
 def _options(config_class: Any) -> list[str]:
     return [field.name.replace("_", "-") for field in fields(config_class)]
+
+
+def _reads_its_own_file(config_class: type) -> bool:
+    """Whether --config is an option of the command itself: its file holds another one's options."""
+    return "config" in _options(config_class)
 
 
 def _repeated_options(config_class: Any) -> set[str]:

@@ -37,10 +37,31 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.recipes.configs:ClipConfig",
         "visgrpo.recipes.clip:train_clip",
     ),
+    "representation": Command(
+        "fine-tune a backbone for classification, by GRPO-RM",
+        "visgrpo.recipes.backbone_configs:RepresentationConfig",
+        "visgrpo.recipes.representation:train_representation",
+    ),
+    "segmentation": Command(
+        "fine-tune a backbone for a class at every pixel, by GRPO-RM",
+        "visgrpo.recipes.backbone_configs:SegmentationConfig",
+        "visgrpo.recipes.segmentation:train_segmentation",
+    ),
     "pretrain clip": Command(
         "pre-train a small CLIP from random weights",
-        "visgrpo.recipes.configs:PretrainClipConfig",
+        "visgrpo.recipes.pretrain_configs:PretrainClipConfig",
         "visgrpo.recipes.pretrain_clip:pretrain_clip",
+    ),
+    "pretrain backbone": Command(
+        "pre-train a small vision encoder from random weights",
+        "visgrpo.recipes.pretrain_configs:PretrainBackboneConfig",
+        "visgrpo.recipes.pretrain_backbone:pretrain_backbone",
+    ),
+    "sweep": Command(
+        "train with many settings and seeds: one table, mean ± spread",
+        "visgrpo.recipes.sweep_config:SweepConfig",
+        "visgrpo.recipes.sweep:sweep",
+        positional=("command_words",),
     ),
     "evaluate": Command(
         "evaluate a saved MODEL on any data set",
@@ -124,7 +145,7 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         if name in COMMANDS:
             return name, words[length:]
     if words[0] == "pretrain":
-        raise UserError('Say what to pre-train: "visgrpo pretrain clip".')
+        raise UserError('Say what to pre-train: "visgrpo pretrain clip" or "pretrain backbone".')
     raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], COMMANDS)}')
 
 

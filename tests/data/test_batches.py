@@ -272,12 +272,13 @@ def test_sequential_visits_every_row_in_order() -> None:
 
 
 def test_cached_inputs_equal_the_preprocessed_images_within_the_budget() -> None:
-    def preprocess(image: Image.Image) -> torch.Tensor:
-        return torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1)
+    def pixels(index: int, rng: np.random.Generator) -> torch.Tensor:
+        image = np.asarray(dataset().images[index])
+        return torch.tensor(image, dtype=torch.float32).permute(2, 0, 1)
 
     bytes_needed = ROWS * 3 * 2 * 2 * 4
-    assert cache_inputs(dataset(), preprocess, bytes_needed - 1) is None
-    cached = cache_inputs(dataset(), preprocess, bytes_needed)
+    assert cache_inputs(pixels, ROWS, bytes_needed - 1) is None
+    cached = cache_inputs(pixels, ROWS, bytes_needed)
     assert cached is not None
     (batch,) = BatchLoader(dataset(), cached, batch_size=4, seed=0).batches(0, 1)
     assert batch.inputs.shape == (4, 3, 2, 2)

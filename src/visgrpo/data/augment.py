@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -13,6 +14,8 @@ from visgrpo.errors import UserError, nearest
 CROP_SCALE = (0.6, 1.0)  # of the image's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 ± this much
+
+Movement = Callable[[Image.Image, Image.Resampling], Image.Image]  # with the filter to use
 
 
 def augment(image: Image.Image, rng: np.random.Generator, names: Sequence[str]) -> Image.Image:
@@ -32,6 +35,32 @@ def augment(image: Image.Image, rng: np.random.Generator, names: Sequence[str]) 
     return image
 
 
+def augment_with_mask(
+    image: Image.Image, ids_HW: np.ndarray, rng: np.random.Generator, names: Sequence[str]
+) -> tuple[Image.Image, np.ndarray]:
+    """Return `image` as `augment` does, and its mask after the same crop and flip.
+
+    Args:
+        image: RGB.
+        ids_HW: class ids of its pixels; each pixel of the result takes the nearest one's.
+        rng: as for `augment`.
+        names: as for `augment`; "color" leaves the mask alone.
+
+    Raises:
+        UserError: if a name is unknown.
+    """
+    # Pillow has no 16-bit signed mode.
+    mask = Image.fromarray(ids_HW if ids_HW.dtype == np.uint8 else ids_HW.astype(np.int32))
+    for name in check_augmentations(names):
+        if name in GEOMETRIC:
+            moved = GEOMETRIC[name](image.size, rng)
+            image = moved(image, Image.Resampling.BICUBIC)
+            mask = moved(mask, Image.Resampling.NEAREST)
+        else:
+            image = AUGMENTATIONS[name](image, rng)
+    return image, np.asarray(mask).astype(ids_HW.dtype)
+
+
 def check_augmentations(names: Sequence[str]) -> Sequence[str]:
     """Return `names`, so that a typo is found before the first image is.
 
@@ -44,20 +73,30 @@ def check_augmentations(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    area = image.width * image.height * rng.uniform(*CROP_SCALE)
+def _crop(size: tuple[int, int], rng: np.random.Generator) -> Movement:
+    full_width, full_height = size
+    area = full_width * full_height * rng.uniform(*CROP_SCALE)
     # Uniform in the logarithm, so that 3:4 and 4:3 are equally likely.
     ratio = math.exp(rng.uniform(*np.log(CROP_RATIO)))
-    width = min(image.width, max(1, round(math.sqrt(area * ratio))))
-    height = min(image.height, max(1, round(math.sqrt(area / ratio))))
-    left = int(rng.integers(image.width - width + 1))
-    top = int(rng.integers(image.height - height + 1))
+    width = min(full_width, max(1, round(math.sqrt(area * ratio))))
+    height = min(full_height, max(1, round(math.sqrt(area / ratio))))
+    left = int(rng.integers(full_width - width + 1))
+    top = int(rng.integers(full_height - height + 1))
     box = (left, top, left + width, top + height)
-    return image.resize(image.size, resample=Image.Resampling.BICUBIC, box=box)
+    return lambda image, filter_: image.resize(size, resample=filter_, box=box)
 
 
-def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.mirror(image) if rng.random() < 0.5 else image
+def _flip(size: tuple[int, int], rng: np.random.Generator) -> Movement:
+    mirrored = rng.random() < 0.5
+    return lambda image, filter_: ImageOps.mirror(image) if mirrored else image
+
+
+def _moved(
+    draw: Callable[[tuple[int, int], np.random.Generator], Movement],
+    image: Image.Image,
+    rng: np.random.Generator,
+) -> Image.Image:
+    return draw(image.size, rng)(image, Image.Resampling.BICUBIC)
 
 
 def _color(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -66,8 +105,12 @@ def _color(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+# Drawn once from an image's (width, height), then done to the image and to its mask.
+GEOMETRIC: dict[str, Callable[[tuple[int, int], np.random.Generator], Movement]] = {
     "crop": _crop,
     "flip": _flip,
+}
+AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    **{name: partial(_moved, draw) for name, draw in GEOMETRIC.items()},
     "color": _color,
 }

@@ -7,19 +7,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from visgrpo.data.dataset import ImageDataset, is_plain
 from visgrpo.errors import UserError
 
-InputFunction = Callable[[int, np.random.Generator], Tensor]
+# The input of a row, or the pair of an input and the label that was made together with it.
+Made = Tensor | tuple[Tensor, Tensor]
+InputFunction = Callable[[int, np.random.Generator], Made]
 _ORDER, _ITEM = 0, 1  # streams of randomness: which rows, and what is done to each
+
+
+class Rows(Protocol):
+    """What batches need of a data set; an `ImageDataset` also has the labels."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Columns by name, each of the data set's length."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ class Batch:
     Attributes:
         indices_N: rows of the data set, int64.
         inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
-        labels_N: class ids, int64.
+        labels_N: class ids, int64: (N,), or masks (N, H, W) that the input function made together
+            with the inputs.
         columns: those of `batch_columns`, each a list of N values.
         positions_N: places of the rows in the batch of all processes; None where this is all of
             it, or all of a consecutive share.
@@ -72,31 +88,66 @@ class CachedInputs:
     """An input function over inputs that were all made beforehand.
 
     Attributes:
-        inputs_M: (M, …) the input of every row.
+        inputs_M: (M, …) the input of every row; may be a read-only, memory-mapped file: what is
+            handed out is a copy.
+        labels_M: (M, …) the labels that belong to the inputs, of any integer type; None where they
+            are the data set's own.
     """
 
     inputs_M: Tensor
+    labels_M: Tensor | None = None
 
-    def __call__(self, index: int, rng: np.random.Generator) -> Tensor:
-        """Return the input of row `index`; nothing is random."""
-        return self.inputs_M[index]
+    def __call__(self, index: int, rng: np.random.Generator) -> Made:
+        """Return the input of row `index`, or the pair with its label; nothing is random."""
+        if self.labels_M is None:
+            return self.inputs_M[index].clone()
+        return self.inputs_M[index].clone(), self.labels_M[index].clone()
+
+    def take(self, rows: np.ndarray) -> CachedInputs:
+        """Return a copy of the inputs, and of their labels if there are any, at `rows`."""
+        chosen = torch.from_numpy(rows)
+        return CachedInputs(
+            self.inputs_M[chosen], None if self.labels_M is None else self.labels_M[chosen]
+        )
 
 
-def cache_inputs(
-    dataset: ImageDataset, preprocess: Callable[[Image.Image], Tensor], budget_bytes: int
-) -> CachedInputs | None:
-    """Preprocess every image once, or return None where that would exceed `budget_bytes`.
+def cache_inputs(inputs: InputFunction, rows: int, budget_bytes: int) -> CachedInputs | None:
+    """Make every input once, or return None where that would exceed `budget_bytes`.
+
+    Args:
+        inputs: an input function that makes no use of its generator.
+        rows: how many rows to make.
+        budget_bytes: for inputs and labels together.
 
     Raises:
-        UserError: if an image cannot be read.
+        UserError: if an input cannot be made, or they differ in shape.
     """
-    first = preprocess(dataset.images[0])
-    if first.numel() * first.element_size() * len(dataset) > budget_bytes:
+    first = _as_parts(inputs(0, np.random.default_rng(0)))
+    if sum(part.numel() * part.element_size() for part in first) * rows > budget_bytes:
         return None
-    inputs_M = torch.empty((len(dataset), *first.shape), dtype=first.dtype)
-    for row, image in enumerate(dataset.images):
-        inputs_M[row] = preprocess(image)
-    return CachedInputs(inputs_M)
+    return CachedInputs(*make_all(inputs, rows))
+
+
+def make_all(inputs: InputFunction, rows: int) -> tuple[Tensor, ...]:
+    """Return the inputs (M, …) of all rows, and the labels (M, …) if they were made with them.
+
+    Args:
+        inputs: an input function that makes no use of its generator.
+        rows: how many rows to make, 1 or more.
+
+    Raises:
+        UserError: if an input cannot be made, or they differ in shape.
+    """
+    rng = np.random.default_rng(0)
+    whole: tuple[Tensor, ...] = ()
+    for row in range(rows):
+        parts = _as_parts(inputs(row, rng))
+        if not whole:
+            whole = tuple(torch.empty((rows, *part.shape), dtype=part.dtype) for part in parts)
+        check_shapes({tuple(whole[0].shape[1:]), tuple(parts[0].shape)}, "one data set")
+        for part_M, part in zip(whole, parts, strict=True):
+            part_M[row] = part
+    return whole
 
 
 class BatchLoader:
@@ -109,8 +160,8 @@ class BatchLoader:
 
     Args:
         dataset: the rows.
-        inputs: makes the input tensor of one row from its index and a generator; with workers it
-            must be picklable.
+        inputs: makes the input tensor of one row, or the pair of an input and a label, from the
+            row's index and a generator; with workers it must be picklable.
         batch_size: rows of a step over all processes.
         seed: 0 or more.
         rank: which process this is; of every block it gets its consecutive share.
@@ -126,7 +177,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Rows,
         inputs: InputFunction,
         *,
         batch_size: int,
@@ -189,8 +240,8 @@ class BatchLoader:
                 raise made
             yield self._placed(rows, made)
 
-    def _placed(self, rows: np.ndarray, inputs: Tensor) -> Batch:
-        batch = _batch(self.dataset, self._columns, rows, inputs)
+    def _placed(self, rows: np.ndarray, made: _MadeRows) -> Batch:
+        batch = _batch(self.dataset, self._columns, rows, made)
         return replace(batch, positions_N=torch.from_numpy(self._share))
 
     def _plan(self, start_step: int, stop_step: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -205,12 +256,12 @@ class BatchLoader:
             yield epoch, order[start : start + self.batch_size][self._share]
 
 
-def batch_columns(dataset: ImageDataset) -> list[str]:
+def batch_columns(dataset: Rows) -> list[str]:
     """Return the names of the columns that batches carry: all but pictures, masks and bytes."""
     return [name for name, column in dataset.columns.items() if is_plain(column)]
 
 
-def sequential(dataset: ImageDataset, inputs: InputFunction, batch_size: int) -> Iterator[Batch]:
+def sequential(dataset: Rows, inputs: InputFunction, batch_size: int) -> Iterator[Batch]:
     """Yield every row once and in order, for evaluation; the last batch may be smaller.
 
     Raises:
@@ -224,33 +275,50 @@ def sequential(dataset: ImageDataset, inputs: InputFunction, batch_size: int) ->
         yield _batch(dataset, columns, rows, batch_inputs.make(0, rows))
 
 
-class _BatchInputs(Dataset["Tensor | UserError"]):
+class _MadeRows(NamedTuple):
+    """What an input function made of N rows; labels are None where it made none."""
+
+    inputs: Tensor
+    labels_N: Tensor | None = None
+
+
+class _BatchInputs(Dataset["_MadeRows | UserError"]):
     """Inputs by (epoch, rows): the part of a loader that travels to its workers."""
 
     def __init__(self, inputs: InputFunction, seed: int) -> None:
         self._inputs = inputs
         self._seed = seed
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> Tensor | UserError:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> _MadeRows | UserError:
         try:
             return self.make(*key)
         except UserError as error:
             return error  # raised in a worker, its message would arrive wrapped in a traceback
 
-    def make(self, epoch: int, rows: np.ndarray) -> Tensor:
+    def make(self, epoch: int, rows: np.ndarray) -> _MadeRows:
         if isinstance(self._inputs, CachedInputs):
-            return self._inputs.inputs_M[torch.from_numpy(rows)]
+            taken = self._inputs.take(rows)
+            return _MadeRows(taken.inputs_M, taken.labels_M)
         made = [
-            self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row]))
+            _as_parts(self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row])))
             for row in rows.tolist()
         ]
-        shapes = sorted({tuple(item.shape) for item in made})
-        if len(shapes) > 1:
-            raise UserError(
-                f"The inputs of one batch have different shapes, such as {shapes[0]} and "
-                f"{shapes[-1]}; resize or crop every image to one size."
-            )
-        return torch.stack(made)
+        check_shapes({tuple(parts[0].shape) for parts in made}, "one batch")
+        return _MadeRows(*(torch.stack(part) for part in zip(*made, strict=True)))
+
+
+def _as_parts(made: Made) -> tuple[Tensor, ...]:
+    return made if isinstance(made, tuple) else (made,)
+
+
+def check_shapes(found: set[tuple[int, ...]], what: str) -> None:
+    """Raise UserError where inputs that belong together differ in shape."""
+    shapes = sorted(found)
+    if len(shapes) > 1:
+        raise UserError(
+            f"The inputs of {what} have different shapes, such as {shapes[0]} and {shapes[-1]}; "
+            "resize or crop every image to one size (segmentation: --image-size)."
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -281,22 +349,28 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _carried(dataset: ImageDataset) -> dict[str, Sequence[Any]]:
+def _carried(dataset: Rows) -> dict[str, Sequence[Any]]:
     return {name: dataset.columns[name] for name in batch_columns(dataset)}
 
 
 def _batch(
-    dataset: ImageDataset,
+    dataset: Rows,
     columns: Mapping[str, Sequence[Any]],
     rows: np.ndarray,
-    inputs: Tensor,
+    made: _MadeRows,
 ) -> Batch:
     return Batch(
         torch.from_numpy(rows.astype(np.int64)),
-        inputs,
-        torch.from_numpy(dataset.labels[rows]),
+        made.inputs,
+        _labels(dataset, rows) if made.labels_N is None else made.labels_N.long(),
         {name: [_plain(column[row]) for row in rows.tolist()] for name, column in columns.items()},
     )
+
+
+def _labels(dataset: Rows, rows: np.ndarray) -> Tensor:
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(f"{dataset.name} has masks: its input function must return pairs.")
+    return torch.from_numpy(dataset.labels[rows])
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from visgrpo.data.identity import of_rows
 from visgrpo.errors import UserError
 
 T = TypeVar("T")
@@ -61,6 +62,8 @@ class ImageDataset:
             naming the image when it is unreadable.
         columns: every other column by name, each of length M (captions, votes, …).
         skipped: the unreadable images that were left out on request, with their reasons.
+        identity: names the content (see `visgrpo.data.identity`): where images come from and
+            which rows they are; "" when unknown. Whoever replaces `images` replaces it too.
 
     Raises:
         UserError: if a class is named twice, there are fewer than two classes, a label is outside
@@ -73,6 +76,7 @@ class ImageDataset:
     images: Sequence[Image.Image]
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    identity: str = ""
 
     def __post_init__(self) -> None:
         _check_classes(self.name, self.classes)
@@ -107,6 +111,7 @@ class ImageDataset:
             labels=self.labels[rows],
             images=_take(self.images, rows),
             columns={name: _take(column, rows) for name, column in self.columns.items()},
+            identity=of_rows(self.identity, rows),
         )
 
 

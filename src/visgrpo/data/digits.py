@@ -7,6 +7,7 @@ from PIL import Image
 
 from visgrpo.data.articles import NUMBER_WORDS
 from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.identity import of_bytes
 from visgrpo.data.splitting import Source, divide
 from visgrpo.errors import UserError
 
@@ -35,12 +36,14 @@ def digits_splits(seed: int = 0, validation_fraction: float = 0.1) -> Splits:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    images = [_image(pixels_HW) for pixels_HW in digits.images]
     everything = ImageDataset(
         name="digits",
         classes=CLASSES,
         labels=digits.target,
-        images=[_image(pixels_HW) for pixels_HW in digits.images],
+        images=images,
         columns={"caption": [f"a photo of the digit {CLASSES[label]}" for label in digits.target]},
+        identity=of_bytes("digits", (image.tobytes() for image in images)),
     )
     # `divide` makes the test split the same for every seed.
     return divide(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset, LazySequence
 from visgrpo.data.decoding import decode
+from visgrpo.data.identity import of_files
 from visgrpo.data.splitting import Source
 from visgrpo.errors import UserError, nearest
 
@@ -99,6 +100,7 @@ def _read_split(
         labels=np.array(labels, dtype=np.int64),
         images=LazySequence(partial(_open, files), range(len(files))),
         columns={"file": [path.relative_to(folder).as_posix() for path in files]},
+        identity=of_files(files),
     )
 
 

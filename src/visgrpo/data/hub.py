@@ -11,12 +11,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset, LazySequence
 from visgrpo.data.decoding import decode
 from visgrpo.data.folders import SPLIT_NAMES
+from visgrpo.data.identity import derived, of_files
 from visgrpo.data.splitting import Source
 from visgrpo.errors import UserError, nearest
 
@@ -85,7 +88,8 @@ def read_parquet(
             "every split needs rows, and the columns of the others."
         ) from error
     by_split = {split: tables[read] for split, read in zip(files, reading, strict=True)}
-    return _source(name, by_split, image_column, label_column)
+    identities = {split: of_files(paths) for split, paths in files.items()}
+    return _source(name, by_split, identities, image_column, label_column)
 
 
 def read_hub(name: str, image_column: str | None, label_column: str | None) -> Source:
@@ -108,7 +112,9 @@ def read_hub(name: str, image_column: str | None, label_column: str | None) -> S
             f'Data set "{address}" has the splits {", ".join(tables)}, none of them train, '
             "validation or test; save the one you need as a parquet file and name that."
         )
-    return _source(address, known, image_column, label_column)
+    # The Hub's fingerprint is made from the files' revision and the split.
+    identities = {split: f"hub {address} {table._fingerprint}" for split, table in known.items()}
+    return _source(address, known, identities, image_column, label_column)
 
 
 def _check_same_columns(name: str, files: list[str]) -> None:
@@ -126,6 +132,7 @@ def _check_same_columns(name: str, files: list[str]) -> None:
 def _source(
     name: str,
     tables: Mapping[str, datasets.Dataset],
+    identities: Mapping[str, str],
     image_column: str | None,
     label_column: str | None,
 ) -> Source:
@@ -150,6 +157,7 @@ def _source(
                 for other in first.column_names
                 if other not in (image, label)
             },
+            identity=_identity(identities[split], tables[split], image),
         )
         for split, column in values.items()
     }
@@ -216,6 +224,15 @@ def _images(table: datasets.Dataset, column: str, where: str) -> LazySequence[Im
         # Decoded by us, lazily: a damaged image is then an error that names its row.
         stored = stored.cast_column(column, datasets.Image(decode=False))
     return LazySequence(partial(_decode_row, stored, column, where), range(len(stored)))
+
+
+def _identity(identity: str, table: datasets.Dataset, column: str) -> str:
+    """Name the images of a table's column; "" if some lie outside it, in files of their own."""
+    stored = table.data.column(column)
+    if pa.types.is_struct(stored.type):
+        stored = pc.struct_field(stored, "bytes")
+    inside = pa.types.is_binary(stored.type) or pa.types.is_large_binary(stored.type)
+    return derived(identity, f"column {column}") if inside and not stored.null_count else ""
 
 
 def _decode_row(table: datasets.Dataset, column: str, where: str, row: int) -> Image.Image:

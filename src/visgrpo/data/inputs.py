@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from visgrpo.data.augment import augment
-from visgrpo.data.batches import InputFunction, cache_inputs
+from visgrpo.data.augment import augment, augment_with_mask
+from visgrpo.data.batches import InputFunction, cache_inputs, check_shapes, make_all
 from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.segmentation import SegmentationDataset
 
 CACHE_BYTES = 2 * 1024**3
 
@@ -39,8 +42,63 @@ def pixel_inputs(
     budget_bytes: int = CACHE_BYTES,
 ) -> InputFunction:
     """Return the pixels of a data set; made once and kept where nothing changes and they fit."""
-    if not augmentations:
-        cached = cache_inputs(dataset, preprocess, budget_bytes)
-        if cached is not None:
-            return cached
-    return PixelInputs(dataset, preprocess, tuple(augmentations))
+    inputs = PixelInputs(dataset, preprocess, tuple(augmentations))
+    cached = None if augmentations else cache_inputs(inputs, len(dataset), budget_bytes)
+    return inputs if cached is None else cached
+
+
+@dataclass(frozen=True)
+class SegmentationInputs:
+    """Decode an image and its mask, change both alike if asked to, and preprocess. Picklable."""
+
+    dataset: SegmentationDataset
+    preprocess: Preprocess
+    augmentations: Sequence[str] = ()
+
+    def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return the pixels (3, H, W) and the class ids (H, W), of the data set's `mask_dtype`."""
+        image, ids_HW = self.dataset.pair(index)
+        if self.augmentations:
+            image, ids_HW = augment_with_mask(image, ids_HW, rng, self.augmentations)
+        return self.preprocess(image), self.preprocess.mask(ids_HW, self.dataset.ignore_index)
+
+
+def segmentation_inputs(
+    dataset: SegmentationDataset,
+    preprocess: Preprocess,
+    augmentations: Sequence[str] = (),
+    *,
+    budget_bytes: int = CACHE_BYTES,
+) -> InputFunction:
+    """Return the pixels and masks of a data set; kept where nothing changes and they fit."""
+    inputs = SegmentationInputs(dataset, preprocess, tuple(augmentations))
+    cached = None if augmentations else cache_inputs(inputs, len(dataset), budget_bytes)
+    return inputs if cached is None else cached
+
+
+def preprocessed_masks(dataset: SegmentationDataset, preprocess: Preprocess) -> Tensor:
+    """Return all masks as they come out with their images: (M, H, W), of `mask_dtype`.
+
+    They are the labels that belong to cached features of the images.
+
+    Raises:
+        UserError: as `SegmentationDataset.mask`, or if the masks differ in size.
+    """
+
+    def mask(index: int, rng: np.random.Generator) -> Tensor:
+        return preprocess.mask(dataset.mask(index), dataset.ignore_index)
+
+    return make_all(mask, len(dataset))[0]
+
+
+def made_masks(dataset: SegmentationDataset, preprocess: Preprocess) -> Tensor:
+    """Return the masks as the images come out, (M, H, W) of the data set's `mask_dtype`.
+
+    Images are not decoded.
+
+    Raises:
+        UserError: if a mask cannot be used, or they come out in different sizes.
+    """
+    masks = [preprocess.mask(dataset.mask(i), dataset.ignore_index) for i in range(len(dataset))]
+    check_shapes({tuple(mask.shape) for mask in masks}, dataset.name)
+    return torch.stack(masks)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset, LazySequence
+from visgrpo.data.identity import joined
 
 
 def join(datasets: Sequence[ImageDataset]) -> ImageDataset:
@@ -30,6 +31,7 @@ def join(datasets: Sequence[ImageDataset]) -> ImageDataset:
         labels=np.array(labels),
         images=LazySequence(partial(_image, datasets, starts), np.arange(len(labels))),
         columns=columns,
+        identity=joined([part.identity for part in datasets]),
     )
 
 

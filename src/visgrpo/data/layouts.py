@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset, LazySequence
+from visgrpo.data.identity import of_files
 from visgrpo.data.splitting import Source
 from visgrpo.errors import UserError
 
@@ -57,6 +58,7 @@ def _read(folder: Path, files: dict[str, list[Path]], *, coarse: bool) -> Source
             labels=labels[:, -1].astype(np.int64),
             images=LazySequence(partial(_image, pixels), range(len(pixels))),
             columns={"coarse_label": names} if coarse else {},
+            identity=of_files(paths),
         )
     return Source(folder.resolve().name, splits)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,39 @@ class Preprocess:
             std=_channels(settings, "image_std") if normalize else None,
         )
 
+    def for_dense(self, size: tuple[int, int] | None = None) -> Preprocess:
+        """Return these settings for work on every pixel: no crop, the checkpoint's normalisation.
+
+        Args:
+            size: (height, width) to resize every image to; None keeps each image's own size.
+
+        Raises:
+            UserError: if a side is below 1.
+        """
+        if size is not None and min(size) < 1:
+            raise UserError(f"The image size {size[0]} × {size[1]} must be 1 × 1 or more.")
+        return replace(self, shortest_edge=None, size=size, crop=None)
+
+    def mask(self, ids_HW: np.ndarray, ignore_index: int) -> torch.Tensor:
+        """Return an image's mask as the image comes out: resized (nearest pixel) and cropped.
+
+        Args:
+            ids_HW: class ids, uint8, int16 or int32.
+            ignore_index: what padding becomes.
+
+        Returns:
+            Class ids (H, W) of the given dtype.
+        """
+        target = self._resized(ids_HW.shape[1], ids_HW.shape[0])
+        if target is not None:
+            # Pillow has no 16-bit signed mode.
+            wide = ids_HW if ids_HW.dtype == np.uint8 else ids_HW.astype(np.int32)
+            resized = Image.fromarray(wide).resize(target, resample=Image.Resampling.NEAREST)
+            ids_HW = np.asarray(resized).astype(ids_HW.dtype)
+        if self.crop is not None:
+            ids_HW = _center_crop_mask(ids_HW, *self.crop, ignore_index)
+        return torch.from_numpy(ids_HW.copy())
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the (3, H, W) float32 tensor of an RGB image."""
         target = self._resized(image.width, image.height)
@@ -136,6 +169,19 @@ def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     left = (image.width - width) // 2
     top = (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _center_crop_mask(ids_HW: np.ndarray, height: int, width: int, outside: int) -> np.ndarray:
+    """Cut what `_center_crop` cuts; what lies outside the mask becomes `outside`."""
+    cut = ids_HW
+    for axis, wanted in enumerate((height, width)):
+        start = (ids_HW.shape[axis] - wanted) // 2
+        stop = start + wanted
+        missing = [(0, 0), (0, 0)]
+        missing[axis] = (max(0, -start), max(0, stop - ids_HW.shape[axis]))
+        cut = cut.take(range(max(0, start), min(stop, ids_HW.shape[axis])), axis)
+        cut = np.pad(cut, missing, constant_values=outside)
+    return cut
 
 
 def _on(settings: Mapping[str, Any], name: str) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from visgrpo.data.articles import with_article
 from visgrpo.data.dataset import ImageDataset, LazySequence, Splits
+from visgrpo.data.identity import of_bytes
 from visgrpo.data.shapes_draw import draw
 from visgrpo.data.shapes_sample import STYLES, sample_scene
 from visgrpo.data.shapes_scene import (
@@ -99,7 +100,10 @@ class _Pictures:
         self._name = f"shapes/{split}" if style == "in" else f"shapes-{style}/{split}"
         self._labels = self._balanced_labels(length)
         self._drawn: dict[int, tuple[Image.Image, np.ndarray]] = {}
-        self.image(0)  # a wrong argument is reported now, not in the middle of a run
+        first = self.image(0)  # a wrong argument is reported now, not in the middle of a run
+        # Settings name every picture; the first one's pixels name the code that draws them.
+        settings = f"{self._name} seed {seed}, {length} rows, {size} px, noise {noise}"
+        self._identity = of_bytes(settings, [first.tobytes()])
 
     def dataset(self) -> ImageDataset:
         rows = np.arange(len(self._labels))
@@ -116,6 +120,7 @@ class _Pictures:
                 "count": [1] * len(names),
                 "mask": LazySequence(self.mask, rows),
             },
+            identity=self._identity,
         )
 
     def image(self, index: int) -> Image.Image:

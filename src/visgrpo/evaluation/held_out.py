@@ -9,13 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction, sequential
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.evaluation.classification import evaluate_logits, scalar_measures
 from visgrpo.evaluation.zero_shot import Shards, predict_logits, run_over
-from visgrpo.models.clip import ClipClassifier
 from visgrpo.rewards import RewardSet
 
 
@@ -34,7 +33,7 @@ class HeldOut:
         rewards: what the run optimises; their expectation under the policy is one of the measures.
     """
 
-    classifier: ClipClassifier
+    classifier: nn.Module
     dataset: ImageDataset
     inputs: InputFunction
     processes: Precision
@@ -44,7 +43,7 @@ class HeldOut:
     @classmethod
     def at_start(
         cls,
-        classifier: ClipClassifier,
+        classifier: nn.Module,
         dataset: ImageDataset,
         inputs: InputFunction,
         processes: Precision,
@@ -86,7 +85,7 @@ class HeldOut:
 
 
 def logits_of(
-    classifier: ClipClassifier, dataset: ImageDataset, inputs: InputFunction, processes: Precision
+    classifier: nn.Module, dataset: ImageDataset, inputs: InputFunction, processes: Precision
 ) -> Tensor:
     """Return logits (M, K) on the CPU, in the precision that training computes in."""
     with processes.autocast():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,34 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def wrap_in_adapters(
+    model: nn.Module,
+    targets: Sequence[str],
+    in_full: Sequence[str] = (),
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+) -> Any:
+    """Return a peft model with adapters on the named linear layers, which start as no change.
+
+    Args:
+        in_full: names of modules that train in full beside the adapters.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        modules_to_save=list(in_full) or None,
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a name that will be removed
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(model, settings)
+
+
 def _sides(choice: Adaptation) -> tuple[str, ...]:
     return ("image", "text") if choice.train in ("full", "projections") else (choice.train,)
 
@@ -100,8 +129,6 @@ def _trains_in_full(name: str, choice: Adaptation, blocks: int) -> bool:
 
 
 def _with_adapters(backbone: nn.Module, choice: Adaptation, blocks: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
     first_full = blocks - choice.last_blocks
     towers = [tower for side in _sides(choice) for tower in _TOWERS[side]]
     targets = [
@@ -114,16 +141,14 @@ def _with_adapters(backbone: nn.Module, choice: Adaptation, blocks: int) -> Any:
         and _block_of_image_tower(name) < first_full
     ]
     in_full = [f"vision_model.encoder.layers.{i}" for i in range(first_full, blocks)]
-    settings = LoraConfig(
-        r=choice.lora_rank,
-        lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=choice.lora_dropout,
-        target_modules=targets,
-        modules_to_save=in_full or None,
+    return wrap_in_adapters(
+        backbone,
+        targets,
+        in_full,
+        rank=choice.lora_rank,
+        alpha=choice.lora_alpha,
+        dropout=choice.lora_dropout,
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that will be removed
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(backbone, settings)
 
 
 def _block_of_image_tower(name: str) -> int:

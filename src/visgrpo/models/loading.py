@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,33 +74,62 @@ def load_clip(name: str) -> ClipParts:
     check_model_name(name)
     if (Path(name) / "adapter_config.json").exists():
         return _load_adapter(name)
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in _SUPPORTED:
-            raise UserError(
-                f'"{name}" is a {kind} model; this job needs one of: {", ".join(_SUPPORTED)}.'
-            )
-        with without_progress_bars():
-            model, report = AutoModel.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+    with in_one_line(name):
+        model = load_weights(name, _SUPPORTED)
         tokenizer = AutoTokenizer.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    return ClipParts(
+        name, model, tokenizer, processor, Preprocess.from_processor(processor), read_info(name)
+    )
+
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Say what transformers raises for a model that cannot be loaded in one line."""
+    try:
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f'Cannot load model "{name}": {reason} Check the name, the folder or the network.'
         ) from error
-    if report["missing_keys"]:
+
+
+def load_weights(
+    name: str, supported: Sequence[str], *, may_lack: re.Pattern[str] | None = None
+) -> Any:
+    """Load a transformers model in float32, without pickle and with every weight it needs.
+
+    Args:
+        supported: kinds (`model_type`) that are accepted.
+        may_lack: matches the names of weights that are not needed; they are zero where missing.
+
+    Raises:
+        UserError: for another kind of model, and one that lacks weights.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind not in supported:
         raise UserError(
-            f'"{name}" lacks {len(report["missing_keys"])} weight(s), such as '
-            f"{min(report['missing_keys'])}: they would be random. Save the whole model again."
+            f'"{name}" is a {kind} model; this job needs one of: {", ".join(supported)}.'
         )
-    return ClipParts(
-        name, model, tokenizer, processor, Preprocess.from_processor(processor), read_info(name)
-    )
+    with without_progress_bars():
+        model, report = AutoModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    missing = [key for key in report["missing_keys"] if not (may_lack and may_lack.match(key))]
+    if missing:
+        raise UserError(
+            f'"{name}" lacks {len(missing)} weight(s), such as {min(missing)}: they would be '
+            "random. Save the whole model again."
+        )
+    with torch.no_grad():
+        for key in report["missing_keys"]:
+            model.get_parameter(key).zero_()  # not random: the same model in every run
+    return model
 
 
 def read_info(name: str) -> Mapping[str, Any]:

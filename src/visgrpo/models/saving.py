@@ -29,7 +29,7 @@ def save_adapter(classifier: ClipClassifier, folder: Path) -> None:
     Class names and templates go beside it: it is evaluated with the prompts it was tuned on.
     """
     classifier.encoder.save_pretrained(str(folder), save_embedding_layers=False)
-    _write_info(folder, _own_info(classifier))
+    write_info(folder, _own_info(classifier))
 
 
 def save_parts(
@@ -40,18 +40,22 @@ def save_parts(
         model.save_pretrained(folder)
     parts.tokenizer.save_pretrained(folder)
     parts.processor.save_pretrained(folder)
-    _write_info(folder, info)
+    write_info(folder, info)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def plain_model(classifier: ClipClassifier) -> Any:
     """Return the transformers model with adapters merged in; the classifier stays as it is."""
-    if not classifier.has_adapter:
-        return classifier.backbone
-    return copy.deepcopy(classifier.encoder).merge_and_unload()
+    return merged(classifier.encoder) if classifier.has_adapter else classifier.backbone
 
 
-def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
+def merged(encoder: Any) -> Any:
+    """Return a peft model's transformers model with the adapters merged into a copy."""
+    return copy.deepcopy(encoder).merge_and_unload()
+
+
+def write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    """Write what visgrpo knows of a model beside it."""
     text = json.dumps(info, indent=1, ensure_ascii=False)
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
 

@@ -24,6 +24,7 @@ class LabelGroups:
         reference_log_probs_NK: the reference's distribution; None without a KL term.
         labels_N: true class ids, for the supervised part and the accuracy.
         labelled_N: which labels the supervised part may see, bool.
+        input_weights_N: how much each input counts, with mean 1; None where all count the same.
     """
 
     outputs_NG: Tensor
@@ -34,6 +35,7 @@ class LabelGroups:
     reference_log_probs_NK: Tensor | None
     labels_N: Tensor
     labelled_N: Tensor
+    input_weights_N: Tensor | None = None
 
     def select(self, rows: Tensor) -> LabelGroups:
         """Return the groups of some inputs, for a minibatch."""
@@ -73,3 +75,29 @@ def uniforms_for(seed: int, step: int, positions_N: Tensor, total: int, group_si
     mixed = (seed * 1_000_003 + step) % (2**63)
     generator = torch.Generator().manual_seed(mixed)
     return torch.rand(total, group_size, generator=generator, dtype=torch.float64)[positions_N]
+
+
+def subset_offsets(seed: int, step: int, n_classes: int, size: int) -> Tensor:
+    """Return (size,) offsets from an image's true class to the classes of its group in one step.
+
+    The first is 0, the true class; the others are drawn from 1 … K - 1 without replacement, so that
+    for every image each wrong class is equally likely. Images share the draw: it costs K numbers
+    and not N × K, and any number of processes makes the same.
+    """
+    mixed = (seed * 1_000_003 + step) % (2**63)
+    generator = torch.Generator().manual_seed(mixed)
+    others = torch.randperm(n_classes - 1, generator=generator)[: size - 1] + 1
+    return torch.cat([torch.zeros(1, dtype=torch.long), others])
+
+
+def weights_with_inputs(groups: LabelGroups) -> Tensor | None:
+    """Return the weights (N, G) of all outputs, in which inputs count for what they do.
+
+    Rows sum to the input's own weight. None stands for 1/G everywhere.
+    """
+    if groups.input_weights_N is None:
+        return groups.weights_NG
+    if groups.weights_NG is None:
+        shape = groups.old_log_probs_NG.shape
+        return (groups.input_weights_N[:, None] / shape[1]).expand(shape)
+    return groups.weights_NG * groups.input_weights_N[:, None]

@@ -14,21 +14,26 @@ from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.objectives import (
     Objective,
-    all_equal,
     categorical_kl,
     combine_rewards,
     draw,
     entropy,
     estimator_weights,
-    normalized_entropy,
     surrogate,
 )
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.estimators import Estimator
-from visgrpo.policies.groups import LabelGroups, LossResult, OneProcess, uniforms_for
+from visgrpo.policies.groups import (
+    LabelGroups,
+    LossResult,
+    OneProcess,
+    subset_offsets,
+    uniforms_for,
+    weights_with_inputs,
+)
+from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics, reward_metrics
 from visgrpo.rewards import RewardSet
 
-Metrics = dict[str, Tensor]
 ONE_PROCESS = OneProcess()
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
 
@@ -62,6 +67,8 @@ class LabelGRPO:
         rewards: the reward functions with their weights.
         objective: advantages and surrogate, see :mod:`visgrpo.objectives.presets`.
         estimator: ``sampled`` draws ``group_size`` labels; ``exact`` and ``uniform`` take them all.
+        class_subset: with ``uniform``, the group is the true class and this many classes less one
+            drawn among the others, anew in every step; None takes every class.
         beta: weight of the KL term, per nat. Needs a reference.
         entropy_weight: weight α of the entropy bonus, per nat.
         supervised_weight: weight λ of cross-entropy on the labelled images of a batch.
@@ -75,6 +82,7 @@ class LabelGRPO:
     shards: Shards = ONE_PROCESS
     estimator: Estimator = "sampled"
     group_size: int = 8
+    class_subset: int | None = None
     temperature: float = 1.0
     beta: float = 0.0
     entropy_weight: float = 0.0
@@ -88,6 +96,18 @@ class LabelGRPO:
         self.rewards.validate(self.objective.scope)
         if self.beta and self.reference is None:
             raise UserError("A KL weight (beta) needs a reference.")
+        if self.class_subset is not None:
+            _check_subset(self.class_subset, self.estimator, len(self.classes))
+
+    @property
+    def takes_all_classes(self) -> bool:
+        """Whether output k of every group is class k."""
+        return self.estimator != "sampled" and self.class_subset is None
+
+    @property
+    def groups_stand_alone(self) -> bool:
+        """Whether a group's advantages do not depend on other groups."""
+        return self.objective.scope == "group" and self.objective.scale != "batch_std"
 
     def log_probs(self, logits_NK: Tensor) -> Tensor:
         """Return log π (N, K) at the policy's temperature."""
@@ -108,16 +128,25 @@ class LabelGRPO:
         return LossResult(loss, metrics, groups)
 
     @torch.no_grad()
-    def groups(self, logits_NK: Tensor, batch: Batch, step: int) -> LabelGroups:
+    def groups(
+        self,
+        logits_NK: Tensor,
+        batch: Batch,
+        step: int,
+        input_weights_N: Tensor | None = None,
+    ) -> LabelGroups:
         """Draw or enumerate the groups of this process's whole share of a batch, and score them.
+
+        Where all classes are taken and groups stand alone, some rows of a batch will do as well.
 
         Args:
             logits_NK: of the old policy.
             step: which batch of the run this is; with the seed it decides the draws.
+            input_weights_N: how much each input counts, with mean 1.
         """
         old_NK = self.log_probs(logits_NK)
         outputs_NG = self._outputs(old_NK, batch, step)
-        old_NG = old_NK.gather(1, outputs_NG)
+        old_NG = self._of_outputs(old_NK, outputs_NG)
         weights_NG = estimator_weights(self.estimator, old_NG)
         rewards_NGR = self.rewards(
             outputs_NG,
@@ -135,17 +164,18 @@ class LabelGRPO:
             reference_log_probs_NK=self._reference(batch),
             labels_N=batch.labels_N,
             labelled_N=self._labelled(batch),
+            input_weights_N=input_weights_N,
         )
 
     def loss_of(self, logits_NK: Tensor, groups: LabelGroups) -> tuple[Tensor, Metrics]:
         """Return the loss of some groups and its metrics, each a scalar mean over the groups."""
         new_NK = self.log_probs(logits_NK)
-        new_NG = new_NK.gather(1, groups.outputs_NG)
+        new_NG = self._of_outputs(new_NK, groups.outputs_NG)
         result = surrogate(
             new_NG.unsqueeze(-1),
             groups.old_log_probs_NG.unsqueeze(-1),
             groups.advantages_NG,
-            weights_NG=groups.weights_NG,
+            weights_NG=weights_with_inputs(groups),
             aggregation=self.objective.aggregation,
             ratio_level=self.objective.ratio_level,
             clip=self.objective.clip,
@@ -157,16 +187,18 @@ class LabelGRPO:
             "clip_ratio/high_mean": result.clip_high,
             "clip_ratio/region_mean": result.clip_low + result.clip_high,
             "ratio_mean": result.ratio_mean,
-            **self._reward_metrics(groups),
-            **policy_metrics(new_NK.detach(), groups.labels_N),
+            **reward_metrics(groups, self.rewards),
+            **policy_metrics(new_NK.detach(), groups.labels_N, groups.input_weights_N),
         }
         loss = result.loss
         if groups.reference_log_probs_NK is not None:
-            kl = categorical_kl(new_NK, groups.reference_log_probs_NK).mean()
+            kl_N = categorical_kl(new_NK, groups.reference_log_probs_NK)
+            kl = mean_over_inputs(kl_N, groups.input_weights_N)
             metrics["kl"] = kl.detach()
             loss = loss + self.beta * kl
         if self.entropy_weight:
-            loss = loss - self.entropy_weight * entropy(new_NK).mean()
+            bonus = mean_over_inputs(entropy(new_NK), groups.input_weights_N)
+            loss = loss - self.entropy_weight * bonus
         if self.supervised_weight:
             supervised = labelled_cross_entropy(logits_NK, groups.labels_N, groups.labelled_N)
             metrics["supervised_loss"] = supervised.detach()
@@ -200,6 +232,9 @@ class LabelGRPO:
 
     def _outputs(self, old_NK: Tensor, batch: Batch, step: int) -> Tensor:
         n_inputs, n_classes = old_NK.shape
+        if self.class_subset is not None:
+            offsets_G = subset_offsets(self.seed, step, n_classes, self.class_subset)
+            return (batch.labels_N[:, None] + offsets_G.to(batch.labels_N.device)) % n_classes
         if self.estimator != "sampled":
             return torch.arange(n_classes, device=old_NK.device).expand(n_inputs, -1)
         positions_N = batch.positions_N
@@ -208,6 +243,9 @@ class LabelGRPO:
         total = n_inputs * self.shards.world_size
         uniforms = uniforms_for(self.seed, step, positions_N, total, self.group_size)
         return draw(old_NK, uniforms.to(old_NK.device))
+
+    def _of_outputs(self, values_NK: Tensor, outputs_NG: Tensor) -> Tensor:
+        return values_NK if self.takes_all_classes else values_NK.gather(1, outputs_NG)
 
     def _advantages(self, rewards_NGR: Tensor, weights_NG: Tensor | None) -> Tensor:
         """Batch statistics are those of the whole batch, over all processes."""
@@ -242,35 +280,6 @@ class LabelGRPO:
             return torch.ones_like(batch.labels_N, dtype=torch.bool)
         return self.labelled(batch.indices_N)
 
-    def _reward_metrics(self, groups: LabelGroups) -> Metrics:
-        rewards_NG = groups.rewards_NGR @ self.rewards.weights_R.to(groups.rewards_NGR)
-        group_size = rewards_NG.shape[1]
-        weights_NG, correction = groups.weights_NG, 1.0
-        if weights_NG is None:  # the deviation of a sample, as in TRL
-            weights_NG = torch.full_like(rewards_NG, 1.0 / group_size)
-            correction = group_size / max(group_size - 1, 1)
-        mean_N = (weights_NG * rewards_NG).sum(dim=1)
-        variance_N = (weights_NG * (rewards_NG - mean_N[:, None]).square()).sum(dim=1) * correction
-        metrics = {
-            "reward": mean_N.mean(),
-            "reward_std": variance_N.sqrt().mean(),
-            "frac_reward_zero_std": all_equal(rewards_NG, groups.weights_NG).float().mean(),
-            "advantage_abs": (weights_NG * groups.advantages_NG.abs()).sum(dim=1).mean(),
-        }
-        for i, name in enumerate(self.rewards.names):
-            each_N = (weights_NG * groups.rewards_NGR[..., i]).sum(dim=1)
-            metrics[f"rewards/{name}/mean"] = each_N.mean()
-        return metrics
-
-
-def policy_metrics(log_probs_NK: Tensor, labels_N: Tensor) -> Metrics:
-    """Return entropy, entropy/log K and training accuracy of a batch."""
-    return {
-        "entropy": entropy(log_probs_NK).mean(),
-        "entropy_normalized": normalized_entropy(log_probs_NK).mean(),
-        "accuracy": (log_probs_NK.argmax(dim=-1) == labels_N).float().mean(),
-    }
-
 
 def labelled_cross_entropy(logits_NK: Tensor, labels_N: Tensor, labelled_N: Tensor) -> Tensor:
     """Return Σ over labelled images of cross-entropy, divided by the size of the *whole* batch.
@@ -279,3 +288,15 @@ def labelled_cross_entropy(logits_NK: Tensor, labels_N: Tensor, labelled_N: Tens
     """
     each_N = F.cross_entropy(logits_NK.float(), labels_N, reduction="none")
     return (each_N * labelled_N).sum() / len(labels_N)
+
+
+def _check_subset(size: int, estimator: Estimator, n_classes: int) -> None:
+    if estimator != "uniform":
+        raise UserError(
+            f'A class subset is weighted equally: it goes with the "uniform" estimator, not with '
+            f'"{estimator}".'
+        )
+    if not 2 <= size <= n_classes:
+        raise UserError(
+            f"A class subset of {size} cannot be: give 2 to {n_classes}, the number of classes."
+        )

@@ -17,8 +17,8 @@ from visgrpo.policies.labels import (
     Model,
     ReferenceLike,
     labelled_cross_entropy,
-    policy_metrics,
 )
+from visgrpo.policies.metrics import policy_metrics
 from visgrpo.rewards import RewardSet
 
 

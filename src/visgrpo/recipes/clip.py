@@ -14,7 +14,6 @@ from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction, batch
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
-from visgrpo.errors import Interrupted
 from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
 from visgrpo.models.card import model_card
@@ -26,6 +25,7 @@ from visgrpo.models.saving import save_adapter, save_classifier
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.policies.supervised import Supervised, WarmStart
+from visgrpo.recipes.baseline import supervised_baseline
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.session import (
@@ -33,6 +33,8 @@ from visgrpo.recipes.session import (
     begin,
     load_data,
     open_session,
+    run_stem,
+    save_picture,
     training_options,
 )
 from visgrpo.rewards import RewardSet, parse_rewards
@@ -48,8 +50,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         UserError: for settings, data or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    stem = config.data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
-    session = open_session(config, f"clip-{stem}-{config.method}")
+    session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
     check_model_name(config.model)
     splits = load_data(session)
     class_prompts(splits.train.classes, config.templates)
@@ -110,12 +111,12 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         evaluate=held_out["validation"].scalars,
         selection=config.resolved_select(),
         title=config.method,
-        image_of=lambda index: _save_picture(session, splits.train, index),
+        image_of=lambda index: save_picture(session, splits.train.images, index),
     )
     start = held_out["test"].start()  # asks the rewards, too, for the first time
     retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
-    baseline = _supervised_baseline(config, session)
+    baseline = supervised_baseline(train_clip, config, session, warm_start=0)
     session.start_trackers()
     result = trainer.train(session.checkpoint)
     classifier.eval()
@@ -196,28 +197,6 @@ def method_of(
     return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
 
 
-def _supervised_baseline(config: ClipConfig, session: Session) -> dict[str, Any] | None:
-    """Train the same budget by cross-entropy in a folder of its own; None if not asked for."""
-    if not config.baseline or config.method == "supervised":
-        return None
-    folder = session.run.path / "baseline"
-    done = (folder / "config.yaml").exists()
-    try:
-        summary = train_clip(
-            replace(
-                config,
-                method="supervised",
-                baseline=False,
-                warm_start=0,
-                output=str(folder),
-                resume=config.resume and done,
-            )
-        )
-    except Interrupted as stopped:  # what goes on is the whole run
-        raise Interrupted(stopped.step, session.run.path) from None
-    return {"name": "supervised", "after": summary["after"]}
-
-
 def _inputs(
     classifier: ClipClassifier,
     parts: ClipParts,
@@ -293,17 +272,6 @@ def _labelled(rows: int, config: ClipConfig) -> Callable[[Tensor], Tensor] | Non
     order = np.random.default_rng([config.seed, rows]).permutation(rows)
     chosen_M[order[: max(1, round(config.labelled_fraction * rows))]] = True
     return lambda indices_N: chosen_M[indices_N.cpu()].to(indices_N.device)
-
-
-def _save_picture(session: Session, train: ImageDataset, index: int) -> str:
-    """Keep the image of a sampled group; returns its path within the run."""
-    path = session.run.path / "samples" / f"{index:06d}.png"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        image = train.images[index]
-        image.thumbnail((224, 224))
-        image.save(path)
-    return str(path.relative_to(session.run.path))
 
 
 def _save(

@@ -208,46 +208,6 @@ class ClipConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class PretrainClipConfig(RunConfig):
-    """Pre-train a small CLIP from random weights on captions, or on class names as captions."""
-
-    caption_column: str = "caption"
-    """Column of the captions; without it class names are put into the templates."""
-    templates: tuple[str, ...] = ("a photo of a {}.", "a picture of a {}.", "{}")
-    """Captions for class names: one is drawn for every image and step."""
-    more_data: tuple[str, ...] = ()
-    """Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."""
-    image_size: int = 32
-    """Pixels on a side."""
-    patch_size: int = 4
-    """Pixels of a patch on a side."""
-    width: int = 128
-    """Of both towers."""
-    layers: int = 4
-    """Blocks of both towers."""
-    heads: int = 4
-    """Attention heads of both towers."""
-    features: int = 64
-    """Length of the image and text features."""
-    vocabulary: int = 1000
-    """Entries of the tokenizer, which is made from the captions."""
-
-    def check(self) -> None:
-        super().check()
-        positive(self, "image_size", "patch_size", "width", "layers", "heads", "features")
-        positive(self, "vocabulary")
-        if self.accumulation != 1:
-            raise UserError(
-                "--accumulation would change the contrastive loss, which compares a whole batch: "
-                "take a smaller --batch-size."
-            )
-
-    def resolved_learning_rate(self) -> float:
-        """The learning rate, or its default for training from scratch."""
-        return self.learning_rate or 1e-3
-
-
-@dataclass(frozen=True)
 class EvaluateConfig(Config):
     """Evaluate a saved model on any data set."""
 

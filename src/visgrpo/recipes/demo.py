@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from visgrpo.recipes.clip import train_clip
-from visgrpo.recipes.configs import ClipConfig, DemoConfig, PretrainClipConfig
+from visgrpo.recipes.configs import ClipConfig, DemoConfig
 from visgrpo.recipes.ending import print_measures
 from visgrpo.recipes.pretrain_clip import pretrain_clip
+from visgrpo.recipes.pretrain_configs import PretrainClipConfig
 from visgrpo.reporting import compare_runs
 from visgrpo.training.run_directory import check_free, free_name
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from visgrpo.data.dataset import Splits
+from visgrpo.data.segmentation import SegmentationSplits
 from visgrpo.recipes.session import Session, split_sizes
 from visgrpo.reporting import write_report
 from visgrpo.training.metrics import peak_memory_bytes
@@ -21,6 +22,13 @@ _COLUMNS = {
     "nll": "NLL",
     "entropy": "entropy",
     "kl": "KL",
+    "softmax_regression": "softmax regression",
+    "knn.1": "kNN 1",
+    "knn.5": "kNN 5",
+    "knn.20": "kNN 20",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_class_accuracy": "class accuracy",
 }
 
 
@@ -31,12 +39,13 @@ def finish(
     recipe: str,
     method: str,
     model: str,
-    splits: Splits,
+    splits: Splits | SegmentationSplits,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     save: Callable[[Mapping[str, Any]], None],
     baseline: Mapping[str, Any] | None = None,
     retention: Mapping[str, Any] | None = None,
+    shifts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write everything that a finished run leaves behind; returns the summary."""
     summary: dict[str, Any] = {
@@ -56,6 +65,8 @@ def finish(
         summary["baseline"] = dict(baseline)
     if retention:
         summary["retention"] = dict(retention)
+    if shifts:
+        summary["shifts"] = dict(shifts)
     if session.processes.is_main:
         save(summary)
         session.run.write_summary(summary)
@@ -83,12 +94,27 @@ def print_outcome(summary: Mapping[str, Any]) -> None:
     print_measures(f"{data['name']}, {data['test']} held-out images", rows)
     for name, value in summary.get("retention", {}).items():
         print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
+    for name, value in summary.get("shifts", {}).items():
+        accuracies = (value[when]["accuracy"] for when in ("before", "after"))
+        print("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
 
 
 def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one row of measures for each name; missing measures stay empty."""
+    rows = {name: _flat(row) for name, row in rows.items()}
     columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
     table = Table("", *[_COLUMNS[key] for key in columns], title=title, title_justify="left")
     for name, row in rows.items():
         table.add_row(name, *[f"{row[key]:.3f}" if key in row else "" for key in columns])
     Console(width=None if Console().is_terminal else 100).print(table)
+
+
+def _flat(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the numbers of a nested measure names of their own: {"knn": {"5": x}} is knn.5."""
+    flat: dict[str, Any] = {}
+    for key, value in measures.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{inner}": number for inner, number in value.items()})
+        else:
+            flat[key] = value
+    return flat

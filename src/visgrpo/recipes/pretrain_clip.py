@@ -23,8 +23,8 @@ from visgrpo.models.saving import save_parts
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.contrastive import contrastive_loss
 from visgrpo.policies.groups import LossResult
-from visgrpo.recipes.configs import PretrainClipConfig
 from visgrpo.recipes.ending import finish
+from visgrpo.recipes.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.recipes.session import Session, begin, load_data, open_session, training_options
 from visgrpo.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         raise UserError("pretrain clip runs in one process: its loss compares a whole batch.")
     check_templates(config.templates)
     splits = load_data(session)
-    train = join([splits.train, *_more(config, session)])
+    train = join([splits.train, *more_training_data(config, session)])
     captions = captions_of(train, config)
     options = training_options(config, config.resolved_learning_rate(), train)
     sizes = SmallClip(
@@ -155,8 +155,10 @@ def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tupl
     )
 
 
-def _more(config: PretrainClipConfig, session: Session) -> list[ImageDataset]:
-    """The training images of further data sets; their own splits are respected."""
+def more_training_data(
+    config: PretrainClipConfig | PretrainBackboneConfig, session: Session
+) -> list[ImageDataset]:
+    """Return the training images of further data sets; their own splits are respected."""
     parts = []
     for spec in config.more_data:
         name, _, rows = spec.partition("@")

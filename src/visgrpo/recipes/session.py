@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from visgrpo.data.augment import check_augmentations
 from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
 from visgrpo.recipes.configs import RunConfig
@@ -76,6 +79,12 @@ def load_data(session: Session) -> Splits:
         seed=config.seed,
         skip_bad_images=config.skip_bad_images,
     )
+    say_notes(session, splits)
+    return splits
+
+
+def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
+    """Say what was decided about the data, and what was left out."""
     for note in splits.notes:
         session.say(f"note: {note}")
     for part in (splits.train, splits.validation, splits.test):
@@ -83,7 +92,6 @@ def load_data(session: Session) -> Splits:
             session.say(f"note: {part.name}: left out {len(part.skipped)} unreadable image(s):")
             for reason in part.skipped:
                 session.say(f"  {reason}")
-    return splits
 
 
 def begin(session: Session, recipe: str) -> None:
@@ -94,7 +102,7 @@ def begin(session: Session, recipe: str) -> None:
 
 
 def training_options(
-    config: RunConfig, learning_rate: float, train: ImageDataset, **more: Any
+    config: RunConfig, learning_rate: float, train: ImageDataset | SegmentationDataset, **more: Any
 ) -> TrainingOptions:
     """Turn epochs into steps, and "by default" into numbers."""
     per_epoch = len(train) // config.batch_size
@@ -123,12 +131,28 @@ def training_options(
     )
 
 
+def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:
+    """Keep the image of a sampled group; returns its path within the run."""
+    path = session.run.path / "samples" / f"{index:06d}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        image = images[index].copy()
+        image.thumbnail((224, 224))
+        image.save(path)
+    return str(path.relative_to(session.run.path))
+
+
+def run_stem(data: str) -> str:
+    """Return what a data set is called in the default name of a run."""
+    return data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+
+
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return a config as plain values for YAML."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
-def split_sizes(splits: Splits) -> dict[str, Any]:
+def split_sizes(splits: Splits | SegmentationSplits) -> dict[str, Any]:
     """Return what the summary says of the data."""
     return {
         "train": len(splits.train),

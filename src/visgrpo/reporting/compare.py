@@ -12,41 +12,51 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.reporting.convergence import convergence_keys, convergence_rows
 from visgrpo.reporting.curves import curve_keys, curve_title, curve_window
-from visgrpo.reporting.drawing import LIGHT, Theme, line_style, moving_average, new_axes
+from visgrpo.reporting.drawing import (
+    LIGHT,
+    Theme,
+    line_style,
+    moving_average,
+    new_axes,
+    settle_scale,
+)
 from visgrpo.reporting.groups import (
-    MEASURES,
     RunGroup,
+    TableCell,
+    compared_measures,
     comparison_table,
     differing_options,
     group_by_config,
+    named_members,
     read_runs,
     run_names,
 )
 from visgrpo.reporting.html import both_themes, render, write_whole
-from visgrpo.reporting.labels import Metric, duration, memory, metric, ordered
-from visgrpo.reporting.run_reader import Run, metric_keys, series
+from visgrpo.reporting.labels import duration, memory, metric, ordered
+from visgrpo.reporting.run_reader import Across, Run, across, metric_keys, positions, series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Their other metrics are on the page of each run. The loss is not the same for every method;
+# the negative log-likelihood is.
+_JUDGED_BY_EPOCH = ("eval/miou", "eval/accuracy", "eval/nll", "loss")
+
 
 @dataclass(frozen=True)
 class Band:
-    """One metric of one group: mean, least and greatest of its runs at the steps all have."""
+    """One metric of one group: mean, least and greatest of its runs at the steps all have.
+
+    ``places`` is where those steps lie on the axis: the steps themselves, or their epochs.
+    """
 
     steps: list[int]
+    places: list[float]
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """A main value and, below it, where it came from."""
-
-    main: str
-    below: str = ""
 
 
 def compare_runs(
@@ -57,7 +67,8 @@ def compare_runs(
     Args:
         run_paths: At least two run directories. Runs that differ only in their seed are one curve,
             the mean, with a band from the least to the greatest.
-        metrics: Keys to draw, such as "eval/accuracy"; None or empty draws all that were logged.
+        metrics: Keys to draw, such as "eval/accuracy"; None or empty draws all that were logged, or
+            of runs that are judged by epochs the accuracy or mean IoU and the losses.
         output: The page, or an existing folder to write ``compare.html`` into.
 
     Raises:
@@ -65,12 +76,16 @@ def compare_runs(
     """
     runs = read_runs(run_paths)
     groups = group_by_config(runs)
+    measures = compared_measures(runs)
+    converging = convergence_keys(runs, metrics)
     page = render(
         "compare.html.j2",
         groups=groups,
         runs=runs,
-        columns=[metric(key) for key in MEASURES],
-        rows=[(group, _group_rows(group, runs)) for group in groups],
+        columns=[metric(key) for key in measures],
+        rows=[(group, _group_rows(group, runs, measures)) for group in groups],
+        convergence_columns=[metric(key) for key in converging],
+        convergence=[(group, convergence_rows(group, runs, converging)) for group in groups],
         plots=[_plot(groups, runs, key) for key in _chosen(runs, metrics)],
         differing=differing_options(groups),
         unfinished=[row["run"] for row in comparison_table(runs) if not row["finished"]],
@@ -79,7 +94,7 @@ def compare_runs(
     return write_whole(path / "compare.html" if path.is_dir() else path, page)
 
 
-def group_band(group: RunGroup, key: str) -> Band | None:
+def group_band(group: RunGroup, key: str, axis: Across = "step") -> Band | None:
     """Return a group's curve of one metric, None when none of its runs has it.
 
     Runs with many points are smoothed one by one, before the mean is taken over runs.
@@ -91,30 +106,35 @@ def group_band(group: RunGroup, key: str) -> Band | None:
     by_step = [dict(zip(s, moving_average(v, window), strict=True)) for s, v in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in steps] for curve in by_step])
-    return Band(steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    places = positions(next(run for run in group.runs if key in metric_keys(run)), steps, axis)
+    return Band(steps, places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
 def overlay_figure(groups: Sequence[RunGroup], key: str, theme: Theme = LIGHT) -> Figure:
     """Draw one metric of every group that has it; colours follow the order of the groups."""
-    bands = [group_band(group, key) for group in groups]
+    axis = across([run for group in groups for run in group.runs])
+    bands = [group_band(group, key, axis) for group in groups]
     smoothed = any(curve_window(key, len(band.steps)) > 1 for band in bands if band is not None)
     notes = ["moving average"] if smoothed else []
     if any(len(group.runs) > 1 for group in groups):
         notes.append("line: mean of seeds, band: least to greatest")
-    figure, axes = new_axes(metric(key), theme, title=curve_title(key), note=" · ".join(notes))
+    figure, axes = new_axes(
+        metric(key), theme, title=curve_title(key), note=" · ".join(notes), across=axis
+    )
     for place, (group, band) in enumerate(zip(groups, bands, strict=True)):
         if band is None:
             continue
         colour, dash = line_style(place, theme)
         marker = "o" if key.startswith("eval/") or len(band.steps) == 1 else None
         axes.plot(
-            band.steps, band.mean, color=colour, linestyle=dash, marker=marker, markersize=4,
+            band.places, band.mean, color=colour, linestyle=dash, marker=marker, markersize=4,
             linewidth=1.8, label=group.name,
         )  # fmt: skip
         if len(group.runs) > 1:
             axes.fill_between(
-                band.steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0
+                band.places, band.low, band.high, color=colour, alpha=0.18, linewidth=0
             )
+    settle_scale(axes, metric(key))
     return figure
 
 
@@ -126,6 +146,9 @@ def _chosen(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
             raise UserError(f'None of the runs has the metric "{key}". {hint}')
     if metrics:
         return list(dict.fromkeys(metrics))
+    judged = [key for key in _JUDGED_BY_EPOCH if key in known]
+    if across(runs) == "epoch" and judged:
+        return judged
     drawn = list(dict.fromkeys(key for run in runs for key in curve_keys(run)))
     evaluation = [key for key in drawn if key.startswith("eval/")]
     return ordered(evaluation) + ordered([key for key in drawn if key not in evaluation])
@@ -144,37 +167,35 @@ def _plot(groups: Sequence[RunGroup], runs: Sequence[Run], key: str) -> dict[str
     }
 
 
-def _group_rows(group: RunGroup, runs: Sequence[Run]) -> list[tuple[str, list[TableCell]]]:
+def _group_rows(
+    group: RunGroup, runs: Sequence[Run], measures: Sequence[str]
+) -> list[tuple[str, list[TableCell]]]:
     """Return the table rows of a group: each run, then their mean when there are several."""
-    table = [
-        row
-        for row, run in zip(comparison_table(runs), runs, strict=True)
-        if any(run is member for member in group.runs)
-    ]
-    rows = [(row["run"], _run_cells(row)) for row in table]
+    names = [name for name, _ in named_members(group, runs)]
+    table = [row for row in comparison_table(runs) if row["run"] in names]
+    rows = [(row["run"], _run_cells(row, measures)) for row in table]
     if len(table) > 1:
-        rows.append((f"mean of {len(table)}", _mean_cells(table)))
+        rows.append((f"mean of {len(table)}", _mean_cells(table, measures)))
     return rows
 
 
-def _run_cells(row: dict[str, Any]) -> list[TableCell]:
+def _run_cells(row: dict[str, Any], measures: Sequence[str]) -> list[TableCell]:
     cells = [TableCell(row["method"] or "–")]
-    for key in MEASURES:
+    for key in measures:
         before, after = row[f"{key}_before"], row[f"{key}_after"]
         below = "" if before is None else f"from {metric(key).text(before)}"
         cells.append(TableCell("–" if after is None else metric(key).text(after), below))
     return cells + [TableCell(text) for text in _costs(row)]
 
 
-def _mean_cells(table: list[dict[str, Any]]) -> list[TableCell]:
+def _mean_cells(table: list[dict[str, Any]], measures: Sequence[str]) -> list[TableCell]:
     def cell(column: str, write: Callable[[float], str]) -> TableCell:
         values = [row[column] for row in table if row[column] is not None]
         if not values:
             return TableCell("–")
         return TableCell(write(fmean(values)), f"{write(min(values))} to {write(max(values))}")
 
-    labels: dict[str, Metric] = {key: metric(key) for key in MEASURES}
-    measured = [cell(f"{key}_after", label.text) for key, label in labels.items()]
+    measured = [cell(f"{key}_after", metric(key).text) for key in measures]
     costs = [cell("seconds", duration), cell("steps", _whole), cell("peak_memory_bytes", memory)]
     return [TableCell(table[0]["method"] or "–"), *measured, *(TableCell(c.main) for c in costs)]
 

@@ -13,10 +13,11 @@ from visgrpo.reporting.drawing import (
     moving_average,
     new_axes,
     png_bytes,
+    settle_scale,
     smoothing_window,
 )
 from visgrpo.reporting.labels import metric, ordered
-from visgrpo.reporting.run_reader import Run, metric_keys, series
+from visgrpo.reporting.run_reader import Run, across, metric_keys, positions, series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def curve_title(key: str) -> str:
     title = metric(key).title
     if key.startswith("eval/"):
         return f"{title}, validation"
-    return f"{title}, training batches" if key == "accuracy" else title
+    return f"{title}, training batches" if key in ("accuracy", "pixel_accuracy") else title
 
 
 def curve_window(key: str, points: int) -> int:
@@ -52,7 +53,7 @@ def curve_window(key: str, points: int) -> int:
 
 
 def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
-    """Draw one metric over optimiser steps.
+    """Draw one metric over optimiser steps, or over epochs where the recipe is judged by them.
 
     Evaluations are marked points. Training metrics are a line; with many points the raw line turns
     faint under its moving average. "reward" has a band of one "reward_std" on each side.
@@ -61,19 +62,23 @@ def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
         UserError: The run has no such metric.
     """
     steps, values = series(run, key)
+    axis = across([run])
+    places = positions(run, steps, axis)
     window = curve_window(key, len(values))
     spread_at = _reward_std(run) if key == "reward" and len(steps) > 1 else {}
     notes = [f"mean over {window} logged points"] if window > 1 else []
     notes += ["band: ± std within a group"] if spread_at else []
-    figure, axes = new_axes(metric(key), theme, title=curve_title(key), note=" · ".join(notes))
+    figure, axes = new_axes(
+        metric(key), theme, title=curve_title(key), note=" · ".join(notes), across=axis
+    )
     colour, _ = line_style(0, theme)
 
     if spread_at:
-        shared = [place for place, step in enumerate(steps) if step in spread_at]
+        shared = [n for n, step in enumerate(steps) if step in spread_at]
         middle = moving_average(values, window)[shared]
-        spread = moving_average([spread_at[steps[place]] for place in shared], window)
+        spread = moving_average([spread_at[steps[n]] for n in shared], window)
         axes.fill_between(
-            [steps[place] for place in shared],
+            [places[n] for n in shared],
             middle - spread,
             middle + spread,
             color=colour,
@@ -82,11 +87,12 @@ def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
         )
     marker = "o" if key.startswith("eval/") or len(values) == 1 else None
     axes.plot(
-        steps, values, color=colour, marker=marker, markersize=5, label=key,
+        places, values, color=colour, marker=marker, markersize=5, label=key,
         linewidth=1.0 if window > 1 else 1.8, alpha=0.28 if window > 1 else 1.0,
     )  # fmt: skip
     if window > 1:
-        axes.plot(steps, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
+        axes.plot(places, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
+    settle_scale(axes, metric(key))
     return figure
 
 

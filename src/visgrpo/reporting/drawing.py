@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from visgrpo.reporting.labels import Metric
+from visgrpo.reporting.run_reader import Across
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SIZE_INCHES = (5.4, 3.3)
 DOTS_PER_INCH = 160
 MANY_POINTS = 40
+ROUNDING = 1e-5
+"""A smaller range, as a share of the values, is the rounding of float32 and of means over it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ DARK = Theme(
     grid="#2c3440",
     palette=("#56b4e9", "#f0843c", "#2bc79a", "#e29cc4", "#f0c13c", "#a9b8ff", "#ffffff"),
 )
+ACROSS: dict[Across, str] = {"step": "optimiser step", "epoch": "epoch"}
 DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
 
 
@@ -54,8 +58,10 @@ def line_style(index: int, theme: Theme) -> tuple[str, str]:
     return theme.palette[place], DASHES[turn % len(DASHES)]
 
 
-def new_axes(label: Metric, theme: Theme, *, title: str, note: str = "") -> tuple[Figure, Axes]:
-    """Make a figure with labelled axes: optimiser step across, the metric's unit upwards."""
+def new_axes(
+    label: Metric, theme: Theme, *, title: str, note: str = "", across: Across = "step"
+) -> tuple[Figure, Axes]:
+    """Make a figure with labelled axes: steps or epochs across, the metric's unit upwards."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
@@ -68,7 +74,7 @@ def new_axes(label: Metric, theme: Theme, *, title: str, note: str = "") -> tupl
         fontweight="bold", parse_math=False,
     )  # fmt: skip
     axes.text(-0.14, 1.065, note, transform=axes.transAxes, fontsize=8.5, color=theme.faint)
-    axes.set_xlabel("optimiser step", color=theme.faint, fontsize=9)
+    axes.set_xlabel(ACROSS[across], color=theme.faint, fontsize=9)
     axes.set_ylabel(label.unit, color=theme.faint, fontsize=9, parse_math=False)
     axes.tick_params(colors=theme.faint, labelsize=8.5, length=0, pad=5)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -76,7 +82,8 @@ def new_axes(label: Metric, theme: Theme, *, title: str, note: str = "") -> tupl
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.faint)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    whole = across == "step"  # a run may end within its first epoch
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if label.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
@@ -87,6 +94,22 @@ def new_axes(label: Metric, theme: Theme, *, title: str, note: str = "") -> tupl
         # A common power of ten stands at the right, clear of the note.
         axes.yaxis.get_offset_text().set(color=theme.faint, fontsize=8.5, x=1.0, ha="right")
     return figure, axes
+
+
+def settle_scale(axes: Axes, label: Metric) -> None:
+    """Choose the ends of the value axis, once everything is drawn.
+
+    A curve that is constant but for rounding is drawn as flat: its noise would fill the plot, with
+    ten digits at every tick. Shares end at 0 and 100 %, with room for half a marker.
+    """
+    low, high = axes.get_ylim()
+    largest = max(abs(low), abs(high))
+    if high - low < ROUNDING * largest:
+        low, high = low - 0.05 * largest, high + 0.05 * largest
+    if label.is_share:
+        room = 0.025 * (high - low)
+        low, high = max(low, -room), min(high, 1 + room)
+    axes.set_ylim(low, high)
 
 
 def smoothing_window(points: int) -> int:

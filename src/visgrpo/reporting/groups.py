@@ -9,11 +9,16 @@ from typing import Any
 
 from visgrpo.errors import UserError
 from visgrpo.reporting.html import flatten
-from visgrpo.reporting.run_reader import Run, read_run
+from visgrpo.reporting.labels import ordered
+from visgrpo.reporting.run_reader import Run, read_run, scalars
 
 # Options that do not change what a run computes.
 _NOT_COMPARED = frozenset({"output", "resume"})
-MEASURES = ("accuracy", "ece", "kl", "entropy", "nll")
+# Columns of the table, where any run has them; kNN has one for each k.
+_MEASURES = frozenset(
+    {"miou", "pixel_accuracy", "mean_class_accuracy", "accuracy", "ece", "kl", "entropy", "nll"}
+    | {"softmax_regression", "knn", "alignment", "uniformity"}
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,14 @@ class RunGroup:
 
     name: str
     runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A main value and, below it, where it came from."""
+
+    main: str
+    below: str = ""
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
@@ -63,6 +76,12 @@ def group_by_config(runs: Sequence[Run]) -> list[RunGroup]:
     ]
 
 
+def named_members(group: RunGroup, runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Return the runs of a group, each with its name among all that are compared."""
+    named = zip(run_names(runs), runs, strict=True)
+    return [(name, run) for name, run in named if any(run is member for member in group.runs)]
+
+
 def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
     """Return the options in which the groups differ: {"kl_weight": ["0.04", "0.1"]}."""
     options = [_compared_options(group.runs[0]) for group in groups]
@@ -71,20 +90,28 @@ def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
+def compared_measures(runs: Sequence[Run]) -> list[str]:
+    """Return the measures that at least one of the runs has, in reading order."""
+    found = [key for run in runs for values in (run.before, run.after) for key in scalars(values)]
+    return ordered([key for key in dict.fromkeys(found) if key.split("/")[0] in _MEASURES])
+
+
 def comparison_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one row for each run, as plain numbers; None where a run has no such value.
 
-    Columns: run, recipe, method, seed, finished, <measure>_before and <measure>_after for
-    accuracy, ece, kl, entropy and nll, then seconds, steps and peak_memory_bytes.
+    Columns: run, recipe, method, seed, finished, then <measure>_before and <measure>_after for
+    the measures that any of the runs has, then seconds, steps and peak_memory_bytes.
     """
-    return [_row(name, run) for name, run in zip(run_names(runs), runs, strict=True)]
+    measures = compared_measures(runs)
+    return [_row(name, run, measures) for name, run in zip(run_names(runs), runs, strict=True)]
 
 
-def _row(name: str, run: Run) -> dict[str, Any]:
+def _row(name: str, run: Run, measures: Sequence[str]) -> dict[str, Any]:
+    before, after = scalars(run.before), scalars(run.after)
     measured = {
         f"{measure}_{when}": values.get(measure)
-        for measure in MEASURES
-        for when, values in (("before", run.before), ("after", run.after))
+        for measure in measures
+        for when, values in (("before", before), ("after", after))
     }
     return {
         "run": name,

@@ -55,22 +55,38 @@ def picture(run_path: Path, relative: str) -> Picture:
     A file that is missing, damaged or outside the run directory gives a Picture without ``uri``,
     and the page says so: a report on a run is worth having even if an image was deleted.
     """
+    image = open_picture(run_path, relative)
+    return Picture(relative, None) if image is None else embed(relative, image)
+
+
+def open_picture(run_path: Path, relative: str) -> Image.Image | None:
+    """Open an image of a run directory, None where `picture` would have nothing to show."""
     file = (run_path / relative).resolve()
     # A run directory may come from someone else: never inline files that lie outside it.
     if not file.is_relative_to(run_path.resolve()):
-        return Picture(relative, None)
+        return None
     try:
         with warnings.catch_warnings(), Image.open(file) as opened:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = opened.convert("RGB")
+            return opened.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Picture(relative, None)
-    small = max(image.size) <= PIXEL_ART_SIDE
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        return None
+
+
+def embed(relative: str, image: Image.Image, exact: bool = False) -> Picture:
+    """Shrink an opened image for the page.
+
+    Args:
+        exact: Keep colours as they are, as those of a mask must be: no blending, no JPEG.
+    """
+    sharp = exact or max(image.size) <= PIXEL_ART_SIDE
+    blend = Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC
+    shrunk = image.copy()
+    shrunk.thumbnail((LONGEST_SIDE, LONGEST_SIDE), blend)
     buffer = io.BytesIO()
-    kind = "png" if small else "jpeg"
-    image.save(buffer, kind, quality=88)
-    return Picture(relative, _data_uri(buffer.getvalue(), kind), pixelated=small)
+    kind = "png" if sharp else "jpeg"
+    shrunk.save(buffer, kind, quality=88)
+    return Picture(relative, _data_uri(buffer.getvalue(), kind), pixelated=sharp)
 
 
 def render(template: str, **values: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 MINUS = "−"
@@ -94,11 +94,49 @@ _METRICS = {
     "advantage_abs": Metric("Size of the advantages", "mean |A|"),
     "ratio_mean": Metric("Probability ratio to the old policy", "mean ratio"),
     "supervised_loss": Metric("Cross-entropy term", "nats"),
-    "miou": Metric("Mean IoU", "mean IoU", "higher", True),
+    "miou": Metric(
+        "Mean IoU",
+        "mean IoU over classes",
+        "higher",
+        True,
+        about="intersection over union, averaged over the classes in the truth or the answers",
+    ),
+    "pixel_accuracy": Metric("Pixel accuracy", "share of labelled pixels", "higher", True),
+    "mean_class_accuracy": Metric(
+        "Mean class accuracy", "mean over classes of pixel accuracy", "higher", True
+    ),
+    "iou": Metric("IoU", "intersection over union", "higher", True),
+    "knn": Metric("kNN accuracy", "share of images", "higher", True),
+    "softmax_regression": Metric(
+        "Softmax regression",
+        "share of images",
+        "higher",
+        True,
+        about="accuracy of a linear classifier fitted to the backbone's features",
+    ),
+    # Either alone is best for features of no use: all alike, or without any order.
+    "alignment": Metric(
+        "Alignment",
+        "mean squared distance",
+        about="squared distance between features of one class; 0 where they coincide",
+    ),
+    "uniformity": Metric(
+        "Uniformity",
+        "log mean potential",
+        about="lower where features spread more evenly over the sphere",
+    ),
+    "feature_uniformity": Metric("Feature uniformity", "log mean potential"),
 }
 
 ORDER = (
+    "miou",
+    "pixel_accuracy",
+    "mean_class_accuracy",
     "accuracy",
+    "softmax_regression",
+    "knn",
+    "alignment",
+    "uniformity",
     "ece",
     "nll",
     "kl",
@@ -117,6 +155,10 @@ def metric(key: str) -> Metric:
     name = key.removeprefix("eval/")
     if name in _METRICS:
         return _METRICS[name]
+    if name.startswith("knn/"):
+        neighbours = f"k = {name.removeprefix('knn/')}"
+        knn = _METRICS["knn"]
+        return replace(knn, title=f"{knn.title}, {neighbours}", short=f"kNN, {neighbours}")
     if name.startswith("rewards/"):
         reward = name.removeprefix("rewards/").removesuffix("/mean")
         return Metric(f"Reward: {reward}", "mean reward", "higher")
@@ -126,7 +168,12 @@ def metric(key: str) -> Metric:
 def ordered(keys: list[str]) -> list[str]:
     """Sort metric keys: the known ones in reading order, then the others as they came."""
     known = {key: place for place, key in enumerate(ORDER)}
-    return sorted(keys, key=lambda key: known.get(key.removeprefix("eval/"), len(ORDER)))
+
+    def place(key: str) -> int:
+        name = key.removeprefix("eval/")
+        return known.get("knn" if name.startswith("knn/") else name, len(ORDER))
+
+    return sorted(keys, key=place)
 
 
 def describe_gain(before: float, after: float, key: str = "accuracy") -> str:

@@ -1,4 +1,4 @@
-"""Before and after as tables: measures, classes, confusion matrix, retention."""
+"""Before and after as tables: measures, classes, confusion matrix, retention, shifted data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from visgrpo.reporting.labels import Metric, metric, ordered
-from visgrpo.reporting.run_reader import Run
+from visgrpo.reporting.run_reader import Run, is_number, scalars
 
 MAX_CONFUSIONS = 5
-# A count, and entropy on another scale: no columns of their own.
-_NOT_SHOWN = frozenset({"examples", "entropy_normalized"})
+# Counts, and entropy on another scale: no columns of their own.
+_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized"})
+_OF_FEATURES = frozenset({"softmax_regression", "knn", "alignment", "uniformity"})
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,45 @@ def change(name: str, label: Metric, before: object, after: object) -> Change:
 
 def measures(run: Run) -> list[Change]:
     """Return the scalar measures of the run: the five of a classifier first, then any other."""
-    before, after = run.before, run.after
-    keys = [
-        key
-        for key in dict.fromkeys([*before, *after])
-        if key not in _NOT_SHOWN
-        and (_number(before.get(key)) is not None or _number(after.get(key)) is not None)
-    ]
+    before, after = scalars(run.before), scalars(run.after)
+    keys = [key for key in dict.fromkeys([*before, *after]) if key not in _NOT_SHOWN]
     return [change(key, metric(key), before.get(key), after.get(key)) for key in ordered(keys)]
 
 
-def per_class(run: Run) -> list[Change]:
-    """Return the accuracy of each class before and after, in class order."""
-    before: dict[str, Any] = run.before.get("per_class_accuracy") or {}
-    after: dict[str, Any] = run.after.get("per_class_accuracy") or {}
+def measure_tables(run: Run) -> dict[str, list[Change]]:
+    """Return the measures by what they are about: the model, and its backbone's features."""
+    tables: dict[str, list[Change]] = {"": [], "Features of the backbone": []}
+    for measure in measures(run):
+        of_features = measure.name.split("/")[0] in _OF_FEATURES
+        tables["Features of the backbone" if of_features else ""].append(measure)
+    return {title: changes for title, changes in tables.items() if changes}
+
+
+def baseline(run: Run) -> dict[str, Any] | None:
+    """Return name and scalar measures of the baseline, None when the run has none."""
+    found: dict[str, Any] | None = run.summary.get("baseline")
+    return found and {"name": found["name"], "after": scalars(found["after"])}
+
+
+def per_class(run: Run, measure: str) -> list[Change]:
+    """Return a measure of each class, "accuracy" or "iou", before and after, in class order."""
+    before: dict[str, Any] = run.before.get(f"per_class_{measure}") or {}
+    after: dict[str, Any] = run.after.get(f"per_class_{measure}") or {}
     names = list(dict.fromkeys([*before, *after]))
-    return [change(name, metric("accuracy"), before.get(name), after.get(name)) for name in names]
+    return [change(name, metric(measure), before.get(name), after.get(name)) for name in names]
+
+
+def shifts(run: Run) -> list[Change]:
+    """Return the main measure on shifted copies of the test data, after that on the data itself."""
+    found: dict[str, Any] = run.summary.get("shifts") or {}
+    if not found:
+        return []
+    key = "miou" if "miou" in run.after else "accuracy"
+    rows = {"not shifted": {"before": run.before, "after": run.after}, **found}
+    return [
+        change(name, metric(key), v.get("before", {}).get(key), v.get("after", {}).get(key))
+        for name, v in rows.items()
+    ]
 
 
 def retention(run: Run) -> list[Change]:
@@ -114,10 +138,13 @@ def confusion(run: Run) -> Confusion | None:
 
 def tested_on(run: Run) -> str | None:
     """Say on how many images the end was measured, and how sure that makes the accuracy."""
-    images, interval = run.after.get("examples"), run.after.get("accuracy_interval")
-    if images is None:
+    images, pixels = run.after.get("examples"), run.after.get("pixels")
+    interval = run.after.get("accuracy_interval")
+    counts = [f"{pixels:,} labelled pixels"] if pixels is not None else []
+    counts += [f"{images} held-out images"] if images is not None else []
+    if not counts:
         return None
-    measured = f"Measured on {images} held-out images"
+    measured = f"Measured on {' of '.join(counts)}"
     if not interval:
         return f"{measured}."
     low, high = (metric("accuracy").text(end) for end in interval)
@@ -125,6 +152,4 @@ def tested_on(run: Run) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return None
+    return float(value) if is_number(value) else None

@@ -14,6 +14,7 @@ from visgrpo.reporting.examples import examples
 from visgrpo.reporting.html import Plot, both_themes, flatten, render, write_whole
 from visgrpo.reporting.labels import describe_gain, duration, memory
 from visgrpo.reporting.run_reader import Run, read_run
+from visgrpo.reporting.segments import segments
 
 
 def write_report(run_path: Path | str) -> Path:
@@ -29,13 +30,16 @@ def write_report(run_path: Path | str) -> Path:
         run=run,
         facts=facts(run),
         headline=headline(run),
-        measures=outcome.measures(run),
+        measure_tables=outcome.measure_tables(run),
         tested_on=outcome.tested_on(run),
-        baseline=run.summary.get("baseline"),
-        per_class=outcome.per_class(run),
+        baseline=outcome.baseline(run),
+        per_class=outcome.per_class(run, "accuracy"),
+        per_class_iou=outcome.per_class(run, "iou"),
         confusion=outcome.confusion(run),
         retention=outcome.retention(run),
+        shifts=outcome.shifts(run),
         plots=_plots(run),
+        segments=segments(run),
         examples=shown,
         examples_logged=logged,
         command=repeat_command(run),

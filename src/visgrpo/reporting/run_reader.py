@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import yaml
 
 from visgrpo.errors import UserError, nearest
 
 PROGRESS_KEYS = frozenset({"step", "epoch", "seconds"})
+Across = Literal["step", "epoch"]
+# Their methods are compared by passes over the data: steps hold batches of different sizes.
+_RECIPES_BY_EPOCH = frozenset({"representation", "segmentation"})
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,15 @@ def read_run(path: Path | str) -> Run:
                 f'"{path}" is not a run: it has no {needed}. '
                 "Give the folder that was passed as --output."
             )
-    summary = _read_object(path / "summary.json") if (path / "summary.json").exists() else {}
+    summary = read_object(path / "summary.json") if (path / "summary.json").exists() else {}
     # While a run is going on its last line may be half written: that line is left for later.
     going_on = not summary
     has_samples = (path / "samples.jsonl").exists()
     return Run(
         path=path,
         config=_read_config(path / "config.yaml"),
-        metrics=_read_lines(path / "metrics.jsonl", _check_step, going_on),
-        samples=_read_lines(path / "samples.jsonl", _check_sample, going_on) if has_samples else [],
+        metrics=read_lines(path / "metrics.jsonl", _check_step, going_on),
+        samples=read_lines(path / "samples.jsonl", _check_sample, going_on) if has_samples else [],
         summary=summary,
     )
 
@@ -113,7 +116,7 @@ def metric_keys(run: Run) -> list[str]:
     found: dict[str, None] = {}
     for line in run.metrics:
         for key, value in line.items():
-            if key not in PROGRESS_KEYS and _is_number(value):
+            if key not in PROGRESS_KEYS and is_number(value):
                 found[key] = None
     return list(found)
 
@@ -127,7 +130,7 @@ def series(run: Run, key: str) -> tuple[list[int], list[float]]:
     Raises:
         UserError: No line has a number under ``key``.
     """
-    by_step = {line["step"]: float(line[key]) for line in run.metrics if _is_number(line.get(key))}
+    by_step = {line["step"]: float(line[key]) for line in run.metrics if is_number(line.get(key))}
     if not by_step:
         known = metric_keys(run)
         hint = nearest(key, known) if known else "It has logged no metrics yet."
@@ -136,16 +139,43 @@ def series(run: Run, key: str) -> tuple[list[int], list[float]]:
     return steps, [by_step[step] for step in steps]
 
 
+def scalars(values: dict[str, Any]) -> dict[str, float]:
+    """Return the measures of an evaluation that are one number; kNN's for each k as "knn/5"."""
+    nested = values.get("knn")
+    flat = {f"knn/{k}": value for k, value in nested.items()} if isinstance(nested, dict) else {}
+    return {key: float(value) for key, value in (values | flat).items() if is_number(value)}
+
+
+def across(runs: Sequence[Run]) -> Across:
+    """Return what the curves of these runs go across: epochs if that suits all of them."""
+    by_epoch = all(run.recipe in _RECIPES_BY_EPOCH and has_epochs(run) for run in runs)
+    return "epoch" if by_epoch else "step"
+
+
+def has_epochs(run: Run) -> bool:
+    """Return whether every line says in which epoch it was written."""
+    return all(is_number(line.get("epoch")) for line in run.metrics)
+
+
+def positions(run: Run, steps: Sequence[int], axis: Across) -> list[float]:
+    """Return where the given steps lie on an axis: the steps themselves, or their epochs."""
+    if axis == "step":
+        return list(steps)
+    epochs = {line["step"]: float(line["epoch"]) for line in run.metrics}
+    return [epochs[step] for step in steps]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _evaluation_at(metrics: list[dict[str, Any]], step: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in metrics:
         if line["step"] == step:
             found |= {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
     return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _similar_folder(path: Path) -> str:
@@ -166,7 +196,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     try:
         value = _parse(path.read_bytes())
         if not isinstance(value, dict):
@@ -176,9 +211,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_lines(
+def read_lines(
     path: Path, check: Callable[[dict[str, Any]], None], going_on: bool
 ) -> list[dict[str, Any]]:
+    """Read a file with one JSON object on each line, every one of them checked.
+
+    Args:
+        check: Raises ValueError, with the reason, on an object that will not do.
+        going_on: The file is still being written: a last line without its end is left out.
+
+    Raises:
+        UserError: A line is damaged; it is named by its number.
+    """
     *complete, last = path.read_bytes().split(b"\n")
     if last and not going_on:
         complete.append(last)

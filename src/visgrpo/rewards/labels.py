@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.rewards.tables import read_hierarchy, read_table
-
-Scope = Literal["any", "batch"]
+from visgrpo.rewards.class_set import ClassCredit, Spread, Uniformity, UniformityOfWrong
+from visgrpo.rewards.scope import Scope
+from visgrpo.rewards.tables import read_credit, read_hierarchy, read_table
 
 
 class LabelReward(Protocol):
@@ -155,6 +155,15 @@ def graded_reward(path: str, classes: Sequence[str]) -> TableReward:
     return TableReward(read_table(path, classes))
 
 
+def credit_reward(path: str, classes: Sequence[str]) -> ClassCredit:
+    """What a right answer earns, by class, from a YAML or JSON file {class: number}; others earn 1.
+
+    Raises:
+        UserError: the file is missing or unreadable, or names an unknown class.
+    """
+    return ClassCredit(read_credit(path, classes))
+
+
 def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) -> HierarchyReward:
     """`HierarchyReward` from a file of superclasses.
 
@@ -183,9 +192,16 @@ def top_k_reward(argument: str, classes: Sequence[str]) -> TopK:
     return TopK(int(argument))
 
 
-_PLAIN: Mapping[str, Callable[[], LabelReward]] = {"hard": Hard, "soft": Soft}
+_PLAIN: Mapping[str, Callable[[], LabelReward]] = {
+    "hard": Hard,
+    "soft": Soft,
+    "uniformity": Uniformity,
+    "uniformity-wrong": UniformityOfWrong,
+    "spread": Spread,
+}
 _WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
     "cost": ("costs.csv", cost_reward),
+    "credit": ("credit.yaml", credit_reward),
     "graded": ("credit.csv", graded_reward),
     "hierarchy": ("tree.yaml", hierarchy_reward),
     "top-k": ("5", top_k_reward),

@@ -89,7 +89,7 @@ def read_hierarchy(path: str | Path, classes: Sequence[str]) -> Tensor:
             two superclasses.
     """
     path = Path(path).expanduser()
-    tree = _parse_tree(path)
+    tree = _parse_tree(path, "Hierarchy")
     if not isinstance(tree, dict) or not all(isinstance(v, list) for v in tree.values()):
         raise UserError(f'Hierarchy "{path}" must map each superclass to a list of classes.')
     superclass: dict[str, str] = {}
@@ -106,8 +106,30 @@ def read_hierarchy(path: str | Path, classes: Sequence[str]) -> Tensor:
     return torch.tensor([number[superclass[name]] for name in classes])
 
 
-def _parse_tree(path: Path) -> Any:
-    text = _read_text(path, "Hierarchy")
+def read_credit(path: str | Path, classes: Sequence[str]) -> Tensor:
+    """Read one number for each class, {class: number}, from YAML or JSON; 1 for those left out.
+
+    Returns:
+        (K,) float32, in the order of `classes`.
+
+    Raises:
+        UserError: the file is missing or not such a mapping, or it names an unknown class.
+    """
+    path = Path(path).expanduser()
+    given = _parse_tree(path, "Credit")
+    if not isinstance(given, dict):
+        raise UserError(f'Credit "{path}" must map classes to numbers.')
+    credit_K = torch.ones(len(classes))
+    for name, value in given.items():
+        if str(name) not in classes:
+            raise UserError(f'Credit "{path}": unknown class "{name}". {nearest(name, classes)}')
+        where = f'Credit "{path}", "{name}"'
+        credit_K[classes.index(str(name))] = _number(str(value), where)
+    return credit_K
+
+
+def _parse_tree(path: Path, what: str) -> Any:
+    text = _read_text(path, what)
     try:
         if path.suffix.lower() == ".json":
             return json.loads(text)
@@ -115,7 +137,7 @@ def _parse_tree(path: Path) -> Any:
         return yaml.load(text, Loader=yaml.BaseLoader)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f'Hierarchy "{path}" cannot be parsed: {reason}') from error
+        raise UserError(f'{what} "{path}" cannot be parsed: {reason}') from error
 
 
 def _read_text(path: Path, what: str) -> str:

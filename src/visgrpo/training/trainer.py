@@ -27,6 +27,7 @@ from visgrpo.training.checkpoints import (
     save_checkpoint,
 )
 from visgrpo.training.metrics import MetricMeans
+from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.progress import ProgressDisplay
@@ -74,6 +75,7 @@ class Trainer:
         evaluate: returns metrics on validation data, without their ``eval/`` prefix.
         selection: the validation metric that decides which step is the best; higher is better.
         image_of: saves the picture of a data set row and returns its path within the run.
+        rate_of: the share of the learning rate at which a parameter, by its name, trains.
     """
 
     def __init__(
@@ -89,25 +91,18 @@ class Trainer:
         selection: str = "accuracy",
         title: str = "training",
         image_of: Callable[[int], str] | None = None,
+        rate_of: RateOf = lambda name: 1.0,
     ) -> None:
         options.check(processes.world_size)
         self._processes, self._run, self._options = processes, run, options
         self._method, self._loader = method, loader
         self._evaluate, self._selection = evaluate, selection
         self._title, self._image_of = title, image_of
-        decay, rest = _parameter_groups(model)
-        self._names = [*decay, *rest]
-        if not self._names:
-            raise UserError("Nothing trains: choose another --train, or --lora.")
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": list(decay.values()), "weight_decay": options.weight_decay},
-                {"params": list(rest.values()), "weight_decay": 0.0},
-            ],
-            lr=options.learning_rate,
+        optimizer, self._parameters = build_optimizer(
+            model, options.learning_rate, options.weight_decay, rate_of
         )
+        self._names = list(self._parameters)
         self._plain_model = model
-        self._parameters = {**decay, **rest}
         lasting = model.state_dict().keys()
         buffers = {name: b for name, b in model.named_buffers() if name in lasting}
         self._changing: dict[str, Tensor] = {**self._parameters, **buffers}  # by training
@@ -163,8 +158,7 @@ class Trainer:
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
         learning_rate = options.learning_rate_at(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         groups = self._rollout(batch, step)
         for _ in range(options.inner_passes):
             for rows in self._minibatches(len(batch)):
@@ -388,12 +382,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _parameter_groups(
-    model: nn.Module,
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Split what trains into matrices, which decay, and vectors and scalars, which do not."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decay = {name: p for name, p in trainable.items() if p.ndim >= 2}
-    return decay, {name: p for name, p in trainable.items() if p.ndim < 2}

@@ -1,0 +1,137 @@
+"""Setting rows with masks apart: by the rules for classification, stratified by rare classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits, class_counts_MK
+from visgrpo.data.splitting import (
+    Source,
+    _part,
+    _stored,
+    parse_split,
+    sliced,
+    validation_as_test,
+    with_test,
+)
+from visgrpo.errors import UserError, nearest
+
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class StoredMasks:
+    """The splits as they are stored: "train", "validation", "test", or "all" when undivided."""
+
+    name: str
+    splits: Mapping[str, SegmentationDataset]
+
+
+def divide_masks(
+    stored: StoredMasks, *, train_rows: slice, fraction: float, seed: int
+) -> SegmentationSplits:
+    """Return the three splits, those that are missing made from the train rows.
+
+    Raises:
+        UserError: if there are no train rows, too few, or one of them has a bad mask.
+    """
+    present_MK = _present(stored)
+    source = with_test(validation_as_test(_as_source(stored, present_MK)))
+    train = sliced(_stored(source, "train"), train_rows)
+    notes = source.notes
+    if "validation" in source.splits:
+        validation = source.splits["validation"]
+    else:
+        whole = len(train)
+        train, validation = _validation_apart(stored.name, train, fraction, seed)
+        notes = (
+            *notes,
+            f"{stored.name} has no validation split: {len(validation)} of its {whole} train rows "
+            f"(stratified, seed {seed}) were set apart.",
+        )
+    return SegmentationSplits(
+        _looked_up(stored, train),
+        _looked_up(stored, validation),
+        _looked_up(stored, source.splits["test"]),
+        (*notes, *_absent(train, present_MK[list(train.columns["row"])])),
+    )
+
+
+def one_split(
+    stored: StoredMasks, split: str, *, fraction: float, seed: int
+) -> SegmentationDataset:
+    """Return the split, or the slice of one, that "train[:2000]" names.
+
+    Raises:
+        UserError: if the split or slice is unknown or empty.
+    """
+    name, rows = parse_split(split)
+    source = validation_as_test(_as_source(stored, _present(stored)))
+    if name != "all" and (name not in source.splits or name == "train"):
+        source = with_test(source)  # a made test split leaves the train rows, whoever asks for them
+    if name == "validation" and name not in source.splits:
+        _, made = _validation_apart(stored.name, _stored(source, "train"), fraction, seed)
+        source = replace(source, splits={**source.splits, name: made})
+    if name not in source.splits:
+        raise UserError(
+            f"{stored.name} is stored in the splits {', '.join(source.splits)}. "
+            f"{nearest(name, source.splits)}"
+        )
+    return _looked_up(stored, sliced(source.splits[name], rows))
+
+
+def _present(stored: StoredMasks) -> np.ndarray:
+    """Return which classes are in each row that may be divided, (M, K) bool."""
+    dataset = stored.splits.get("all", stored.splits.get("train"))
+    return np.empty((0, 0), dtype=bool) if dataset is None else class_counts_MK(dataset) > 0
+
+
+def _as_source(stored: StoredMasks, present_MK: np.ndarray) -> Source:
+    """Return the rows as if each had one label, its rarest class, with its place as columns."""
+    whole = "all" if "all" in stored.splits else "train"
+    splits = {
+        split: ImageDataset(
+            dataset.name,
+            dataset.classes,
+            labels=_rarest(present_MK) if split == whole else np.zeros(len(dataset), np.int64),
+            images=dataset.images,
+            columns={"split": [split] * len(dataset), "row": range(len(dataset))},
+        )
+        for split, dataset in stored.splits.items()
+    }
+    return Source(stored.name, splits)
+
+
+def _rarest(present_MK: np.ndarray) -> np.ndarray:
+    """Return the class of each row that the fewest rows have: (M,) ids, ties to the smaller."""
+    frequency_K = present_MK.sum(axis=0)
+    return np.where(present_MK, frequency_K, len(present_MK) + 1).argmin(axis=1)
+
+
+def _validation_apart(
+    name: str, train: ImageDataset, fraction: float, seed: int
+) -> tuple[ImageDataset, ImageDataset]:
+    train, validation = _part(train, "validation", fraction, seed)
+    return train, replace(validation, name=f"{name}/validation")
+
+
+def _looked_up(stored: StoredMasks, rows: ImageDataset) -> SegmentationDataset:
+    dataset = stored.splits[rows.columns["split"][0]]
+    if len(rows) < len(dataset):
+        dataset = dataset.subset(rows.columns["row"])
+    return replace(dataset, name=rows.name)
+
+
+def _absent(train: ImageDataset, present_MK: np.ndarray) -> tuple[str, ...]:
+    absent = [train.classes[k] for k in np.flatnonzero(~present_MK.any(axis=0))]
+    if not absent:
+        return ()
+    shown = ", ".join(absent[:_NAMES_SHOWN]) + (", …" if len(absent) > _NAMES_SHOWN else "")
+    return (
+        f"{len(absent)} of the {len(train.classes)} classes are on no pixel of {train.name} "
+        f"({shown}): nothing can be learned about them.",
+    )

@@ -1,0 +1,227 @@
+"""Vision encoders behind one face: a class token, and a grid of patch features.
+
+| family | class token | patches |
+|---|---|---|
+| dinov2 (with registers, too), dinov3_vit, vit | first token, normed | the rest, normed |
+| clip | pooled output: first token, normed | the rest, before the norm |
+| siglip | pooled output of an attention head, if any | every token, normed |
+| dinov3_convnext | pooled output: mean of the cells, normed | cells, normed |
+| convnext | pooled output: mean of the cells, normed | cells, before the norm |
+| resnet | pooled output: mean of the cells | cells |
+
+Register tokens are left out. A ViT's tanh pooler, made for its own pre-training, is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visgrpo.errors import UserError
+
+Pool = Literal["cls", "mean", "both"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder makes of N images.
+
+    Attributes:
+        class_token_ND: None for a SigLIP tower without a pooling head.
+        patches_NHWD: dense features, class and register tokens left out.
+    """
+
+    class_token_ND: Tensor | None
+    patches_NHWD: Tensor
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How to call an encoder and read its output.
+
+    Attributes:
+        first_tokens: tokens before the patches, registers not counted; None where the output is a
+            feature map (N, D, H, W).
+        class_token_is_pooled: it is the pooler's output, not the first token.
+        must_interpolate: position embeddings fit other image sizes only when asked to.
+    """
+
+    first_tokens: int | None
+    class_token_is_pooled: bool = True
+    must_interpolate: bool = False
+
+
+FAMILIES = {
+    "clip_vision_model": _Family(1, must_interpolate=True),
+    "convnext": _Family(None),
+    "dinov2": _Family(1, class_token_is_pooled=False),
+    "dinov2_with_registers": _Family(1, class_token_is_pooled=False),
+    "dinov3_convnext": _Family(1),
+    "dinov3_vit": _Family(1, class_token_is_pooled=False),
+    "resnet": _Family(None),
+    "siglip_vision_model": _Family(0, must_interpolate=True),
+    "vit": _Family(1, class_token_is_pooled=False, must_interpolate=True),
+}
+
+
+class Backbone(nn.Module):
+    """A transformers vision encoder, perhaps inside a peft model.
+
+    Images whose sides are no multiples of the stride are padded on the right and at the bottom
+    with zeros, which after normalising is the mean colour. The grid of patches covers the padding;
+    `Segmenter.upsample` cuts it off again.
+
+    Args:
+        encoder: of one of `FAMILIES`.
+
+    Raises:
+        UserError: for another kind of model.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        config = self.plain.config
+        if config.model_type not in FAMILIES:
+            raise UserError(
+                f"A {config.model_type} model is no backbone; use one of: {', '.join(FAMILIES)}."
+            )
+        self._family = FAMILIES[config.model_type]
+        self._interpolate = (
+            {"interpolate_pos_encoding": True} if self._family.must_interpolate else {}
+        )
+        self.width: int = _width(config)
+        self.stride: int = _stride(config)
+        self._resting: list[nn.Module] = []
+        self.note_what_trains()
+
+    @property
+    def plain(self) -> Any:
+        """The transformers model itself, out of its adapter wrapper if it has one."""
+        return self.encoder.get_base_model() if self.has_adapter else self.encoder
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the encoder is a transformers model inside a peft one."""
+        return hasattr(self.encoder, "get_base_model")
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether there is a class token, or a pooled output that stands for it."""
+        return getattr(self.plain.config, "vision_use_head", True) is not False
+
+    def forward(self, pixels: Tensor) -> Features:
+        """Return the features of pixels (N, 3, H, W), padded to multiples of the stride."""
+        padded = pad_to_multiple(pixels, self.stride)
+        output = self.plain(pixel_values=padded, **self._interpolate)
+        last = output.last_hidden_state
+        if self._family.first_tokens is None:
+            return Features(output.pooler_output.flatten(1), last.permute(0, 2, 3, 1))
+        first = self._family.first_tokens + getattr(self.plain.config, "num_register_tokens", 0)
+        rows, columns = (side // self.stride for side in padded.shape[-2:])
+        patches_NHWD = last[:, first:].unflatten(1, (rows, columns))
+        pooled = self._family.class_token_is_pooled
+        return Features(output.pooler_output if pooled else last[:, 0], patches_NHWD)
+
+    def pooled(self, pixels: Tensor, pool: Pool) -> Tensor:
+        """Return the class token (N, D), the mean of the patches (N, D), or both (N, 2D).
+
+        Raises:
+            UserError: where there is no class token.
+        """
+        self.pooled_width(pool)
+        features = self(pixels)
+        mean_ND = features.patches_NHWD.flatten(1, 2).mean(dim=1)
+        if pool == "mean" or features.class_token_ND is None:
+            return mean_ND
+        if pool == "cls":
+            return features.class_token_ND
+        return torch.cat([features.class_token_ND, mean_ND], dim=-1)
+
+    def pooled_width(self, pool: Pool) -> int:
+        """Return the width of pooled features.
+
+        Raises:
+            UserError: where there is no class token.
+        """
+        if pool != "mean" and not self.has_class_token:
+            raise UserError(
+                f"--pool {pool}: this {self.plain.config.model_type} has no class token and no "
+                "pooling head; choose --pool mean."
+            )
+        return 2 * self.width if pool == "both" else self.width
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Return patch features (N, H, W, D), padding included.
+
+        Raises:
+            UserError: where the image is one patch, which leaves no feature map.
+        """
+        patches_NHWD = self(pixels).patches_NHWD
+        if patches_NHWD.shape[1:3].numel() == 1:
+            height, width = pixels.shape[-2:]
+            raise UserError(
+                f"An image of {height} × {width} pixels is a single patch to this backbone, whose "
+                f"patches have {self.stride} pixels: it leaves no feature map. Use larger images "
+                "(--image-size) or a backbone with smaller patches."
+            )
+        return patches_NHWD
+
+    def note_what_trains(self) -> None:
+        """Decide which parts stay in evaluation mode; call it after changing what trains.
+
+        Those are the parts with weights none of which trains: neither their dropout nor their
+        batch statistics may move. Decided once and not from the parameters of the moment: the
+        trainer runs an old policy by putting detached weights in their place.
+        """
+        self._resting = [module for name, module in self.named_modules() if _rests(name, module)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for module in self._resting:
+            # One by one: of nn.Module's own eval(), this module's would come back here.
+            for part in module.modules():
+                part.training = False
+        return self
+
+
+def pad_to_multiple(pixels: Tensor, stride: int) -> Tensor:
+    """Pad (N, 3, H, W) with zeros on the right and at the bottom to multiples of `stride`."""
+    bottom, right = (-side % stride for side in pixels.shape[-2:])
+    return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
+
+
+def _rests(name: str, module: nn.Module) -> bool:
+    # In training mode DINOv3 rescales its positions at random, an augmentation of its own
+    # pre-training: an old policy would see other positions than the new one.
+    if name.endswith("rope_embeddings"):
+        return True
+    weights = list(module.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
+
+
+def _width(config: Any) -> int:
+    sizes = getattr(config, "hidden_sizes", None)
+    return sizes[-1] if sizes else config.hidden_size
+
+
+def _stride(config: Any) -> int:
+    """Return how many pixels a cell of the feature map is wide and high."""
+    if config.model_type == "resnet":  # the stem divides by 4
+        first = 2 if config.downsample_in_first_stage else 1
+        return 4 * first * 2 ** (len(config.hidden_sizes) - 1)
+    if config.model_type == "dinov3_convnext":
+        return 4 * 2 ** (len(config.hidden_sizes) - 1)
+    if config.model_type == "convnext":
+        return config.patch_size * 2 ** (len(config.hidden_sizes) - 1)
+    patch = config.patch_size
+    if isinstance(patch, int):
+        return patch
+    if len(set(patch)) > 1:
+        raise UserError(f"Patches of {patch} pixels are not square; use another backbone.")
+    return patch[0]

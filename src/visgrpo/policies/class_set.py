@@ -1,0 +1,174 @@
+"""GRPO whose group is the class set, for every image or pixel of a batch; cross-entropy beside it.
+
+GRPO-RM (arXiv 2511.15256) is this with the ``uniform`` estimator, the rewards ``hard`` and
+``uniformity``, advantages divided by the group's standard deviation, ε = 0.2 and β = 0. Then, at
+π = π_old and with a weight c on ``hard``, the logit gradient of an image is
+
+    -A_k / K,   A = (c·1[k = y] - p_k - mean) / std,
+
+the gradient of cross-entropy with label smoothing 1 - c, brought to length 1/√K: the direction is
+that of cross-entropy, and what is new is that every image pulls equally hard. Without the division
+(``scale="none"``) and with c = 1 it *is* the gradient of cross-entropy, divided by K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import Batch
+from visgrpo.objectives.uniformity import gaussian_potential
+from visgrpo.policies.chunks import in_chunks
+from visgrpo.policies.labels import LabelGRPO, Model
+from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics
+from visgrpo.policies.views import ImageView, Rows, View
+
+NUMBERS_AT_ONCE = 2**20
+"""Logits worked on at one time: 4 MiB in each of the tensors between logits and loss."""
+
+
+class ModelWithFeatures(Protocol):
+    """A model that gives the features its logits are made from, (N, D), when asked to."""
+
+    def __call__(self, inputs: Tensor, /, with_features: bool = ...) -> Any: ...
+
+
+@dataclass(frozen=True)
+class OldPolicy:
+    """What the old policy said of N inputs; rewards and advantages are made from it when needed.
+
+    One tensor is kept for each batch, whatever the number of classes and rewards.
+    """
+
+    logits: Tensor
+    batch: Batch
+
+    def select(self, rows: Tensor) -> OldPolicy:
+        """Return the part of some inputs, for a minibatch."""
+        return OldPolicy(self.logits[rows.to(self.logits.device)], self.batch.select(rows))
+
+
+@dataclass(frozen=True)
+class ClassSetLoss:
+    """A loss with gradient, its metrics, and the old policy it was taken against."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    groups: OldPolicy | None = None
+
+
+@dataclass(frozen=True)
+class ClassSetGRPO:
+    """GRPO over all classes, or a subset of them, at every image or pixel.
+
+    Attributes:
+        policy: rewards, advantages and loss of rows.
+        view: what a row is.
+        feature_uniformity: weight of the Gaussian potential of the features, see
+            :mod:`visgrpo.objectives.uniformity`; it is taken over the batch as a whole.
+    """
+
+    policy: LabelGRPO
+    view: View = ImageView()  # noqa: RUF009 (it has no state)
+    feature_uniformity: float = 0.0
+
+    @torch.no_grad()
+    def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> OldPolicy:
+        """Run the old policy over this process's share of a batch, ``chunk`` inputs at a time."""
+        logits = torch.cat([old_model(inputs) for inputs in batch.inputs.split(chunk)])
+        return OldPolicy(logits, batch)
+
+    def loss(
+        self, model: ModelWithFeatures, batch: Batch, groups: OldPolicy | None, step: int
+    ) -> ClassSetLoss:
+        """Return the loss of a batch. Without an old policy this same forward pass is it."""
+        if self.feature_uniformity:
+            logits, features_ND = model(batch.inputs, with_features=True)
+        else:
+            logits = model(batch.inputs)
+        old = OldPolicy(logits.detach(), batch) if groups is None else groups
+
+        def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
+            now = self.view.rows(some_logits, batch.labels_N[some])
+            if not len(now.labels_R):
+                return _nothing_to_decide(some_logits)
+            before_RK = now.logits_RK.detach()
+            if groups is not None:
+                before_RK = self.view.rows(old.logits[some], batch.labels_N[some]).logits_RK
+            rows = _batch_of_rows(batch, some, now)
+            its_groups = self.policy.groups(before_RK, rows, step, now.weights_R)
+            return self.policy.loss_of(now.logits_RK, its_groups)
+
+        loss, metrics = in_chunks(loss_of, logits, self._inputs_at_once(logits, batch))
+        if self.feature_uniformity:
+            potential = gaussian_potential(features_ND)
+            metrics["feature_uniformity"] = potential.detach()
+            loss = loss + self.feature_uniformity * potential
+        return ClassSetLoss(loss, metrics, old)
+
+    def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
+        """Return the first groups as plain data; pixels are shown as pictures elsewhere."""
+        if not isinstance(self.view, ImageView):
+            return []
+        some = torch.arange(min(rows, len(groups.batch)))
+        first = groups.select(some)
+        return self.policy.samples(self.policy.groups(first.logits, first.batch, 0), rows)
+
+    def _inputs_at_once(self, logits: Tensor, batch: Batch) -> int:
+        apart = self.policy.groups_stand_alone and self.policy.estimator != "sampled"
+        return inputs_at_once(self.view, logits, batch) if apart else len(batch)
+
+
+@dataclass(frozen=True)
+class ClassSetSupervised:
+    """Cross-entropy of the true class at every image or pixel, weighted as in `ClassSetGRPO`."""
+
+    view: View = ImageView()  # noqa: RUF009 (it has no state)
+
+    def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> None:
+        """There is nothing to draw."""
+
+    def loss(self, model: Model, batch: Batch, groups: None, step: int) -> ClassSetLoss:
+        """Return the mean over images of the cross-entropy of their rows."""
+        logits = model(batch.inputs)
+
+        def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
+            rows = self.view.rows(some_logits, batch.labels_N[some])
+            if not len(rows.labels_R):
+                return _nothing_to_decide(some_logits)
+            log_probs_RK = rows.logits_RK.float().log_softmax(dim=-1)
+            nll_R = -log_probs_RK.gather(1, rows.labels_R[:, None])[:, 0]
+            metrics = policy_metrics(log_probs_RK.detach(), rows.labels_R, rows.weights_R)
+            return mean_over_inputs(nll_R, rows.weights_R), metrics
+
+        loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
+        return ClassSetLoss(loss, metrics)
+
+    def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
+        """A supervised run has no groups to show."""
+        return []
+
+
+def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:
+    """Return how many inputs a chunk takes, one at least."""
+    return max(1, NUMBERS_AT_ONCE // view.numbers_of_one(logits, batch.labels_N))
+
+
+def _batch_of_rows(batch: Batch, some: slice, rows: Rows) -> Batch:
+    """The rows of some inputs as a batch of their own; other columns belong to whole images."""
+    columns: dict[str, list[Any]] = {}
+    positions_N = None
+    if rows.one_per_input:
+        columns = {name: column[some] for name, column in batch.columns.items()}
+        positions_N = None if batch.positions_N is None else batch.positions_N[some]
+    indices_R = batch.indices_N[some][rows.inputs_R]
+    return Batch(indices_R, rows.logits_RK, rows.labels_R, columns, positions_N)
+
+
+def _nothing_to_decide(logits: Tensor) -> tuple[Tensor, Metrics]:
+    """Return the loss of images none of whose pixels has a label: 0, with a gradient of 0."""
+    return logits.sum() * 0.0, {}

@@ -1,0 +1,158 @@
+"""What `representation` and `segmentation` share: objective, what trains, inputs, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction, Rows
+from visgrpo.data.preprocess import Preprocess
+from visgrpo.evaluation.feature_cache import cached_features, weights_key
+from visgrpo.models.adapt_backbone import BackboneAdaptation
+from visgrpo.models.backbone_loading import BackboneParts, load_backbone
+from visgrpo.models.representation import RepresentationClassifier, Segmenter
+from visgrpo.models.representation_saving import HEAD_FILE, load_representation
+from visgrpo.objectives import Objective
+from visgrpo.recipes.backbone_configs import BackboneRunConfig
+from visgrpo.recipes.session import Session, training_options
+from visgrpo.training.options import TrainingOptions
+
+BackboneModel = RepresentationClassifier | Segmenter
+
+
+def objective_of(config: BackboneRunConfig) -> Objective:
+    """Return GRPO's objective with the options that override it."""
+    return Objective(
+        scale=config.scale, epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high
+    )
+
+
+def options_of(config: BackboneRunConfig, train: Any, session: Session) -> TrainingOptions:
+    """Return the trainer's options, checked for this number of processes."""
+    supervised = config.method == "supervised"
+    options = training_options(
+        config,
+        config.resolved_learning_rate(),
+        train,
+        inner_passes=config.inner_passes,
+        minibatches=config.minibatches,
+        # Cross-entropy asks no old model.
+        refresh_every=1 if supervised else config.refresh_steps(len(train) // config.batch_size),
+    )
+    options.check(session.processes.world_size)
+    return options
+
+
+def adaptation_of(config: BackboneRunConfig) -> BackboneAdaptation:
+    """Return what of the backbone trains."""
+    return BackboneAdaptation(
+        train=config.train,
+        last_blocks=config.last_blocks,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+    )
+
+
+def rate_of(config: BackboneRunConfig) -> Callable[[str], float]:
+    """Return the share of the learning rate by the name of a parameter."""
+    return lambda name: 1.0 if name.startswith("head.") else config.backbone_rate
+
+
+def load_start(
+    config: BackboneRunConfig,
+    new: Callable[[BackboneParts], BackboneModel],
+    session: Session,
+) -> tuple[BackboneModel, BackboneParts, bool]:
+    """Load the start; its own head is kept where it answers the same question.
+
+    Args:
+        new: puts a new head on a backbone.
+
+    Returns:
+        The model, its parts, and whether the head was kept.
+
+    Raises:
+        UserError: for a model that is not there or does not fit the job.
+    """
+    torch.manual_seed(config.seed)  # the head's start
+    parts = load_backbone(config.model)
+    model = new(parts)
+    if not (Path(config.model) / HEAD_FILE).exists():
+        return model, parts, False
+    saved, saved_parts = load_representation(config.model)
+    if _asks_the_same(saved, model):
+        session.say(f"The head of {config.model} is kept.")
+        return saved.train(), saved_parts, True
+    session.say(f"note: the head of {config.model} has another task, classes or width: a new one.")
+    return model, parts, False
+
+
+def loader_of(
+    config: BackboneRunConfig, train: Rows, inputs: InputFunction, session: Session
+) -> BatchLoader:
+    """Return the training batches."""
+    return BatchLoader(
+        train,
+        inputs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=session.processes.rank,
+        world_size=session.processes.world_size,
+        blocks=config.minibatches,
+        workers=config.workers,
+    )
+
+
+def frozen_features(
+    model: BackboneModel,
+    dataset: Any,
+    inputs: InputFunction,
+    preprocess: Preprocess,
+    weights: str,
+    config: BackboneRunConfig,
+    session: Session,
+) -> Tensor:
+    """Return the features of a frozen backbone, (M, …), from the cache on disk where they are.
+
+    Args:
+        weights: `weights_key` of the backbone.
+    """
+    pool = model.pool if isinstance(model, RepresentationClassifier) else "dense"
+    key = {
+        "weights": weights,
+        "model": model.backbone.plain.config.to_json_string(),
+        "preprocess": repr(preprocess),
+        "features": pool,
+        "precision": config.precision,
+    }
+    folder = Path(config.cache).expanduser() if config.cache else None
+    training = model.training
+    model.eval()
+    features_M = cached_features(
+        model.features, dataset, inputs, session.processes, key=key, folder=folder
+    )
+    model.train(training)
+    return features_M
+
+
+def backbone_weights(model: BackboneModel) -> str:
+    """Return what names a backbone's weights in the cache of features."""
+    return weights_key(model.backbone)
+
+
+def is_cached(inputs: InputFunction) -> bool:
+    """Whether inputs were made beforehand."""
+    return isinstance(inputs, CachedInputs)
+
+
+def _asks_the_same(saved: BackboneModel, new: BackboneModel) -> bool:
+    def question(model: BackboneModel) -> tuple[Any, ...]:
+        pool = getattr(model, "pool", None)
+        return type(model), model.classes, model.hidden, pool
+
+    return question(saved) == question(new)

@@ -1,0 +1,276 @@
+"""Fine-tune a backbone for classification by GRPO-RM: `visgrpo representation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.inputs import PixelInputs, pixel_inputs
+from visgrpo.data.shifts import shifted
+from visgrpo.data.sources import load_splits
+from visgrpo.errors import UserError
+from visgrpo.evaluation.backbone import feature_measures, retention_measure
+from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
+from visgrpo.evaluation.probes import Labelled
+from visgrpo.models.adapt_backbone import adapt_backbone, backbone_is_frozen
+from visgrpo.models.backbone import Backbone
+from visgrpo.models.backbone_loading import BackboneParts
+from visgrpo.models.card import model_card
+from visgrpo.models.loading import check_model_name
+from visgrpo.models.reference import CachedReference
+from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.models.representation_saving import save_representation
+from visgrpo.policies.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.policies.labels import LabelGRPO
+from visgrpo.recipes.backbone_configs import RepresentationConfig
+from visgrpo.recipes.backbone_runs import (
+    adaptation_of,
+    backbone_weights,
+    frozen_features,
+    load_start,
+    loader_of,
+    objective_of,
+    options_of,
+    rate_of,
+)
+from visgrpo.recipes.baseline import supervised_baseline
+from visgrpo.recipes.ending import finish
+from visgrpo.recipes.session import (
+    Session,
+    begin,
+    load_data,
+    open_session,
+    run_stem,
+    save_picture,
+)
+from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.training.trainer import Method, Trainer
+
+
+def train_representation(config: RepresentationConfig) -> dict[str, Any]:
+    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
+
+    Raises:
+        UserError: for settings, data or rewards that cannot work.
+        Interrupted: when asked to stop; the run can be resumed.
+    """
+    session = open_session(config, f"representation-{run_stem(config.data)}-{config.method}")
+    check_model_name(config.model)
+    splits = load_data(session)
+    rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
+    rewards.validate("group", batch_columns(splits.train))
+    options = options_of(config, splits.train, session)
+    retained = {name: load_splits(name, seed=config.seed) for name in config.retention}
+
+    def new(parts: BackboneParts) -> RepresentationClassifier:
+        return RepresentationClassifier(
+            Backbone(parts.model), splits.train.classes, pool=config.pool, hidden=config.hidden
+        )
+
+    start, parts, has_answers = load_start(config, new, session)
+    classifier = cast(RepresentationClassifier, start)
+    if config.beta and not has_answers:
+        raise UserError(
+            "--beta: KL to a start whose head is random would hold the model back from learning; "
+            "start from a model that visgrpo tuned on these classes, or leave --beta at 0."
+        )
+    torch.manual_seed(config.seed)  # the adapters' start
+    adapt_backbone(classifier, adaptation_of(config))
+    classifier.to(session.processes.device)
+    job = _Job(config, session, classifier, parts, splits, retained)
+    inputs = {name: job.inputs(name) for name in ("train", "validation", "test")}
+    held_out = {
+        name: HeldOut.at_start(classifier, getattr(splits, name), inputs[name], session.processes)
+        for name in ("validation", "test")
+    }
+    before = {**held_out["test"].start(), **job.feature_measures(inputs)}
+    shifts_before, retention_before = job.shifts(), job.retention()
+    trainer = Trainer(
+        classifier,
+        _method(config, rewards, classifier, splits.train, inputs["train"], session),
+        loader_of(config, splits.train, inputs["train"], session),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=held_out["validation"].scalars,
+        title=config.method,
+        image_of=lambda index: save_picture(session, splits.train.images, index),
+        rate_of=rate_of(config),
+    )
+    begin(session, "representation")  # only now: whatever was wrong has left no folder behind
+    baseline = supervised_baseline(
+        train_representation, config, session, beta=0.0, feature_uniformity=0.0
+    )
+    session.start_trackers()
+    result = trainer.train(session.checkpoint)
+    classifier.eval()
+    return finish(
+        session,
+        result,
+        recipe="representation",
+        method=config.method,
+        model=config.model,
+        splits=splits,
+        before=before,
+        after={**held_out["test"].now(), **job.feature_measures(inputs)},
+        baseline=baseline,
+        retention=_pairs(retention_before, job.retention()),
+        shifts=_pairs(shifts_before, job.shifts()),
+        save=lambda summary: _save(classifier, parts, config, session, summary),
+    )
+
+
+class _Job:
+    """The data of a run as the model sees it, and the measures of its features."""
+
+    def __init__(
+        self,
+        config: RepresentationConfig,
+        session: Session,
+        classifier: RepresentationClassifier,
+        parts: BackboneParts,
+        splits: Splits,
+        retained: Mapping[str, Splits],
+    ) -> None:
+        self._config, self._session = config, session
+        self._classifier, self._preprocess = classifier, parts.preprocess
+        self._splits, self._retained = splits, retained
+        self._frozen = backbone_is_frozen(classifier)
+        self._weights = backbone_weights(classifier) if self._frozen else ""
+        self._measured: dict[str, Any] | None = None
+        # Where no pixel changes, the model takes features from here on.
+        classifier.inputs_are_features = self._frozen and not config.augment
+        if classifier.inputs_are_features:
+            session.say("The backbone is frozen: its features are computed once.")
+
+    def inputs(self, split: str) -> InputFunction:
+        """What the model takes of a split: features that were computed once, or pixels."""
+        dataset = getattr(self._splits, split)
+        if self._classifier.inputs_are_features:
+            return CachedInputs(self._features(dataset))
+        augmentations = self._config.augment if split == "train" else ()
+        return pixel_inputs(dataset, self._preprocess, augmentations)
+
+    def feature_measures(self, inputs: Mapping[str, InputFunction]) -> dict[str, Any]:
+        """Measure the backbone's features now; of a frozen one, only once."""
+        probes = self._config.probes()
+        if not probes:
+            return {}
+        if self._measured is not None and self._frozen:
+            return self._measured
+        parts = {}
+        for name in ("train", "validation", "test"):
+            dataset, made = getattr(self._splits, name), inputs[name]
+            fixed = isinstance(made, CachedInputs)
+            features_MD = (
+                made.inputs_M
+                if isinstance(made, CachedInputs) and self._classifier.inputs_are_features
+                else self._features(dataset, made if fixed else None)
+            )
+            parts[name] = Labelled(features_MD, torch.from_numpy(dataset.labels))
+        classes = len(self._splits.train.classes)
+        self._measured = feature_measures(**parts, classes=classes, probes=probes)
+        return self._measured
+
+    def shifts(self) -> dict[str, dict[str, float]]:
+        """Measure the head on shifted test images."""
+        measures: dict[str, dict[str, float]] = {}
+        for name in dict.fromkeys(self._config.shifts):
+            dataset = shifted(self._splits.test, name, seed=self._config.seed)
+            if self._classifier.inputs_are_features:
+                made: InputFunction = CachedInputs(self._features(dataset))
+            else:
+                made = PixelInputs(dataset, self._preprocess)
+            logits_MK = logits_of(self._classifier, dataset, made, self._session.processes)
+            right_M = logits_MK.argmax(dim=1) == torch.from_numpy(dataset.labels)
+            measures[name] = {"accuracy": right_M.double().mean().item()}
+        return measures
+
+    def retention(self) -> dict[str, float]:
+        """Measure the features by kNN on data sets that are not tuned on."""
+        measures = {}
+        for name, splits in self._retained.items():
+            train, test = (
+                Labelled(self._features(part), torch.from_numpy(part.labels))
+                for part in (splits.train, splits.test)
+            )
+            measures[name] = retention_measure(train, test, classes=len(splits.train.classes))
+        return measures
+
+    def _features(self, dataset: ImageDataset, made: InputFunction | None = None) -> Tensor:
+        """The backbone's features as they are now, (M, P)."""
+        if made is None:
+            made = PixelInputs(dataset, self._preprocess)
+        if self._frozen:
+            return frozen_features(
+                self._classifier,
+                dataset,
+                made,
+                self._preprocess,
+                self._weights,
+                self._config,
+                self._session,
+            )
+        training = self._classifier.training
+        self._classifier.eval()
+        features_MD = pooled_of(self._classifier.features, dataset, made, self._session.processes)
+        self._classifier.train(training)
+        return features_MD
+
+
+def _method(
+    config: RepresentationConfig,
+    rewards: RewardSet,
+    classifier: RepresentationClassifier,
+    train: ImageDataset,
+    inputs: InputFunction,
+    session: Session,
+) -> Method:
+    if config.method == "supervised":
+        return ClassSetSupervised()
+    reference = None
+    if config.beta:
+        logits_MK = logits_of(classifier, train, inputs, session.processes)
+        reference = CachedReference(logits_MK.to(session.processes.device))
+    policy = LabelGRPO(
+        rewards=rewards,
+        objective=objective_of(config),
+        classes=train.classes,
+        shards=session.processes,
+        estimator=config.estimator,
+        group_size=config.group_size,
+        class_subset=config.class_subset,
+        beta=config.beta,
+        entropy_weight=config.entropy_weight,
+        reference=reference,
+        seed=config.seed,
+    )
+    return ClassSetGRPO(policy, feature_uniformity=config.feature_uniformity)
+
+
+def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: {"before": before[name], "after": after[name]} for name in before}
+
+
+def _save(
+    classifier: RepresentationClassifier,
+    parts: BackboneParts,
+    config: RepresentationConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    info = {
+        "start": config.model,
+        "method": config.method,
+        "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "train_slice": config.train_slice,
+    }
+    folder = session.run.path / "model"
+    save_representation(classifier, parts, folder, model_card(summary), info)

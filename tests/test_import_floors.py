@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "training": TABLES | {"models", "policies"},
     "evaluation": TABLES | {"models", "policies"},
     "reporting": CORE,
-    "recipes": TABLES | {"models", "policies", "training", "evaluation", "reporting"},
+    "recipes": TABLES | {"models", "policies", "training", "evaluation", "reporting", "arguments"},
     "arguments": CORE,
     "cli": CORE | {"arguments", "recipes"},
     "__main__": {"cli"},

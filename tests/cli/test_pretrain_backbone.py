@@ -16,6 +16,7 @@ from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import load_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.training.processes import Processes
 
 SMALL = (
     "--image-size 16 --width 16 --layers 1 --heads 2 --projection 8 --batch-size 16 --steps 6 "
@@ -91,9 +92,10 @@ def test_an_interrupted_run_goes_on_to_the_bit(
         yield from islice(batches(self, *steps), 4)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr(BatchLoader, "batches", breaking_off)
-        pretrain(pictures, tmp_path / "broken", family)
+        with pytest.raises(SystemExit):
+            pretrain(pictures, tmp_path / "broken", family)
     pretrain(pictures, tmp_path / "broken", f"{family} --resume")
     assert same_run(tmp_path / "broken", whole)
 
@@ -134,6 +136,18 @@ def test_too_few_images_for_the_neighbours(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"pretrain backbone --data {pictures} --output {tmp_path}/run {SMALL} {VIT}"
-    few = "--train-slice :48:3"
-    assert "k = 20 neighbours" in refused(capsys, f"{words} {few}".split())
+    few = "--train-slice :18"
+    assert "18 images, too few for the votes of 20" in refused(capsys, f"{words} {few}".split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Processes, "world_size", 2)
+    words = f"pretrain backbone --data {pictures} --output {tmp_path}/run {SMALL} {VIT}"
+    assert "runs in one process" in refused(capsys, words.split())
     assert not (tmp_path / "run").exists()

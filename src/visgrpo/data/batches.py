@@ -34,7 +34,14 @@ class Rows(Protocol):
     def columns(self) -> Mapping[str, Sequence[Any]]:
         """Columns by name, each of the data set's length."""
 
+    @property
+    def identity(self) -> str:
+        """Names the content; empty when unknown."""
+
     def __len__(self) -> int: ...
+
+    def subset(self, indices: np.ndarray, /) -> Rows:
+        """Return the rows at some places."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.augment import augment, augment_with_mask
-from visgrpo.data.batches import InputFunction, cache_inputs, check_shapes, make_all
+from visgrpo.data.batches import InputFunction, cache_inputs, make_all
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset
@@ -89,16 +88,3 @@ def preprocessed_masks(dataset: SegmentationDataset, preprocess: Preprocess) -> 
         return preprocess.mask(dataset.mask(index), dataset.ignore_index)
 
     return make_all(mask, len(dataset))[0]
-
-
-def made_masks(dataset: SegmentationDataset, preprocess: Preprocess) -> Tensor:
-    """Return the masks as the images come out, (M, H, W) of the data set's `mask_dtype`.
-
-    Images are not decoded.
-
-    Raises:
-        UserError: if a mask cannot be used, or they come out in different sizes.
-    """
-    masks = [preprocess.mask(dataset.mask(i), dataset.ignore_index) for i in range(len(dataset))]
-    check_shapes({tuple(mask.shape) for mask in masks}, dataset.name)
-    return torch.stack(masks)

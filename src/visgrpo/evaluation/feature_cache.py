@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import InputFunction, Made
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.batches import InputFunction, Made, Rows
 from visgrpo.errors import UserError
 from visgrpo.evaluation.held_out import Precision
 from visgrpo.evaluation.zero_shot import run_over
@@ -42,7 +41,7 @@ class Team(Precision, Protocol):
 
 def cached_features(
     function: Callable[[Tensor], Tensor],
-    dataset: ImageDataset,
+    dataset: Rows,
     inputs: InputFunction,
     processes: Team,
     *,
@@ -200,7 +199,7 @@ class _Entry:
 
 def _blocks(
     function: Callable[[Tensor], Tensor],
-    dataset: ImageDataset,
+    dataset: Rows,
     inputs: InputFunction,
     processes: Team,
 ) -> Iterator[Tensor]:

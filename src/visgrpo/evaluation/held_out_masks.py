@@ -90,10 +90,7 @@ class HeldOutMasks:
     def _of(self, rows: np.ndarray) -> InputFunction:
         """The inputs of some rows, by their place among these."""
         if isinstance(self.inputs, CachedInputs):
-            labels_M = self.inputs.labels_M
-            return CachedInputs(
-                self.inputs.inputs_M[rows], None if labels_M is None else labels_M[rows]
-            )
+            return self.inputs.take(rows)
         return lambda index, rng: self.inputs(int(rows[index]), rng)
 
     def _summed_nll(self, logits_NHWK: Tensor, truth_NHW: Tensor) -> Tensor:

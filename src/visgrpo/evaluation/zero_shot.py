@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import CachedInputs, InputFunction, sequential
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.batches import CachedInputs, InputFunction, Rows, sequential
 from visgrpo.policies import labels as policies
 
 
@@ -24,7 +23,7 @@ class Shards(policies.Shards, Protocol):
 @torch.no_grad()
 def run_over(
     function: Callable[[Tensor], Tensor],
-    dataset: ImageDataset,
+    dataset: Rows,
     inputs: InputFunction,
     shards: Shards,
     *,
@@ -40,7 +39,7 @@ def run_over(
     if shards.world_size == 1:
         mine: InputFunction = inputs  # a copy of cached inputs could take gigabytes
     elif isinstance(inputs, CachedInputs):
-        mine = CachedInputs(inputs.inputs_M[rows])
+        mine = inputs.take(rows)
     else:
         mine = lambda index, rng: inputs(int(rows[index]), rng)  # noqa: E731
     parts = []
@@ -53,7 +52,7 @@ def run_over(
 
 def predict_logits(
     classifier: nn.Module,
-    dataset: ImageDataset,
+    dataset: Rows,
     inputs: InputFunction,
     shards: Shards,
     *,

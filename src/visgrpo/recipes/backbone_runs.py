@@ -110,7 +110,7 @@ def loader_of(
 
 def frozen_features(
     model: BackboneModel,
-    dataset: Any,
+    dataset: Rows,
     inputs: InputFunction,
     preprocess: Preprocess,
     weights: str,

@@ -187,7 +187,16 @@ def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
 
 
 def memory_of(train: ImageDataset, seed: int) -> ImageDataset:
-    """Return the training images that vote: at most `MEMORY`, drawn by the seed."""
+    """Return the training images that vote: at most `MEMORY`, drawn by the seed.
+
+    Raises:
+        UserError: for fewer images than the most neighbours that are asked.
+    """
+    if len(train) < max(NEIGHBOURS):
+        raise UserError(
+            f"{train.name} has {len(train)} images, too few for the votes of {max(NEIGHBOURS)} "
+            "neighbours that features are judged by; give more data."
+        )
     if len(train) <= MEMORY:
         return train
     rows = np.random.default_rng(seed).choice(len(train), MEMORY, replace=False)

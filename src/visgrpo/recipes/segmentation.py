@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from visgrpo.data.batches import CachedInputs, InputFunction
-from visgrpo.data.inputs import SegmentationInputs, made_masks, segmentation_inputs
+from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.segmentation_sources import load_segmentation_splits
@@ -184,7 +184,7 @@ def _inputs(
             config,
             session,
         )
-        return CachedInputs(features_M, made_masks(dataset, preprocess))
+        return CachedInputs(features_M, preprocessed_masks(dataset, preprocess))
 
     made: dict[str, InputFunction] = {name: fixed(part) for name, part in parts.items()}
     segmenter.inputs_are_features = True

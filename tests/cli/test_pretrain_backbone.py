@@ -100,19 +100,19 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     assert same_run(tmp_path / "broken", whole)
 
 
-def test_positives_seed_and_more_data_change_the_weights(
+def test_options_change_the_weights(
     run: Path, pictures: Path, tmp_path: Path, no_page: None
 ) -> None:
-    ways = ("--positives classes", "--seed 1", f"--more-data {pictures}@:24")
+    ways = ("--positives classes", "--seed 1", f"--more-data {pictures}@:24", "--augment crop")
     others = {
         weights(pretrain(pictures, tmp_path / str(number), f"{VIT} {way}"))
         for number, way in enumerate(ways)
     }
-    assert len(others | {weights(run)}) == 4
+    assert len(others | {weights(run)}) == 5
 
 
 BAD = {
-    "augmentation": ("--augment crop", "--augment: views are always cropped"),
+    "equal views": ("--augment", "--augment makes the two views of an image differ"),
     "accumulation": ("--accumulation 2", "--accumulation would change the contrastive loss"),
     "temperature": ("--temperature 0", "--temperature must be above 0, not 0"),
     "projection": ("--projection 0", "--projection must be above 0"),

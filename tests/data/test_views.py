@@ -13,13 +13,16 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.views import ViewInputs, random_part, view
 
 
+ALL = ("crop", "flip", "color")
+
+
 def photo(width: int = 40, height: int = 24) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def pixels_of(image: Image.Image, seed: int, size: int = 16) -> np.ndarray:
-    return np.asarray(view(image, size, np.random.default_rng(seed))).astype(int)
+    return np.asarray(view(image, size, np.random.default_rng(seed), ALL)).astype(int)
 
 
 def test_equal_generators_give_equal_pairs_of_two_different_views(
@@ -93,7 +96,7 @@ def test_hues_turn_by_at_most_a_tenth_of_the_circle() -> None:
     red = Image.new("RGB", (20, 20), (180, 40, 40))
     hues = []
     for seed in range(500):
-        pixel = view(red, 4, np.random.default_rng(seed)).convert("HSV").getpixel((0, 0))
+        pixel = view(red, 4, np.random.default_rng(seed), ALL).convert("HSV").getpixel((0, 0))
         assert isinstance(pixel, tuple)
         if pixel[1] > 60:  # a grey has no hue
             hues.append((pixel[0] + 128) % 256 - 128)
@@ -113,3 +116,27 @@ def test_workers_make_the_same_batches(tiny_dataset: ImageDataset) -> None:
     first, fourth = batches[0][0], batches[0][3]  # of another epoch
     row = next(r for r in first.indices_N.tolist() if r in fourth.indices_N.tolist())
     assert not torch.equal(*(b.inputs[b.indices_N.tolist().index(row)] for b in (first, fourth)))
+
+
+def test_changes_that_are_left_out() -> None:
+    orange = Image.new("RGB", (20, 20), (200, 120, 40))
+    rng = np.random.default_rng(0)
+    plain = [np.asarray(view(orange, 16, rng, ["crop", "flip"])) for _ in range(50)]
+    assert all((pixels == (200, 120, 40)).all() for pixels in plain)
+    image = photo()
+    for _ in range(20):
+        kept = np.asarray(view(image, 16, rng, ["flip"]))
+        assert any(
+            np.array_equal(kept, way) for way in (np.asarray(image), np.asarray(image)[:, ::-1])
+        )
+    assert view(image, 16, rng, []) is image
+
+
+def test_images_that_are_not_cropped_are_preprocessed_whole(tiny_dataset: ImageDataset) -> None:
+    preprocess = Preprocess(size=(8, 8))
+    inputs = ViewInputs(tiny_dataset, preprocess, 8, ["flip"])
+    whole = preprocess(tiny_dataset.images[0])
+    for each in inputs(0, np.random.default_rng(0)):
+        assert torch.allclose(each, whole, atol=0.02) or torch.allclose(
+            each, whole.flip(2), atol=0.02
+        )

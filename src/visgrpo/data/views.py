@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,35 +24,48 @@ GREY_SHARE = 0.2  # of the views
 class ViewInputs:
     """Makes two views of the image of a row. Picklable.
 
-    A view is a random part of the image, resized to the target size at once, so that what follows
-    (flip, colours, grey: SimCLR's changes without its blur) works on few pixels.
-
     Attributes:
         dataset: the images.
-        preprocess: turns a square image of `size` pixels into a tensor.
+        preprocess: turns an image into a tensor of `size` pixels on a side.
         size: pixels of a view on a side.
+        changes: as for `view`.
     """
 
     dataset: ImageDataset
     preprocess: Callable[[Image.Image], Tensor]
     size: int
+    changes: Sequence[str] = ("crop", "flip", "color")
 
     def __call__(self, index: int, rng: np.random.Generator) -> Tensor:
         """Return two views (2, 3, H, W): a function of the generator's state alone."""
         image = self.dataset.images[index]
-        return torch.stack([self.preprocess(view(image, self.size, rng)) for _ in range(2)])
+        views = [view(image, self.size, rng, self.changes) for _ in range(2)]
+        return torch.stack([self.preprocess(each) for each in views])
 
 
-def view(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Return a random view of an RGB image, `size` pixels on a side."""
-    box = random_part(image.width, image.height, rng)
-    changed = image.resize((size, size), resample=Image.Resampling.BICUBIC, box=box)
-    changed = augment(changed, rng, ["flip"])
-    if rng.random() < COLOR_SHARE:
-        changed = _turn_hue(augment(changed, rng, ["color"]), rng)
-    if rng.random() < GREY_SHARE:
-        changed = ImageOps.grayscale(changed).convert("RGB")
-    return changed
+def view(
+    image: Image.Image, size: int, rng: np.random.Generator, changes: Sequence[str]
+) -> Image.Image:
+    """Return a random view of an RGB image: SimCLR's changes without its blur.
+
+    Args:
+        image: RGB.
+        size: pixels on a side.
+        rng: the only randomness.
+        changes: of "crop" (a random part, resized to `size` at once, so that what follows works on
+            few pixels; else the image keeps its size), "flip" (left to right, every second time)
+            and "color" (brightness, contrast, saturation and hue of most views; some turn grey).
+    """
+    if "crop" in changes:
+        box = random_part(image.width, image.height, rng)
+        image = image.resize((size, size), resample=Image.Resampling.BICUBIC, box=box)
+    if "flip" in changes:
+        image = augment(image, rng, ["flip"])
+    if "color" in changes and rng.random() < COLOR_SHARE:
+        image = _turn_hue(augment(image, rng, ["color"]), rng)
+    if "color" in changes and rng.random() < GREY_SHARE:
+        image = ImageOps.grayscale(image).convert("RGB")
+    return image
 
 
 def random_part(

@@ -3,6 +3,7 @@
 from visgrpo.objectives.advantages import advantages as advantages
 from visgrpo.objectives.advantages import all_equal as all_equal
 from visgrpo.objectives.advantages import combine_rewards as combine_rewards
+from visgrpo.objectives.advantages import weighted_sum as weighted_sum
 from visgrpo.objectives.divergences import categorical_kl as categorical_kl
 from visgrpo.objectives.divergences import entropy as entropy
 from visgrpo.objectives.divergences import normalized_entropy as normalized_entropy
@@ -14,4 +15,5 @@ from visgrpo.objectives.presets import Objective as Objective
 from visgrpo.objectives.presets import check_objective as check_objective
 from visgrpo.objectives.presets import preset as preset
 from visgrpo.objectives.surrogate import aggregate as aggregate
+from visgrpo.objectives.surrogate import on_policy_loss as on_policy_loss
 from visgrpo.objectives.surrogate import surrogate as surrogate

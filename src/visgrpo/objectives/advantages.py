@@ -103,11 +103,21 @@ def combine_rewards(
             eps=eps,
         )
 
-    reward_weights_R = reward_weights_R.to(rewards_NGR)
     if combination == "sum_then_normalize":
-        return normalise(rewards_NGR @ reward_weights_R)
+        return normalise(weighted_sum(rewards_NGR, reward_weights_R))
     parts = [normalise(rewards_NG) for rewards_NG in rewards_NGR.unbind(-1)]
-    return torch.stack(parts, dim=-1) @ reward_weights_R
+    return weighted_sum(torch.stack(parts, dim=-1), reward_weights_R)
+
+
+def weighted_sum(values_NGR: Tensor, weights_R: Tensor) -> Tensor:
+    """Return Σ_r w_r v_r, (N, G), reading one table (N, G) after the other."""
+    total, *others = [
+        values_NG if weight == 1.0 else values_NG * weight
+        for values_NG, weight in zip(values_NGR.unbind(-1), weights_R.tolist(), strict=True)
+    ]
+    for values_NG in others:
+        total = total + values_NG
+    return total
 
 
 def all_equal(rewards_NG: Tensor, weights_NG: Tensor | None = None) -> Tensor:
@@ -115,8 +125,9 @@ def all_equal(rewards_NG: Tensor, weights_NG: Tensor | None = None) -> Tensor:
 
     An output of weight 0 cannot happen and does not count.
     """
-    if weights_NG is None:
-        return (rewards_NG == rewards_NG[:, :1]).all(dim=1)
+    if weights_NG is None or weights_NG.stride(-1) == 0:  # one weight for all, seen many times
+        lowest_N, highest_N = rewards_NG.aminmax(dim=1)
+        return lowest_N == highest_N
     likeliest_NG = weights_NG.argmax(dim=1, keepdim=True)
     same_NG = rewards_NG == rewards_NG.gather(1, likeliest_NG)
     return (same_NG | (weights_NG == 0)).all(dim=1)

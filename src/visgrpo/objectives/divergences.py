@@ -10,13 +10,16 @@ from torch import Tensor
 
 # e^60 is finite in float32, so that no gradient becomes 0·inf = NaN.
 MAX_LOG_RATIO = 60.0
+# Its exponential is 0, also in float64.
+IMPOSSIBLE = -1000.0
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def entropy(log_probs: Tensor) -> Tensor:
     """Return H(π) = -Σ_k π_k log π_k in nats, (..., K) → (...). Classes of probability 0 add 0."""
-    return -_expectation(log_probs, log_probs)
+    # A probability that is 0 in float32 times a finite number: 0, in the gradient too.
+    return -(log_probs.exp() * log_probs.clamp(min=IMPOSSIBLE)).sum(dim=-1)
 
 
 def normalized_entropy(log_probs: Tensor) -> Tensor:

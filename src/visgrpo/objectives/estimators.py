@@ -44,4 +44,5 @@ def estimator_weights(estimator: Estimator, old_log_probs_NG: Tensor) -> Tensor 
         return None
     if estimator == "exact":
         return old_log_probs_NG.detach().exp()
-    return torch.full_like(old_log_probs_NG, 1.0 / old_log_probs_NG.shape[-1])
+    # One number seen N × K times: reading it costs nothing.
+    return old_log_probs_NG.new_tensor(1.0 / old_log_probs_NG.shape[-1]).expand_as(old_log_probs_NG)

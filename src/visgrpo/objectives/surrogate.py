@@ -110,6 +110,22 @@ def surrogate(
     )
 
 
+def on_policy_loss(
+    log_probs_NG: Tensor, advantages_NG: Tensor, weights_NG: Tensor | None = None
+) -> Tensor:
+    """Return the surrogate loss of outputs of one token at π = π_old, where every ratio is 1.
+
+    No clip acts there, the three of them have the same gradient, A ∇log π, and the aggregations
+    agree: this is :func:`surrogate` in a few passes over its tensors.
+    """
+    # An impossible output (-inf) adds its advantage and no gradient, instead of NaN.
+    possible = log_probs_NG.clamp(min=torch.finfo(log_probs_NG.dtype).min)
+    gain_NG = (1 + (possible - possible.detach())) * advantages_NG.detach()
+    if weights_NG is None:
+        return -gain_NG.mean()
+    return -(weights_NG.detach() * gain_NG).sum() / len(gain_NG)
+
+
 def aggregate(
     values_NGT: Tensor,
     mask_NGT: Tensor | None = None,

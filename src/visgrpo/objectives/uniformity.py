@@ -26,9 +26,7 @@ def gaussian_potential(features_ND: Tensor, *, t: float = 2.0) -> Tensor:
     """
     n_inputs = len(features_ND)
     if n_inputs < 2:
-        raise UserError(
-            "Feature uniformity compares pairs: it needs two images or more."
-        )
+        raise UserError("Feature uniformity compares pairs: it needs two images or more.")
     z_ND = F.normalize(features_ND.float(), dim=-1)
     # On the sphere ‖x - y‖² = 2 - 2⟨x, y⟩.
     exponents_NN = 2 * t * (z_ND @ z_ND.T - 1)

@@ -90,16 +90,16 @@ class ClassSetGRPO:
             logits, features_ND = model(batch.inputs, with_features=True)
         else:
             logits = model(batch.inputs)
-        old = OldPolicy(logits.detach(), batch) if groups is None else groups
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
             now = self.view.rows(some_logits, batch.labels_N[some])
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
-            before_RK = now.logits_RK.detach()
-            if groups is not None:
-                before_RK = self.view.rows(old.logits[some], batch.labels_N[some]).logits_RK
             rows = _batch_of_rows(batch, some, now)
+            if groups is None:
+                first = self.policy.first_pass(now.logits_RK, rows, step, now.weights_R)
+                return first.loss, first.metrics
+            before_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
             its_groups = self.policy.groups(before_RK, rows, step, now.weights_R)
             return self.policy.loss_of(now.logits_RK, its_groups)
 
@@ -108,7 +108,7 @@ class ClassSetGRPO:
             potential = gaussian_potential(features_ND)
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
-        return ClassSetLoss(loss, metrics, old)
+        return ClassSetLoss(loss, metrics, groups or OldPolicy(logits.detach(), batch))
 
     def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data; pixels are shown as pictures elsewhere."""

@@ -19,7 +19,9 @@ from visgrpo.objectives import (
     draw,
     entropy,
     estimator_weights,
+    on_policy_loss,
     surrogate,
+    weighted_sum,
 )
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.estimators import Estimator
@@ -34,6 +36,7 @@ from visgrpo.policies.groups import (
 from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics, reward_metrics
 from visgrpo.rewards import RewardSet
 
+CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 ONE_PROCESS = OneProcess()
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
 
@@ -123,11 +126,27 @@ class LabelGRPO:
         """Return the loss of a batch. Without groups they come from this same forward pass."""
         logits_NK = model(batch.inputs)
         if groups is None:
-            groups = self.groups(logits_NK.detach(), batch, step)
+            return self.first_pass(logits_NK, batch, step)
         loss, metrics = self.loss_of(logits_NK, groups)
         return LossResult(loss, metrics, groups)
 
-    @torch.no_grad()
+    def first_pass(
+        self,
+        logits_NK: Tensor,
+        batch: Batch,
+        step: int,
+        input_weights_N: Tensor | None = None,
+    ) -> LossResult:
+        """Return the loss of logits that are the old policy's as well; every ratio is 1."""
+        log_probs_NK = self.log_probs(logits_NK)
+        groups = self._groups(log_probs_NK.detach(), batch, step, input_weights_N)
+        log_probs_NG = self._of_outputs(log_probs_NK, groups.outputs_NG)
+        loss = on_policy_loss(log_probs_NG, groups.advantages_NG, weights_with_inputs(groups))
+        metrics = {name: loss.new_zeros(()) for name in CLIP_METRICS}
+        metrics["ratio_mean"] = loss.new_ones(())
+        loss, more = self._with_terms(loss, logits_NK, log_probs_NK, groups)
+        return LossResult(loss, metrics | more, groups)
+
     def groups(
         self,
         logits_NK: Tensor,
@@ -144,7 +163,12 @@ class LabelGRPO:
             step: which batch of the run this is; with the seed it decides the draws.
             input_weights_N: how much each input counts, with mean 1.
         """
-        old_NK = self.log_probs(logits_NK)
+        return self._groups(self.log_probs(logits_NK.detach()), batch, step, input_weights_N)
+
+    @torch.no_grad()
+    def _groups(
+        self, old_NK: Tensor, batch: Batch, step: int, input_weights_N: Tensor | None
+    ) -> LabelGroups:
         outputs_NG = self._outputs(old_NK, batch, step)
         old_NG = self._of_outputs(old_NK, outputs_NG)
         weights_NG = estimator_weights(self.estimator, old_NG)
@@ -187,10 +211,18 @@ class LabelGRPO:
             "clip_ratio/high_mean": result.clip_high,
             "clip_ratio/region_mean": result.clip_low + result.clip_high,
             "ratio_mean": result.ratio_mean,
+        }
+        loss, more = self._with_terms(result.loss, logits_NK, new_NK, groups)
+        return loss, metrics | more
+
+    def _with_terms(
+        self, loss: Tensor, logits_NK: Tensor, new_NK: Tensor, groups: LabelGroups
+    ) -> tuple[Tensor, Metrics]:
+        """Add KL, entropy bonus and supervised part to a surrogate loss, and the other metrics."""
+        metrics = {
             **reward_metrics(groups, self.rewards),
             **policy_metrics(new_NK.detach(), groups.labels_N, groups.input_weights_N),
         }
-        loss = result.loss
         if groups.reference_log_probs_NK is not None:
             kl_N = categorical_kl(new_NK, groups.reference_log_probs_NK)
             kl = mean_over_inputs(kl_N, groups.input_weights_N)
@@ -210,7 +242,7 @@ class LabelGRPO:
 
         An enumerated group is cut to the true class and the nine most probable others.
         """
-        totals_NG = groups.rewards_NGR @ self.rewards.weights_R.to(groups.rewards_NGR)
+        totals_NG = weighted_sum(groups.rewards_NGR, self.rewards.weights_R)
         samples = []
         for i in range(min(rows, len(groups.labels_N))):
             label = int(groups.labels_N[i])

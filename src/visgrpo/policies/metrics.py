@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from visgrpo.objectives import all_equal, entropy
+from visgrpo.objectives import all_equal, entropy, weighted_sum
 from visgrpo.policies.groups import LabelGroups
 from visgrpo.rewards import RewardSet
 
@@ -38,7 +38,7 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     Rewards are the old policy's expectation where classes are enumerated, also under ``uniform``:
     with its own weights c·hard + uniformity would be worth (c - 1) / K, whatever was learned.
     """
-    rewards_NG = groups.rewards_NGR @ rewards.weights_R.to(groups.rewards_NGR)
+    rewards_NG = weighted_sum(groups.rewards_NGR, rewards.weights_R)
     group_size = rewards_NG.shape[1]
     weights_NG, correction = groups.weights_NG, 1.0
     if weights_NG is None:  # the deviation of a sample, as in TRL
@@ -46,7 +46,8 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
         correction = group_size / max(group_size - 1, 1)
     expected_NG = weights_NG
     if groups.weights_NG is not None:
-        expected_NG = groups.old_log_probs_NG.softmax(dim=1)  # of the subset, where it is one
+        expected_NG = groups.old_log_probs_NG.exp()
+        expected_NG = expected_NG / expected_NG.sum(dim=1, keepdim=True)  # 1 but for a subset
     mean_N1 = (weights_NG * rewards_NG).sum(dim=1, keepdim=True)
     variance_N = (weights_NG * (rewards_NG - mean_N1).square()).sum(dim=1) * correction
     each = {

@@ -145,7 +145,7 @@ def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
         ContrastiveViews(config.temperature, by_class=config.positives == "classes"),
         BatchLoader(
             train,
-            ViewInputs(train, parts.preprocess, config.image_size),
+            ViewInputs(train, parts.preprocess, config.image_size, config.augment),
             batch_size=config.batch_size,
             seed=config.seed,
             workers=config.workers,
@@ -221,7 +221,7 @@ def backbone_card(summary: Mapping[str, Any]) -> str:
         "|---|---|---|",
         *[f"| k = {k} | {before[k]:.4f} | {after[k]:.4f} |" for k in after],
         "",
-        f"{summary['steps']} steps, weights of step {summary['best_step']}.",
+        f"{summary['steps']} steps.",
         "",
         "```python",
         "from transformers import AutoModel",

@@ -59,6 +59,12 @@ class PretrainBackboneConfig(RunConfig):
     negative."""
     weight_decay: float = 0.05
     """AdamW's, on matrices only."""
+    augment: tuple[Literal["crop", "flip", "color"], ...] = ("crop", "flip", "color")
+    """What makes two views of an image: features forget what it changes, so leave out color where
+    colours tell classes apart."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights the run ends with: the last, since more steps make better features than a noisy
+    kNN accuracy can tell, or the best on validation data."""
     more_data: tuple[str, ...] = ()
     """Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."""
     positives: Literal["views", "classes"] = "views"
@@ -90,8 +96,10 @@ class PretrainBackboneConfig(RunConfig):
                 "--accumulation would change the contrastive loss, which compares a whole batch: "
                 "take a smaller --batch-size."
             )
-        if self.augment:
-            raise UserError("--augment: views are always cropped, flipped and coloured; drop it.")
+        if not self.augment:
+            raise UserError(
+                "--augment makes the two views of an image differ: give crop, flip or color."
+            )
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default for training from scratch."""

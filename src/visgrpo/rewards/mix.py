@@ -111,7 +111,8 @@ class RewardSet:
                 )
                 for part in self.functions
             ]
-        return torch.stack(parts, dim=-1)
+        # One whole (N, G) table after another in memory: each is read alone most of the time.
+        return torch.stack(parts).movedim(0, -1)
 
 
 def parse_rewards(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from visgrpo.arguments import parse
-from visgrpo.recipes.configs import ClipConfig, CompareConfig, EvaluateConfig
+from visgrpo.recipes.configs import ClipConfig, CompareConfig
+from visgrpo.recipes.use_configs import EvaluateConfig
 
 
 def write(folder: Path, text: str) -> str:

@@ -14,8 +14,8 @@ __version__ = version("visgrpo")
 _HOME = {
     "ClipConfig": "visgrpo.recipes.configs",
     "DemoConfig": "visgrpo.recipes.configs",
-    "EvaluateConfig": "visgrpo.recipes.configs",
-    "PredictConfig": "visgrpo.recipes.configs",
+    "EvaluateConfig": "visgrpo.recipes.use_configs",
+    "PredictConfig": "visgrpo.recipes.use_configs",
     "PretrainBackboneConfig": "visgrpo.recipes.pretrain_configs",
     "PretrainClipConfig": "visgrpo.recipes.pretrain_configs",
     "train_clip": "visgrpo.recipes.clip",

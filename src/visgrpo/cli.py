@@ -65,13 +65,13 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "evaluate": Command(
         "evaluate a saved MODEL on any data set",
-        "visgrpo.recipes.configs:EvaluateConfig",
+        "visgrpo.recipes.use_configs:EvaluateConfig",
         "visgrpo.recipes.evaluate:evaluate",
         positional=("model",),
     ),
     "predict": Command(
-        "classify image files: predict MODEL IMAGE…",
-        "visgrpo.recipes.configs:PredictConfig",
+        "classify or segment image files: predict MODEL IMAGE…",
+        "visgrpo.recipes.use_configs:PredictConfig",
         "visgrpo.recipes.predict:predict",
         positional=("model", "images"),
     ),

@@ -1,20 +1,50 @@
-"""A picture folder and a CLIP pre-trained on it for a few steps, made once."""
+"""Picture folders, small backbones, and a CLIP pre-trained for a few steps, made once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pictures_of_masks import write_masks
 from pictures_of_shapes import write_pictures
+from tuning import RESNET, VIT, save_small_backbone
 
 from visgrpo.cli import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the features of frozen backbones out of the home directory."""
+    folder = tmp_path_factory.mktemp("features")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISGRPO_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes; 16 training, 6 validation and 6 test pictures of each."""
     return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A background and two classes; 24 training, 8 validation and 9 test pictures with masks."""
+    return write_masks(tmp_path_factory.mktemp("masks"))
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random DINOv2 of two blocks, 4 × 4 patches and no head."""
+    return save_small_backbone(tmp_path_factory.mktemp("backbones") / "vit", VIT)
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ResNet of two stages and no head."""
+    return save_small_backbone(tmp_path_factory.mktemp("backbones") / "resnet", RESNET)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +84,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
+def environment(feature_cache: Path) -> dict[str, str]:
     """For subprocesses: this source tree, one thread, offline."""
     source = str(Path(__file__).parents[2] / "src")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))

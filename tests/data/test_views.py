@@ -12,7 +12,6 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.views import ViewInputs, random_part, view
 
-
 ALL = ("crop", "flip", "color")
 
 

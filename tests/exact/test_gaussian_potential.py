@@ -71,7 +71,6 @@ def test_descent_spreads_the_features() -> None:
     assert cosines.tolist() == pytest.approx([-0.5] * 3, abs=0.01)  # thirds of a circle
 
 
-@pytest.mark.xfail(reason="autocast takes the inner products in bf16", strict=True)
 def test_autocast_changes_nothing() -> None:
     """Features close together differ in the digits that bf16 leaves out."""
     generator = torch.Generator().manual_seed(0)

@@ -52,7 +52,7 @@ def step(
     leaf = logits_NK.clone().requires_grad_()
     batch = Batch(torch.arange(len(labels_N)), logits_NK, labels_N, {})
     old = None if old_NK is None else OldPolicy(old_NK, batch)
-    result = grpo.loss(lambda inputs: leaf, batch, old, 0)  # type: ignore[arg-type, misc]
+    result = grpo.loss(lambda inputs: leaf, batch, old, 0)
     return result, torch.autograd.grad(result.loss, leaf)[0]
 
 

@@ -27,9 +27,10 @@ def gaussian_potential(features_ND: Tensor, *, t: float = 2.0) -> Tensor:
     n_inputs = len(features_ND)
     if n_inputs < 2:
         raise UserError("Feature uniformity compares pairs: it needs two images or more.")
-    z_ND = F.normalize(features_ND.float(), dim=-1)
-    # On the sphere ‖x - y‖² = 2 - 2⟨x, y⟩.
-    exponents_NN = 2 * t * (z_ND @ z_ND.T - 1)
+    with torch.autocast(features_ND.device.type, enabled=False):  # bf16 is too rough for them
+        z_ND = F.normalize(features_ND.float(), dim=-1)
+        # On the sphere ‖x - y‖² = 2 - 2⟨x, y⟩.
+        exponents_NN = 2 * t * (z_ND @ z_ND.T - 1)
     itself = torch.eye(n_inputs, dtype=torch.bool, device=z_ND.device)
     pairs = exponents_NN.masked_fill(itself, -torch.inf)
     return pairs.flatten().logsumexp(dim=0) - math.log(n_inputs * (n_inputs - 1))

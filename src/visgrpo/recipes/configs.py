@@ -82,6 +82,8 @@ class RunConfig(DataConfig):
     """Steps between two checkpoints; by default with every evaluation."""
     keep: Literal["best", "last"] = "best"
     """Which weights the run ends with: the best on validation data, or the last."""
+    report: bool = True
+    """Write report.html and plots/ at the end; "visgrpo report RUN" writes them later."""
     report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     """Trackers beside metrics.jsonl."""
     resume: bool = False
@@ -205,87 +207,6 @@ class ClipConfig(RunConfig):
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default."""
         return self.learning_rate or (2e-4 if self.lora else 1e-5)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Config):
-    """Evaluate a saved model on any data set."""
-
-    model: str = ""
-    """Folder or Hub name."""
-    data: str = "digits"
-    """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set."""
-    split: str = "test"
-    """train, validation or test, perhaps sliced: "train[:2000]"."""
-    image_column: str | None = None
-    """Column of the images, where its name is not a usual one."""
-    label_column: str | None = None
-    """Column of the labels, where its name is not a usual one."""
-    seed: int | None = None
-    """Of a validation split that has to be made, and of a built-in world; by default that of the
-    model's own run where it was tuned on this data, else 0."""
-    validation_fraction: float | None = None
-    """Share of the training rows in such a validation split; by default as --seed, else 0.1."""
-    train_slice: str | None = None
-    """Training rows that such a validation split is made from; by default as --seed, else all."""
-    skip_bad_images: bool = False
-    """Leave out images that cannot be read; otherwise they stop the evaluation."""
-    templates: tuple[str, ...] | None = None
-    """Prompts; by default those that the model was trained with."""
-    start: str | None = None
-    """The model before fine-tuning: KL to it is reported, and weights are interpolated."""
-    alpha: tuple[float, ...] = ()
-    """WiSE-FT: evaluate (1 - alpha) · start + alpha · model for each of these."""
-    batch_size: int = 256
-    """Images at a time."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-    json: str | None = None
-    """Write the numbers to this file as well; "-" prints JSON instead of the table."""
-
-    def check(self) -> None:
-        named(self.model, "the model: visgrpo evaluate MODEL --data …")
-        positive(self, "batch_size")
-        not_negative(self, "seed", optional=True)
-        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
-            raise UserError(
-                f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
-            )
-        if self.train_slice is not None and not self.split.startswith("validation"):
-            raise UserError(
-                "--train-slice says what a validation split is made from: with it, give --split "
-                f'validation. For training rows, write --split "train[{self.train_slice}]".'
-            )
-        if self.alpha and self.start is None:
-            raise UserError("--alpha needs --start, the model before fine-tuning.")
-        for alpha in self.alpha:
-            if not 0 <= alpha <= 1:
-                raise UserError(f"--alpha {alpha} must lie between 0 and 1.")
-
-
-@dataclass(frozen=True)
-class PredictConfig(Config):
-    """Classify images with a saved model."""
-
-    model: str = ""
-    """Folder or Hub name."""
-    images: tuple[str, ...] = ()
-    """Image files."""
-    classes: tuple[str, ...] = ()
-    """Class names; by default those that the model was trained with."""
-    templates: tuple[str, ...] | None = None
-    """Prompts; by default those that the model was trained with."""
-    top_k: int = 5
-    """Classes to show for each image."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-    json: bool = False
-    """Print JSON instead of the table."""
-
-    def check(self) -> None:
-        named(self.model, "the model: visgrpo predict MODEL photo.jpg")
-        named(self.images, "at least one image: visgrpo predict MODEL photo.jpg")
-        positive(self, "top_k")
 
 
 @dataclass(frozen=True)

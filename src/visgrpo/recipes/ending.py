@@ -55,6 +55,7 @@ def finish(
         "data": {"name": session.config.data, **split_sizes(splits)},
         "steps": result.steps,
         "best_step": result.best_step,
+        "validation": result.validation,
         "seconds": round(result.seconds, 3),
         "examples_per_second": round(result.examples / max(result.seconds, 1e-9), 2),
         "peak_memory_bytes": peak_memory_bytes(session.processes.device),
@@ -70,14 +71,16 @@ def finish(
     if session.processes.is_main:
         save(summary)
         session.run.write_summary(summary)
-        write_report(session.run.path)
+        if session.config.report:
+            write_report(session.run.path)
         print_outcome(summary)
         if not result.best_step and session.config.keep == "best":
             session.say(
                 "note: no evaluation was as good as the start's, so the run ends with the start's "
                 "weights; --keep last keeps the last ones."
             )
-        session.say(f"Page: {session.run.path / 'report.html'}")
+        if session.config.report:
+            session.say(f"Page: {session.run.path / 'report.html'}")
         session.say(f"Model: {session.run.path / 'model'}")
     session.processes.finish_trackers()
     session.processes.wait()

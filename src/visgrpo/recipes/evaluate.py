@@ -63,34 +63,19 @@ def _dataset(config: EvaluateConfig) -> ImageDataset:
     On the data that the model was tuned on, they are divided as they were then: with another seed
     most of a made validation split would be rows that the model was trained on.
     """
-    settings = _division(config)
-    columns: dict[str, Any] = {
+    division = division_of(config)
+    settings: dict[str, Any] = {
         "image_column": config.image_column,
         "label_column": config.label_column,
         "skip_bad_images": config.skip_bad_images,
+        "seed": division.seed,
+        "validation_fraction": division.validation_fraction,
     }
-    train_slice = settings.pop("train_slice")
     name, rows = parse_split(config.split)
-    if name == "validation" and train_slice is not None:
-        splits = load_splits(config.data, train_slice=train_slice, **columns, **settings)
+    if name == "validation" and division.train_slice is not None:
+        splits = load_splits(config.data, train_slice=division.train_slice, **settings)
         return sliced(splits.validation, rows)
-    return load_split(config.data, config.split, **columns, **settings)
-
-
-def _division(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what decides the made splits: options first, then the model's own run."""
-    info = read_info(config.model)
-    trained_on = info.get("data")
-    # Folders may be written in several ways; other names are not changed by this.
-    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
-    division: dict[str, Any] = {"seed": 0, "validation_fraction": 0.1, "train_slice": None}
-    for name in division:
-        given = getattr(config, name)
-        if given is not None:
-            division[name] = given
-        elif same_data and name in info:
-            division[name] = info[name]
-    return division
+    return load_split(config.data, config.split, **settings)
 
 
 class _Evaluator:
@@ -132,20 +117,3 @@ class _Weights:
     def at(self, alpha: float) -> Any:
         self._model.load_state_dict(interpolate(self._start, self._end, alpha))
         return self._model
-
-
-def _show(results: Mapping[str, Any], config: EvaluateConfig, dataset: ImageDataset) -> None:
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    if config.json == "-":
-        print(text)
-        return
-    if config.json:
-        try:
-            Path(config.json).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {config.json} cannot be written: {error.strerror}.") from error
-    print_measures(f"{dataset.name}, {len(dataset)} images", results)
-    per_class = results["model"]["per_class_accuracy"]
-    known = {name: value for name, value in per_class.items() if value is not None}
-    worst = sorted(known, key=lambda name: known[name])[:5]
-    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))

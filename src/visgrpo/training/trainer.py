@@ -60,12 +60,16 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run went. ``seconds`` counts training steps alone, not evaluation."""
+    """How a run went. ``seconds`` counts training steps alone, not evaluation.
+
+    ``validation`` is what the weights that the run ends with reached in the metric that selects.
+    """
 
     steps: int
     seconds: float
     examples: int
     best_step: int
+    validation: float
 
 
 class Trainer:
@@ -111,6 +115,7 @@ class Trainer:
         self._old: dict[str, Tensor] = {}
         self._means = MetricMeans()
         self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
+        self._reached = float("-inf")  # in the evaluation before
         self._step, self._seconds = 0, 0.0
         # Within a step: the means before it, and whether it has changed the weights yet.
         self._means_before: MetricMeans | None = None
@@ -149,7 +154,8 @@ class Trainer:
         if options.keep == "best":
             self._load_best()
         examples = options.steps * options.batch_size
-        return TrainResult(options.steps, self._seconds, examples, int(self._best["step"]))
+        reached = self._best["value"] if options.keep == "best" else self._reached
+        return TrainResult(options.steps, self._seconds, examples, int(self._best["step"]), reached)
 
     def _one_step(self, batch: Batch, began: float, display: ProgressDisplay) -> None:
         options, step = self._options, self._step
@@ -273,7 +279,7 @@ class Trainer:
         self._model.eval()
         values = {f"eval/{name}": value for name, value in self._evaluate().items()}
         self._model.train()
-        value = values[f"eval/{self._selection}"]
+        value = self._reached = values[f"eval/{self._selection}"]
         if value >= self._best["value"]:  # of equals the later: it has learned more
             self._best = {"step": self._step, "value": value}
             self._save_best()
@@ -313,6 +319,7 @@ class Trainer:
                 "step": self._step,
                 "seconds": self._seconds,
                 "best": self._best if self._best["value"] > float("-inf") else None,
+                "reached": self._reached if self._reached > float("-inf") else None,
                 "means": self._means.state(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
@@ -350,6 +357,7 @@ class Trainer:
         self._old = {n: t.to(device) for n, t in checkpoint.tensors["old_policy"].items()}
         self._step, self._seconds = int(state["step"]), float(state["seconds"])
         self._best = state["best"] or self._best
+        self._reached = state["reached"] if state["reached"] is not None else self._reached
         self._means.restore(state["means"])
         scaler = self._processes.accelerator.scaler
         if scaler is not None:

@@ -1,0 +1,85 @@
+"""What the evaluation of every kind of model begins and ends with: its rows, and its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visgrpo.errors import UserError
+from visgrpo.models.loading import read_info
+from visgrpo.recipes.ending import print_measures
+from visgrpo.recipes.use_configs import EvaluateConfig
+
+_WEAKEST = 5
+
+
+@dataclass(frozen=True)
+class Division:
+    """What decides the splits that have to be made."""
+
+    seed: int = 0
+    validation_fraction: float = 0.1
+    train_slice: str | None = None
+
+
+def division_of(config: EvaluateConfig) -> Division:
+    """Return how rows are divided: by the options first, then as in the model's own run.
+
+    On the data that the model was tuned on, they are divided as they were then: with another seed
+    most of a made validation split would be rows that the model was trained on.
+    """
+    info = read_info(config.model)
+    trained_on = info.get("data")
+    # Folders may be written in several ways; other names are not changed by this.
+    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
+    division: dict[str, Any] = {}
+    for name in ("seed", "validation_fraction", "train_slice"):
+        given = getattr(config, name)
+        if given is not None:
+            division[name] = given
+        elif same_data and name in info:
+            division[name] = info[name]
+    return Division(**division)
+
+
+def show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
+    """Print JSON, or a table of all rows; write the JSON file that was asked for.
+
+    Args:
+        results: the measures of "start" and "model" and whatever else was evaluated.
+
+    Raises:
+        UserError: where the file cannot be written.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    if config.json == "-":
+        print(text)
+        return
+    if config.json:
+        try:
+            Path(config.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {config.json} cannot be written: {error.strerror}.") from error
+    print_measures(title, _with_shifts(results))
+    for measure in ("per_class_accuracy", "per_class_iou"):
+        if measure in results["model"]:
+            _print_weakest(results["model"][measure])
+
+
+def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the measures on every shifted copy a row of their own."""
+    rows = {}
+    for name, measures in results.items():
+        rows[name] = measures
+        for shift, shifted in measures.get("shifts", {}).items():
+            rows[f"{name}, {shift}"] = shifted
+    return rows
+
+
+def _print_weakest(per_class: Mapping[str, float | None]) -> None:
+    known = {name: value for name, value in per_class.items() if value is not None}
+    worst = sorted(known, key=lambda name: known[name])[:_WEAKEST]
+    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))

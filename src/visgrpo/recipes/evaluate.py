@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +10,15 @@ from torch import Tensor
 
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.sources import load_split, load_splits
-from visgrpo.data.splitting import parse_split, sliced
-from visgrpo.errors import UserError
 from visgrpo.evaluation import evaluate_logits, interpolate
 from visgrpo.evaluation.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, check_model_name, load_clip, read_info
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.recipes.configs import EvaluateConfig
-from visgrpo.recipes.ending import print_measures
+from visgrpo.recipes.evaluate_backbone import evaluate_classifier, evaluate_segmenter
+from visgrpo.recipes.evaluate_shared import labelled_rows, show
+from visgrpo.recipes.model_kinds import kind_of, refuse_other_options
+from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
 
@@ -31,13 +28,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Keys are ``model``, ``start`` and ``alpha=…``; those that were asked for.
 
     Raises:
-        UserError: for a model or data set that cannot be used.
+        UserError: for a model or data set that cannot be used, and options that do not go with it.
     """
     config.check()
     for name in filter(None, (config.model, config.start)):
         check_model_name(name)
+    kind = kind_of(config.model)
+    refuse_other_options(config, kind)
     processes = Processes(config.device)
-    dataset = _dataset(config)
+    if kind == "clip":
+        return _evaluate_clip(config, processes)
+    if kind == "segmentation":
+        return evaluate_segmenter(config, processes)
+    return evaluate_classifier(config, processes)
+
+
+def _evaluate_clip(config: EvaluateConfig, processes: Processes) -> dict[str, Any]:
+    dataset = labelled_rows(config)
     parts = load_clip(config.model)
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     class_prompts(dataset.classes, templates)
@@ -53,29 +60,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         for alpha in config.alpha:
             logits = evaluator.logits(between.at(alpha))
             results[f"alpha={alpha:g}"] = evaluator.measures(logits, start_logits)
-    _show(results, config, dataset)
+    show(results, config, f"{dataset.name}, {len(dataset)} images")
     return results
-
-
-def _dataset(config: EvaluateConfig) -> ImageDataset:
-    """Load the rows to evaluate on.
-
-    On the data that the model was tuned on, they are divided as they were then: with another seed
-    most of a made validation split would be rows that the model was trained on.
-    """
-    division = division_of(config)
-    settings: dict[str, Any] = {
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "skip_bad_images": config.skip_bad_images,
-        "seed": division.seed,
-        "validation_fraction": division.validation_fraction,
-    }
-    name, rows = parse_split(config.split)
-    if name == "validation" and division.train_slice is not None:
-        splits = load_splits(config.data, train_slice=division.train_slice, **settings)
-        return sliced(splits.validation, rows)
-    return load_split(config.data, config.split, **settings)
 
 
 class _Evaluator:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
 from visgrpo.models.loading import read_info
 from visgrpo.recipes.ending import print_measures
@@ -45,6 +48,22 @@ def division_of(config: EvaluateConfig) -> Division:
     return Division(**division)
 
 
+def labelled_rows(config: EvaluateConfig) -> ImageDataset:
+    """Load the labelled images to evaluate on."""
+    division = division_of(config)
+    name, rows = parse_split(config.split)
+    if name == "validation" and division.train_slice is not None:
+        return sliced(labelled_splits(config).validation, rows)
+    return load_split(config.data, config.split, **_settings(config, division))
+
+
+def labelled_splits(config: EvaluateConfig) -> Splits:
+    """Load the three splits that probes learn from, choose by and are judged on."""
+    division = division_of(config)
+    settings = _settings(config, division)
+    return load_splits(config.data, train_slice=division.train_slice, **settings)
+
+
 def show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
     """Print JSON, or a table of all rows; write the JSON file that was asked for.
 
@@ -67,6 +86,16 @@ def show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None
     for measure in ("per_class_accuracy", "per_class_iou"):
         if measure in results["model"]:
             _print_weakest(results["model"][measure])
+
+
+def _settings(config: EvaluateConfig, division: Division) -> dict[str, Any]:
+    return {
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "skip_bad_images": config.skip_bad_images,
+        "seed": division.seed,
+        "validation_fraction": division.validation_fraction,
+    }
 
 
 def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:

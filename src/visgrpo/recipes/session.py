@@ -23,7 +23,7 @@ from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
 
 # Settings that may differ between a run and its continuation: they do not change its numbers.
-_FREE_TO_CHANGE = {"resume", "output", "device", "workers", "report", "report_to"}
+_FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "report_to"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def step(
     """The loss of logits that are the model's own output, and its gradient by them (N, K)."""
     leaf = logits_NK.clone().requires_grad_()
     batch = Batch(torch.arange(len(labels_N)), logits_NK, labels_N, {})
-    old = None if old_NK is None else OldPolicy(old_NK, batch)
+    old = None if old_NK is None else OldPolicy(replace(batch, inputs=old_NK), 0)
     result = grpo.loss(lambda inputs: leaf, batch, old, 0)
     return result, torch.autograd.grad(result.loss, leaf)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,11 @@ def test_four_images_are_two_times_two(decide_at: Any, supervised: bool, stale: 
     method: Any = (
         ClassSetSupervised(view(decide_at)) if supervised else ClassSetGRPO(policy, view(decide_at))
     )
-    old = OldPolicy(logits + 0.4 * logits.roll(1, 0), batch) if stale and not supervised else None
+    old = (
+        OldPolicy(replace(batch, inputs=logits + 0.4 * logits.roll(1, 0)), 0)
+        if stale and not supervised
+        else None
+    )
 
     def loss_of(rows: list[int]) -> tuple[float, Tensor]:
         leaf, chosen = logits.clone().requires_grad_(), torch.tensor(rows)

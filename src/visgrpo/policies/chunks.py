@@ -30,7 +30,7 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
     if n_inputs <= inputs_at_once:
         return loss_of(logits, slice(0, n_inputs))
     gradient = torch.empty_like(logits)
-    total = logits.new_zeros(())
+    losses = []
     metrics: Metrics = {}
     for start in range(0, n_inputs, inputs_at_once):
         some = slice(start, min(start + inputs_at_once, n_inputs))
@@ -39,10 +39,10 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
             leaf = logits[some].detach().requires_grad_()
             loss, its_metrics = loss_of(leaf, some)
             (gradient[some],) = torch.autograd.grad(loss * share, leaf)
-        total += loss.detach() * share
+        losses.append(loss.detach() * share)
         for name, value in its_metrics.items():
             metrics[name] = metrics.get(name, 0) + value * share
-    return _WithGradient.apply(logits, total, gradient), metrics
+    return _WithGradient.apply(logits, torch.stack(losses).sum(), gradient), metrics
 
 
 class _WithGradient(torch.autograd.Function):

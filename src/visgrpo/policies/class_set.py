@@ -14,13 +14,14 @@ that of cross-entropy, and what is new is that every image pulls equally hard. W
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.errors import UserError
 from visgrpo.objectives.uniformity import gaussian_potential
 from visgrpo.policies.chunks import in_chunks
 from visgrpo.policies.labels import LabelGRPO, Model
@@ -42,14 +43,23 @@ class OldPolicy:
     """What the old policy said of N inputs; rewards and advantages are made from it when needed.
 
     One tensor is kept for each batch, whatever the number of classes and rewards.
+
+    Attributes:
+        answers: the batch, with the old policy's logits in the place of its inputs.
+        step: which batch of the run this is.
     """
 
-    logits: Tensor
-    batch: Batch
+    answers: Batch
+    step: int
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the old policy, without gradient."""
+        return self.answers.inputs
 
     def select(self, rows: Tensor) -> OldPolicy:
         """Return the part of some inputs, for a minibatch."""
-        return OldPolicy(self.logits[rows.to(self.logits.device)], self.batch.select(rows))
+        return OldPolicy(self.answers.select(rows), self.step)
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,28 @@ class ClassSetGRPO:
         view: what a row is.
         feature_uniformity: weight of the Gaussian potential of the features, see
             :mod:`visgrpo.objectives.uniformity`; it is taken over the batch as a whole.
+
+    Raises:
+        UserError: for groups that are drawn or compared with each other: what is done for some
+            inputs must not depend on the rest of the batch.
     """
 
     policy: LabelGRPO
     view: View = ImageView()  # noqa: RUF009 (it has no state)
     feature_uniformity: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.policy.estimator == "sampled" or not self.policy.groups_stand_alone:
+            raise UserError(
+                "Groups that are the class set take the uniform or the exact estimator, and "
+                "advantages over each group alone; LabelGRPO does the rest."
+            )
+
     @torch.no_grad()
     def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> OldPolicy:
         """Run the old policy over this process's share of a batch, ``chunk`` inputs at a time."""
         logits = torch.cat([old_model(inputs) for inputs in batch.inputs.split(chunk)])
-        return OldPolicy(logits, batch)
+        return OldPolicy(replace(batch, inputs=logits), step)
 
     def loss(
         self, model: ModelWithFeatures, batch: Batch, groups: OldPolicy | None, step: int
@@ -103,24 +124,22 @@ class ClassSetGRPO:
             its_groups = self.policy.groups(before_RK, rows, step, now.weights_R)
             return self.policy.loss_of(now.logits_RK, its_groups)
 
-        loss, metrics = in_chunks(loss_of, logits, self._inputs_at_once(logits, batch))
+        loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         if self.feature_uniformity:
             potential = gaussian_potential(features_ND)
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
-        return ClassSetLoss(loss, metrics, groups or OldPolicy(logits.detach(), batch))
+        old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step)
+        return ClassSetLoss(loss, metrics, old)
 
     def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data; pixels are shown as pictures elsewhere."""
         if not isinstance(self.view, ImageView):
             return []
-        some = torch.arange(min(rows, len(groups.batch)))
-        first = groups.select(some)
-        return self.policy.samples(self.policy.groups(first.logits, first.batch, 0), rows)
-
-    def _inputs_at_once(self, logits: Tensor, batch: Batch) -> int:
-        apart = self.policy.groups_stand_alone and self.policy.estimator != "sampled"
-        return inputs_at_once(self.view, logits, batch) if apart else len(batch)
+        first = groups.select(torch.arange(min(rows, len(groups.answers))))
+        return self.policy.samples(
+            self.policy.groups(first.logits, first.answers, groups.step), rows
+        )
 
 
 @dataclass(frozen=True)

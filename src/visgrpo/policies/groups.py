@@ -24,7 +24,8 @@ class LabelGroups:
         reference_log_probs_NK: the reference's distribution; None without a KL term.
         labels_N: true class ids, for the supervised part and the accuracy.
         labelled_N: which labels the supervised part may see, bool.
-        input_weights_N: how much each input counts, with mean 1; None where all count the same.
+        input_weights_N: how much each input counts; None where all count the same. Their mean is
+            1, or less where other inputs of the batch have nothing to decide.
     """
 
     outputs_NG: Tensor

@@ -143,7 +143,7 @@ class LabelGRPO:
         log_probs_NG = self._of_outputs(log_probs_NK, groups.outputs_NG)
         loss = on_policy_loss(log_probs_NG, groups.advantages_NG, weights_with_inputs(groups))
         metrics = {name: loss.new_zeros(()) for name in CLIP_METRICS}
-        metrics["ratio_mean"] = loss.new_ones(())
+        metrics["ratio_mean"] = mean_over_inputs(torch.ones_like(logits_NK[:, 0]), input_weights_N)
         loss, more = self._with_terms(loss, logits_NK, log_probs_NK, groups)
         return LossResult(loss, metrics | more, groups)
 
@@ -161,7 +161,7 @@ class LabelGRPO:
         Args:
             logits_NK: of the old policy.
             step: which batch of the run this is; with the seed it decides the draws.
-            input_weights_N: how much each input counts, with mean 1.
+            input_weights_N: how much each input counts, see `LabelGroups`.
         """
         return self._groups(self.log_probs(logits_NK.detach()), batch, step, input_weights_N)
 
@@ -206,11 +206,13 @@ class LabelGRPO:
             epsilon_low=self.objective.epsilon_low,
             epsilon_high=self.objective.epsilon_high,
         )
+        # Inputs without a row count as 0 here, as they do in every other mean.
+        share = 1.0 if groups.input_weights_N is None else groups.input_weights_N.mean()
         metrics = {
-            "clip_ratio/low_mean": result.clip_low,
-            "clip_ratio/high_mean": result.clip_high,
-            "clip_ratio/region_mean": result.clip_low + result.clip_high,
-            "ratio_mean": result.ratio_mean,
+            "clip_ratio/low_mean": result.clip_low * share,
+            "clip_ratio/high_mean": result.clip_high * share,
+            "clip_ratio/region_mean": (result.clip_low + result.clip_high) * share,
+            "ratio_mean": result.ratio_mean * share,
         }
         loss, more = self._with_terms(result.loss, logits_NK, new_NK, groups)
         return loss, metrics | more
@@ -240,14 +242,14 @@ class LabelGRPO:
     def samples(self, groups: LabelGroups, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data for ``samples.jsonl``.
 
-        An enumerated group is cut to the true class and the nine most probable others.
+        A group of all classes is cut to the true one and the nine most probable others.
         """
         totals_NG = weighted_sum(groups.rewards_NGR, self.rewards.weights_R)
         samples = []
         for i in range(min(rows, len(groups.labels_N))):
             label = int(groups.labels_N[i])
             shown = torch.arange(groups.outputs_NG.shape[1])
-            if groups.weights_NG is not None:
+            if self.takes_all_classes:
                 order = groups.old_log_probs_NG[i].cpu().argsort(descending=True)
                 shown = torch.cat([torch.tensor([label]), order[order != label][:9]])
             outputs = groups.outputs_NG[i].cpu()[shown]

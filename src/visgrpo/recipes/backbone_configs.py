@@ -119,6 +119,8 @@ class RepresentationConfig(BackboneRunConfig):
         not_negative(self, "beta", "feature_uniformity")
         if self.class_subset is not None and self.estimator != "uniform":
             raise UserError("--class-subset goes with --estimator uniform: its classes are equal.")
+        if self.feature_uniformity and self.estimator == "sampled":
+            raise UserError("--feature-uniformity goes with --estimator uniform or exact.")
         if "none" in self.probe and len(self.probe) > 1:
             raise UserError("--probe none goes alone.")
         if self.beta and self.augment:

@@ -15,7 +15,8 @@ from visgrpo.evaluation.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import ClipParts, check_model_name, load_clip
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.recipes.evaluate_backbone import evaluate_classifier, evaluate_segmenter
+from visgrpo.recipes.evaluate_backbone import evaluate_classifier
+from visgrpo.recipes.evaluate_masks import evaluate_segmenter
 from visgrpo.recipes.evaluate_shared import labelled_rows, show
 from visgrpo.recipes.model_kinds import kind_of, refuse_other_options
 from visgrpo.recipes.use_configs import EvaluateConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,13 @@ def labelled_splits(config: EvaluateConfig) -> Splits:
     division = division_of(config)
     settings = _settings(config, division)
     return load_splits(config.data, train_slice=division.train_slice, **settings)
+
+
+def models_of(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
+    """The names of the rows to print, and their models; the start comes first."""
+    if config.start:
+        yield "start", config.start
+    yield "model", config.model
 
 
 def show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:

@@ -1,10 +1,11 @@
-"""Classify image files with a saved model: `visgrpo predict`."""
+"""Classify or segment image files with a saved model: `visgrpo predict`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -15,40 +16,83 @@ from torch import Tensor
 from visgrpo.data.decoding import decode
 from visgrpo.errors import UserError
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import check_model_name, load_clip, read_info
+from visgrpo.models.loading import load_clip, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
-from visgrpo.recipes.configs import PredictConfig
+from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.models.representation_saving import load_representation
+from visgrpo.recipes.model_kinds import IN_WORDS, kind_of, refuse_other_options
+from visgrpo.recipes.predict_backbone import segment_images
+from visgrpo.recipes.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
+
+Classify = Callable[[str, Image.Image], Tensor]
+"""Makes logits (1, K) of an image and its path, which messages name."""
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
-    """Return for each image its most probable classes, and print them.
+    """Return for each image its most probable classes, or what its pixels are; print them.
 
     Raises:
-        UserError: for an image that cannot be read, or a model that knows no class names.
+        UserError: for an image that cannot be read, a model that knows no class names, and options
+            that do not go with the model.
     """
     config.check()
-    check_model_name(config.model)
-    info = read_info(config.model)
-    classes = config.classes or tuple(info.get("classes", ()))
+    kind = kind_of(config.model)
+    refuse_other_options(config, kind)
+    classes = config.classes or tuple(read_info(config.model).get("classes", ()))
+    if kind == "backbone":
+        raise UserError(
+            f'"{config.model}" is {IN_WORDS[kind]} and answers nothing: train one with visgrpo '
+            "representation or visgrpo segmentation."
+        )
     if not classes:
         raise UserError(f'"{config.model}" names no classes: give them with --classes.')
     images = [_open(path) for path in config.images]
-    processes = Processes(config.device)
+    if kind == "segmentation":
+        answers = segment_images(config, images)
+        _show(answers, config, "shares", "share of pixels")
+    else:
+        processes = Processes(config.device)
+        load = _clip if kind == "clip" else _with_head
+        answers = _classify(config, images, classes, load(config, classes, processes))
+        _show(answers, config, "probabilities", "probability")
+    return answers
+
+
+def _clip(config: PredictConfig, classes: tuple[str, ...], processes: Processes) -> Classify:
     parts = load_clip(config.model)
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     classifier = ClipClassifier(parts.model, parts.tokenizer, classes, templates)
     classifier.to(processes.device).eval()
     side = classifier.backbone.config.vision_config.image_size
-    probabilities = []
-    # One by one: any number of large images fits in memory.
-    for path, image in zip(config.images, images, strict=True):
+
+    def logits_1K(path: str, image: Image.Image) -> Tensor:
         pixels = parts.preprocess(image)
         _check_size(path, pixels, side)
-        with torch.no_grad():
-            probabilities.append(classifier(pixels[None].to(processes.device)).softmax(dim=-1))
-    top = torch.cat(probabilities).topk(min(config.top_k, len(classes)), dim=-1)
-    answers = [
+        return classifier(pixels[None].to(processes.device))
+
+    return logits_1K
+
+
+def _with_head(config: PredictConfig, classes: tuple[str, ...], processes: Processes) -> Classify:
+    model, parts = load_representation(config.model)
+    classifier = cast(RepresentationClassifier, model).to(processes.device)
+    return lambda path, image: classifier(parts.preprocess(image)[None].to(processes.device))
+
+
+@torch.no_grad()
+def _classify(
+    config: PredictConfig,
+    images: Sequence[Image.Image],
+    classes: tuple[str, ...],
+    logits_of: Classify,
+) -> list[dict[str, Any]]:
+    # One by one: any number of large images fits in memory.
+    logits_NK = torch.cat(
+        [logits_of(path, image) for path, image in zip(config.images, images, strict=True)]
+    )
+    top = logits_NK.softmax(dim=-1).topk(min(config.top_k, len(classes)), dim=-1)
+    return [
         {
             "image": path,
             "classes": [classes[k] for k in indices.tolist()],
@@ -56,8 +100,6 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         }
         for path, indices, values in zip(config.images, top.indices, top.values, strict=True)
     ]
-    _show(answers, config)
-    return answers
 
 
 def _open(path: str) -> Image.Image:
@@ -76,13 +118,16 @@ def _check_size(path: str, pixels: Tensor, side: int) -> None:
         )
 
 
-def _show(answers: list[dict[str, Any]], config: PredictConfig) -> None:
+def _show(answers: list[dict[str, Any]], config: PredictConfig, numbers: str, title: str) -> None:
+    """Print the classes of every image and the numbers that belong to them."""
     if config.json:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
         return
     console = Console(width=None if Console().is_terminal else 100)
     for answer in answers:
-        table = Table("class", "probability", title=answer["image"], title_justify="left")
-        for name, value in zip(answer["classes"], answer["probabilities"], strict=True):
+        table = Table("class", title, title=answer["image"], title_justify="left")
+        for name, value in zip(answer["classes"], answer[numbers], strict=True):
             table.add_row(name, f"{value:.3f}")
         console.print(table)
+        if "mask" in answer:
+            print(f"Mask: {answer['mask']}  Overlay: {answer['overlay']}")

@@ -250,6 +250,8 @@ def _method(
         reference=reference,
         seed=config.seed,
     )
+    if config.estimator == "sampled":
+        return policy
     return ClassSetGRPO(policy, feature_uniformity=config.feature_uniformity)
 
 

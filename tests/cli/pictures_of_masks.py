@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pictures_of_shapes import COLOURS
+from PIL import Image
 
 CLASSES = ("background", "apple", "leaf")
 IGNORED = 255

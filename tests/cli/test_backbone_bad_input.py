@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import metric_lines, refused
-from tuning import represent, segment, words
+from tuning import Job, represent, segment, words
+
+from visgrpo.training.processes import Processes
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,6 +55,11 @@ REPRESENTATION = {
     "subset and estimator": ("--class-subset 2 --estimator exact", "goes with --estimator uniform"),
     "features and pieces": ("--feature-uniformity 1 --accumulation 2", "does not go with"),
     "features and minibatches": ("--feature-uniformity 1 --minibatches 2", "does not go with"),
+    "features of one image": ("--feature-uniformity 1 --batch-size 1", "must be 2 or more"),
+    "features of drawn classes": (
+        "--feature-uniformity 1 --estimator sampled",
+        "goes with --estimator uniform or exact",
+    ),
     "kl of what changes": ("--beta 1 --augment flip", "drop --augment"),
     "unknown retention": ("--retention digts", 'Did you mean "digits"?'),
     "pool": ("--pool max", "--pool"),
@@ -286,6 +293,45 @@ def test_a_broken_picture_of_a_class(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("job", ["representation", "segmentation"])
+def test_a_model_that_diverges(
+    job: Job, vit: Path, pictures: Path, masks: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    data = pictures if job == "representation" else masks
+    words_ = words(job, vit, data, tmp_path / "run", "--learning-rate", "1e30")
+    line = refused(capsys, words_, notes=True)
+    assert "NaN or infinity in the logits" in line
+    assert "lower learning rate" in line
+
+
+# Several processes
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("vit", "--feature-uniformity 1", "it runs in one process"),
+        ("resnet", "--train full", "--train full: this resnet normalises by the statistics of a"),
+        ("resnet", "--train last-blocks", "run it in one process, or take --train frozen"),
+    ],
+)
+def test_what_runs_in_one_process(
+    model: str,
+    options: str,
+    expected: str,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Processes, "world_size", 2)
+    folder = request.getfixturevalue(model)
+    words_ = words("representation", folder, pictures, tmp_path / "run", *options.split())
+    assert expected in refused(capsys, words_)
+    assert not (tmp_path / "run").exists()
+
+
 # The cache of features
 
 
@@ -336,5 +382,5 @@ def test_a_run_in_use_and_other_settings(
     assert "pool was 'cls', now 'mean'" in line
     assert "hidden was 8, now 9" in line
     line = refused(capsys, ["segmentation", "--resume", "--output", run])
-    assert "representation" in line
+    assert 'unknown option "pool"' in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -17,7 +17,6 @@ from visgrpo.cli import main
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.recipes import representation
 from visgrpo.training.run_directory import read_config
 
 PROBES = ["--probe", "knn", "softmax-regression"]
@@ -124,7 +123,7 @@ def test_digits_run_out_of_the_box(vit: Path, tmp_path: Path, no_page: None) -> 
     assert read_json(run / "summary.json")["data"]["classes"] == 10
 
 
-def test_the_run_of_a_hub_name_gets_a_plain_default_name(
+def test_a_run_has_a_name_by_default(
     vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_page: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -208,7 +207,9 @@ def test_samples_show_the_groups_that_were_used(ways: dict[str, Path]) -> None:
     assert len({tuple(drawn[step * 4]) for step in range(4)}) > 1
 
 
-def test_a_backbone_that_trains_is_probed_again(vit: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_backbone_that_trains_is_probed_again(
+    vit: Path, pictures: Path, tmp_path: Path, no_page: None
+) -> None:
     options = [*LAST, *PROBES, "--train", "full", "--backbone-rate", "10"]
     summary = read_json(represent(vit, pictures, tmp_path / "run", *options) / "summary.json")
     assert summary["before"]["alignment"] != summary["after"]["alignment"]
@@ -413,10 +414,7 @@ def test_keep_best_ends_with_the_best_weights(
 ) -> None:
     run = represent(vit, pictures, tmp_path / "run", "--learning-rate", "0.5", "--steps", "8")
     evaluated = {
-        line["step"]: line["eval/accuracy"]
-        for line in metric_lines(run)
-        if "eval/accuracy" in line
+        line["step"]: line["eval/accuracy"] for line in metric_lines(run) if "eval/accuracy" in line
     }
     best = read_json(run / "summary.json")["best_step"]
     assert evaluated[best] == max(evaluated.values())
-    assert representation.train_representation.__doc__

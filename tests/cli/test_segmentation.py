@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures_of_masks import CLASSES, COUNTS, IGNORED, pair, write_masks
+from PIL import Image
 from running import metric_lines, read_json, read_lines, training_lines, weights
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
@@ -240,9 +240,7 @@ SPLIT = {
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_accumulation_changes_nothing(
-    name: str, vit: Path, tmp_path: Path, no_page: None
-) -> None:
+def test_accumulation_changes_nothing(name: str, vit: Path, tmp_path: Path, no_page: None) -> None:
     data = write_masks(tmp_path / "data")
     for number, file in enumerate(sorted((data / "train" / "masks").iterdir())):
         ids_HW = np.array(Image.open(file))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch, CachedInputs, InputFunction, sequential
 from visgrpo.data.segmentation import SegmentationDataset
+from visgrpo.errors import UserError
 from visgrpo.evaluation.held_out import Precision
 from visgrpo.evaluation.segmentation import add_to_confusion, segmentation_measures
 from visgrpo.models.representation import Segmenter
@@ -24,6 +25,8 @@ ROWS_AT_ONCE = 64
 @dataclass(frozen=True)
 class HeldOutMasks:
     """Evaluates a segmenter at every labelled pixel of a data set, in the precision it trains in.
+
+    Its methods raise UserError for logits that are not finite.
 
     Attributes:
         inputs: makes what the segmenter takes together with the mask.
@@ -85,7 +88,13 @@ class HeldOutMasks:
         at_once = max(1, LOGITS_AT_ONCE // (size.numel() * grid_NhwK.shape[-1]))
         masks_NHW = batch.labels_N.to(grid_NhwK.device)
         for grid, masks in zip(grid_NhwK.split(at_once), masks_NHW.split(at_once), strict=True):
-            yield self.segmenter.upsample(grid, size), masks
+            logits_NHWK = self.segmenter.upsample(grid, size)
+            if not logits_NHWK.isfinite().all():
+                raise UserError(
+                    f"NaN or infinity in the logits of {self.dataset.name}: the model has "
+                    "diverged; try a lower learning rate."
+                )
+            yield logits_NHWK, masks
 
     def _of(self, rows: np.ndarray) -> InputFunction:
         """The inputs of some rows, by their place among these."""

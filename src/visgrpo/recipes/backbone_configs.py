@@ -132,6 +132,8 @@ class RepresentationConfig(BackboneRunConfig):
                 "--feature-uniformity compares the images of a whole batch: it does not go with "
                 "--accumulation or --minibatches."
             )
+        if self.feature_uniformity and self.batch_size < 2:
+            raise UserError("--feature-uniformity compares images: --batch-size must be 2 or more.")
 
     def probes(self) -> tuple[str, ...]:
         """The probes that were asked for."""

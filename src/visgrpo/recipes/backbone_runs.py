@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction, Rows
+from visgrpo.data.batches import BatchLoader, InputFunction, Rows
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.errors import UserError
 from visgrpo.evaluation.feature_cache import cached_features, weights_key
-from visgrpo.models.adapt_backbone import BackboneAdaptation
+from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
 from visgrpo.models.backbone_loading import BackboneParts, load_backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.representation_saving import HEAD_FILE, load_representation
@@ -47,15 +48,28 @@ def options_of(config: BackboneRunConfig, train: Any, session: Session) -> Train
     return options
 
 
-def adaptation_of(config: BackboneRunConfig) -> BackboneAdaptation:
-    """Return what of the backbone trains."""
-    return BackboneAdaptation(
+def adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:
+    """Choose what of the backbone trains, and bring the model to the device. In place.
+
+    Raises:
+        UserError: for a choice that this backbone, or this number of processes, cannot follow.
+    """
+    choice = BackboneAdaptation(
         train=config.train,
         last_blocks=config.last_blocks,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
     )
+    torch.manual_seed(config.seed)  # the adapters' start
+    adapt_backbone(model, choice)
+    if session.processes.world_size > 1 and _keeps_batch_statistics(model):
+        raise UserError(
+            f"--train {config.train}: this {model.backbone.plain.config.model_type} normalises by "
+            "the statistics of a batch, and every process would have its own: run it in one "
+            "process, or take --train frozen."
+        )
+    model.to(session.processes.device)
 
 
 def rate_of(config: BackboneRunConfig) -> Callable[[str], float]:
@@ -145,9 +159,9 @@ def backbone_weights(model: BackboneModel) -> str:
     return weights_key(model.backbone)
 
 
-def is_cached(inputs: InputFunction) -> bool:
-    """Whether inputs were made beforehand."""
-    return isinstance(inputs, CachedInputs)
+def _keeps_batch_statistics(model: nn.Module) -> bool:
+    """Whether training moves what is neither a weight nor the same in every process."""
+    return any(isinstance(part, nn.BatchNorm2d) and part.training for part in model.modules())
 
 
 def _asks_the_same(saved: BackboneModel, new: BackboneModel) -> bool:

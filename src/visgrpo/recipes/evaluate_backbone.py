@@ -165,8 +165,8 @@ def _load_data(config: EvaluateConfig, processes: Processes) -> _Data:
     name, chosen = parse_split(config.split)
     if name != "test":
         raise UserError(
-            "A backbone's features are judged by probes, which learn from the train rows and choose "
-            f"by the validation rows: give --split test, perhaps sliced, not {config.split}."
+            "Features are judged by probes, which learn from the train rows and choose by the "
+            f"validation rows: give --split test, perhaps sliced, not {config.split}."
         )
     splits = labelled_splits(config)
     rows = sliced(splits.test, chosen)

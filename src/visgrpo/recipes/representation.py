@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from visgrpo.errors import UserError
 from visgrpo.evaluation.backbone import feature_measures, retention_measure
 from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.evaluation.probes import Labelled
-from visgrpo.models.adapt_backbone import adapt_backbone, backbone_is_frozen
+from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import model_card
@@ -29,7 +30,7 @@ from visgrpo.policies.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.recipes.backbone_configs import RepresentationConfig
 from visgrpo.recipes.backbone_runs import (
-    adaptation_of,
+    adapt,
     backbone_weights,
     frozen_features,
     load_start,
@@ -60,10 +61,15 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
         Interrupted: when asked to stop; the run can be resumed.
     """
     session = open_session(config, f"representation-{run_stem(config.data)}-{config.method}")
+    if config.feature_uniformity and session.processes.world_size > 1:
+        raise UserError(
+            "--feature-uniformity compares the images of a whole batch: it runs in one process."
+        )
     check_model_name(config.model)
     splits = load_data(session)
     rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
     rewards.validate("group", batch_columns(splits.train))
+    policy = _policy(config, rewards, splits.train.classes, session)
     options = options_of(config, splits.train, session)
     retained = {name: load_splits(name, seed=config.seed) for name in config.retention}
 
@@ -79,9 +85,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
             "--beta: KL to a start whose head is random would hold the model back from learning; "
             "start from a model that visgrpo tuned on these classes, or leave --beta at 0."
         )
-    torch.manual_seed(config.seed)  # the adapters' start
-    adapt_backbone(classifier, adaptation_of(config))
-    classifier.to(session.processes.device)
+    adapt(classifier, config, session)
     job = _Job(config, session, classifier, parts, splits, retained)
     inputs = {name: job.inputs(name) for name in ("train", "validation", "test")}
     held_out = {
@@ -92,7 +96,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
     shifts_before, retention_before = job.shifts(), job.retention()
     trainer = Trainer(
         classifier,
-        _method(config, rewards, classifier, splits.train, inputs["train"], session),
+        _method(config, policy, classifier, splits.train, inputs["train"], session),
         loader_of(config, splits.train, inputs["train"], session),
         options,
         processes=session.processes,
@@ -223,9 +227,26 @@ class _Job:
         return features_MD
 
 
+def _policy(
+    config: RepresentationConfig, rewards: RewardSet, classes: tuple[str, ...], session: Session
+) -> LabelGRPO:
+    """Return the policy without its reference, which needs the model."""
+    return LabelGRPO(
+        rewards=rewards,
+        objective=objective_of(config),
+        classes=classes,
+        shards=session.processes,
+        estimator=config.estimator,
+        group_size=config.group_size,
+        class_subset=config.class_subset,
+        entropy_weight=config.entropy_weight,
+        seed=config.seed,
+    )
+
+
 def _method(
     config: RepresentationConfig,
-    rewards: RewardSet,
+    policy: LabelGRPO,
     classifier: RepresentationClassifier,
     train: ImageDataset,
     inputs: InputFunction,
@@ -233,23 +254,10 @@ def _method(
 ) -> Method:
     if config.method == "supervised":
         return ClassSetSupervised()
-    reference = None
     if config.beta:
         logits_MK = logits_of(classifier, train, inputs, session.processes)
         reference = CachedReference(logits_MK.to(session.processes.device))
-    policy = LabelGRPO(
-        rewards=rewards,
-        objective=objective_of(config),
-        classes=train.classes,
-        shards=session.processes,
-        estimator=config.estimator,
-        group_size=config.group_size,
-        class_subset=config.class_subset,
-        beta=config.beta,
-        entropy_weight=config.entropy_weight,
-        reference=reference,
-        seed=config.seed,
-    )
+        policy = replace(policy, beta=config.beta, reference=reference)
     if config.estimator == "sampled":
         return policy
     return ClassSetGRPO(policy, feature_uniformity=config.feature_uniformity)

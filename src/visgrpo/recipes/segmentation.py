@@ -15,7 +15,7 @@ from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.segmentation_sources import load_segmentation_splits
 from visgrpo.errors import UserError, nearest
 from visgrpo.evaluation.held_out_masks import HeldOutMasks
-from visgrpo.models.adapt_backbone import adapt_backbone, backbone_is_frozen
+from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import model_card
@@ -27,7 +27,7 @@ from visgrpo.policies.labels import LabelGRPO
 from visgrpo.policies.views import PixelView
 from visgrpo.recipes.backbone_configs import SegmentationConfig
 from visgrpo.recipes.backbone_runs import (
-    adaptation_of,
+    adapt,
     backbone_weights,
     frozen_features,
     load_start,
@@ -64,9 +64,7 @@ def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
 
     start, parts, _ = load_start(config, new, session)
     segmenter = cast(Segmenter, start)
-    torch.manual_seed(config.seed)  # the adapters' start
-    adapt_backbone(segmenter, adaptation_of(config))
-    segmenter.to(session.processes.device)
+    adapt(segmenter, config, session)
     preprocess = parts.preprocess.for_dense(config.image_size)
     inputs = _inputs(segmenter, splits, preprocess, config, session)
     held_out = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from tuning import head, represent, same_tuned_run
 
 from visgrpo.cli import main
-from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
 from visgrpo.training.run_directory import read_config
@@ -263,89 +261,6 @@ def test_accumulation_changes_nothing(
         assert our == pytest.approx(their, abs=1e-4, rel=1e-3)
 
 
-# Features that were computed once
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each call of the encoder took, in this test."""
-    calls: list[int] = []
-    forward = Backbone.forward
-
-    def counted(self: Backbone, pixels: torch.Tensor) -> Any:
-        calls.append(len(pixels))
-        return forward(self, pixels)
-
-    monkeypatch.setattr(Backbone, "forward", counted)
-    return calls
-
-
-def test_a_frozen_backbone_is_asked_once(
-    vit: Path, pictures: Path, tmp_path: Path, encoded: list[int], no_page: None
-) -> None:
-    options = ["--cache", str(tmp_path / "cache"), "--shifts", "grey", *LAST, *PROBES]
-    first = represent(vit, pictures, tmp_path / "1", *options)
-    assert sum(encoded) == 48 + 18 + 18 + 18  # train, validation, test and its grey copy
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    assert len(files) == 2 * 4  # features, and what they are
-    encoded.clear()
-    second = represent(vit, pictures, tmp_path / "2", *options)
-    assert not encoded
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
-    assert same_tuned_run(first, second)
-
-
-def test_the_cache_does_not_answer_for_another_question(
-    vit: Path, resnet: Path, pictures: Path, tmp_path: Path, encoded: list[int], no_page: None
-) -> None:
-    import json
-    import shutil
-
-    cache = ["--cache", str(tmp_path / "cache"), "--steps", "1"]
-    represent(vit, pictures, tmp_path / "1", *cache)
-    other = tmp_path / "larger"
-    shutil.copytree(vit, other)
-    settings = read_json(other / "preprocessor_config.json")
-    settings |= {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}}
-    (other / "preprocessor_config.json").write_text(json.dumps(settings))
-    moved = tmp_path / "moved"
-    shutil.copytree(pictures, moved)
-    (moved / "train" / "sky" / "000.png").write_bytes(
-        (moved / "train" / "leaf" / "000.png").read_bytes()
-    )
-    for number, (model, data, options, count) in enumerate(
-        (
-            (resnet, pictures, [], 84),
-            (vit, pictures, ["--pool", "mean"], 84),
-            (other, pictures, [], 84),
-            (vit, moved, [], 84),
-            (vit, pictures, ["--train-slice", ":40"], 40),  # the other splits are the same
-            (vit, pictures, ["--hidden", "4", "--seed", "5"], 0),
-        )
-    ):
-        encoded.clear()
-        represent(model, data, tmp_path / f"other-{number}", *cache, *options)
-        assert sum(encoded) == count, (model, options)
-
-
-def test_augmented_images_are_encoded_in_every_step(
-    vit: Path, pictures: Path, tmp_path: Path, encoded: list[int], no_page: None
-) -> None:
-    options = ["--augment", "flip", "--eval-every", "4", "--cache", str(tmp_path / "cache")]
-    represent(vit, pictures, tmp_path / "run", *options)
-    assert encoded.count(8) == 4  # one batch a step
-    assert not (tmp_path / "cache").exists()  # no probes, so nothing that stays as it is
-
-
-def test_probes_beside_augmentation_use_plain_images(
-    run: Path, vit: Path, pictures: Path, tmp_path: Path, no_page: None
-) -> None:
-    other = represent(vit, pictures, tmp_path / "run", "--augment", "crop", "color", *PROBES)
-    ours, theirs = (read_json(place / "summary.json")["before"] for place in (other, run))
-    for name in PROBED:
-        assert ours[name] == theirs[name]
-
-
 # What else can be asked for
 
 
@@ -400,6 +315,18 @@ def test_a_finished_run_goes_on_with_its_head(
     assert kl[-1] > kl[0]
     strong = represent(run / "model", pictures, tmp_path / "strong", "--beta", "50", *LAST)
     assert read_json(strong / "summary.json")["after"]["kl"] < after["kl"]
+
+
+def test_the_image_tower_of_a_clip_is_a_backbone(
+    tiny_clip_folder: Path, pictures: Path, tmp_path: Path, no_page: None
+) -> None:
+    from transformers import AutoModel
+
+    run = represent(tiny_clip_folder, pictures, tmp_path / "run", "--train", "full", *LAST)
+    assert type(AutoModel.from_pretrained(run / "model")).__name__ == "CLIPVisionModel"
+    more = represent(run / "model", pictures, tmp_path / "more", "--steps", "1")
+    before, after = (read_json(place / "summary.json") for place in (more, run))
+    assert before["before"]["nll"] == pytest.approx(after["after"]["nll"], abs=1e-5)
 
 
 def test_a_head_of_other_width_is_replaced(

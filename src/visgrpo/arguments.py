@@ -35,7 +35,7 @@ def parse(
     """
     import tyro
 
-    file, words = _take_config_file(list(words), config_class)
+    file, words = _take_config_file(list(words), config_class, command)
     flags = _name_leading_words(words, positional)
     if file:
         # A file is turned into flags, so that one parser checks both.
@@ -64,6 +64,10 @@ def read_options(file: Path) -> dict[str, Any]:
     Raises:
         UserError: for a file that cannot be read or holds no mapping.
     """
+    return {key: value for key, value in _read_yaml(file).items() if key not in NOT_OPTIONS}
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -75,7 +79,7 @@ def read_options(file: Path) -> dict[str, Any]:
         raise UserError(f"--config {file} is not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {file} must hold lines of the form option: value.")
-    return {key: value for key, value in values.items() if key not in NOT_OPTIONS}
+    return values
 
 
 def options_as_flags(
@@ -109,7 +113,9 @@ def options_as_flags(
     return flags
 
 
-def _take_config_file(words: list[str], config_class: type) -> tuple[Path | None, list[str]]:
+def _take_config_file(
+    words: list[str], config_class: type, command: str
+) -> tuple[Path | None, list[str]]:
     """Take --config FILE out of the words. A resumed run's own settings are its config."""
     for position, word in enumerate([] if _reads_its_own_file(config_class) else words):
         if word == "--config" or word.startswith("--config="):
@@ -122,8 +128,18 @@ def _take_config_file(words: list[str], config_class: type) -> tuple[Path | None
     if "--resume" in words and output:
         saved = Path(output) / "config.yaml"
         if saved.exists():
+            _check_recipe(output, _read_yaml(saved).get("recipe"), command)
             return saved, words
     return None, words
+
+
+def _check_recipe(run: str, recipe: str | None, command: str) -> None:
+    """Raise UserError where a run to go on with is another command's."""
+    if recipe and recipe != command:
+        raise UserError(
+            f"{run} is a run of visgrpo {recipe}: go on with visgrpo {recipe} --resume --output "
+            f"{run}"
+        )
 
 
 def _last_value(words: Sequence[str], flag: str) -> str | None:
@@ -194,8 +210,8 @@ def _option_of(flag: str) -> str:
 
 def _without_box(text: str) -> str:
     """Return the first paragraph of the parser's boxed message as one line."""
-    first = re.split(r"│\s*─{4,}", text.split("\n", 1)[-1], maxsplit=1)[0]
-    line = " ".join(re.sub(r"[╭╮╰╯│─]", " ", first).split())
+    first = re.split(r"[│|]\s*[─-]{4,}", text.split("\n", 1)[-1], maxsplit=1)[0]
+    line = " ".join(re.sub(r"[╭╮╰╯│─]|^\||\|$|[+|]?-{4,}[+|]?", " ", first, flags=re.M).split())
     return line if line.endswith((".", "?")) else f"{line}."
 
 

@@ -382,5 +382,5 @@ def test_a_run_in_use_and_other_settings(
     assert "pool was 'cls', now 'mean'" in line
     assert "hidden was 8, now 9" in line
     line = refused(capsys, ["segmentation", "--resume", "--output", run])
-    assert 'unknown option "pool"' in line
+    assert "is a run of visgrpo representation: go on with" in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

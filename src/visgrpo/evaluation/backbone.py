@@ -30,9 +30,10 @@ def feature_measures(
         probes: of "knn" and "softmax-regression".
 
     Returns:
-        Plain numbers, ready for JSON: `alignment`, `uniformity`, and as asked for `knn`, {k:
-        accuracy} for every k of 1, 5 and 20 that there are train rows for, `softmax_regression`
-        (accuracy), `softmax_regression_C` and `softmax_regression_converged`.
+        Plain numbers, ready for JSON: `uniformity`, `alignment` (unless every class has one test
+        image), and as asked for `knn`, {k: accuracy} for every k of 1, 5 and 20 that there are
+        train rows for, `softmax_regression` (accuracy), `softmax_regression_C` and
+        `softmax_regression_converged`.
 
     Raises:
         UserError: as the probes.
@@ -47,7 +48,8 @@ def feature_measures(
         measures["softmax_regression"] = result.accuracy
         measures["softmax_regression_C"] = result.C
         measures["softmax_regression_converged"] = result.converged
-    measures["alignment"] = alignment(*test)
+    if test.labels_M.bincount().max() > 1:
+        measures["alignment"] = alignment(*test)
     measures["uniformity"] = uniformity(test.features_MD)
     return measures
 

@@ -17,6 +17,8 @@ _SHOWN = {
     "entropy": "entropy",
     "accuracy": "accuracy",
     "eval/accuracy": "validation",
+    "eval/miou": "validation mIoU",
+    "eval/knn": "validation kNN",
 }
 
 

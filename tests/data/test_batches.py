@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from batch_checks import assert_same
 from pictures import picture, write_table
 from PIL import Image
 
@@ -71,15 +72,6 @@ class Ragged:
 def loader(**options: int) -> BatchLoader:
     settings = {"batch_size": 6, "seed": 7, **options}
     return BatchLoader(dataset(), NoisyInputs(), **settings)
-
-
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.indices_N, b.indices_N)
-        assert torch.equal(a.inputs, b.inputs)
-        assert torch.equal(a.labels_N, b.labels_N)
-        assert a.columns == b.columns
 
 
 def test_a_batch_holds_its_rows() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batch_checks import assert_same
 from PIL import Image
 
 from visgrpo.data.augment import augment, augment_with_mask
-from visgrpo.data.batches import Batch, BatchLoader, CachedInputs, sequential
+from visgrpo.data.batches import BatchLoader, CachedInputs, sequential
 from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset
@@ -129,15 +130,6 @@ def test_masks_move_with_their_images() -> None:
         assert torch.equal(ids[inside].long(), tones(pixels)[inside])
         moved += not np.array_equal(ids.numpy(), dataset.mask(row))
     assert moved == ROWS
-
-
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.indices_N, b.indices_N)
-        assert torch.equal(a.inputs, b.inputs)
-        assert torch.equal(a.labels_N, b.labels_N)
-        assert a.columns == b.columns
 
 
 def test_kept_and_fresh_inputs_make_the_same_batches() -> None:

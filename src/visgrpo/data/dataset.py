@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -79,7 +79,7 @@ class ImageDataset:
     identity: str = ""
 
     def __post_init__(self) -> None:
-        _check_classes(self.name, self.classes)
+        check_classes(self.name, self.classes)
         labels = np.asarray(self.labels)
         if len(labels) and labels.dtype.kind not in "iu":
             raise UserError(f"{self.name}: labels are {labels.dtype}; give whole numbers.")
@@ -92,13 +92,7 @@ class ImageDataset:
                 f"{self.name}: row {row} has label {labels[row]}, outside its {len(self.classes)} "
                 f"classes (0 to {len(self.classes) - 1}); mend the row or the class names."
             )
-        lengths = {"images": len(self.images)} | {k: len(v) for k, v in self.columns.items()}
-        for column, length in lengths.items():
-            if length != len(labels):
-                raise UserError(
-                    f'{self.name}: column "{column}" has {length} rows but there are '
-                    f"{len(labels)} labels; give one value per label."
-                )
+        check_lengths(self.name, {"images": self.images, **self.columns}, len(labels), "label")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,8 +103,8 @@ class ImageDataset:
         return replace(
             self,
             labels=self.labels[rows],
-            images=_take(self.images, rows),
-            columns={name: _take(column, rows) for name, column in self.columns.items()},
+            images=take_rows(self.images, rows),
+            columns={name: take_rows(column, rows) for name, column in self.columns.items()},
             identity=of_rows(self.identity, rows),
         )
 
@@ -143,7 +137,12 @@ def is_plain(column: Sequence[Any]) -> bool:
     )
 
 
-def _check_classes(name: str, classes: tuple[str, ...]) -> None:
+def check_classes(name: str, classes: tuple[str, ...]) -> None:
+    """Refuse class names that make no classification, in the data set called `name`.
+
+    Raises:
+        UserError: if a class is named twice, or there are fewer than two.
+    """
     twice = [label for label, count in Counter(classes).items() if count > 1]
     if twice:
         raise UserError(
@@ -156,11 +155,26 @@ def _check_classes(name: str, classes: tuple[str, ...]) -> None:
         )
 
 
+def check_lengths(name: str, columns: Mapping[str, Sized], count: int, counted: str) -> None:
+    """Refuse columns of another length than the `count` labels or images ("label", "image").
+
+    Raises:
+        UserError: if there is one.
+    """
+    for column, values in columns.items():
+        if len(values) != count:
+            raise UserError(
+                f'{name}: column "{column}" has {len(values)} rows but there are '
+                f"{count} {counted}s; give one value per {counted}."
+            )
+
+
 def _item(values: Sequence[T], index: int) -> T:
     return values[index]
 
 
-def _take(values: Sequence[T], rows: np.ndarray) -> Sequence[T]:
+def take_rows(values: Sequence[T], rows: np.ndarray) -> Sequence[T]:
+    """Return the values at `rows`, in that order; pictures stay undecoded."""
     if isinstance(values, LazySequence):
         return values.take(rows)
     if isinstance(values, list | tuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def encoded(stored: Any) -> Any:
+    """Return the bytes or path in the `{"bytes", "path"}` pair of a table; else `stored` itself."""
+    if isinstance(stored, dict):
+        # A table may hold the bytes, or only say where they are.
+        return stored["bytes"] if stored.get("bytes") is not None else stored.get("path")
+    return stored
+
+
+def open_picture(stored: bytes | str | Path) -> Image.Image:
+    """Open a picture of encoded bytes, or of the file at a path; its pixels are not read yet."""
+    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+
+
+@contextmanager
+def naming_the_unreadable(where: str, mend: str) -> Iterator[None]:
+    """Turn what pillow raises inside on a damaged picture into a message that names it.
+
+    Raises:
+        UserError: if the picture cannot be read.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UserError(f"{where} cannot be read ({reason}); {mend}.") from error
+
+
 def decode(
     stored: Any,
     where: str,
@@ -60,21 +88,13 @@ def decode(
     Raises:
         UserError: if the image cannot be read.
     """
-    if isinstance(stored, dict):
-        # A table may hold the bytes, or only say where they are.
-        stored = stored["bytes"] if stored.get("bytes") is not None else stored.get("path")
-    try:
+    stored = encoded(stored)
+    with naming_the_unreadable(where, mend):
         if isinstance(stored, Image.Image):
             return to_rgb(stored.copy())
-        if isinstance(stored, bytes):
-            with Image.open(io.BytesIO(stored)) as image:
+        if isinstance(stored, bytes | str | Path):
+            with open_picture(stored) as image:
                 return to_rgb(image)
-        if isinstance(stored, str | Path):
-            with Image.open(stored) as image:
-                return to_rgb(image)
-    except _UNREADABLE as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(f"{where} cannot be read ({reason}); {mend}.") from error
     raise UserError(
         f"{where} holds {type(stored).__name__}, not an image; name another image column."
     )
@@ -88,18 +108,29 @@ def without_bad_images(dataset: ImageDataset, threads: int = 8) -> ImageDataset:
     Raises:
         UserError: if no image can be read.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        problems = list(pool.map(_problem, [dataset.images] * len(dataset), range(len(dataset))))
-    good = [row for row, problem in enumerate(problems) if problem is None]
-    bad = tuple(problem for problem in problems if problem is not None)
+    good, bad = usable_rows(lambda row: dataset.images[row], len(dataset), threads)
     if not good:
         raise UserError(f"{dataset.name}: none of its {len(dataset)} images can be read: {bad[0]}")
     return replace(dataset.subset(good), skipped=bad) if bad else dataset
 
 
-def _problem(images: Sequence[Image.Image], row: int) -> str | None:
-    try:
-        images[row]
-    except UserError as error:
-        return str(error)
-    return None
+def usable_rows(
+    use: Callable[[int], object], count: int, threads: int
+) -> tuple[list[int], tuple[str, ...]]:
+    """Try `use(row)` on each of `count` rows.
+
+    Returns:
+        The rows that raise no `UserError`, and what the others said.
+    """
+
+    def problem(row: int) -> str | None:
+        try:
+            use(row)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        problems = list(pool.map(problem, range(count)))
+    good = [row for row, said in enumerate(problems) if said is None]
+    return good, tuple(said for said in problems if said is not None)

@@ -38,7 +38,7 @@ def read_image_folder(folder: Path) -> Source:
         UserError: if there are no class folders, one of them holds no image, the splits disagree
             about the classes, or a class file does not fit.
     """
-    roots = _split_folders(folder) or {"all": folder}
+    roots = split_folders(folder) or {"all": folder}
     class_folders = {split: _subfolders(root) for split, root in roots.items()}
     for split, found in class_folders.items():
         if not found:
@@ -62,7 +62,12 @@ def read_image_folder(folder: Path) -> Source:
     )
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders named for splits (train, val, test) below `folder`, by split.
+
+    Raises:
+        UserError: if two are the same split.
+    """
     roots: dict[str, Path] = {}
     for entry in _subfolders(folder):
         split = SPLIT_NAMES.get(entry.name.lower())
@@ -82,6 +87,15 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
+def images_of(files: list[Path]) -> LazySequence[Image.Image]:
+    """Return the RGB images of `files`, decoded on access."""
+    return LazySequence(partial(_open, files), range(len(files)))
+
+
+def _open(files: list[Path], row: int) -> Image.Image:
+    return decode(files[row], f"image {files[row]}")
+
+
 def _read_split(
     folder: Path, split: str, found: list[Path], class_names: dict[str, str]
 ) -> ImageDataset:
@@ -98,14 +112,10 @@ def _read_split(
         name=f"{folder.resolve().name}/{split}",
         classes=tuple(class_names.values()),
         labels=np.array(labels, dtype=np.int64),
-        images=LazySequence(partial(_open, files), range(len(files))),
+        images=images_of(files),
         columns={"file": [path.relative_to(folder).as_posix() for path in files]},
         identity=of_files(files),
     )
-
-
-def _open(files: list[Path], row: int) -> Image.Image:
-    return decode(files[row], f"image {files[row]}")
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from visgrpo.data.decoding import _UNREADABLE
+from visgrpo.data.decoding import encoded, naming_the_unreadable, open_picture
 from visgrpo.errors import UserError
 
 
@@ -22,20 +21,13 @@ def decode_mask(stored: Any, where: str) -> Image.Image:
     Raises:
         UserError: if the mask cannot be read.
     """
-    if isinstance(stored, dict):
-        stored = stored["bytes"] if stored.get("bytes") is not None else stored.get("path")
+    stored = encoded(stored)
     if not isinstance(stored, bytes | str | Path):
         raise UserError(
             f"{where} holds {type(stored).__name__}, not a picture; name another mask_column or "
             "drop the row."
         )
-    try:
-        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as mask:
-            mask.load()
-            return mask
-    except _UNREADABLE as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(
-            f"{where} cannot be read ({reason}); replace it, or leave such rows out with "
-            "skip_bad_images."
-        ) from error
+    mend = "replace it, or leave such rows out with skip_bad_images"
+    with naming_the_unreadable(where, mend), open_picture(stored) as mask:
+        mask.load()
+        return mask

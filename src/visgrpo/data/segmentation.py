@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import _check_classes, _take
+from visgrpo.data.dataset import check_classes, check_lengths, take_rows
+from visgrpo.data.decoding import usable_rows
 from visgrpo.data.identity import of_rows
 from visgrpo.errors import UserError
 
@@ -54,7 +55,7 @@ class SegmentationDataset:
     stored_as: str = ""
 
     def __post_init__(self) -> None:
-        _check_classes(self.name, self.classes)
+        check_classes(self.name, self.classes)
         if 0 <= self.ignore_index < len(self.classes):
             raise UserError(
                 f"{self.name}: ignore_index {self.ignore_index} is also the id of class "
@@ -63,13 +64,8 @@ class SegmentationDataset:
             )
         if not -(2**31) <= self.ignore_index < 2**31:
             raise UserError(f"{self.name}: ignore_index {self.ignore_index} needs over 32 bits.")
-        lengths = {"masks": len(self.masks)} | {k: len(v) for k, v in self.columns.items()}
-        for column, length in lengths.items():
-            if length != len(self.images):
-                raise UserError(
-                    f'{self.name}: column "{column}" has {length} rows but there are '
-                    f"{len(self.images)} images; give one value per image."
-                )
+        columns = {"masks": self.masks, **self.columns}
+        check_lengths(self.name, columns, len(self.images), "image")
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.images)))
             object.__setattr__(self, "stored_as", self.name)
@@ -140,9 +136,9 @@ class SegmentationDataset:
         assert self.rows is not None
         return replace(
             self,
-            images=_take(self.images, chosen),
-            masks=_take(self.masks, chosen),
-            columns={name: _take(column, chosen) for name, column in self.columns.items()},
+            images=take_rows(self.images, chosen),
+            masks=take_rows(self.masks, chosen),
+            columns={name: take_rows(column, chosen) for name, column in self.columns.items()},
             identity=of_rows(self.identity, chosen),
             rows=self.rows[chosen],
         )
@@ -199,18 +195,7 @@ def without_bad_pairs(dataset: SegmentationDataset, threads: int = 8) -> Segment
     Raises:
         UserError: if no row is usable.
     """
-
-    def problem(row: int) -> str | None:
-        try:
-            dataset.pair(row)
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(threads) as pool:
-        problems = list(pool.map(problem, range(len(dataset))))
-    good = [row for row, said in enumerate(problems) if said is None]
-    bad = tuple(said for said in problems if said is not None)
+    good, bad = usable_rows(dataset.pair, len(dataset), threads)
     if not good:
         raise UserError(f"{dataset.name}: none of its {len(dataset)} rows can be used: {bad[0]}")
     return replace(dataset.subset(good), skipped=bad) if bad else dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from visgrpo.data.dataset import LazySequence
-from visgrpo.data.folders import _open, _split_folders, image_files
+from visgrpo.data.folders import image_files, images_of, split_folders
 from visgrpo.data.identity import of_files
 from visgrpo.data.mask_decoding import decode_mask
 from visgrpo.data.segmentation import SegmentationDataset
@@ -25,7 +25,7 @@ def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) 
     Raises:
         UserError: if a folder is missing or empty, or an image and a mask do not match.
     """
-    roots = _split_folders(folder) or {"all": folder}
+    roots = split_folders(folder) or {"all": folder}
     splits = {
         split: _read_split(folder, split, root, classes, ignore_index)
         for split, root in roots.items()
@@ -40,7 +40,7 @@ def _read_split(
     return SegmentationDataset(
         name=f"{folder.resolve().name}/{split}",
         classes=classes,
-        images=LazySequence(partial(_open, images), range(len(images))),
+        images=images_of(images),
         masks=LazySequence(partial(_open_mask, masks), range(len(masks))),
         ignore_index=ignore_index,
         columns={"file": [path.relative_to(folder).as_posix() for path in images]},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from visgrpo.data.hub import ALIASES, parquet_files
 from visgrpo.data.identity import derived
 from visgrpo.data.segmentation import (
     IGNORE_INDEX,
@@ -15,10 +14,10 @@ from visgrpo.data.segmentation import (
 )
 from visgrpo.data.segmentation_folders import read_mask_folder
 from visgrpo.data.segmentation_splitting import StoredMasks, divide_masks, one_split
-from visgrpo.data.segmentation_tables import read_mask_hub, read_mask_parquet
+from visgrpo.data.segmentation_tables import masked_images
 from visgrpo.data.shapes import MASK_CLASSES, shapes_splits
-from visgrpo.data.sources import _HUB_NAME, _check_options
-from visgrpo.data.splitting import parse_slice
+from visgrpo.data.splitting import check_split_options, parse_slice
+from visgrpo.data.tables import hub_tables, is_hub_name, parquet_files, parquet_tables
 from visgrpo.errors import UserError, nearest
 
 BUILT_IN = ("shapes", "shapes-out")
@@ -60,7 +59,7 @@ def load_segmentation_splits(
     Raises:
         UserError: if the data set is unknown or does not fit the description above.
     """
-    _check_options(validation_fraction, seed)
+    check_split_options(validation_fraction, seed)
     rows = slice(None) if train_slice is None else parse_slice(train_slice)
     stored = _read(spec, image_column, mask_column, classes_file, seed, ignore_index)
     return divide_masks(
@@ -100,7 +99,7 @@ def load_segmentation_split(
     Raises:
         UserError: if the data set, split or slice is unknown or empty.
     """
-    _check_options(validation_fraction, seed)
+    check_split_options(validation_fraction, seed)
     stored = _read(spec, image_column, mask_column, classes_file, seed, ignore_index)
     return one_split(
         _without_bad_pairs(stored) if skip_bad_images else stored,
@@ -130,25 +129,24 @@ def _read(
         name = path.resolve().name
         files = parquet_files(path)
         classes = _class_names(name, classes_file, path)
-        if files:
-            return read_mask_parquet(name, files, classes, ignore_index, image_column, mask_column)
-        return read_mask_folder(path, classes, ignore_index)
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise UserError(f"{path} is not a parquet file; name a folder or a .parquet file.")
+        if not files:
+            return read_mask_folder(path, classes, ignore_index)
+        tables = parquet_tables(name, files)
+    elif path.is_file():
+        files = parquet_files(path)
         classes = _class_names(path.name, classes_file, path.parent)
-        return read_mask_parquet(
-            path.stem, parquet_files(path), classes, ignore_index, image_column, mask_column
-        )
-    if spec.startswith((".", "~")) or path.is_absolute() or path.suffix == ".parquet":
+        tables = parquet_tables(path.stem, files)
+    elif spec.startswith((".", "~")) or path.is_absolute() or path.suffix == ".parquet":
         raise UserError(f"No such file or folder: {spec}; check the path.")
-    if spec in ALIASES or _HUB_NAME.fullmatch(spec):
+    elif is_hub_name(spec):
         classes = _class_names(spec, classes_file, None)
-        return read_mask_hub(spec, classes, ignore_index, image_column, mask_column)
-    raise UserError(
-        f'Unknown data set "{spec}". {nearest(spec, BUILT_IN)} '
-        "There is no file or folder of that name either."
-    )
+        tables = hub_tables(spec)
+    else:
+        raise UserError(
+            f'Unknown data set "{spec}". {nearest(spec, BUILT_IN)} '
+            "There is no file or folder of that name either."
+        )
+    return masked_images(tables, classes, ignore_index, image_column, mask_column)
 
 
 def _class_names(name: str, file: str | Path | None, folder: Path | None) -> tuple[str, ...]:

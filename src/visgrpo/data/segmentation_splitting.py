@@ -11,14 +11,14 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits, class_counts_MK
 from visgrpo.data.splitting import (
     Source,
-    _part,
-    _stored,
     parse_split,
+    select,
     sliced,
+    stored_split,
     validation_as_test,
     with_test,
+    with_validation,
 )
-from visgrpo.errors import UserError, nearest
 
 _NAMES_SHOWN = 5
 
@@ -41,23 +41,16 @@ def divide_masks(
     """
     present_MK = _present(stored)
     source = with_test(validation_as_test(_as_source(stored, present_MK)))
-    train = sliced(_stored(source, "train"), train_rows)
-    notes = source.notes
-    if "validation" in source.splits:
-        validation = source.splits["validation"]
-    else:
-        whole = len(train)
-        train, validation = _validation_apart(stored.name, train, fraction, seed)
-        notes = (
-            *notes,
-            f"{stored.name} has no validation split: {len(validation)} of its {whole} train rows "
-            f"(stratified, seed {seed}) were set apart.",
-        )
+    train = sliced(stored_split(source, "train"), train_rows)
+    source = with_validation(
+        replace(source, splits={**source.splits, "train": train}), fraction, seed
+    )
+    train = source.splits["train"]
     return SegmentationSplits(
         _looked_up(stored, train),
-        _looked_up(stored, validation),
+        _looked_up(stored, source.splits["validation"]),
         _looked_up(stored, source.splits["test"]),
-        (*notes, *_absent(train, present_MK[list(train.columns["row"])])),
+        (*source.notes, *_absent(train, present_MK[list(train.columns["row"])])),
     )
 
 
@@ -73,15 +66,9 @@ def one_split(
     source = validation_as_test(_as_source(stored, _present(stored)))
     if name != "all" and (name not in source.splits or name == "train"):
         source = with_test(source)  # a made test split leaves the train rows, whoever asks for them
-    if name == "validation" and name not in source.splits:
-        _, made = _validation_apart(stored.name, _stored(source, "train"), fraction, seed)
-        source = replace(source, splits={**source.splits, name: made})
-    if name not in source.splits:
-        raise UserError(
-            f"{stored.name} is stored in the splits {', '.join(source.splits)}. "
-            f"{nearest(name, source.splits)}"
-        )
-    return _looked_up(stored, sliced(source.splits[name], rows))
+    if name == "validation":
+        source = with_validation(source, fraction, seed)
+    return _looked_up(stored, select(source, name, rows))
 
 
 def _present(stored: StoredMasks) -> np.ndarray:
@@ -110,13 +97,6 @@ def _rarest(present_MK: np.ndarray) -> np.ndarray:
     """Return the class of each row that the fewest rows have: (M,) ids, ties to the smaller."""
     frequency_K = present_MK.sum(axis=0)
     return np.where(present_MK, frequency_K, len(present_MK) + 1).argmin(axis=1)
-
-
-def _validation_apart(
-    name: str, train: ImageDataset, fraction: float, seed: int
-) -> tuple[ImageDataset, ImageDataset]:
-    train, validation = _part(train, "validation", fraction, seed)
-    return train, replace(validation, name=f"{name}/validation")
 
 
 def _looked_up(stored: StoredMasks, rows: ImageDataset) -> SegmentationDataset:

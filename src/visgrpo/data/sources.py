@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,22 +9,23 @@ from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.decoding import without_bad_images
 from visgrpo.data.digits import digits_splits
 from visgrpo.data.folders import read_image_folder
-from visgrpo.data.hub import ALIASES, parquet_files, read_hub, read_parquet
+from visgrpo.data.label_tables import labelled_images
 from visgrpo.data.layouts import read_cifar
 from visgrpo.data.shapes import shapes_splits
 from visgrpo.data.splitting import (
     Source,
+    check_split_options,
     divide,
     parse_slice,
     parse_split,
-    sliced,
+    select,
     validation_as_test,
     with_test,
 )
+from visgrpo.data.tables import ALIASES, hub_tables, is_hub_name, parquet_files, parquet_tables
 from visgrpo.errors import UserError, nearest
 
 BUILT_IN = ("digits", "shapes", "shapes-out")
-_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
 def load_splits(
@@ -60,7 +60,7 @@ def load_splits(
     Raises:
         UserError: if the data set is unknown or does not fit the description above.
     """
-    _check_options(validation_fraction, seed)
+    check_split_options(validation_fraction, seed)
     rows = slice(None) if train_slice is None else parse_slice(train_slice)
     source = _read(spec, image_column, label_column, validation_fraction, seed)
     splits = divide(source, train_rows=rows, fraction=validation_fraction, seed=seed)
@@ -105,7 +105,7 @@ def load_split(
     Raises:
         UserError: if the data set, split or slice is unknown or empty.
     """
-    _check_options(validation_fraction, seed)
+    check_split_options(validation_fraction, seed)
     name, rows = parse_split(split)
     source = validation_as_test(_read(spec, image_column, label_column, validation_fraction, seed))
     if name != "all" and (name not in source.splits or name == "train"):
@@ -113,12 +113,7 @@ def load_split(
     if name == "validation" and name not in source.splits:
         made = divide(source, train_rows=slice(None), fraction=validation_fraction, seed=seed)
         source = replace(source, splits={**source.splits, "validation": made.validation})
-    if name not in source.splits:
-        raise UserError(
-            f"{source.name} is stored in the splits {', '.join(source.splits)}. "
-            f"{nearest(name, source.splits)}"
-        )
-    chosen = sliced(source.splits[name], rows)
+    chosen = select(source, name, rows)
     return without_bad_images(chosen) if skip_bad_images else chosen
 
 
@@ -134,19 +129,18 @@ def _read(
     path = Path(spec).expanduser()
     if path.is_dir():
         files = parquet_files(path)
-        if files:
-            return read_parquet(path.resolve().name, files, image_column, label_column)
-        return read_cifar(path) or read_image_folder(path)
+        if not files:
+            return read_cifar(path) or read_image_folder(path)
+        return labelled_images(
+            parquet_tables(path.resolve().name, files), image_column, label_column
+        )
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise UserError(f"{path} is not a parquet file; name a folder or a .parquet file.")
-        return read_parquet(path.stem, parquet_files(path), image_column, label_column)
-    if spec in ALIASES:
-        return read_hub(spec, image_column, label_column)
+        tables = parquet_tables(path.stem, parquet_files(path))
+        return labelled_images(tables, image_column, label_column)
     if spec.startswith((".", "~")) or path.is_absolute() or path.suffix == ".parquet":
         raise UserError(f"No such file or folder: {spec}; check the path.")
-    if _HUB_NAME.fullmatch(spec):
-        return read_hub(spec, image_column, label_column)
+    if is_hub_name(spec):
+        return labelled_images(hub_tables(spec), image_column, label_column)
     if "/" in spec or "\\" in spec:
         raise UserError(f"No such file or folder: {spec}; check the path.")
     raise UserError(
@@ -162,10 +156,3 @@ def _built_in(spec: str, validation_fraction: float, seed: int) -> Source:
         splits = shapes_splits(seed=seed, style="out" if spec == "shapes-out" else "in")
     stored = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return Source(spec, stored, splits.notes)
-
-
-def _check_options(fraction: float, seed: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed must be 0 or more, not {seed}.")
-    if not 0 < fraction < 1:
-        raise UserError(f"validation_fraction must lie between 0 and 1, not {fraction}.")

@@ -26,6 +26,18 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def check_split_options(fraction: float, seed: int) -> None:
+    """Refuse a `validation_fraction` or seed that can make no split.
+
+    Raises:
+        UserError: if the fraction is not between 0 and 1, or the seed is negative.
+    """
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}.")
+    if not 0 < fraction < 1:
+        raise UserError(f"validation_fraction must lie between 0 and 1, not {fraction}.")
+
+
 def stratified_rows(
     labels: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +115,20 @@ def sliced(dataset: ImageDataset, rows: slice) -> ImageDataset:
     return dataset.subset(chosen)
 
 
+def select(source: Source, split: str, rows: slice) -> ImageDataset:
+    """Return the rows of a slice of a split.
+
+    Raises:
+        UserError: if there is no such split, or no such rows.
+    """
+    if split not in source.splits:
+        raise UserError(
+            f"{source.name} is stored in the splits {', '.join(source.splits)}. "
+            f"{nearest(split, source.splits)}"
+        )
+    return sliced(source.splits[split], rows)
+
+
 def validation_as_test(source: Source) -> Source:
     """Return `source` with its stored validation split as "test" if it has train and no test.
 
@@ -128,7 +154,7 @@ def with_test(source: Source) -> Source:
     if "test" in source.splits:
         return source
     whole_name = "all" if "all" in source.splits else "train"
-    whole = _stored(source, whole_name)
+    whole = stored_split(source, whole_name)
     train, test = _part(whole, "test", TEST_FRACTION, TEST_SEED)
     note = (
         f"{source.name} has no test split: {len(test)} of its {len(whole)} rows "
@@ -142,6 +168,28 @@ def with_test(source: Source) -> Source:
     return replace(source, splits=splits, notes=(*source.notes, note))
 
 
+def with_validation(source: Source, fraction: float, seed: int) -> Source:
+    """Return `source` with a validation split, made from its train rows if need be.
+
+    Raises:
+        UserError: if there are no train rows, or they are too few.
+    """
+    if "validation" in source.splits:
+        return source
+    whole = stored_split(source, "train")
+    train, validation = _part(whole, "validation", fraction, seed)
+    note = (
+        f"{source.name} has no validation split: {len(validation)} of its {len(whole)} train rows "
+        f"(stratified, seed {seed}) were set apart."
+    )
+    splits = {
+        **source.splits,
+        "train": train,
+        "validation": replace(validation, name=f"{source.name}/validation"),
+    }
+    return replace(source, splits=splits, notes=(*source.notes, note))
+
+
 def divide(source: Source, *, train_rows: slice, fraction: float, seed: int) -> Splits:
     """Return the three splits, those that are missing made from the train rows.
 
@@ -151,29 +199,26 @@ def divide(source: Source, *, train_rows: slice, fraction: float, seed: int) -> 
         UserError: if there are no train rows, they show one class only, or they are too few.
     """
     source = with_test(validation_as_test(source))
-    train = sliced(_stored(source, "train"), train_rows)
+    train = sliced(stored_split(source, "train"), train_rows)
     present = np.unique(train.labels)
     if len(present) < 2:
         raise UserError(
             f'{train.name}: all {len(train)} rows are of class "{train.classes[present[0]]}"; '
             "give rows of at least two classes."
         )
-    notes = source.notes
-    if "validation" in source.splits:
-        validation = source.splits["validation"]
-    else:
-        whole = len(train)
-        train, validation = _part(train, "validation", fraction, seed)
-        validation = replace(validation, name=f"{source.name}/validation")
-        notes = (
-            *notes,
-            f"{source.name} has no validation split: {len(validation)} of its {whole} train rows "
-            f"(stratified, seed {seed}) were set apart.",
-        )
-    return Splits(train, validation, source.splits["test"], notes)
+    source = with_validation(
+        replace(source, splits={**source.splits, "train": train}), fraction, seed
+    )
+    splits = source.splits
+    return Splits(splits["train"], splits["validation"], splits["test"], source.notes)
 
 
-def _stored(source: Source, split: str) -> ImageDataset:
+def stored_split(source: Source, split: str) -> ImageDataset:
+    """Return a split that is needed to make others.
+
+    Raises:
+        UserError: if it is not stored.
+    """
     if split not in source.splits:
         raise UserError(
             f"{source.name} has no {split} split, only {', '.join(source.splits)}; "

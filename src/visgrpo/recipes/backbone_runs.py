@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import BatchLoader, InputFunction, Rows
+from visgrpo.data.batches import InputFunction, Rows
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
 from visgrpo.evaluation.feature_cache import cached_features, weights_key
@@ -104,22 +104,6 @@ def load_start(
         return saved.train(), saved_parts, True
     session.say(f"note: the head of {config.model} has another task, classes or width: a new one.")
     return model, parts, False
-
-
-def loader_of(
-    config: BackboneRunConfig, train: Rows, inputs: InputFunction, session: Session
-) -> BatchLoader:
-    """Return the training batches."""
-    return BatchLoader(
-        train,
-        inputs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=session.processes.rank,
-        world_size=session.processes.world_size,
-        blocks=config.minibatches,
-        workers=config.workers,
-    )
 
 
 def frozen_features(

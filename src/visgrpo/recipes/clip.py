@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visgrpo.data.batches import BatchLoader, CachedInputs, InputFunction, batch_columns
+from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
@@ -30,7 +30,9 @@ from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.session import (
     Session,
+    batches_of,
     begin,
+    data_info,
     load_data,
     open_session,
     run_stem,
@@ -95,16 +97,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     trainer = Trainer(
         classifier,
         method,
-        BatchLoader(
-            splits.train,
-            inputs["train"],
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=session.processes.rank,
-            world_size=session.processes.world_size,
-            blocks=config.minibatches,
-            workers=config.workers,
-        ),
+        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
         options,
         processes=session.processes,
         run=session.run,
@@ -285,10 +278,7 @@ def _save(
     info = {
         "start": config.model,
         "method": config.method,
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
+        **data_info(config),
     }
     save_classifier(classifier, parts, folder, model_card(summary), info)
     if config.lora and config.logit_scale == "frozen":

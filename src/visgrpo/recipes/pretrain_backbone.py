@@ -27,7 +27,14 @@ from visgrpo.policies.groups import LossResult
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.pretrain_clip import more_training_data
 from visgrpo.recipes.pretrain_configs import PretrainBackboneConfig
-from visgrpo.recipes.session import Session, begin, load_data, open_session, training_options
+from visgrpo.recipes.session import (
+    Session,
+    begin,
+    data_info,
+    load_data,
+    open_session,
+    training_options,
+)
 from visgrpo.training.processes import Processes
 from visgrpo.training.trainer import Trainer
 
@@ -244,10 +251,7 @@ def _save(
     config = session.config
     info = {
         "classes": list(splits.train.classes),
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
+        **data_info(config),
     }
     save_backbone(parts, session.run.path / "model", backbone_card(summary), info)
 

@@ -25,7 +25,14 @@ from visgrpo.objectives.contrastive import contrastive_loss
 from visgrpo.policies.groups import LossResult
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
-from visgrpo.recipes.session import Session, begin, load_data, open_session, training_options
+from visgrpo.recipes.session import (
+    Session,
+    begin,
+    data_info,
+    load_data,
+    open_session,
+    training_options,
+)
 from visgrpo.training.trainer import Trainer
 
 
@@ -123,10 +130,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
     info = {
         "classes": list(splits.train.classes),
         "templates": list(config.templates),
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
+        **data_info(config),
     }
     return finish(
         session,

@@ -34,7 +34,6 @@ from visgrpo.recipes.backbone_runs import (
     backbone_weights,
     frozen_features,
     load_start,
-    loader_of,
     objective_of,
     options_of,
     rate_of,
@@ -43,7 +42,9 @@ from visgrpo.recipes.baseline import supervised_baseline
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.session import (
     Session,
+    batches_of,
     begin,
+    data_info,
     load_data,
     open_session,
     run_stem,
@@ -97,7 +98,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
     trainer = Trainer(
         classifier,
         _method(config, policy, classifier, splits.train, inputs["train"], session),
-        loader_of(config, splits.train, inputs["train"], session),
+        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
         options,
         processes=session.processes,
         run=session.run,
@@ -277,10 +278,7 @@ def _save(
     info = {
         "start": config.model,
         "method": config.method,
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
+        **data_info(config),
     }
     folder = session.run.path / "model"
     save_representation(classifier, parts, folder, model_card(summary), info)

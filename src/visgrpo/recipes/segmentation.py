@@ -31,7 +31,6 @@ from visgrpo.recipes.backbone_runs import (
     backbone_weights,
     frozen_features,
     load_start,
-    loader_of,
     objective_of,
     options_of,
     rate_of,
@@ -39,7 +38,15 @@ from visgrpo.recipes.backbone_runs import (
 from visgrpo.recipes.baseline import supervised_baseline
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.segment_pictures import Pictures
-from visgrpo.recipes.session import Session, begin, open_session, run_stem, say_notes
+from visgrpo.recipes.session import (
+    Session,
+    batches_of,
+    begin,
+    data_info,
+    open_session,
+    run_stem,
+    say_notes,
+)
 from visgrpo.rewards import ClassCredit, RewardSet, parse_rewards
 from visgrpo.training.trainer import Method, Trainer
 
@@ -77,7 +84,7 @@ def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
     trainer = Trainer(
         segmenter,
         _method(config, rewards, segmenter, splits.train, session),
-        loader_of(config, splits.train, inputs["train"], session),
+        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
         options,
         processes=session.processes,
         run=session.run,
@@ -237,10 +244,7 @@ def _save(
     info = {
         "start": config.model,
         "method": config.method,
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
+        **data_info(config),
         "image_size": config.image_size,
         "ignore_index": config.ignore_index,
     }

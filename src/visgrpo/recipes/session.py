@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from visgrpo.data.augment import check_augmentations
+from visgrpo.data.batches import BatchLoader, InputFunction, Rows
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.sources import load_splits
@@ -145,6 +146,32 @@ def save_picture(session: Session, images: Sequence[Image.Image], index: int) ->
 def run_stem(data: str) -> str:
     """Return what a data set is called in the default name of a run."""
     return data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+
+
+def batches_of(
+    config: RunConfig, train: Rows, inputs: InputFunction, session: Session, minibatches: int = 1
+) -> BatchLoader:
+    """Return this process's training batches."""
+    return BatchLoader(
+        train,
+        inputs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=session.processes.rank,
+        world_size=session.processes.world_size,
+        blocks=minibatches,
+        workers=config.workers,
+    )
+
+
+def data_info(config: RunConfig) -> dict[str, Any]:
+    """Return what a saved model says of its data, so that it is divided alike when evaluated."""
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "train_slice": config.train_slice,
+    }
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

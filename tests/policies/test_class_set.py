@@ -300,3 +300,14 @@ def test_samples_are_the_groups_of_their_step() -> None:
         for sample in method.samples(groups, 6)
     ]
     assert chosen == [names(7)[k] for k in trained[step].tolist()]
+
+
+def test_metrics_of_a_subset_that_the_policy_rules_out() -> None:
+    """The probabilities of all its classes are 0 in float32: they are compared all the same."""
+    batch = batch_with(7)
+    logits = torch.full((len(batch), 7), -500.0)
+    logits[torch.arange(len(batch)), (batch.labels_N + 3) % 7] = 500.0
+    method = subset(2)
+    for step in range(8):
+        metrics = method.loss(lambda inputs: logits, batch, None, step).metrics
+        assert all(bool(value.isfinite()) for value in metrics.values()), metrics

@@ -46,8 +46,8 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
         correction = group_size / max(group_size - 1, 1)
     expected_NG = weights_NG
     if groups.weights_NG is not None:
-        expected_NG = groups.old_log_probs_NG.exp()
-        expected_NG = expected_NG / expected_NG.sum(dim=1, keepdim=True)  # 1 but for a subset
+        # Log-probs of all classes stay as they are; those of a subset are brought to a sum of 1.
+        expected_NG = groups.old_log_probs_NG.softmax(dim=1)
     mean_N1 = (weights_NG * rewards_NG).sum(dim=1, keepdim=True)
     variance_N = (weights_NG * (rewards_NG - mean_N1).square()).sum(dim=1) * correction
     each = {

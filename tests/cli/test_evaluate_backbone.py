@@ -33,8 +33,7 @@ PROBES = ["--probe", "knn", "--probe", "softmax-regression"]
 PROBED = {
     "knn",
     "softmax_regression",
-    "softmax_regression_C",
-    "softmax_regression_converged",
+    "softmax_regression_fit",
     "alignment",
     "uniformity",
 }

@@ -32,8 +32,7 @@ def feature_measures(
     Returns:
         Plain numbers, ready for JSON: `uniformity`, `alignment` (unless every class has one test
         image), and as asked for `knn`, {k: accuracy} for every k of 1, 5 and 20 that there are
-        train rows for, `softmax_regression` (accuracy), `softmax_regression_C` and
-        `softmax_regression_converged`.
+        train rows for, `softmax_regression` (accuracy) and `softmax_regression_fit` (C, converged).
 
     Raises:
         UserError: as the probes.
@@ -46,8 +45,7 @@ def feature_measures(
     if "softmax-regression" in probes:
         result = softmax_regression(train, validation, test, classes=classes)
         measures["softmax_regression"] = result.accuracy
-        measures["softmax_regression_C"] = result.C
-        measures["softmax_regression_converged"] = result.converged
+        measures["softmax_regression_fit"] = {"C": result.C, "converged": result.converged}
     if test.labels_M.bincount().max() > 1:
         measures["alignment"] = alignment(*test)
     measures["uniformity"] = uniformity(test.features_MD)

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-
-from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
-from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.inputs import PixelInputs, pixel_inputs
-from visgrpo.data.shifts import shifted
+from visgrpo.data.batches import InputFunction, batch_columns
+from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
-from visgrpo.evaluation.backbone import feature_measures, retention_measure
-from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
-from visgrpo.evaluation.probes import Labelled
-from visgrpo.models.adapt_backbone import backbone_is_frozen
+from visgrpo.evaluation.held_out import HeldOut, logits_of
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import model_card
@@ -31,8 +23,6 @@ from visgrpo.policies.labels import LabelGRPO
 from visgrpo.recipes.backbone_configs import RepresentationConfig
 from visgrpo.recipes.backbone_runs import (
     adapt,
-    backbone_weights,
-    frozen_features,
     load_start,
     objective_of,
     options_of,
@@ -40,6 +30,7 @@ from visgrpo.recipes.backbone_runs import (
 )
 from visgrpo.recipes.baseline import supervised_baseline
 from visgrpo.recipes.ending import finish
+from visgrpo.recipes.feature_job import FeatureJob
 from visgrpo.recipes.session import (
     Session,
     batches_of,
@@ -87,7 +78,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
             "start from a model that visgrpo tuned on these classes, or leave --beta at 0."
         )
     adapt(classifier, config, session)
-    job = _Job(config, session, classifier, parts, splits, retained)
+    job = FeatureJob(config, session, classifier, parts, splits, retained)
     inputs = {name: job.inputs(name) for name in ("train", "validation", "test")}
     held_out = {
         name: HeldOut.at_start(classifier, getattr(splits, name), inputs[name], session.processes)
@@ -128,104 +119,6 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
         shifts=_pairs(shifts_before, job.shifts()),
         save=lambda summary: _save(classifier, parts, config, session, summary),
     )
-
-
-class _Job:
-    """The data of a run as the model sees it, and the measures of its features."""
-
-    def __init__(
-        self,
-        config: RepresentationConfig,
-        session: Session,
-        classifier: RepresentationClassifier,
-        parts: BackboneParts,
-        splits: Splits,
-        retained: Mapping[str, Splits],
-    ) -> None:
-        self._config, self._session = config, session
-        self._classifier, self._preprocess = classifier, parts.preprocess
-        self._splits, self._retained = splits, retained
-        self._frozen = backbone_is_frozen(classifier)
-        self._weights = backbone_weights(classifier) if self._frozen else ""
-        self._measured: dict[str, Any] | None = None
-        # Where no pixel changes, the model takes features from here on.
-        classifier.inputs_are_features = self._frozen and not config.augment
-        if classifier.inputs_are_features:
-            session.say("The backbone is frozen: its features are computed once.")
-
-    def inputs(self, split: str) -> InputFunction:
-        """What the model takes of a split: features that were computed once, or pixels."""
-        dataset = getattr(self._splits, split)
-        if self._classifier.inputs_are_features:
-            return CachedInputs(self._features(dataset))
-        augmentations = self._config.augment if split == "train" else ()
-        return pixel_inputs(dataset, self._preprocess, augmentations)
-
-    def feature_measures(self, inputs: Mapping[str, InputFunction]) -> dict[str, Any]:
-        """Measure the backbone's features now; of a frozen one, only once."""
-        probes = self._config.probes()
-        if not probes:
-            return {}
-        if self._measured is not None and self._frozen:
-            return self._measured
-        parts = {}
-        for name in ("train", "validation", "test"):
-            dataset, made = getattr(self._splits, name), inputs[name]
-            fixed = isinstance(made, CachedInputs)
-            features_MD = (
-                made.inputs_M
-                if isinstance(made, CachedInputs) and self._classifier.inputs_are_features
-                else self._features(dataset, made if fixed else None)
-            )
-            parts[name] = Labelled(features_MD, torch.from_numpy(dataset.labels))
-        classes = len(self._splits.train.classes)
-        self._measured = feature_measures(**parts, classes=classes, probes=probes)
-        return self._measured
-
-    def shifts(self) -> dict[str, dict[str, float]]:
-        """Measure the head on shifted test images."""
-        measures: dict[str, dict[str, float]] = {}
-        for name in dict.fromkeys(self._config.shifts):
-            dataset = shifted(self._splits.test, name, seed=self._config.seed)
-            if self._classifier.inputs_are_features:
-                made: InputFunction = CachedInputs(self._features(dataset))
-            else:
-                made = PixelInputs(dataset, self._preprocess)
-            logits_MK = logits_of(self._classifier, dataset, made, self._session.processes)
-            right_M = logits_MK.argmax(dim=1) == torch.from_numpy(dataset.labels)
-            measures[name] = {"accuracy": right_M.double().mean().item()}
-        return measures
-
-    def retention(self) -> dict[str, float]:
-        """Measure the features by kNN on data sets that are not tuned on."""
-        measures = {}
-        for name, splits in self._retained.items():
-            train, test = (
-                Labelled(self._features(part), torch.from_numpy(part.labels))
-                for part in (splits.train, splits.test)
-            )
-            measures[name] = retention_measure(train, test, classes=len(splits.train.classes))
-        return measures
-
-    def _features(self, dataset: ImageDataset, made: InputFunction | None = None) -> Tensor:
-        """The backbone's features as they are now, (M, P)."""
-        if made is None:
-            made = PixelInputs(dataset, self._preprocess)
-        if self._frozen:
-            return frozen_features(
-                self._classifier,
-                dataset,
-                made,
-                self._preprocess,
-                self._weights,
-                self._config,
-                self._session,
-            )
-        training = self._classifier.training
-        self._classifier.eval()
-        features_MD = pooled_of(self._classifier.features, dataset, made, self._session.processes)
-        self._classifier.train(training)
-        return features_MD
 
 
 def _policy(

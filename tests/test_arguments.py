@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from visgrpo.arguments import parse
+from visgrpo.errors import UserError
 from visgrpo.recipes.configs import ClipConfig, CompareConfig
 from visgrpo.recipes.use_configs import EvaluateConfig
 
@@ -58,3 +59,32 @@ def test_a_list_of_flags_replaces_that_of_the_file(flag: str, tmp_path: Path) ->
     assert parse(CompareConfig, "compare", words, ("runs",)).metric == ("kl",)
     words = ["c", "d", "--config", file]
     assert parse(CompareConfig, "compare", words, ("runs",)).runs == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a b --metric reward --metric kl",
+        "a b --metric reward kl",
+        "a b --metric=reward --output page.html --metric=kl",
+        "--metric reward --runs a b --metric kl",
+        "--runs a --metric reward kl --runs b",
+    ],
+)
+def test_a_list_is_given_at_once_or_piece_by_piece(words: str) -> None:
+    config = parse(CompareConfig, "compare", words.split(), ("runs",))
+    assert (config.runs, config.metric) == (("a", "b"), ("reward", "kl"))
+
+
+def test_values_of_other_options_stay_where_they_are() -> None:
+    words = "--probe knn --shifts blur --batch-size 3 --probe softmax-regression --shifts grey"
+    config = parse(EvaluateConfig, "evaluate", ["m", *words.split()], ("model",))
+    assert config.probe == ("knn", "softmax-regression")
+    assert config.shifts == ("blur", "grey")
+    assert (config.model, config.batch_size) == ("m", 3)
+
+
+def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
+    write(tmp_path / "run", "recipe: representation\npool: mean\n")
+    with pytest.raises(UserError, match="go on with visgrpo representation --resume --output"):
+        parse(ClipConfig, "clip", ["--resume", "--output", str(tmp_path / "run")])

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from visgrpo.errors import UserError, nearest
 
@@ -41,6 +42,7 @@ def parse(
         # A file is turned into flags, so that one parser checks both.
         origin = f"--config {file}"
         flags = [*options_as_flags(read_options(file), config_class, origin, flags), *flags]
+    flags = _with_whole_lists(flags, config_class)
     usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
     file_help = "" if _reads_its_own_file(config_class) else _FILE_HELP
     about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {file_help}".rstrip()
@@ -93,7 +95,7 @@ def options_as_flags(
     Raises:
         UserError: for an option that the config does not have.
     """
-    known, repeated = _options(config_class), _repeated_options(config_class)
+    known = _options(config_class)
     given_options = {_option_of(word) for word in given if word.startswith("--")}
     flags: list[str] = []
     for key, value in options.items():
@@ -104,8 +106,6 @@ def options_as_flags(
             continue
         if isinstance(value, bool):
             flags.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, list) and option in repeated:
-            flags += [word for item in value for word in (f"--{option}", str(item))]
         elif isinstance(value, list):
             flags += [f"--{option}", *map(str, value)]
         else:
@@ -190,16 +190,36 @@ def _reads_its_own_file(config_class: type) -> bool:
     return "config" in _options(config_class)
 
 
-def _repeated_options(config_class: Any) -> set[str]:
-    """Options that take one value each time they are given: --metric reward --metric kl."""
-    from tyro.conf import UseAppendAction
+def _with_whole_lists(flags: Sequence[str], config_class: type) -> list[str]:
+    """Bring the values of an option that is a list together: "--metric a --metric b" is "a b"."""
+    lists = _list_options(config_class)
+    parts: list[list[str]] = []  # each an option and its values
+    first: dict[str, list[str]] = {}
+    for word in flags:
+        option = _option_of(word) if word.startswith("--") else ""
+        if option not in lists:
+            if option or not parts:
+                parts.append([])
+            parts[-1].append(word)
+            continue
+        given = first.get(option)
+        if given is None:
+            given = first[option] = [f"--{option}"]
+        parts.append(given)  # what follows are its values
+        if "=" in word:
+            given.append(word.partition("=")[2])
+    unique = {id(part): part for part in parts}
+    return [word for part in unique.values() for word in part]
 
-    hints = get_type_hints(config_class, include_extras=True)
-    return {
-        name.replace("_", "-")
-        for name, hint in hints.items()
-        if UseAppendAction in getattr(hint, "__metadata__", ())
-    }
+
+def _list_options(config_class: Any) -> set[str]:
+    """Options that take any number of values."""
+    found = set()
+    for name, hint in get_type_hints(config_class).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if any(get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis for kind in kinds):
+            found.add(name.replace("_", "-"))
+    return found
 
 
 def _option_of(flag: str) -> str:

@@ -64,15 +64,17 @@ REPRESENTATION = {
     "unknown retention": ("--retention digts", 'Did you mean "digits"?'),
     "pool": ("--pool max", "--pool"),
     "group": ("--estimator sampled --group-size 0", "--group-size must be above 0"),
+    "group of one": ("--estimator sampled --group-size 1", "A group of one output has no baseline"),
 }
 SEGMENTATION = {
     "background": ("--background lef", '--background "lef" is no class. Did you mean "leaf"?'),
     "negative background": ("--background-reward -1", "--background-reward must not be negative"),
+    "nothing to lower": ("--background-reward 0.2 --reward uniformity", "there is no hard among"),
     "image size": ("--image-size 0 8", "--image-size takes height and width in pixels, not 0"),
     "one number": ("--image-size 8", "--image-size"),
     "label column": ("--label-column y", "name theirs with --mask-column"),
     "pictures": ("--pictures -1", "--pictures must not be negative"),
-    "ignored class": ("--ignore-index 2", "ignore_index 2 is also the id of class"),
+    "ignored class": ("--ignore-index 2", "--ignore-index 2 is also the id of class"),
     "class names": ("--classes-file none.txt", "none.txt"),
     "sampled": ("--estimator sampled", "--estimator"),
     "no masks": ("--data digits", "digits"),

@@ -319,7 +319,7 @@ REFUSED = {
     "ignored class": (
         "segmenter",
         "--ignore-index 1",
-        "ignore_index 1 is also the id",
+        "--ignore-index 1 is also the id",
     ),
     "ignored nothing": ("segmenter", "--ignore-index 254", "its mask has class id 255"),
     "no class names": ("segmenter", "--classes-file no.txt", "there is no no.txt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from sklearn.metrics import confusion_matrix
 from tuning import head, same_tuned_run, segment
 
 from visgrpo.cli import main
+from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import Segmenter
 from visgrpo.models.representation_saving import load_representation
+from visgrpo.recipes.backbone_configs import SegmentationConfig
+from visgrpo.recipes.segmentation import rewards_of
 
 LAST = ["--keep", "last"]
 MEASURES = {"miou", "pixel_accuracy", "mean_class_accuracy", "per_class_iou"}
@@ -221,7 +225,7 @@ def test_a_class_that_is_nowhere(
     (data / "classes.txt").write_text("background\napple\nleaf\nghost\n")
     options = [*LAST, "--steps", "20", "--learning-rate", "0.05"]
     run = segment(vit, data, tmp_path / "run", *options)
-    assert "1 of the 4 classes are on no pixel" in capsys.readouterr().err
+    assert "1 of the 4 classes is on no pixel" in capsys.readouterr().err
     after = read_json(run / "summary.json")["after"]
     assert after["per_class_iou"]["ghost"] is None
     there = [iou for iou in after["per_class_iou"].values() if iou is not None]
@@ -331,5 +335,16 @@ def test_a_bad_pair_can_be_left_out(
     run = segment(vit, data, tmp_path / "run", "--skip-bad-images", "--steps", "1")
     assert read_json(run / "summary.json")["data"]["train"] == COUNTS["train"] - 1
     messages = capsys.readouterr().err
-    assert "left out 1 unreadable image(s)" in messages
+    assert "data/train: left out 1 unusable row(s):" in messages
     assert "003.png" in messages
+
+
+def test_a_background_reward_needs_a_background() -> None:
+    config = SegmentationConfig(background_reward=0.25)
+    with pytest.raises(UserError, match=r'first class is "sky", not background or null; name'):
+        rewards_of(config, ("sky", "leaf"))
+    named = rewards_of(replace(config, background="leaf"), ("sky", "leaf"))
+    truth, classes = torch.tensor([0, 1]), torch.arange(2).expand(2, -1)
+    p_NK = torch.full((2, 2), 0.5)
+    rewards_NGR = named(classes, label=truth, probabilities=p_NK, classes=("sky", "leaf"))
+    assert rewards_NGR[..., 0].tolist() == [[1, 0], [0, 0.25]]

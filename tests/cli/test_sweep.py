@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import fmean, stdev
@@ -182,6 +183,24 @@ def test_a_finished_sweep_shows_another_measure_at_once(
     assert 'No run measured "acuracy". Did you mean "accuracy"?' in line
     main([*again, "before.accuracy"])
     assert "before.accuracy" in capsys.readouterr().out
+
+
+def test_a_default_measure_that_no_run_has_is_no_column(
+    copied: Path, nothing_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    recipe = replace(TRAINABLE["clip"], measures=("accuracy", "knn.20"))
+    monkeypatch.setattr("visgrpo.recipes.sweep.TRAINABLE", {"clip": recipe})
+    main(["sweep", "--resume", "--output", str(copied)])
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out
+    for text in (captured.out, captured.err, (copied / "table.md").read_text()):
+        assert "knn" not in text
+    for row in read_json(copied / "sweep.json")["rows"]:
+        assert list(row["measures"]) == ["accuracy"]
+    # A measure that was asked for stays, and is complained about.
+    again = ["sweep", "--resume", "--output", str(copied), "--measure", "knn.20"]
+    assert 'No run measured "knn.20".' in refused(capsys, again, notes=True)
+    assert "| knn.20 |" in (copied / "table.md").read_text()
 
 
 def test_a_variant_and_a_seed_are_added(

@@ -72,10 +72,11 @@ def test_ids_are_kept_small(count: int, ignore_index: int, dtype: type) -> None:
 BAD = {
     "outside": (
         np.array([[0, 3, 255], [0, 0, 0]]),
-        r"row 1: its mask has class id 3, outside the 3 classes \(0 to 2\) and not the ignored",
+        r"row 1: its mask has class id 3, outside the 3 classes \(0 to 2\) and not the ignored "
+        r"id 255; mend the mask, the class names or --ignore-index\.",
     ),
     "negative": (np.array([[0, -1, 0], [0, 0, 0]]), "row 1: its mask has class id -1"),
-    "unlabelled": (np.full((2, 3), 255), "row 1: its mask labels no pixel .*ignored id 255"),
+    "unlabelled": (np.full((2, 3), 255), "row 1: its mask labels no pixel .*ignored id 255.*--skip-bad-images"),
     "colours": (Image.new("RGB", (3, 2)), "row 1: its mask is a picture of mode RGB"),
     "fractions": (np.zeros((2, 3)), "row 1: its mask is float64 of shape"),
     "channels": (np.zeros((2, 3, 3), np.uint8), r"row 1: its mask is uint8 of shape \(2, 3, 3\)"),
@@ -146,7 +147,7 @@ def test_unusable_rows_are_left_out_on_request() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ignore_index": 1}, 'ignore_index 1 is also the id of class "cat"'),
+        ({"ignore_index": 1}, '--ignore-index 1 is also the id of class "cat"'),
         ({"ignore_index": 2**40}, "needs over 32 bits"),
         ({"classes": ("cat", "cat")}, '"cat" is named twice'),
         ({"classes": ("cat",)}, "1 class .* needs at least two"),

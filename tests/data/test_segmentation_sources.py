@@ -210,8 +210,8 @@ def test_absent_classes_are_noted(tmp_path: Path) -> None:
     assert "(a, b, c, d, e, …)" in note
     (tmp_path / "classes.txt").write_text(CLASSES + "ferret")
     *_, note = load_segmentation_splits(str(tmp_path)).notes
-    assert "1 of the 4 classes are on no pixel" in note
-    assert "(ferret)" in note
+    assert "1 of the 4 classes is on no pixel" in note
+    assert "(ferret): nothing can be learned about it" in note
 
 
 def test_a_bad_mask_in_the_train_rows_is_found_at_once_or_left_out(tmp_path: Path) -> None:
@@ -242,8 +242,16 @@ def test_class_names_must_be_there(tmp_path: Path) -> None:
         load_segmentation_splits(str(tmp_path))
     with pytest.raises(UserError, match=r"there is no .*names\.txt"):
         load_segmentation_splits(str(tmp_path), classes_file=tmp_path / "names.txt")
-    with pytest.raises(UserError, match="owner/pets: masks hold ids, not names"):
+    with pytest.raises(UserError, match=r"owner/pets: masks hold ids, not names; .*--classes-file"):
         load_segmentation_splits("owner/pets")
+
+
+def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:
+    write_masks(tmp_path, 4)
+    (tmp_path / "classes.txt").write_text(CLASSES)
+    with pytest.raises(UserError, match=r"^--mask-column seg: .* is a folder of pictures") as caught:
+        load_segmentation_splits(str(tmp_path), mask_column="seg")
+    assert "\n" not in str(caught.value)
 
 
 def test_names_that_do_not_match(tmp_path: Path) -> None:

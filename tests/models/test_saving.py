@@ -147,10 +147,12 @@ def test_card_and_info_lie_beside_the_weights(tiny_clip_folder: Path, tmp_path: 
 def test_model_card_has_the_measured_numbers() -> None:
     card = model_card(
         {
+            "recipe": "clip",
             "model": "openai/clip",
             "method": "grpo",
             "steps": 200,
             "best_step": 150,
+            "kept_step": 150,
             "data": {"name": "cifar10", "test": 1000, "classes": 10},
             "before": {"accuracy": 0.5, "ece": 0.25, "nll": 1.5},
             "after": {"accuracy": 0.75, "ece": 0.125, "nll": 1.25},
@@ -163,3 +165,27 @@ def test_model_card_has_the_measured_numbers() -> None:
     assert "| accuracy on digits, not tuned on | 0.5000 | 0.3750 |" in card
     assert "200 steps, weights of step 150" in card
     assert "| KL" not in card  # not measured
+    assert "tags: [visgrpo, clip, grpo]" in card
+    assert "prompts are in `visgrpo.json`" in card
+
+
+def test_card_of_a_model_with_a_head_says_how_to_load_both() -> None:
+    card = model_card(
+        {
+            "recipe": "segmentation",
+            "model": "facebook/dinov2-small",
+            "method": "grpo-rm",
+            "steps": 200,
+            "best_step": 150,
+            "kept_step": 200,
+            "data": {"name": "photos", "test": 10, "classes": 3},
+            "before": {"miou": 0.25, "per_class_iou": {}},
+            "after": {"miou": 0.5, "per_class_iou": {}},
+        }
+    )
+    assert "tags: [visgrpo, segmentation, grpo-rm]" in card
+    assert "| mIoU | 0.2500 | 0.5000 |" in card
+    assert "weights of step 200" in card
+    assert "load_representation(" in card
+    assert "AutoModel.from_pretrained(" in card
+    assert "prompts" not in card

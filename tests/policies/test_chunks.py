@@ -277,3 +277,12 @@ def test_columns_and_reference_follow_their_chunk(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(LIMIT, 1)
     same(whole, outcome(method, batch, logits, None))
     assert names(K) == policy.classes
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """The first one has used the gradient up."""
+    logits = random(N, K).requires_grad_()
+    loss, _ = in_chunks(lambda some, _: (some.square().mean(), {}), logits, 2)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second backward pass"):
+        loss.backward()

@@ -12,6 +12,7 @@ from visgrpo.recipes.sweep_plan import Combination
 from visgrpo.recipes.sweep_table import (
     complaints,
     measure_of,
+    measured,
     print_rows,
     sweep_rows,
     write_rows,
@@ -99,6 +100,13 @@ def test_the_printed_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.startswith("clip: mean ± standard deviation over seeds (n - 1) ")
     assert "0.700 ± 0.200" in text
     assert "a|b" in text
+
+
+def test_measures_that_some_run_has() -> None:
+    assert measured(SUMMARIES.values(), ["accuracy", "knn.20", "knn.5"]) == ["accuracy", "knn.20"]
+    without = [summary(0.25)]
+    assert measured(without, ["knn.20", "accuracy"]) == ["accuracy"]
+    assert measured([], ["accuracy"]) == []
 
 
 def test_a_measure_that_no_run_has() -> None:

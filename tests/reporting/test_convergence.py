@@ -9,6 +9,8 @@ import pytest
 from html_pages import Page, squeeze
 from judged_by_epoch import curve, representation_run
 
+from visgrpo.recipes.configs import CompareConfig
+from visgrpo.recipes.pages import compare
 from visgrpo.reporting import compare_runs, read_run
 from visgrpo.reporting.convergence import convergence_keys, convergence_rows, epochs_to_final
 from visgrpo.reporting.groups import group_by_config
@@ -109,3 +111,22 @@ def test_runs_that_log_no_epochs_have_no_table(make_run, tmp_path):
         (path / "metrics.jsonl").write_text('{"step": 1, "eval/accuracy": 0.5}\n')
     words = Page(compare_runs(paths, None, tmp_path).read_text()).words
     assert "Epochs to 99 %" not in words
+
+
+def test_the_command_prints_what_the_page_shows(seeds, tmp_path, capsys):
+    page = tmp_path / "compare.html"
+    compare(CompareConfig(runs=tuple(map(str, seeds)), output=str(page)))
+    text = squeeze(capsys.readouterr().out.replace("│", " "))
+    assert "Epochs to 99 % of the final value, on validation data" in text
+    assert "Accuracy, final" in text
+    assert "Accuracy, epochs to 99 %" in text
+    rows = ["rm-0 80.0 % 1", "rm-1 60.0 % 2", "rm-2 70.0 % 3", "ce – –"]
+    rows.append("mean ± std of 3 70.0 % ± 10.0 % 2 ± 1")
+    for row in rows:
+        assert row in text
+
+
+def test_the_command_prints_no_table_without_epochs(make_run, tmp_path, capsys):
+    paths = [make_run(name, steps=1, keys=("loss",)) for name in ("a", "b")]
+    compare(CompareConfig(runs=tuple(map(str, paths)), output=str(tmp_path / "compare.html")))
+    assert "99 %" not in capsys.readouterr().out

@@ -231,3 +231,43 @@ def test_inputs_logged_once_are_taken_from_both_ends(small_run):
 def test_a_folder_that_is_not_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
+
+
+def many_classes(count):
+    """Accuracies in which the first 25 classes lose and the last 30 gain, each more than before."""
+    before = {f"class {k}": 0.5 for k in range(count)} | {"absent": None}
+    after = dict(before)
+    after |= {f"class {k}": 0.5 - (k + 1) / 100 for k in range(25)}
+    after |= {f"class {count - 1 - k}": 0.5 + (k + 1) / 100 for k in range(30)}
+    return {
+        "before": {"accuracy": 0.5, "per_class_accuracy": before},
+        "after": {"accuracy": 0.51, "per_class_accuracy": after},
+    }
+
+
+def test_of_many_classes_those_that_changed_most_are_shown(small_run):
+    run = read_run(small_run(steps=1, summary=many_classes(300)))
+    shown = outcome.per_class(run, "accuracy")
+    lost = [f"class {k}" for k in range(24, 4, -1)]
+    gained = [f"class {300 - 1 - k}" for k in range(29, 9, -1)]
+    assert [change.name for change in shown] == lost + gained
+    assert (shown[0].change, shown[20].change) == ("−25.0 points", "+30.0 points")
+    words = squeeze(read_page(write_report(run.path)).words)
+    assert "Of 301 classes, those that lost most, then those that gained most." in words
+
+
+def test_up_to_200_classes_are_all_shown(small_run):
+    run = read_run(small_run(steps=1, summary=many_classes(199)))
+    assert [change.name for change in outcome.per_class(run, "accuracy")] == [
+        *(f"class {k}" for k in range(199)),
+        "absent",
+    ]
+    assert "those that lost most" not in read_page(write_report(run.path)).words
+
+
+def test_the_page_of_21000_classes_stays_small(small_run):
+    sizes = []
+    for count in (300, 21_000):
+        path = small_run(f"{count}", steps=1, samples=False, summary=many_classes(count))
+        sizes.append(len(write_report(path).read_bytes()))
+    assert abs(sizes[1] - sizes[0]) < 2000

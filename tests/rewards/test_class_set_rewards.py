@@ -107,8 +107,9 @@ def test_a_class_without_credit_earns_one(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("cta: 0.5\n", 'unknown class "cta". Did you mean "cat"?'),
-        ("- cat\n- dog\n", "must map classes to numbers"),
-        ("", "must map classes to numbers"),
+        ("- cat\n- dog\n", 'maps classes to numbers, with lines such as "sky: 0.5"; a class'),
+        ("cat,0.5\ndog,1\n", "must be YAML or JSON that maps classes to numbers"),
+        ("", "must be YAML or JSON that maps classes to numbers"),
         ("cat: half\n", '"cat": "half" is not a number'),
         ("cat: [1]\n", "is not a number"),
         ("cat: .inf\n", "is not a"),

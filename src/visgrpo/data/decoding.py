@@ -76,7 +76,7 @@ def naming_the_unreadable(where: str, mend: str) -> Iterator[None]:
 def decode(
     stored: Any,
     where: str,
-    mend: str = "replace it, or leave such images out with skip_bad_images",
+    mend: str = "replace it, or leave such images out with --skip-bad-images",
 ) -> Image.Image:
     """Return the RGB image held by `stored`.
 

@@ -27,7 +27,7 @@ def decode_mask(stored: Any, where: str) -> Image.Image:
             f"{where} holds {type(stored).__name__}, not a picture; name another mask_column or "
             "drop the row."
         )
-    mend = "replace it, or leave such rows out with skip_bad_images"
+    mend = "replace it, or leave such rows out with --skip-bad-images"
     with naming_the_unreadable(where, mend), open_picture(stored) as mask:
         mask.load()
         return mask

@@ -58,12 +58,12 @@ class SegmentationDataset:
         check_classes(self.name, self.classes)
         if 0 <= self.ignore_index < len(self.classes):
             raise UserError(
-                f"{self.name}: ignore_index {self.ignore_index} is also the id of class "
+                f"{self.name}: --ignore-index {self.ignore_index} is also the id of class "
                 f'"{self.classes[self.ignore_index]}"; choose one outside 0 to '
                 f"{len(self.classes) - 1}."
             )
         if not -(2**31) <= self.ignore_index < 2**31:
-            raise UserError(f"{self.name}: ignore_index {self.ignore_index} needs over 32 bits.")
+            raise UserError(f"{self.name}: --ignore-index {self.ignore_index} needs over 32 bits.")
         columns = {"masks": self.masks, **self.columns}
         check_lengths(self.name, columns, len(self.images), "image")
         if self.rows is None:
@@ -107,12 +107,12 @@ class SegmentationDataset:
             raise UserError(
                 f"{self.where(row)}: its mask has class id {outside[0]}, outside the "
                 f"{len(self.classes)} classes (0 to {len(self.classes) - 1}) and not the ignored "
-                f"id {self.ignore_index}; mend the mask, the class names or ignore_index."
+                f"id {self.ignore_index}; mend the mask, the class names or --ignore-index."
             )
         if ignored.all():
             raise UserError(
                 f"{self.where(row)}: its mask labels no pixel (all are the ignored id "
-                f"{self.ignore_index}); label some, or leave it out with skip_bad_images."
+                f"{self.ignore_index}); label some, or leave it out with --skip-bad-images."
             )
         return ids.astype(self.mask_dtype, copy=False)
 

@@ -130,6 +130,11 @@ def _read(
         files = parquet_files(path)
         classes = _class_names(name, classes_file, path)
         if not files:
+            if mask_column is not None:
+                raise UserError(
+                    f"--mask-column {mask_column}: {spec} is a folder of pictures, which has no "
+                    "columns: its masks are the files in masks/; leave --mask-column out."
+                )
             return read_mask_folder(path, classes, ignore_index)
         tables = parquet_tables(name, files)
     elif path.is_file():
@@ -153,13 +158,13 @@ def _class_names(name: str, file: str | Path | None, folder: Path | None) -> tup
     if file is None and folder is None:
         raise UserError(
             f"{name}: masks hold ids, not names; give a file with one class name per line, in the "
-            "order of the ids, as classes_file."
+            "order of the ids, as --classes-file."
         )
     path = Path(file).expanduser() if file is not None else (folder or Path()) / "classes.txt"
     if not path.is_file():
         raise UserError(
             f"{name}: there is no {path}; write one class name per line into it, in the order of "
-            "the ids, or name another file with classes_file."
+            "the ids, or name another file with --classes-file."
         )
     return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
 

@@ -111,7 +111,8 @@ def _absent(train: ImageDataset, present_MK: np.ndarray) -> tuple[str, ...]:
     if not absent:
         return ()
     shown = ", ".join(absent[:_NAMES_SHOWN]) + (", …" if len(absent) > _NAMES_SHOWN else "")
+    are = "is" if len(absent) == 1 else "are"
     return (
-        f"{len(absent)} of the {len(train.classes)} classes are on no pixel of {train.name} "
-        f"({shown}): nothing can be learned about them.",
+        f"{len(absent)} of the {len(train.classes)} classes {are} on no pixel of {train.name} "
+        f"({shown}): nothing can be learned about {'it' if len(absent) == 1 else 'them'}.",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal
 
+import torch
+
 from visgrpo.evaluation.geometry import alignment, uniformity
 from visgrpo.evaluation.probes import NEIGHBOURS, Labelled, knn, softmax_regression
 
@@ -19,6 +21,7 @@ def feature_measures(
     *,
     classes: int,
     probes: Collection[str],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Measure features by the probes asked for, and by alignment and uniformity on test images.
 
@@ -28,6 +31,7 @@ def feature_measures(
         test: rows to report on.
         classes: K; labels are 0 to K - 1.
         probes: of "knn" and "softmax-regression".
+        device: where kNN compares features.
 
     Returns:
         Plain numbers, ready for JSON: `uniformity`, `alignment` (unless every class has one test
@@ -40,7 +44,8 @@ def feature_measures(
     measures: dict[str, Any] = {}
     if "knn" in probes:
         ks = [k for k in NEIGHBOURS if k <= len(train.labels_M)]
-        accuracies = knn(train, test, classes=classes, ks=ks)
+        votes = Labelled(train.features_MD.to(device), train.labels_M)
+        accuracies = knn(votes, test, classes=classes, ks=ks)
         measures["knn"] = {str(k): accuracy for k, accuracy in accuracies.items()}
     if "softmax-regression" in probes:
         result = softmax_regression(train, validation, test, classes=classes)

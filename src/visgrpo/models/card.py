@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_MEASURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL (nats)", "kl": "KL to start (nats)"}
+_MEASURES = {
+    "accuracy": "accuracy",
+    "ece": "ECE",
+    "nll": "NLL (nats)",
+    "kl": "KL to start (nats)",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "softmax_regression": "softmax regression on the backbone's features",
+}
+_HEADS = ("representation", "segmentation")  # recipes whose models have a head of their own
 
 
 def model_card(summary: Mapping[str, Any]) -> str:
     """Return the README.md of a tuned model, from its run's summary."""
     before, after = summary["before"], summary["after"]
-    data = summary["data"]
+    data, recipe = summary["data"], summary["recipe"]
     rows = [
         f"| {title} | {before[key]:.4f} | {after[key]:.4f} |"
         for key, title in _MEASURES.items()
@@ -20,7 +29,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        "tags: [visgrpo, clip, grpo]",
+        f"tags: [visgrpo, {recipe.split()[-1]}, {summary['method']}]",
         "---",
         "",
         f"# {summary['model']} tuned on {data['name']} with {summary['method']}",
@@ -32,8 +41,15 @@ def model_card(summary: Mapping[str, Any]) -> str:
         *rows,
         *_retention(summary.get("retention") or {}),
         "",
-        f"{summary['steps']} steps, weights of step {summary['best_step']}.",
-        "Class names and prompts are in `visgrpo.json`.",
+        f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
+        *(_with_head() if recipe in _HEADS else _dual_encoder()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def load_with_transformers() -> list[str]:
+    """Return the lines that show how plain transformers loads the model."""
+    return [
         "",
         "```python",
         "from transformers import AutoModel",
@@ -41,7 +57,25 @@ def model_card(summary: Mapping[str, Any]) -> str:
         'model = AutoModel.from_pretrained("path/to/this/folder")',
         "```",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _dual_encoder() -> list[str]:
+    return ["Class names and prompts are in `visgrpo.json`.", *load_with_transformers()]
+
+
+def _with_head() -> list[str]:
+    return [
+        "Class names are in `visgrpo.json`, the head in `head.safetensors`. With the head:",
+        "",
+        "```python",
+        "from visgrpo import load_representation",
+        "",
+        'model, parts = load_representation("path/to/this/folder")',
+        "```",
+        "",
+        "or `visgrpo predict path/to/this/folder photo.jpg`. The backbone alone:",
+        *load_with_transformers(),
+    ]
 
 
 def _retention(retention: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -46,14 +46,16 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number whose gradient is known already."""
+    """A number whose gradient is known already. It can be gone through backwards once."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+        ctx.gradient = gradient
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("A loss made in chunks has no second backward pass.")
+        return gradient.mul_(upstream), None, None  # in place: it can be as large as the logits

@@ -162,8 +162,8 @@ class SegmentationConfig(BackboneRunConfig):
     """Where the loss is taken: at patches, by their most frequent label, or at every pixel."""
     background: str | None = None
     """Name of the background class; by default the first class if it is called so, or null."""
-    background_reward: float = 0.5
-    """What a right answer earns there, as a share of what it earns elsewhere."""
+    background_reward: float | None = None
+    """What a right answer earns there, as a share of what hard pays elsewhere; by default 0.5."""
     estimator: Literal["uniform", "exact"] = "uniform"
     """Every class weighted equally (GRPO-RM) or by the old model."""
     pictures: int = 8
@@ -171,7 +171,14 @@ class SegmentationConfig(BackboneRunConfig):
 
     def check(self) -> None:
         super().check()
-        not_negative(self, "background_reward", "pictures")
+        not_negative(self, "background_reward", optional=True)
+        not_negative(self, "pictures")
+        lowers_background = self.background_reward is not None or self.background is not None
+        if lowers_background and "hard" not in self.reward:
+            raise UserError(
+                "--background and --background-reward lower what hard pays: there is no hard among "
+                "the rewards. credit:FILE pays by class."
+            )
         if self.label_column is not None:
             raise UserError(
                 "--label-column: images of this job have masks; name theirs with --mask-column."

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import UseAppendAction
-
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive, share
 
@@ -239,8 +237,8 @@ class CompareConfig(Config):
 
     runs: tuple[str, ...] = ()
     """Run directories."""
-    metric: UseAppendAction[tuple[str, ...]] = ()
-    """Metric to draw, such as reward, kl or eval/accuracy; may be given several times."""
+    metric: tuple[str, ...] = ()
+    """Metric to draw, such as reward, kl or eval/accuracy."""
     output: str = "compare.html"
     """The page."""
 

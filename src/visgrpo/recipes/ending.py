@@ -55,6 +55,7 @@ def finish(
         "data": {"name": session.config.data, **split_sizes(splits)},
         "steps": result.steps,
         "best_step": result.best_step,
+        "kept_step": result.best_step if session.config.keep == "best" else result.steps,
         "validation": result.validation,
         "seconds": round(result.seconds, 3),
         "examples_per_second": round(result.examples / max(result.seconds, 1e-9), 2),

@@ -101,6 +101,10 @@ class _Encoder:
         self._preprocess = parts.preprocess
         self._pooled = partial(backbone.pooled, pool=pool)
 
+    @property
+    def device(self) -> torch.device:
+        return self._processes.device
+
     def features(self, dataset: ImageDataset) -> Tensor:
         """Return features (M, P), float32 on the CPU."""
         inputs = PixelInputs(dataset, self._preprocess)
@@ -138,7 +142,7 @@ def _measures(
         for name in ("train", "validation"):
             part = getattr(data.splits, name)
             probed[name] = Labelled(encoder.features(part), torch.from_numpy(part.labels))
-        probed["classes"] = len(rows.classes)
+        probed |= {"classes": len(rows.classes), "device": encoder.device}
         test = Labelled(features_MP, labels_M)
         measures |= feature_measures(**probed, test=test, probes=data.probes)
     for shift in data.shifts:

@@ -67,7 +67,8 @@ class FeatureJob:
             for name, made in inputs.items()
         }
         classes = len(self._splits.train.classes)
-        self._measured = feature_measures(**parts, classes=classes, probes=probes)
+        device = self._session.processes.device
+        self._measured = feature_measures(**parts, classes=classes, probes=probes, device=device)
         return self._measured
 
     def shifts(self) -> dict[str, dict[str, float]]:

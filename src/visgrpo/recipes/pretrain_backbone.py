@@ -20,6 +20,7 @@ from visgrpo.evaluation.held_out import pooled_of
 from visgrpo.evaluation.probes import NEIGHBOURS, Labelled, knn
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
+from visgrpo.models.card import load_with_transformers
 from visgrpo.models.representation_saving import save_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives.contrastive import supervised_contrastive_loss
@@ -229,12 +230,7 @@ def backbone_card(summary: Mapping[str, Any]) -> str:
         *[f"| k = {k} | {before[k]:.4f} | {after[k]:.4f} |" for k in after],
         "",
         f"{summary['steps']} steps.",
-        "",
-        "```python",
-        "from transformers import AutoModel",
-        "",
-        'model = AutoModel.from_pretrained("path/to/this/folder")',
-        "```",
+        *load_with_transformers(),
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ from visgrpo.models.loading import check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
+from visgrpo.objectives import check_objective
 from visgrpo.policies.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.recipes.backbone_configs import RepresentationConfig
@@ -61,6 +62,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
     splits = load_data(session)
     rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
     rewards.validate("group", batch_columns(splits.train))
+    check_objective(objective_of(config), config.estimator, config.group_size)
     policy = _policy(config, rewards, splits.train.classes, session)
     options = options_of(config, splits.train, session)
     retained = {name: load_splits(name, seed=config.seed) for name in config.retention}

@@ -51,6 +51,7 @@ from visgrpo.rewards import ClassCredit, RewardSet, parse_rewards
 from visgrpo.training.trainer import Method, Trainer
 
 BACKGROUND_NAMES = ("background", "null")
+BACKGROUND_REWARD = 0.5  # c/2, as in GRPO-RM
 
 
 def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
@@ -123,10 +124,12 @@ def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSe
     rewards = parse_rewards(config.reward, config.reward_weights, classes)
     rewards.validate("group", ())
     background = _background(config, classes)
-    if background is None or config.background_reward == 1.0:
+    if background is None:
         return rewards
     credit_K = torch.ones(len(classes))
-    credit_K[background] = config.background_reward
+    credit_K[background] = BACKGROUND_REWARD
+    if config.background_reward is not None:
+        credit_K[background] = config.background_reward
     functions = tuple(
         ClassCredit(credit_K) if name == "hard" else function
         for name, function in zip(rewards.names, rewards.functions, strict=True)
@@ -142,7 +145,14 @@ def _background(config: SegmentationConfig, classes: tuple[str, ...]) -> int | N
                 f"{nearest(config.background, classes)}"
             )
         return classes.index(config.background)
-    return 0 if classes[0].lower() in BACKGROUND_NAMES else None
+    if classes[0].lower() in BACKGROUND_NAMES:
+        return 0
+    if config.background_reward is not None:
+        raise UserError(
+            f'--background-reward: the first class is "{classes[0]}", not background or null; name '
+            "the background with --background."
+        )
+    return None
 
 
 def _load_data(config: SegmentationConfig, session: Session) -> SegmentationSplits:

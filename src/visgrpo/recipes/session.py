@@ -88,9 +88,11 @@ def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
     """Say what was decided about the data, and what was left out."""
     for note in splits.notes:
         session.say(f"note: {note}")
+    masked = isinstance(splits, SegmentationSplits)  # a readable pair may not belong together
+    bad = "unusable row(s)" if masked else "unreadable image(s)"
     for part in (splits.train, splits.validation, splits.test):
         if part.skipped:
-            session.say(f"note: {part.name}: left out {len(part.skipped)} unreadable image(s):")
+            session.say(f"note: {part.name}: left out {len(part.skipped)} {bad}:")
             for reason in part.skipped:
                 session.say(f"  {reason}")
 

@@ -18,7 +18,14 @@ from visgrpo.recipes.configs import RunConfig
 from visgrpo.recipes.session import settings_of
 from visgrpo.recipes.sweep_config import SweepConfig
 from visgrpo.recipes.sweep_plan import PAGE, PLAN, Combination, read_combinations
-from visgrpo.recipes.sweep_table import Summary, complaints, print_rows, sweep_rows, write_rows
+from visgrpo.recipes.sweep_table import (
+    Summary,
+    complaints,
+    measured,
+    print_rows,
+    sweep_rows,
+    write_rows,
+)
 from visgrpo.reporting import compare_runs, read_run
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
@@ -115,7 +122,9 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
         _say(f"[{number}/{len(jobs)}] {job.title}{state}")
         summaries[job.key] = _summary(job, recipe, output)
-        rows = sweep_rows(combinations, summaries, config.measure or recipe.measures)
+        # Without probes, say, no run has their measures: no columns of dashes by default.
+        measures = config.measure or measured(summaries.values(), recipe.measures)
+        rows = sweep_rows(combinations, summaries, measures)
         write_rows(output, _command_line(config, file, output), rows)
         if number == 1:  # perhaps a later run has it, but a typo is best seen now
             for complaint in complaints(summaries.values(), config.measure):

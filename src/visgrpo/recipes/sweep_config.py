@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tyro.conf import UseAppendAction
-
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, positive
 from visgrpo.recipes.configs import Config
@@ -22,9 +20,9 @@ class SweepConfig(Config):
     lists of values, which are combined; under "variants" names, each with options of its own."""
     seeds: int = 3
     """Runs of every combination: seeds 0, 1 and so on."""
-    measure: UseAppendAction[tuple[str, ...]] = ()
+    measure: tuple[str, ...] = ()
     """Measure of the tuned model to put into the table, such as accuracy or knn.20, or any other
-    number of a run's summary, such as before.accuracy; may be given several times."""
+    number of a run's summary, such as before.accuracy."""
     output: str | None = None
     """Folder for the runs; by default a free name under runs/."""
     resume: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -64,14 +64,22 @@ def measure_of(summary: Summary, measure: str) -> float | None:
     return None
 
 
-def complaints(summaries: Iterable[Summary], measures: Iterable[str]) -> list[str]:
+def measured(summaries: Collection[Summary], measures: Iterable[str]) -> list[str]:
+    """Return the measures that at least one of these runs has."""
+    return [
+        measure
+        for measure in measures
+        if any(measure_of(summary, measure) is not None for summary in summaries)
+    ]
+
+
+def complaints(summaries: Collection[Summary], measures: Sequence[str]) -> list[str]:
     """Return a line for every measure that none of these runs has."""
-    summaries = list(summaries)
     known = dict.fromkeys(key for s in summaries for key in flatten(s["after"]))
     return [
         f'No run measured "{measure}". {nearest(measure, known)}'
         for measure in measures
-        if all(measure_of(summary, measure) is None for summary in summaries)
+        if measure not in measured(summaries, measures)
     ]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import UseAppendAction
-
 from visgrpo.errors import UserError
 from visgrpo.recipes.backbone_configs import Shift
 from visgrpo.recipes.checks import named, not_negative, positive
@@ -51,9 +49,9 @@ class EvaluateConfig(Config):
     """CLIP: prompts; by default those that the model was trained with."""
     pool: Literal["cls", "mean", "both"] | None = None
     """Backbone without a head: the class token (the default), the mean of the patches, or both."""
-    probe: UseAppendAction[tuple[Probe, ...]] = ()
-    """Classifiers that judge a backbone's features, knn or softmax-regression; may be given twice.
-    By default both where the model has no head for these classes."""
+    probe: tuple[Probe, ...] = ()
+    """Classifiers that judge a backbone's features, knn or softmax-regression; by
+    default both where the model has no head for these classes."""
     shifts: tuple[Shift, ...] = ()
     """Shifted copies of the images: the head's measures there, or kNN's where there is no head."""
     start: str | None = None

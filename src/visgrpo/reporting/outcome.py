@@ -9,6 +9,8 @@ from visgrpo.reporting.labels import Metric, metric, ordered
 from visgrpo.reporting.run_reader import Run, is_number, scalars
 
 MAX_CONFUSIONS = 5
+MAX_CLASSES = 200  # above it a table of classes has only those that changed most
+MOST_CHANGED = 20  # in either direction
 # Counts, and entropy on another scale: no columns of their own.
 _NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized"})
 _OF_FEATURES = frozenset({"softmax_regression", "knn", "alignment", "uniformity"})
@@ -88,11 +90,18 @@ def baseline(run: Run) -> dict[str, Any] | None:
 
 
 def per_class(run: Run, measure: str) -> list[Change]:
-    """Return a measure of each class, "accuracy" or "iou", before and after, in class order."""
+    """Return a measure of each class, "accuracy" or "iou", before and after, in class order.
+
+    Of more than `MAX_CLASSES` classes: the `MOST_CHANGED` that lost most, then those that gained
+    most, largest change first.
+    """
     before: dict[str, Any] = run.before.get(f"per_class_{measure}") or {}
     after: dict[str, Any] = run.after.get(f"per_class_{measure}") or {}
     names = list(dict.fromkeys([*before, *after]))
-    return [change(name, metric(measure), before.get(name), after.get(name)) for name in names]
+    changes = [change(name, metric(measure), before.get(name), after.get(name)) for name in names]
+    if len(changes) <= MAX_CLASSES:
+        return changes
+    return [*_most(changes, "loss"), *_most(changes, "gain")]
 
 
 def shifts(run: Run) -> list[Change]:
@@ -149,6 +158,16 @@ def tested_on(run: Run) -> str | None:
         return f"{measured}."
     low, high = (metric("accuracy").text(end) for end in interval)
     return f"{measured}; the accuracy at the end lies between {low} and {high} (95 % interval)."
+
+
+def _most(changes: list[Change], verdict: str) -> list[Change]:
+    def size(change: Change) -> float:
+        assert change.before_value is not None  # a verdict needs both
+        assert change.after_value is not None
+        return abs(change.after_value - change.before_value)
+
+    found = [change for change in changes if change.verdict == verdict]
+    return sorted(found, key=size, reverse=True)[:MOST_CHANGED]
 
 
 def _number(value: object) -> float | None:

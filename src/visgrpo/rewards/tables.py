@@ -118,7 +118,10 @@ def read_credit(path: str | Path, classes: Sequence[str]) -> Tensor:
     path = Path(path).expanduser()
     given = _parse_tree(path, "Credit")
     if not isinstance(given, dict):
-        raise UserError(f'Credit "{path}" must map classes to numbers.')
+        raise UserError(
+            f'Credit "{path}" must be YAML or JSON that maps classes to numbers, with lines such '
+            f'as "{classes[0]}: 0.5"; a class that is left out earns 1.'
+        )
     credit_K = torch.ones(len(classes))
     for name, value in given.items():
         if str(name) not in classes:

@@ -69,7 +69,7 @@ class ProgressDisplay:
         """Show new values."""
         self._values.update({k: v for k, v in metrics.items() if k in _SHOWN})
         text = "  ".join(
-            f"{_SHOWN[name]} {self._values[name]:.3f}" for name in _SHOWN if name in self._values
+            f"{_SHOWN[name]} {self._values[name]:z.3f}" for name in _SHOWN if name in self._values
         )
         if self._bar:
             self._bar.update(self._task, metrics=text)

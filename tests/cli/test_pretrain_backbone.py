@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
 def test_options_change_the_weights(
     run: Path, pictures: Path, tmp_path: Path, no_page: None
 ) -> None:
-    ways = ("--positives classes", "--seed 1", f"--more-data {pictures}@:24", "--augment crop")
+    ways = ("--positives views", "--seed 1", f"--more-data {pictures}@:24", "--augment crop")
     others = {
         weights(pretrain(pictures, tmp_path / str(number), f"{VIT} {way}"))
         for number, way in enumerate(ways)

@@ -53,7 +53,9 @@ def test_unreadable_images_are_named_or_left_out(tmp_path: Path) -> None:
     (tmp_path / "fox" / "002.png").write_bytes(b"")
     dataset = load_split(str(tmp_path), "all")
     for row, name in ((0, "cat/000.png"), (13, "dog/001.png"), (26, "fox/002.png")):
-        with pytest.raises(UserError, match=rf"{name} cannot be read .*--skip-bad-images") as caught:
+        with pytest.raises(
+            UserError, match=rf"{name} cannot be read .*--skip-bad-images"
+        ) as caught:
             _ = dataset.images[row]
         assert "\n" not in str(caught.value)
     kept = load_split(str(tmp_path), "all", skip_bad_images=True)

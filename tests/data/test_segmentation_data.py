@@ -76,7 +76,10 @@ BAD = {
         r"id 255; mend the mask, the class names or --ignore-index\.",
     ),
     "negative": (np.array([[0, -1, 0], [0, 0, 0]]), "row 1: its mask has class id -1"),
-    "unlabelled": (np.full((2, 3), 255), "row 1: its mask labels no pixel .*ignored id 255.*--skip-bad-images"),
+    "unlabelled": (
+        np.full((2, 3), 255),
+        "row 1: its mask labels no pixel .*ignored id 255.*--skip-bad-images",
+    ),
     "colours": (Image.new("RGB", (3, 2)), "row 1: its mask is a picture of mode RGB"),
     "fractions": (np.zeros((2, 3)), "row 1: its mask is float64 of shape"),
     "channels": (np.zeros((2, 3, 3), np.uint8), r"row 1: its mask is uint8 of shape \(2, 3, 3\)"),

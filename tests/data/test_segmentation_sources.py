@@ -249,7 +249,9 @@ def test_class_names_must_be_there(tmp_path: Path) -> None:
 def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:
     write_masks(tmp_path, 4)
     (tmp_path / "classes.txt").write_text(CLASSES)
-    with pytest.raises(UserError, match=r"^--mask-column seg: .* is a folder of pictures") as caught:
+    with pytest.raises(
+        UserError, match=r"^--mask-column seg: .* is a folder of pictures"
+    ) as caught:
         load_segmentation_splits(str(tmp_path), mask_column="seg")
     assert "\n" not in str(caught.value)
 

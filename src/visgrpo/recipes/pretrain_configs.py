@@ -67,9 +67,9 @@ class PretrainBackboneConfig(RunConfig):
     kNN accuracy can tell, or the best on validation data."""
     more_data: tuple[str, ...] = ()
     """Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."""
-    positives: Literal["views", "classes"] = "views"
-    """What is pulled together: the two views of an image (SimCLR, which uses no label), or all
-    views of a class (supervised contrastive learning)."""
+    positives: Literal["classes", "views"] = "classes"
+    """What is pulled together: all views of a class (supervised contrastive learning), or the two
+    views of an image alone (SimCLR, which uses no label)."""
     family: Literal["dinov2", "resnet"] = "resnet"
     """A ViT in the layout of DINOv2, or a ResNet of basic blocks, the faster one on a CPU."""
     image_size: int = 32

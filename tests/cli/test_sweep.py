@@ -240,7 +240,7 @@ def test_a_folder_of_something_else_is_not_resumed(
     assert f"{copied} holds no sweep of pretrain clip; name another folder." in line
     run = copied / "grpo" / "seed-0"
     line = refused(capsys, ["sweep", "--resume", "--output", str(run)])
-    assert f"{run / 'config.yaml'}: unknown option" in line
+    assert f"{run} is a run of visgrpo clip: go on with visgrpo clip --resume" in line
 
 
 def test_a_run_that_fails_is_named_and_the_others_stay(

@@ -38,7 +38,8 @@ class HeldOutMasks:
     processes: Precision
 
     def now(self) -> dict[str, Any]:
-        """Return all measures: those of `segmentation_measures`, and `nll`, nats per pixel."""
+        """Return all measures: those of `segmentation_measures`, `nll`, nats per pixel, and
+        `examples`, the number of images."""
         K = len(self.dataset.classes)
         device = self.processes.device
         confusion_KK = torch.zeros(K, K, dtype=torch.int64, device=device)
@@ -51,7 +52,11 @@ class HeldOutMasks:
         confusion_KK = self.processes.gather(confusion_KK[None]).sum(dim=0)
         total = self.processes.gather(nll.to(device).float()[None]).sum().item()
         measures = segmentation_measures(confusion_KK.cpu(), self.dataset.classes)
-        return {**measures, "nll": total / measures["pixels"]}
+        return {
+            "examples": len(self.dataset),
+            **measures,
+            "nll": total / measures["pixels"],
+        }
 
     def scalars(self) -> dict[str, float]:
         """Return the measures of now that are one number."""

@@ -3,7 +3,7 @@
     python benchmarks/representation/table.py runs/results/frozen --columns epochs
     python benchmarks/representation/table.py runs/results/segmentation --measure miou
 
-Rows are the sweep's variants, columns the values of one option. Where a cell has several learning
+Rows are the sweep's variants, columns the values of some options. Where a cell has several learning
 rates, the one with the best mean *validation* accuracy over the seeds is shown and named; test data
 choose nothing. Numbers are per cent, mean ± standard deviation over seeds (n - 1).
 """
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("sweep", type=Path)
-    options.add_argument("--columns", help="the option that columns stand for")
+    options.add_argument("--columns", nargs="+", default=[], help="options that columns stand for")
     options.add_argument("--measure", nargs="+", default=["accuracy"])
     given = options.parse_args()
     rows = json.loads((given.sweep / "sweep.json").read_text())["rows"]
@@ -35,7 +35,7 @@ def main() -> None:
     rows = [row for row in rows if row["runs"]]
     columns = list(dict.fromkeys(_value(row, given.columns) for row in rows))
     if given.columns:
-        _print([given.columns, *columns], _by_column(rows, columns, given))
+        _print([", ".join(given.columns), *columns], _by_column(rows, columns, given))
     else:
         _print(["", *given.measure], _by_measure(rows, given.measure))
 
@@ -67,8 +67,9 @@ def _of(rows: Sequence[Row], variant: str) -> list[Row]:
     return [row for row in rows if row["variant"] == variant]
 
 
-def _value(row: Row, option: str | None) -> str:
-    return str(row["options"].get(option)) if option else ""
+def _value(row: Row, options: Sequence[str]) -> str:
+    """The values of some options; of a path, its last part."""
+    return ", ".join(str(row["options"].get(option)).rsplit("/", 1)[-1] for option in options)
 
 
 def _cell(candidates: Sequence[Row], measure: str) -> str:

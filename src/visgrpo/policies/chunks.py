@@ -29,7 +29,7 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
     n_inputs = len(logits)
     if n_inputs <= inputs_at_once:
         return loss_of(logits, slice(0, n_inputs))
-    gradient = torch.empty_like(logits)
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     losses = []
     metrics: Metrics = {}
     for start in range(0, n_inputs, inputs_at_once):

@@ -116,13 +116,21 @@ class ClassSetGRPO:
             now = self.view.rows(some_logits, batch.labels_N[some])
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
+            before_RK = now.logits_RK.detach()
+            if groups is not None:
+                before_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
             rows = _batch_of_rows(batch, some, now)
-            if groups is None:
-                first = self.policy.first_pass(now.logits_RK, rows, step, now.weights_R)
-                return first.loss, first.metrics
-            before_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
-            its_groups = self.policy.groups(before_RK, rows, step, now.weights_R)
-            return self.policy.loss_of(now.logits_RK, its_groups)
+
+            def loss_of_rows(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+                part = _rows(rows, these)
+                weights_R = None if now.weights_R is None else now.weights_R[these]
+                if groups is None:
+                    first = self.policy.first_pass(logits_RK, part, step, weights_R)
+                    return first.loss, first.metrics
+                its_groups = self.policy.groups(before_RK[these], part, step, weights_R)
+                return self.policy.loss_of(logits_RK, its_groups)
+
+            return in_chunks(loss_of_rows, now.logits_RK, rows_at_once(now))
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         if self.feature_uniformity:
@@ -159,10 +167,16 @@ class ClassSetSupervised:
             rows = self.view.rows(some_logits, batch.labels_N[some])
             if not len(rows.labels_R):
                 return _nothing_to_decide(some_logits)
-            log_probs_RK = rows.logits_RK.float().log_softmax(dim=-1)
-            nll_R = -log_probs_RK.gather(1, rows.labels_R[:, None])[:, 0]
-            metrics = policy_metrics(log_probs_RK.detach(), rows.labels_R, rows.weights_R)
-            return mean_over_inputs(nll_R, rows.weights_R), metrics
+
+            def loss_of_rows(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+                log_probs_RK = logits_RK.float().log_softmax(dim=-1)
+                labels_R = rows.labels_R[these]
+                weights_R = None if rows.weights_R is None else rows.weights_R[these]
+                nll_R = -log_probs_RK.gather(1, labels_R[:, None])[:, 0]
+                metrics = policy_metrics(log_probs_RK.detach(), labels_R, weights_R)
+                return mean_over_inputs(nll_R, weights_R), metrics
+
+            return in_chunks(loss_of_rows, rows.logits_RK, rows_at_once(rows))
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         return ClassSetLoss(loss, metrics)
@@ -175,6 +189,22 @@ class ClassSetSupervised:
 def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:
     """Return how many inputs a chunk takes, one at least."""
     return max(1, NUMBERS_AT_ONCE // view.numbers_of_one(logits, batch.labels_N))
+
+
+def rows_at_once(rows: Rows) -> int:
+    """Return how many rows a chunk takes, one at least: an image has many pixels."""
+    return max(1, NUMBERS_AT_ONCE // rows.logits_RK.shape[1])
+
+
+def _rows(batch: Batch, these: slice) -> Batch:
+    """Some rows of a batch, without copying them."""
+    return Batch(
+        batch.indices_N[these],
+        batch.inputs[these],
+        batch.labels_N[these],
+        {name: column[these] for name, column in batch.columns.items()},
+        None if batch.positions_N is None else batch.positions_N[these],
+    )
 
 
 def _batch_of_rows(batch: Batch, some: slice, rows: Rows) -> Batch:

@@ -11,7 +11,6 @@ from PIL import Image
 from visgrpo.data.dataset import LazySequence
 from visgrpo.data.segmentation import (
     SegmentationDataset,
-    class_counts,
     class_counts_MK,
     without_bad_pairs,
 )
@@ -128,10 +127,9 @@ def test_nothing_is_decoded_before_it_is_asked_for() -> None:
 
 def test_class_counts() -> None:
     whole = dataset([GOOD, np.full((2, 3), 2, np.uint8)])
-    assert class_counts_MK(whole).tolist() == [[2, 1, 2], [0, 0, 6]]
-    counts_K = class_counts(whole)
-    assert counts_K.tolist() == [2, 1, 8]
-    assert counts_K.dtype == np.int64
+    counts_MK = class_counts_MK(whole)
+    assert counts_MK.tolist() == [[2, 1, 2], [0, 0, 6]]
+    assert counts_MK.dtype == np.int64
 
 
 def test_unusable_rows_are_left_out_on_request() -> None:

@@ -178,15 +178,6 @@ def class_counts_MK(dataset: SegmentationDataset, threads: int = 8) -> np.ndarra
     return np.array(counts, dtype=np.int64).reshape(len(dataset), classes)
 
 
-def class_counts(dataset: SegmentationDataset) -> np.ndarray:
-    """Return the pixels of every class, (K,) int64, ignored ones left out.
-
-    Raises:
-        UserError: as `SegmentationDataset.mask`.
-    """
-    return class_counts_MK(dataset).sum(axis=0)
-
-
 def without_bad_pairs(dataset: SegmentationDataset, threads: int = 8) -> SegmentationDataset:
     """Return `dataset` without the rows whose image or mask is unusable, listed in `skipped`.
 

@@ -116,18 +116,18 @@ class ClassSetGRPO:
             now = self.view.rows(some_logits, batch.labels_N[some])
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
-            before_RK = now.logits_RK.detach()
+            old_RK = None
             if groups is not None:
-                before_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
+                old_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
             rows = _batch_of_rows(batch, some, now)
 
             def loss_of_rows(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
                 part = _rows(rows, these)
                 weights_R = None if now.weights_R is None else now.weights_R[these]
-                if groups is None:
+                if old_RK is None:
                     first = self.policy.first_pass(logits_RK, part, step, weights_R)
                     return first.loss, first.metrics
-                its_groups = self.policy.groups(before_RK[these], part, step, weights_R)
+                its_groups = self.policy.groups(old_RK[these], part, step, weights_R)
                 return self.policy.loss_of(logits_RK, its_groups)
 
             return in_chunks(loss_of_rows, now.logits_RK, rows_at_once(now))

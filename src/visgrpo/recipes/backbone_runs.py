@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import InputFunction, Rows
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
-from visgrpo.evaluation.feature_cache import cached_features, weights_key
+from visgrpo.evaluation.feature_cache import cached_features
 from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
 from visgrpo.models.backbone_loading import BackboneParts, load_backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
@@ -136,11 +136,6 @@ def frozen_features(
     )
     model.train(training)
     return features_M
-
-
-def backbone_weights(model: BackboneModel) -> str:
-    """Return what names a backbone's weights in the cache of features."""
-    return weights_key(model.backbone)
 
 
 def _keeps_batch_statistics(model: nn.Module) -> bool:

@@ -14,13 +14,14 @@ from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import PixelInputs, pixel_inputs
 from visgrpo.data.shifts import shifted
 from visgrpo.evaluation.backbone import feature_measures, retention_measure
+from visgrpo.evaluation.feature_cache import weights_key
 from visgrpo.evaluation.held_out import logits_of, pooled_of
 from visgrpo.evaluation.probes import Labelled
 from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.recipes.backbone_configs import RepresentationConfig
-from visgrpo.recipes.backbone_runs import backbone_weights, frozen_features
+from visgrpo.recipes.backbone_runs import frozen_features
 from visgrpo.recipes.session import Session
 
 
@@ -40,7 +41,7 @@ class FeatureJob:
         self._classifier, self._preprocess = classifier, parts.preprocess
         self._splits, self._retained = splits, retained
         self._frozen = backbone_is_frozen(classifier)
-        self._weights = backbone_weights(classifier) if self._frozen else ""
+        self._weights = weights_key(classifier.backbone) if self._frozen else ""
         self._measured: dict[str, Any] | None = None
         # Where no pixel changes, the model takes features from here on.
         classifier.inputs_are_features = self._frozen and not config.augment

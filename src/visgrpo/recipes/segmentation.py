@@ -14,6 +14,7 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.segmentation_sources import load_segmentation_splits
 from visgrpo.errors import UserError, nearest
+from visgrpo.evaluation.feature_cache import weights_key
 from visgrpo.evaluation.held_out_masks import HeldOutMasks
 from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone import Backbone
@@ -28,7 +29,6 @@ from visgrpo.policies.views import PixelView
 from visgrpo.recipes.backbone_configs import SegmentationConfig
 from visgrpo.recipes.backbone_runs import (
     adapt,
-    backbone_weights,
     frozen_features,
     load_start,
     objective_of,
@@ -187,7 +187,7 @@ def _inputs(
             for name, part in parts.items()
         }
     session.say("The backbone is frozen: its features are computed once.")
-    weights = backbone_weights(segmenter)
+    weights = weights_key(segmenter.backbone)
 
     def fixed(dataset: SegmentationDataset) -> CachedInputs:
         features_M = frozen_features(

@@ -99,22 +99,21 @@ def test_the_clip_acts_from_the_second_inner_pass_on(tmp_path: Path) -> None:
 
 
 class Watched:
-    """GRPO that notes, at every rollout, what the old and the present policy say of one input."""
+    """GRPO that notes, in every step, what the old and the present policy say of one input."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.inner, self.model = grpo(), model
+    def __init__(self) -> None:
+        self.inner = grpo()
         self.old: list[Tensor] = []
         self.now: list[Tensor] = []
 
     def rollout(self, old_model: Any, batch: Any, step: int, *, chunk: int) -> Any:
-        probe = toy_inputs()[:1]
-        with torch.no_grad():
-            self.old.append(old_model(probe))
-            self.now.append(self.model(probe))
+        self.old.append(old_model(toy_inputs()[:1]))
         return self.inner.rollout(old_model, batch, step, chunk=chunk)
 
-    def loss(self, *arguments: Any) -> LossResult:
-        return self.inner.loss(*arguments)
+    def loss(self, model: Any, *arguments: Any) -> LossResult:
+        with torch.no_grad():
+            self.now.append(model(toy_inputs()[:1]))
+        return self.inner.loss(model, *arguments)
 
     def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]:
         return self.inner.samples(groups, rows)
@@ -122,7 +121,7 @@ class Watched:
 
 def test_a_stale_old_policy_stays_until_it_is_refreshed(tmp_path: Path) -> None:
     model = toy_model()
-    watched = Watched(model)
+    watched = Watched()
     toy_trainer(tmp_path, watched, model=model, refresh_every=3, learning_rate=0.5).train()
     old, now = watched.old, watched.now
     assert torch.equal(old[0], old[1])

@@ -44,7 +44,7 @@ class SurrogateResult:
 def surrogate(
     log_probs_NGT: Tensor,
     old_log_probs_NGT: Tensor,
-    advantages_NG: Tensor,
+    advantages: Tensor,
     *,
     mask_NGT: Tensor | None = None,
     weights_NG: Tensor | None = None,
@@ -53,14 +53,14 @@ def surrogate(
     clip: Clip = "two_sided",
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
-    constant: float = 1.0,
+    constant: float | Tensor = 1.0,
 ) -> SurrogateResult:
     """Return the surrogate loss of N groups of G outputs of at most T tokens.
 
     Args:
         log_probs_NGT: log π of the chosen tokens, with gradient.
         old_log_probs_NGT: log π_old of the same tokens; no gradient flows into it.
-        advantages_NG: one advantage per output, a constant of the loss.
+        advantages: (N, G), one per output, or (N, G, T), one per token; constants of the loss.
         mask_NGT: 1 at the tokens that count. Values at masked tokens are never exponentiated and
             may be anything, infinities and NaN included. None: every token counts.
         weights_NG: the estimator's weights, rows summing to 1. None: 1/G each. An output of weight
@@ -80,7 +80,11 @@ def surrogate(
         tokens = mask.sum(dim=-1, keepdim=True).clamp(min=1)
         log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / tokens).expand_as(log_probs)
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    advantage = advantages_NG.detach().unsqueeze(-1)
+    advantage = advantages.detach()
+    if advantage.ndim == 2:
+        advantage = advantage.unsqueeze(-1)
+    else:
+        advantage = advantage.masked_fill(~mask, 0.0)
     capped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
 
@@ -132,7 +136,7 @@ def aggregate(
     weights_NG: Tensor | None = None,
     *,
     how: Aggregation = "sequence_mean",
-    constant: float = 1.0,
+    constant: float | Tensor = 1.0,
 ) -> Tensor:
     """Return one number for values at tokens, with w the weights within a group (1/G by default).
 
@@ -140,7 +144,8 @@ def aggregate(
     token_mean      Σ_ng w_ng Σ_t v / Σ_ng w_ng T_ng     every token counts the same (DAPO)
     constant        1/N Σ_n Σ_g w_ng Σ_t v / constant    no length bias at all (Dr. GRPO)
 
-    The three agree on outputs of one token. An output without tokens adds 0.
+    The three agree on outputs of one token. An output without tokens adds 0. Where a batch is worked
+    on in pieces, ``constant`` with the whole batch's mean number of tokens is its ``token_mean``.
     """
     n_inputs, group_size, _ = values_NGT.shape
     mask = _mask_like(values_NGT, mask_NGT)

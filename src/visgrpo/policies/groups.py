@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from visgrpo.objectives import Objective, combine_rewards
+from visgrpo.objectives.advantages import Combination
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class LabelGroups:
         return LabelGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)})
 
 
+class Shards(Protocol):
+    """What a policy needs to know of the other processes."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class OneProcess:
     """All the processes there are, when there is one."""
@@ -58,6 +71,9 @@ class OneProcess:
         return tensor
 
 
+ONE_PROCESS = OneProcess()
+
+
 @dataclass(frozen=True)
 class LossResult:
     """A loss with gradient, its metrics (scalars without), and the groups it was taken on."""
@@ -65,6 +81,33 @@ class LossResult:
     loss: Tensor
     metrics: dict[str, Tensor]
     groups: LabelGroups | None = None
+
+
+def advantages_of(
+    rewards_NGR: Tensor,
+    weights_R: Tensor,
+    objective: Objective,
+    combination: Combination,
+    shards: Shards,
+    weights_NG: Tensor | None = None,
+) -> Tensor:
+    """Return this process's advantages (N, G); batch statistics are those of all processes."""
+    local = len(rewards_NGR)
+    whole = objective.scope == "batch" or objective.scale == "batch_std"
+    if whole:
+        rewards_NGR = shards.gather(rewards_NGR)
+        weights_NG = None if weights_NG is None else shards.gather(weights_NG)
+    advantages_NG = combine_rewards(
+        rewards_NGR,
+        weights_R.to(rewards_NGR),
+        combination=combination,
+        scope=objective.scope,
+        baseline=objective.baseline,
+        scale=objective.scale,
+        weights_NG=weights_NG,
+    )
+    start = shards.rank * local if whole else 0
+    return advantages_NG[start : start + local]
 
 
 def uniforms_for(seed: int, step: int, positions_N: Tensor, total: int, group_size: int) -> Tensor:

@@ -15,7 +15,6 @@ from visgrpo.errors import UserError
 from visgrpo.objectives import (
     Objective,
     categorical_kl,
-    combine_rewards,
     draw,
     entropy,
     estimator_weights,
@@ -26,9 +25,11 @@ from visgrpo.objectives import (
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.estimators import Estimator
 from visgrpo.policies.groups import (
+    ONE_PROCESS,
     LabelGroups,
     LossResult,
-    OneProcess,
+    Shards,
+    advantages_of,
     subset_offsets,
     uniforms_for,
     weights_with_inputs,
@@ -37,18 +38,7 @@ from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics, 
 from visgrpo.rewards import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
-ONE_PROCESS = OneProcess()
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
-
-
-class Shards(Protocol):
-    """What the policy needs to know of the other processes."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    def gather(self, tensor: Tensor) -> Tensor: ...
 
 
 class ReferenceLike(Protocol):
@@ -183,7 +173,14 @@ class LabelGRPO:
             outputs_NG=outputs_NG,
             old_log_probs_NG=old_NG,
             rewards_NGR=rewards_NGR,
-            advantages_NG=self._advantages(rewards_NGR, weights_NG),
+            advantages_NG=advantages_of(
+                rewards_NGR,
+                self.rewards.weights_R,
+                self.objective,
+                self.combination,
+                self.shards,
+                weights_NG,
+            ),
             weights_NG=weights_NG,
             reference_log_probs_NK=self._reference(batch),
             labels_N=batch.labels_N,
@@ -280,25 +277,6 @@ class LabelGRPO:
 
     def _of_outputs(self, values_NK: Tensor, outputs_NG: Tensor) -> Tensor:
         return values_NK if self.takes_all_classes else values_NK.gather(1, outputs_NG)
-
-    def _advantages(self, rewards_NGR: Tensor, weights_NG: Tensor | None) -> Tensor:
-        """Batch statistics are those of the whole batch, over all processes."""
-        local = len(rewards_NGR)
-        whole = self.objective.scope == "batch" or self.objective.scale == "batch_std"
-        if whole:
-            rewards_NGR = self.shards.gather(rewards_NGR)
-            weights_NG = None if weights_NG is None else self.shards.gather(weights_NG)
-        advantages_NG = combine_rewards(
-            rewards_NGR,
-            self.rewards.weights_R.to(rewards_NGR),
-            combination=self.combination,
-            scope=self.objective.scope,
-            baseline=self.objective.baseline,
-            scale=self.objective.scale,
-            weights_NG=weights_NG,
-        )
-        start = self.shards.rank * local if whole else 0
-        return advantages_NG[start : start + local]
 
     def _reference(self, batch: Batch) -> Tensor | None:
         """The reference at the policy's temperature; None when nobody asks for it."""

@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-MINUS = "−"
+from visgrpo.reporting.language_labels import LANGUAGE, LANGUAGE_ORDER, PAIRS
+from visgrpo.reporting.metric import Metric
+from visgrpo.reporting.metric import number as number
+from visgrpo.reporting.metric import signed as signed
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How people read one metric.
-
-    Attributes:
-        title: "KL to the start".
-        unit: Label of the value axis, "nats".
-        better: Which direction is a gain; "neither" where that depends on the user's aim.
-        is_share: A number in [0, 1] that is written in per cent.
-        short: Title where there is little room; the title itself if empty.
-        about: One phrase for readers who do not know the metric.
-    """
-
-    title: str
-    unit: str
-    better: Literal["higher", "lower", "neither"] = "neither"
-    is_share: bool = False
-    about: str = ""
-    short: str = ""
-
-    @property
-    def heading(self) -> str:
-        return self.short or self.title
-
-    def text(self, value: float) -> str:
-        """Write a value: ``0.8125`` as "81.2 %" for shares, else four significant figures."""
-        return signed(f"{100 * value:.1f} %") if self.is_share else number(value)
-
-    def change(self, before: float, after: float) -> str:
-        """Write a change with its sign: "+3.2 points" for shares, else "−0.012"."""
-        delta = after - before
-        if self.is_share:
-            return signed(f"{100 * delta:+.1f} points")
-        return f"+{number(delta)}" if delta > 0 else number(delta)
-
-    def verdict(self, before: float, after: float) -> Literal["gain", "loss", "same"]:
-        """Say whether the change is a gain; "same" where neither direction is one."""
-        if self.better == "neither" or after == before:
-            return "same"
-        return "gain" if (after > before) == (self.better == "higher") else "loss"
-
+Subject = Literal["images", "tokens", "pairs"]
+"""What a run is measured on: it decides what "accuracy" is a share of."""
 
 _METRICS = {
     "accuracy": Metric(
@@ -150,11 +114,23 @@ ORDER = (
 )
 
 
-def metric(key: str) -> Metric:
-    """Return the label of a metric key; a key that is not known is its own title."""
+_OF_SUBJECT: dict[Subject, dict[str, Metric]] = {
+    "images": {},
+    "tokens": LANGUAGE,
+    "pairs": LANGUAGE | PAIRS,
+}
+
+
+def metric(key: str, subject: Subject = "images") -> Metric:
+    """Return the label of a metric key; a key that is not known is its own title.
+
+    A few have a unit of their own during evaluation: "eval/kl" of a completion, "kl" of a token.
+    """
     name = key.removeprefix("eval/")
-    if name in _METRICS:
-        return _METRICS[name]
+    special = _OF_SUBJECT[subject]
+    for known in (special.get(key), special.get(name), _METRICS.get(name)):
+        if known is not None:
+            return known
     if name.startswith("knn/"):
         neighbours = f"k = {name.removeprefix('knn/')}"
         knn = _METRICS["knn"]
@@ -165,13 +141,14 @@ def metric(key: str) -> Metric:
     return Metric(name, name)
 
 
-def ordered(keys: list[str]) -> list[str]:
+def ordered(keys: Sequence[str], subject: Subject = "images") -> list[str]:
     """Sort metric keys: the known ones in reading order, then the others as they came."""
-    known = {key: place for place, key in enumerate(ORDER)}
+    order = ORDER if subject == "images" else LANGUAGE_ORDER
+    known = {key: place for place, key in enumerate(order)}
 
     def place(key: str) -> int:
         name = key.removeprefix("eval/")
-        return known.get("knn" if name.startswith("knn/") else name, len(ORDER))
+        return known.get("knn" if name.startswith("knn/") else name, len(order))
 
     return sorted(keys, key=place)
 
@@ -180,22 +157,6 @@ def describe_gain(before: float, after: float, key: str = "accuracy") -> str:
     """Write a change in one phrase: "81.0 % → 84.2 % (+3.2 points)"."""
     label = metric(key)
     return f"{label.text(before)} → {label.text(after)} ({label.change(before, after)})"
-
-
-def number(value: float) -> str:
-    """Write a number with four significant figures, without a needless exponent."""
-    size = abs(value)
-    if size == 0 or 1e-3 <= size < 1e5:
-        decimals = 3 if size < 10 else 1 if size < 1000 else 0
-        return signed(f"{value:.{decimals}f}")
-    return signed(f"{value:.2e}")
-
-
-def signed(text: str) -> str:
-    """Use the true minus sign, so that columns of signed numbers align; no sign before zero."""
-    if text[:1] in "+-" and not any(digit in text for digit in "123456789"):
-        text = text[1:]
-    return text.replace("-", MINUS)
 
 
 def duration(seconds: float) -> str:

@@ -27,6 +27,8 @@ class TrainingOptions:
         warmup: share of the steps in which the learning rate rises from 0.
         final_learning_rate: share of the learning rate at which the decay ends.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+        silent_steps_allowed: steps in a row in which no group's rewards differ, after which a run
+            is stopped; 0 lets it go on.
     """
 
     steps: int
@@ -46,6 +48,7 @@ class TrainingOptions:
     save_every: int = 0
     keep: Keep = "best"
     seed: int = 0
+    silent_steps_allowed: int = 0
 
     def check(self, world_size: int) -> None:
         """Raise UserError where a batch cannot be split as asked."""
@@ -64,6 +67,15 @@ class TrainingOptions:
     def one_forward_is_enough(self) -> bool:
         """Whether the first training pass also serves as the rollout: the policy is π_old then."""
         return self.minibatches == self.accumulation == self.refresh_every == 1
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimiser updates that the outputs of one rollout serve, before they are drawn anew."""
+        return self.inner_passes * self.minibatches * self.refresh_every
+
+    def steps_since_log(self, step: int) -> int:
+        """Return how many steps the log line after ``step`` steps is the mean of."""
+        return step % self.log_every or self.log_every
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of step 0 … steps - 1: warm-up, then decay."""

@@ -49,13 +49,29 @@ class Loss(Protocol):
 
 
 class Method(Protocol):
-    """What is optimised. Groups must have ``select(rows)``; None stands for nothing to remember."""
+    """What is optimised. Groups must have ``select(rows)``; None stands for nothing to remember.
+
+    ``rollout`` is given the old policy itself, a module without gradient whose weights are the old
+    ones for the time of the call: it may be asked for logits or to generate.
+    """
 
     def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any: ...
 
     def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> Loss: ...
 
     def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]: ...
+
+
+class Memory(Protocol):
+    """What a method remembers from step to step: plain numbers, which go into the checkpoint."""
+
+    def state(self) -> dict[str, float]: ...
+
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what stands in the log beside the means of a step's metrics."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -77,9 +93,14 @@ class Trainer:
 
     Args:
         evaluate: returns metrics on validation data, without their ``eval/`` prefix.
-        selection: the validation metric that decides which step is the best; higher is better.
+        selection: the validation metric that decides which step is the best; higher is better,
+            or with a minus before its name, lower.
         image_of: saves the picture of a data set row and returns its path within the run.
         rate_of: the share of the learning rate at which a parameter, by its name, trains.
+        draws_sequences: whether outputs must be generated before the training pass; a policy over
+            classes has all of its outputs' probabilities in that pass itself.
+        memory: what the method remembers from step to step.
+        inputs_are: what an input is called in messages.
     """
 
     def __init__(
@@ -96,11 +117,17 @@ class Trainer:
         title: str = "training",
         image_of: Callable[[int], str] | None = None,
         rate_of: RateOf = lambda name: 1.0,
+        draws_sequences: bool = False,
+        memory: Memory | None = None,
+        inputs_are: str = "images",
     ) -> None:
         options.check(processes.world_size)
         self._processes, self._run, self._options = processes, run, options
         self._method, self._loader = method, loader
-        self._evaluate, self._selection = evaluate, selection
+        self._evaluate, self._selection = evaluate, selection.removeprefix("-")
+        self._sign = -1.0 if selection.startswith("-") else 1.0
+        self._draws_sequences, self._memory = draws_sequences, memory
+        self._inputs_are = inputs_are
         self._title, self._image_of = title, image_of
         optimizer, self._parameters = build_optimizer(
             model, options.learning_rate, options.weight_decay, rate_of
@@ -115,11 +142,13 @@ class Trainer:
         self._old: dict[str, Tensor] = {}
         self._means = MetricMeans()
         self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
-        self._reached = float("-inf")  # in the evaluation before
+        self._reached = float("-inf")  # in the evaluation before, with its sign
         self._step, self._seconds = 0, 0.0
         # Within a step: the means before it, and whether it has changed the weights yet.
         self._means_before: MetricMeans | None = None
+        self._memory_before: dict[str, float] = {}
         self._updated = False
+        self._silent_steps = 0  # without a group whose rewards differ, up to now
         self._stop = self._warned = False
 
     def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:
@@ -155,11 +184,14 @@ class Trainer:
             self._load_best()
         examples = options.steps * options.batch_size
         reached = self._best["value"] if options.keep == "best" else self._reached
-        return TrainResult(options.steps, self._seconds, examples, int(self._best["step"]), reached)
+        return TrainResult(
+            options.steps, self._seconds, examples, int(self._best["step"]), self._sign * reached
+        )
 
     def _one_step(self, batch: Batch, began: float, display: ProgressDisplay) -> None:
         options, step = self._options, self._step
         self._means_before, self._updated = self._means.copy(), False
+        self._memory_before = self._memory.state() if self._memory else {}
         batch = batch.to(self._processes.device)
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
@@ -180,19 +212,27 @@ class Trainer:
     def _rollout(self, batch: Batch, step: int) -> Any:
         """Groups from the old policy; None where the first training pass provides them."""
         options = self._options
-        if options.one_forward_is_enough:
+        if options.one_forward_is_enough and not self._draws_sequences:
             return None
         chunk = len(batch) // (options.minibatches * options.accumulation)
-        if options.refresh_every == 1:
-            return self._method.rollout(self._model, batch, step, chunk=chunk)
-        if step % options.refresh_every == 0 or not self._old:
+        if options.refresh_every > 1 and (step % options.refresh_every == 0 or not self._old):
             self._old = {name: t.detach().clone() for name, t in self._changing.items()}
-        return self._method.rollout(self._old_model, batch, step, chunk=chunk)
+        with torch.no_grad(), self._processes.autocast(), self._old_weights():
+            return self._method.rollout(self._plain_model, batch, step, chunk=chunk)
 
-    def _old_model(self, inputs: Tensor) -> Tensor:
-        """The policy as it was at the last refresh."""
-        with self._processes.accelerator.autocast():
-            return torch.func.functional_call(self._plain_model, self._old, (inputs,))
+    @contextmanager
+    def _old_weights(self) -> Iterator[None]:
+        """The policy as it was at the last refresh; as it is, where that is every step."""
+        self._swap(self._old)
+        try:
+            yield
+        finally:
+            self._swap(self._old)
+
+    def _swap(self, others: dict[str, Tensor]) -> None:
+        """Exchange the model's tensors with others, without copying one."""
+        for name in others:
+            self._changing[name].data, others[name] = others[name], self._changing[name].data
 
     def _minibatches(self, size: int) -> Iterator[Tensor | None]:
         """Rows of each minibatch; None for the whole batch as it is.
@@ -242,9 +282,10 @@ class Trainer:
             return
         shown = ", ".join(map(str, batch.indices_N[:8].tolist()))
         raise UserError(
-            f"The {what} is {value.item()} at step {self._step + 1}, on training images {shown}"
-            f"{', …' if len(batch) > 8 else ''}. Likely causes: a learning rate that is too high, "
-            "fp16 overflow (try bf16), or a broken image or weight. The last checkpoint is kept."
+            f"The {what} is {value.item()} at step {self._step + 1}, on training "
+            f"{self._inputs_are} {shown}{', …' if len(batch) > 8 else ''}. Likely causes: a "
+            "learning rate that is too high, fp16 overflow (try bf16), or a broken "
+            f"{self._inputs_are.removesuffix('s')} or weight. The last checkpoint is kept."
         )
 
     def _housekeeping(self, batch: Batch, groups: Any, display: ProgressDisplay) -> None:
@@ -254,9 +295,10 @@ class Trainer:
         seen: dict[str, float] = {}
         if last or self._step % options.log_every == 0:
             means = self._processes.mean(self._means.take())
+            means.update(self._memory.metrics() if self._memory else {})
             self._log(means)
             seen.update(means)
-            self._warn_of_silence(means, display)
+            self._mind_silence(means, display)
             if groups is not None:
                 self._log_samples(batch, groups)
         if last or (options.eval_every and self._step % options.eval_every == 0):
@@ -266,9 +308,24 @@ class Trainer:
         if last or (options.save_every and self._step % options.save_every == 0):
             self._save()
 
-    def _warn_of_silence(self, means: Mapping[str, float], display: ProgressDisplay) -> None:
-        """Say once that rewards teach nothing, since KL and entropy would move the model alone."""
-        if means.get("frac_reward_zero_std") == 1.0 and not self._warned:
+    def _mind_silence(self, means: Mapping[str, float], display: ProgressDisplay) -> None:
+        """Say once that rewards teach nothing, since KL and entropy would move the model alone.
+
+        Raises:
+            UserError: when they have taught nothing for as long as the options allow.
+        """
+        if means.get("frac_reward_zero_std") != 1.0:
+            self._silent_steps = 0
+            return
+        self._silent_steps += self._options.steps_since_log(self._step)
+        limit = self._options.silent_steps_allowed
+        if limit and self._silent_steps >= limit:
+            raise UserError(
+                f"For {self._silent_steps} steps the outputs of every group earned the same, so "
+                "rewards teach nothing and the run is stopped. Take a reward that differs between "
+                "outputs, a larger group, a higher temperature, or a start that succeeds at times."
+            )
+        if not self._warned:
             self._warned = True
             display.say(
                 f"warning: up to step {self._step} the outputs of every group earned the same: "
@@ -279,7 +336,7 @@ class Trainer:
         self._model.eval()
         values = {f"eval/{name}": value for name, value in self._evaluate().items()}
         self._model.train()
-        value = self._reached = values[f"eval/{self._selection}"]
+        value = self._reached = self._sign * values[f"eval/{self._selection}"]
         if value >= self._best["value"]:  # of equals the later: it has learned more
             self._best = {"step": self._step, "value": value}
             self._save_best()
@@ -321,6 +378,8 @@ class Trainer:
                 "best": self._best if self._best["value"] > float("-inf") else None,
                 "reached": self._reached if self._reached > float("-inf") else None,
                 "means": self._means.state(),
+                "memory": self._memory.state() if self._memory else None,
+                "silent_steps": self._silent_steps,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             save_checkpoint(self._run.checkpoints / f"step-{self._step:06d}", tensors, state)
@@ -335,6 +394,8 @@ class Trainer:
             if self._updated:
                 return
             self._means = self._means_before
+            if self._memory:
+                self._memory.restore(self._memory_before)
         finite = all(bool(p.isfinite().all()) for p in self._parameters.values())
         saved = (self._run.checkpoints / f"step-{self._step:06d}").exists()
         if self._step and finite and not saved:
@@ -359,6 +420,9 @@ class Trainer:
         self._best = state["best"] or self._best
         self._reached = state["reached"] if state["reached"] is not None else self._reached
         self._means.restore(state["means"])
+        self._silent_steps = int(state["silent_steps"])
+        if self._memory:
+            self._memory.restore(state["memory"])
         scaler = self._processes.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,62 @@
+"""Texts as rows of token ids, encoded many at a time and padded to one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+
+_TEXTS_AT_A_TIME = 4096
+
+
+def token_ids(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
+    """Return the int32 ids of each text; special tokens are those that the text itself spells.
+
+    Args:
+        texts: any strings.
+        tokenizer: of transformers.
+    """
+    rows: list[np.ndarray] = []
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        encoded = tokenizer(
+            list(texts[start : start + _TEXTS_AT_A_TIME]),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,  # texts longer than the model's context are cut or refused later
+        )
+        rows += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+    return rows
+
+
+def special_id(tokenizer: Any, kind: Literal["eos", "pad"]) -> int:
+    """Return the id of a tokenizer's end or padding token.
+
+    Raises:
+        UserError: if it has none.
+    """
+    token = getattr(tokenizer, f"{kind}_token_id")
+    if token is None:
+        raise UserError(
+            f"The tokenizer has no {kind} token; set tokenizer.{kind}_token and save it again."
+        )
+    return int(token)
+
+
+def padded(rows: Sequence[np.ndarray], pad: int, side: Literal["left", "right"]) -> Tensor:
+    """Return M rows of ids as one (M, T) int64 tensor, T the longest row, filled up with `pad`."""
+    width = max(map(len, rows))
+    tokens_MT = np.full((len(rows), width), pad, dtype=np.int64)
+    for tokens_T, ids in zip(tokens_MT, rows, strict=True):
+        start = width - len(ids) if side == "left" else 0
+        tokens_T[start : start + len(ids)] = ids
+    return torch.from_numpy(tokens_MT)
+
+
+def lengths(rows: Sequence[np.ndarray]) -> Tensor:
+    """Return the (M,) int64 lengths of M rows."""
+    return torch.tensor([len(row) for row in rows], dtype=torch.int64)

@@ -1,0 +1,141 @@
+"""Load a causal language model, from a folder, the Hub or a nanoGPT checkpoint, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visgrpo.errors import UserError
+from visgrpo.models.loading import check_model_name, in_one_line, read_info
+from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
+from visgrpo.models.quiet import without_progress_bars
+from visgrpo.models.tokenizers import check_tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageParts:
+    """A language model with everything that belongs to it.
+
+    Attributes:
+        name: where it was loaded from.
+        info: what visgrpo saved beside it (visgrpo.json).
+        notes: sentences for the user, on what was decided while loading.
+    """
+
+    name: str
+    model: Any  # a transformers causal language model
+    tokenizer: Any
+    info: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load_language(name: str) -> LanguageParts:
+    """Load a model folder, a run's folder, a Hub name, an adapter or a nanoGPT ``ckpt.pt``.
+
+    An adapter is merged into its base, so that "adapter off" means the start itself when a new
+    adapter is put on top.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, writes no text, lacks weights, or
+            has a tokenizer that cannot end a completion.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix == ".pt":
+        return _load_nanogpt(name, path)
+    if (path / CHECKPOINT).exists() and not (path / "config.json").exists():
+        return _load_nanogpt(name, path / CHECKPOINT)
+    if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
+        name = str(path / "model")
+    check_model_name(name)
+    if (Path(name) / "adapter_config.json").exists():
+        return _load_adapter(name)
+    from transformers import AutoTokenizer
+
+    with in_one_line(name):
+        model = _load_weights(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    return _checked(LanguageParts(name, model, tokenizer, read_info(name)))
+
+
+def context_of(model: Any) -> int:
+    """Return the greatest number of positions, of prompt and completion together.
+
+    Raises:
+        UserError: for a model that has no such number.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise UserError(
+            f"A {config.model_type} model does not say how long its context is: set "
+            '"max_position_embeddings" in its config.json.'
+        )
+    return int(positions)
+
+
+def stop_tokens(parts: LanguageParts) -> tuple[int, ...]:
+    """Return the ids that end a completion: the tokenizer's and the generation settings', sorted.
+
+    A chat model often has several: the end of a turn and the end of a text.
+    """
+    settings = parts.model.generation_config.eos_token_id
+    further = settings if isinstance(settings, list) else [settings]
+    return tuple(sorted({parts.tokenizer.eos_token_id, *further} - {None}))
+
+
+def _load_weights(name: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f'"{name}" is a {kind} model, which does not write text; this job needs a causal '
+            "language model such as gpt2 or qwen2."
+        )
+    with without_progress_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise UserError(
+            f'"{name}" lacks {len(report["missing_keys"])} weight(s), such as '
+            f"{min(report['missing_keys'])}: they would be random. Save the whole model again."
+        )
+    return model
+
+
+def _load_nanogpt(name: str, path: Path) -> LanguageParts:
+    with in_one_line(name):
+        model, tokenizer = load_nanogpt(path)
+    return _checked(LanguageParts(name, model, tokenizer))
+
+
+def _load_adapter(name: str) -> LanguageParts:
+    from peft import PeftModel
+
+    config = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
+    start = config.get("base_model_name_or_path")
+    if not start:
+        raise UserError(
+            f'Adapter "{name}" does not say which model it belongs to: set '
+            '"base_model_name_or_path" in its adapter_config.json.'
+        )
+    base = load_language(start)
+    with in_one_line(name):
+        merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    # An adapter trained on top of this one belongs to the merged model, not to the first base.
+    merged.name_or_path = merged.config._name_or_path = name
+    return replace(base, name=name, model=merged, info=read_info(name) or base.info)
+
+
+def _checked(parts: LanguageParts) -> LanguageParts:
+    embeddings = parts.model.get_input_embeddings().num_embeddings
+    note = check_tokenizer(parts.tokenizer, parts.name, embeddings)
+    return replace(parts, notes=(note,)) if note else parts

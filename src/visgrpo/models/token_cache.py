@@ -1,0 +1,92 @@
+"""Keys and values of prompts, computed once and shared by all completions of a prompt.
+
+Both are cache layers as transformers' models take them, with tensors (rows, heads, tokens, width).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class SharedPrefixLayer(DynamicLayer):
+    """Prompts (N, h, P, d) seen by N·G completions at once; gradients flow back into the prompts.
+
+    Nothing is kept of the completions: this is for scoring whole ones in a single pass.
+    """
+
+    def __init__(self, prompts: Any, group_size: int) -> None:
+        super().__init__()
+        self._prompts, self._group_size = prompts, group_size
+        self.keys, self.values = prompts.keys, prompts.values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self._joined(self._prompts.keys, key_states), self._joined(
+            self._prompts.values, value_states
+        )
+
+    def _joined(self, prompt_NhPd: Tensor, new_BhTd: Tensor) -> Tensor:
+        """Put each prompt before its completions, (B, h, P + T, d): one copy, no repeat before."""
+        grouped = new_BhTd.unflatten(0, (-1, self._group_size))
+        prompts = prompt_NhPd.unsqueeze(1).expand(-1, self._group_size, -1, -1, -1)
+        return torch.cat([prompts.to(new_BhTd.dtype), grouped], dim=-2).flatten(0, 1)
+
+
+class RolloutLayer(DynamicLayer):
+    """Prompts repeated for their completions once, with room for the tokens to come.
+
+    A new token is written in place: generating T tokens copies no cache T times. Without gradient.
+    """
+
+    def __init__(self, prompts: Any, group_size: int, new_tokens: int) -> None:
+        super().__init__()
+        self._buffers = [
+            self._with_room(tensor, group_size, new_tokens)
+            for tensor in (prompts.keys, prompts.values)
+        ]
+        self._length = prompts.keys.shape[-2]
+        self._show()
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        end = self._length + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self._length : end] = new
+        self._length = end
+        self._show()
+        return self.keys, self.values
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with some rows only."""
+        self._buffers = [buffer[rows_B] for buffer in self._buffers]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+
+    @staticmethod
+    def _with_room(prompt_NhPd: Tensor, group_size: int, new_tokens: int) -> Tensor:
+        rows, heads, length, width = prompt_NhPd.shape
+        buffer = prompt_NhPd.new_empty(rows, group_size, heads, length + new_tokens, width)
+        buffer[:, :, :, :length] = prompt_NhPd.unsqueeze(1)
+        return buffer.flatten(0, 1)
+
+
+def shared_prefix(prompts: Cache, group_size: int) -> Cache:
+    """Return a cache of N prompts for scoring N·G completions in one pass, with gradient."""
+    return Cache(layers=[SharedPrefixLayer(layer, group_size) for layer in prompts.layers])
+
+
+def rollout_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
+    """Return a cache of N prompts for generating up to ``new_tokens`` tokens of N·G completions."""
+    return Cache(
+        layers=[RolloutLayer(layer, group_size, new_tokens) for layer in prompts.layers]
+    )

@@ -1,0 +1,129 @@
+"""Tokenizers made from the text, by character or byte pairs; and what any tokenizer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from visgrpo.errors import UserError, nearest
+
+TokenizerKind = Literal["char", "bpe"]
+
+PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
+_BYTES = 256
+
+
+def make_tokenizer(kind: TokenizerKind, documents: Iterable[str], *, vocabulary: int = 512) -> Any:
+    """Make a tokenizer of the training text; it goes through ``save_pretrained`` unchanged.
+
+    What is encoded comes back from decoding, letter for letter. No special token is read out of
+    text: a document that says "<eos>" does not end there.
+
+    Args:
+        kind: ``char``, every character of the text is a token and any other is ``<unk>``; or
+            ``bpe``, byte pairs, which encode any text.
+        vocabulary: tokens of ``bpe``, at most; the text may have fewer pairs to merge.
+
+    Raises:
+        UserError: for text without a character, another kind, or a vocabulary without room for
+            all bytes.
+    """
+    if kind not in get_args(TokenizerKind):
+        raise UserError(
+            f'Tokenizer "{kind}" is not known. {nearest(kind, get_args(TokenizerKind))}'
+        )
+    documents = list(documents)
+    if not any(documents):
+        raise UserError("A tokenizer cannot be made of text without a character.")
+    if kind == "bpe":
+        return _make_byte_pairs(documents, vocabulary)
+    tokens = [PAD, END, UNKNOWN, *sorted(set().union(*documents))]
+    ids = {token: number for number, token in enumerate(tokens)}
+    return character_tokenizer(ids, end=END, pad=PAD, unknown=UNKNOWN)
+
+
+def character_tokenizer(
+    ids: Mapping[str, int], *, end: str, pad: str | None = None, unknown: str | None = None
+) -> Any:
+    """Make the tokenizer of a vocabulary whose tokens are characters.
+
+    Without an unknown token, text with other characters cannot be encoded: tokenizers raises.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # The backend wants some unknown token; one that is not in the vocabulary makes it raise.
+    model = models.WordLevel(vocab=dict(ids), unk_token=unknown or UNKNOWN)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrapped(tokenizer, end, pad, unknown)
+
+
+def check_tokenizer(tokenizer: Any, name: str, embeddings: int) -> str:
+    """Check that a tokenizer can end and pad a completion and belongs to its model.
+
+    One without a padding token gets its end token for padding, in place: padding is masked
+    everywhere, so that no score depends on it.
+
+    Args:
+        name: of the model, for messages.
+        embeddings: tokens that the model knows, V.
+
+    Returns:
+        A sentence on what was changed; empty where nothing was.
+
+    Raises:
+        UserError: without an end token, and for tokens that the model has no embedding of.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f'The tokenizer of "{name}" has no end token, so no completion could end: set '
+            "eos_token in its tokenizer_config.json."
+        )
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if tokens > embeddings:
+        raise UserError(
+            f'The tokenizer of "{name}" has {tokens} tokens, the model embeddings of {embeddings}: '
+            "they do not belong together."
+        )
+    if tokenizer.pad_token_id is not None:
+        return ""
+    tokenizer.pad_token = tokenizer.eos_token
+    return f'The tokenizer of "{name}" has no padding token: {tokenizer.eos_token!r} pads.'
+
+
+def _make_byte_pairs(documents: list[str], vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.trainers import BpeTrainer
+
+    specials = [PAD, END]
+    least = _BYTES + len(specials)
+    if vocabulary < least:
+        raise UserError(
+            f"--vocabulary {vocabulary} has no room for every byte: give {least} or more."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return _wrapped(tokenizer, END, PAD, None)
+
+
+def _wrapped(tokenizer: Any, end: str, pad: str | None, unknown: str | None) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=end,
+        pad_token=pad,
+        unk_token=unknown,
+        padding_side="left",  # as generation needs it
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )

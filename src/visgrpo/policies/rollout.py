@@ -1,0 +1,128 @@
+"""Generation: G completions of each of N prompts, with the log-probs that they were drawn with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visgrpo.models.language import LanguageModel
+from visgrpo.objectives.estimators import draw
+from visgrpo.objectives.token_distribution import TokenDistribution
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: the longest completion; one that has not ended by then is cut off.
+        stop: ids of tokens that end a completion; they belong to it.
+        pad: id that stands after the end.
+    """
+
+    distribution: TokenDistribution
+    max_new_tokens: int
+    stop: tuple[int, ...]
+    pad: int
+
+
+@dataclass(frozen=True)
+class Completions:
+    """N groups of G completions of up to T tokens, all padded to the longest.
+
+    Attributes:
+        tokens_NGT: ids; the padding id after the end.
+        mask_NGT: True at the completion's own tokens, the one that ends it included.
+        log_probs_NGT: of the distribution that each token was drawn from; 0 after the end.
+        ended_NG: False where the length limit cut the completion off.
+    """
+
+    tokens_NGT: Tensor
+    mask_NGT: Tensor
+    log_probs_NGT: Tensor
+    ended_NG: Tensor
+
+    def ids(self) -> list[list[list[int]]]:
+        """Return each completion's own tokens as plain lists, N × G."""
+        lengths_NG = self.mask_NGT.sum(dim=-1).tolist()
+        return [
+            [ids[:length] for ids, length in zip(group, lengths, strict=True)]
+            for group, lengths in zip(self.tokens_NGT.tolist(), lengths_NG, strict=True)
+        ]
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts_NP: Tensor,
+    lengths_N: Tensor,
+    uniforms_NGT: Tensor,
+    sampling: Sampling,
+) -> Completions:
+    """Draw completions; the same uniforms, prompts and weights give the same ones.
+
+    Each prompt is read once and its cache shared by its completions. Once half of the rows have
+    ended, the others go on alone.
+
+    Args:
+        prompts_NP: ids, padded on the left.
+        lengths_N: real tokens of each prompt.
+        uniforms_NGT: U(0, 1) numbers that decide the draws, one for each token that may come.
+    """
+    n_prompts, group_size, room = uniforms_NGT.shape
+    device = prompts_NP.device
+    uniforms_BT = uniforms_NGT.flatten(0, 1).to(device)
+    rows = n_prompts * group_size
+    tokens_BT = torch.full((rows, room), sampling.pad, device=device)
+    log_probs_BT = torch.zeros(rows, room, device=device)
+    lengths_B = torch.full((rows,), room, device=device)
+    ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+    stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
+    active_A = torch.arange(rows, device=device)  # rows of B that the decoder goes on with
+    decoder = model.begin(prompts_NP, lengths_N, group_size, room)
+    for step in range(room):
+        log_probs_AV = sampling.distribution.log_probs(decoder.logits_BV)
+        drawn_A = draw(log_probs_AV, uniforms_BT[active_A, step : step + 1]).squeeze(1)
+        going_A = ~ended_B[active_A]
+        tokens_BT[active_A, step] = torch.where(going_A, drawn_A, sampling.pad)
+        its_log_probs_A = log_probs_AV.gather(1, drawn_A[:, None]).squeeze(1)
+        log_probs_BT[active_A, step] = torch.where(going_A, its_log_probs_A, 0.0)
+        ends_A = going_A & torch.isin(drawn_A, stop)
+        ended_B[active_A] |= ends_A
+        lengths_B[active_A] = torch.where(ends_A, step + 1, lengths_B[active_A])
+        if step + 1 == room:
+            break
+        going_A = ~ended_B[active_A]
+        left = int(going_A.sum())
+        if left == 0:
+            break
+        fed_A = drawn_A
+        if left <= len(active_A) // 2:
+            kept = going_A.nonzero().squeeze(1)
+            decoder.keep(kept)
+            active_A, fed_A = active_A[kept], drawn_A[kept]
+        decoder.feed(fed_A)
+    longest = int(lengths_B.max())
+    mask_BT = torch.arange(room, device=device) < lengths_B[:, None]
+    grouped = (n_prompts, group_size)
+    return Completions(
+        tokens_BT[:, :longest].unflatten(0, grouped),
+        mask_BT[:, :longest].unflatten(0, grouped),
+        log_probs_BT[:, :longest].unflatten(0, grouped),
+        ended_B.unflatten(0, grouped),
+    )
+
+
+def token_uniforms(
+    seed: int, step: int, positions_N: Tensor, total: int, group_size: int, length: int
+) -> Tensor:
+    """Return the U(0, 1) numbers (N, G, T) that draw the completions of one step.
+
+    Made for the whole global batch and cut, from (seed, step) alone: any number of processes, and a
+    resumed run, draw the same completions.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+    numbers = torch.rand(total, group_size, length, generator=generator, dtype=torch.float64)
+    return numbers[positions_N]

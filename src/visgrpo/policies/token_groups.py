@@ -1,0 +1,233 @@
+"""The groups of completions that one batch is optimised on, and how they are drawn and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import Batch
+from visgrpo.data.prompts import Prompt
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.token_reference import TokenReference
+from visgrpo.policies.groups import ONE_PROCESS, Shards
+from visgrpo.policies.rollout import Completions, Sampling, generate, token_uniforms
+from visgrpo.rewards.text import TextReward, TextRewards
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """N groups of G completions of up to T tokens, with everything that a loss needs.
+
+    Attributes:
+        prompts_NP: ids, padded on the left; lengths_N are their real tokens.
+        tokens_NGT: ids of the completions; mask_NGT is True at their own tokens.
+        ended_NG: False where the length limit cut a completion off.
+        old_log_probs_NGT: of the distribution that the tokens were drawn from.
+        reference_log_probs_NGT: of the same tokens by the start; None without a reference.
+        rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
+        gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
+        advantages: (N, G), or (N, G, T) where a critic sees every token.
+        mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
+            number for every input.
+        old_values_NGT, returns_NGT: of the critic, where there is one.
+        texts: the prompt and the completions of each input, as text.
+    """
+
+    prompts_NP: Tensor
+    lengths_N: Tensor
+    tokens_NGT: Tensor
+    mask_NGT: Tensor
+    ended_NG: Tensor
+    old_log_probs_NGT: Tensor
+    reference_log_probs_NGT: Tensor | None
+    rewards_NGR: Tensor
+    gold_NG: Tensor | None
+    mean_tokens_N: Tensor
+    texts: tuple[tuple[str, tuple[str, ...]], ...]
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    old_values_NGT: Tensor | None = None
+    returns_NGT: Tensor | None = None
+
+    def select(self, rows: Tensor) -> TokenGroups:
+        """Return the groups of some inputs, for a minibatch, without padding that none needs."""
+        chosen = rows.tolist()
+
+        def pick(value: Any) -> Any:
+            if value is None:
+                return None
+            return value[rows] if isinstance(value, Tensor) else tuple(value[i] for i in chosen)
+
+        return TokenGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)}).trimmed()
+
+    def trimmed(self) -> TokenGroups:
+        """Return the groups without columns that are padding in every row."""
+        longest = int(self.mask_NGT.sum(dim=-1).max())
+        prompt = int(self.lengths_N.max())
+        if longest == self.mask_NGT.shape[-1] and prompt == self.prompts_NP.shape[1]:
+            return self
+        cut = {
+            f.name: value[..., :longest]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+            and value.ndim == 3
+            and f.name != "rewards_NGR"
+        }
+        return replace(self, prompts_NP=self.prompts_NP[:, -prompt:], **cut)
+
+
+class KLControl(Protocol):
+    """Who decides how much KL to the start weighs."""
+
+    @property
+    def coefficient(self) -> float: ...
+    def update(self, kl: float, samples: int) -> None: ...
+    def state(self) -> dict[str, float]: ...
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
+class TokenMemory:
+    """What a run over tokens remembers: how many it has drawn, and the weight of KL."""
+
+    def __init__(self, control: KLControl) -> None:
+        self.control, self.sampled_tokens = control, 0
+
+    def state(self) -> dict[str, float]:
+        return {"sampled_tokens": self.sampled_tokens, **self.control.state()}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        rest = dict(state)
+        self.sampled_tokens = int(rest.pop("sampled_tokens"))
+        self.control.restore(rest)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "sampled_tokens": self.sampled_tokens,
+            "kl_coefficient": self.control.coefficient,
+        }
+
+
+@dataclass(frozen=True)
+class TokenRollouts:
+    """Draws the groups of a batch and asks for their rewards.
+
+    Attributes:
+        prompts: of the training set, as the reward functions are given them.
+        decode: from token ids to text, without special tokens.
+        judge: a reward that is measured and never learned from; None for none.
+        reference: of the KL terms; None where nobody asks for KL.
+    """
+
+    rewards: TextRewards
+    sampling: Sampling
+    group_size: int
+    prompts: Sequence[Prompt]
+    decode: Callable[[list[list[int]]], list[str]]
+    memory: TokenMemory
+    reference: TokenReference | None = None
+    judge: TextReward | None = None
+    shards: Shards = ONE_PROCESS
+    seed: int = 0
+
+    def draw(self, model: LanguageModel, batch: Batch, step: int, chunk: int) -> TokenGroups:
+        """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
+
+        Counts what was drawn, and tells the control of the KL weight how far the policy is.
+        """
+        device = batch.inputs.device
+        n_inputs, total = len(batch), len(batch) * self.shards.world_size
+        positions_N = batch.positions_N
+        if positions_N is None:
+            positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
+        room = self.sampling.max_new_tokens
+        uniforms = token_uniforms(self.seed, step, positions_N, total, self.group_size, room)
+        parts, references = [], []
+        for rows in torch.arange(n_inputs).split(chunk):
+            prompts_NP, lengths_N = batch.inputs[rows], batch.labels_N[rows]
+            prompts_NP = prompts_NP[:, -int(lengths_N.max()) :]
+            drawn = generate(model, prompts_NP, lengths_N, uniforms[rows], self.sampling)
+            parts.append(drawn)
+            if self.reference is not None:
+                references.append(
+                    self.reference.log_probs(
+                        prompts_NP, lengths_N, drawn.tokens_NGT, self.sampling.distribution
+                    )
+                )
+        completions = joined(parts, self.sampling.pad)
+        longest = completions.mask_NGT.shape[-1]
+        ids = completions.ids()
+        prompts = [self.prompts[row] for row in batch.indices_N.tolist()]
+        texts = [self.decode(group) for group in ids]
+        tokens_NG = completions.mask_NGT.sum(dim=-1)
+        tokens = int(self.shards.gather(tokens_NG.sum()[None]).sum())
+        self.memory.sampled_tokens += tokens
+        groups = TokenGroups(
+            prompts_NP=batch.inputs,
+            lengths_N=batch.labels_N,
+            tokens_NGT=completions.tokens_NGT,
+            mask_NGT=completions.mask_NGT,
+            ended_NG=completions.ended_NG,
+            old_log_probs_NGT=completions.log_probs_NGT,
+            reference_log_probs_NGT=torch.cat([_padded(r, longest, 0.0) for r in references])
+            if references
+            else None,
+            rewards_NGR=self.rewards(prompts, texts, ids, batch.columns).to(device),
+            gold_NG=self._gold(prompts, texts, ids, batch.columns, device),
+            mean_tokens_N=tokens_NG.new_full(
+                (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
+            ),
+            texts=tuple(
+                (shown_prompt(prompt), tuple(group))
+                for prompt, group in zip(prompts, texts, strict=True)
+            ),
+        ).trimmed()
+        if groups.reference_log_probs_NGT is not None:
+            kl_NG = sequence_kl(groups)
+            mean = float(self.shards.gather(kl_NG.mean()[None]).mean())
+            self.memory.control.update(mean, total * self.group_size)
+        return groups
+
+    def _gold(
+        self,
+        prompts: list[Prompt],
+        texts: list[list[str]],
+        ids: list[list[list[int]]],
+        columns: Mapping[str, list[Any]],
+        device: torch.device,
+    ) -> Tensor | None:
+        if self.judge is None:
+            return None
+        judge = TextRewards(("gold",), (self.judge,), (1.0,))
+        return judge(prompts, texts, ids, columns)[..., 0].to(device)
+
+
+def joined(parts: Sequence[Completions], pad: int) -> Completions:
+    """Return the completions of several parts of a batch as one, padded to the longest."""
+    longest = max(part.mask_NGT.shape[-1] for part in parts)
+    return Completions(
+        torch.cat([_padded(part.tokens_NGT, longest, pad) for part in parts]),
+        torch.cat([_padded(part.mask_NGT, longest, False) for part in parts]),
+        torch.cat([_padded(part.log_probs_NGT, longest, 0.0) for part in parts]),
+        torch.cat([part.ended_NG for part in parts]),
+    )
+
+
+def sequence_kl(groups: TokenGroups) -> Tensor:
+    """Return log π_old - log π_ref (N, G) of whole completions: k1, in nats per completion."""
+    assert groups.reference_log_probs_NGT is not None
+    difference = groups.old_log_probs_NGT - groups.reference_log_probs_NGT
+    return difference.masked_fill(~groups.mask_NGT, 0.0).sum(dim=-1)
+
+
+def shown_prompt(prompt: Prompt) -> str:
+    """Return a prompt as people read it: messages one after the other, each with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _padded(values_NGT: Tensor, length: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(values_NGT, (0, length - values_NGT.shape[-1]), value=value)

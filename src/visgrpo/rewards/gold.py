@@ -1,0 +1,144 @@
+"""A judge of text that can be known to be right: how much a completion looks like the corpus.
+
+    score = spelling · lines · repetition                                  each part in [0, 1]
+
+    spelling    letters in words of the corpus's vocabulary / max(letters, `ENOUGH_LETTERS`)
+    lines       mean over checks of the lines: length, and a capital where the corpus has one
+    repetition  distinct word trigrams / word trigrams ("distinct-3", arXiv 1510.03055)
+
+A product, because no part makes up for another: letters at random on perfect lines are worth
+nothing, and so is one true word a hundred times. Nothing is claimed about grammar or sense: words of
+the corpus in any order are as good as the corpus. The judge is for scripts that put spaces between
+words. Its use is to be the *true* reward where a learned one, the proxy, is optimised.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visgrpo.errors import UserError
+
+ENOUGH_LETTERS = 20
+"""A completion with fewer letters cannot be perfect, or stopping at once would be the best text."""
+
+CAPITALS_FROM = 0.8
+"""Lines must start with a capital where at least this share of the corpus's lines does."""
+
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+TRIGRAM = 3
+
+Text = str | Sequence[Mapping[str, str]]
+"""A string, or a conversation as a list of {"role", "content"} messages."""
+
+
+@dataclass(frozen=True)
+class GoldJudge:
+    """What the judge has learned of a corpus; `from_documents` makes it.
+
+    Attributes:
+        vocabulary: its words, in lower case.
+        shortest, longest: 5th and 95th percentile of the lengths of its lines, in characters.
+        capitals: whether its lines start with a capital.
+    """
+
+    vocabulary: frozenset[str]
+    shortest: float
+    longest: float
+    capitals: bool
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[str]) -> GoldJudge:
+        """Learn the vocabulary and the lines of a corpus; blank lines do not count.
+
+        Raises:
+            UserError: no word in any document.
+        """
+        vocabulary, lengths, capitals = set[str](), list[int](), 0
+        for document in documents:
+            vocabulary.update(word.lower() for word in WORD.findall(document))
+            for line in filter(str.strip, document.split("\n")):
+                lengths.append(len(line))
+                capitals += _starts_with_capital(line)
+        if not vocabulary:
+            raise UserError("The gold judge found no words in the text: give it a text with words.")
+        shortest, longest = np.quantile(lengths, [0.05, 0.95]).tolist()
+        return cls(
+            frozenset(vocabulary), shortest, longest, capitals / len(lengths) >= CAPITALS_FROM
+        )
+
+    def __call__(self, *, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        """The scores, one for each completion; see `TextReward`."""
+        return [self.score(*row) for row in zip(prompts, completions, strict=True)]
+
+    def score(self, prompt: Text, completion: Text) -> float:
+        """The product of `parts`, in [0, 1]; 0 for an empty completion."""
+        return math.prod(self.parts(prompt, completion).values())
+
+    def parts(self, prompt: Text, completion: Text) -> dict[str, float]:
+        """What a completion earns for "spelling", "lines" and "repetition".
+
+        Its beginning may go on with the prompt's last word and line, its end may be cut off. So a
+        word counts if it ends inside the completion and something follows it, with those of its
+        letters that are the completion's own; and the last line cannot be too short.
+        """
+        text = _content(completion)
+        # An answer to a conversation goes on with nothing: it starts a line of its own.
+        head = prompt.rpartition("\n")[2] if isinstance(prompt, str) else ""
+        words = list(_finished_words(head, text))
+        return {
+            "spelling": self._spelling(words),
+            "lines": self._lines(head, text),
+            "repetition": _distinct([word for word, _ in words]),
+        }
+
+    def _spelling(self, words: Sequence[tuple[str, int]]) -> float:
+        known = sum(letters for word, letters in words if word in self.vocabulary)
+        return known / max(ENOUGH_LETTERS, sum(letters for _, letters in words))
+
+    def _lines(self, head: str, text: str) -> float:
+        """The mean check: every line's length, and the start of those that begin in `text`."""
+        lines = (head + text).split("\n")
+        checks: list[float] = []
+        for position, line in enumerate(lines):
+            if not line.strip():
+                continue
+            checks.append(self._length(len(line), finished=position < len(lines) - 1))
+            if self.capitals and (position > 0 or not head):
+                checks.append(float(_starts_with_capital(line)))
+        return sum(checks) / len(checks) if checks else 0.0
+
+    def _length(self, length: int, *, finished: bool) -> float:
+        """1 between the corpus's percentiles, outside of them the ratio to the nearer one."""
+        if length > self.longest:
+            return self.longest / length
+        return min(1.0, length / self.shortest) if finished else 1.0
+
+
+def _content(completion: Text) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _finished_words(head: str, text: str) -> Iterator[tuple[str, int]]:
+    """Words in lower case that end in `text` and before its end, with their letters in `text`."""
+    whole, start = head + text, len(head)
+    end = len(whole.rstrip("'’"))  # "can'" may be on its way to "can't"
+    for match in WORD.finditer(whole):
+        if start < match.end() < end:
+            yield match[0].lower(), match.end() - max(start, match.start())
+
+
+def _distinct(words: Sequence[str]) -> float:
+    """Distinct over all trigrams; fewer words than three are one n-gram, which nothing repeats."""
+    count = max(1, len(words) - TRIGRAM + 1)
+    return len({tuple(words[place : place + TRIGRAM]) for place in range(count)}) / count
+
+
+def _starts_with_capital(line: str) -> bool:
+    """Whether the first letter of the line is a capital, after quotes, digits and indentation."""
+    return next(filter(str.isalpha, line), "").isupper()

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,
-    "models": CORE | {"data"},
+    "models": TABLES,
     "policies": TABLES | {"models"},
     "training": TABLES | {"models", "policies"},
     "evaluation": TABLES | {"models", "policies"},

@@ -10,10 +10,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.chat import Prompt, as_prompt, prompt_key, render
+from visgrpo.data.chat import Prompt, as_prompt, render
 from visgrpo.data.dataset import check_lengths, take_rows
 from visgrpo.data.identity import derived, of_rows
 from visgrpo.data.prompt_splits import divide_prompted

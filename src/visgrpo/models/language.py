@@ -237,7 +237,7 @@ def hidden_of(trunk: Any, prompts_NP: Tensor, lengths_N: Tensor, tokens_NGT: Ten
         blocked = blocked | nn.functional.pad(rows, (0, read))[:, None, None]
     out = trunk(
         input_ids=tokens_NGT[..., :-1].flatten(0, 1),
-        attention_mask=_additive(blocked, first_ND.dtype).expand(n_prompts * group_size, -1, -1, -1),
+        attention_mask=_additive(blocked, trunk.dtype),
         position_ids=(lengths_N[:, None] + steps).repeat_interleave(group_size, dim=0),
         past_key_values=shared_prefix(prompts, group_size),
         use_cache=True,
@@ -252,7 +252,7 @@ def without_dropout(module: nn.Module) -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         if hasattr(part, "attention_dropout") and isinstance(part.attention_dropout, float):
-            part.attention_dropout = 0.0
+            part.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _read_prompts(trunk: Any, prompts_NP: Tensor, lengths_N: Tensor) -> tuple[Tensor, Any]:

@@ -51,7 +51,7 @@ class RolloutLayer(DynamicLayer):
             for tensor in (prompts.keys, prompts.values)
         ]
         self._length = prompts.keys.shape[-2]
-        self._show()
+        self.keys, self.values = self._filled()
         self.is_initialized = True
 
     def update(
@@ -61,16 +61,17 @@ class RolloutLayer(DynamicLayer):
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, self._length : end] = new
         self._length = end
-        self._show()
+        self.keys, self.values = self._filled()
         return self.keys, self.values
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with some rows only."""
         self._buffers = [buffer[rows_B] for buffer in self._buffers]
-        self._show()
+        self.keys, self.values = self._filled()
 
-    def _show(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, : self._length] for buffer in self._buffers)
+        return keys, values
 
     @staticmethod
     def _with_room(prompt_NhPd: Tensor, group_size: int, new_tokens: int) -> Tensor:
@@ -87,6 +88,4 @@ def shared_prefix(prompts: Cache, group_size: int) -> Cache:
 
 def rollout_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
     """Return a cache of N prompts for generating up to ``new_tokens`` tokens of N·G completions."""
-    return Cache(
-        layers=[RolloutLayer(layer, group_size, new_tokens) for layer in prompts.layers]
-    )
+    return Cache(layers=[RolloutLayer(layer, group_size, new_tokens) for layer in prompts.layers])

@@ -144,8 +144,8 @@ def aggregate(
     token_mean      Σ_ng w_ng Σ_t v / Σ_ng w_ng T_ng     every token counts the same (DAPO)
     constant        1/N Σ_n Σ_g w_ng Σ_t v / constant    no length bias at all (Dr. GRPO)
 
-    The three agree on outputs of one token. An output without tokens adds 0. Where a batch is worked
-    on in pieces, ``constant`` with the whole batch's mean number of tokens is its ``token_mean``.
+    The three agree on outputs of one token. An output without tokens adds 0. Where a batch is
+    worked on in pieces, ``constant`` with the whole's mean tokens is the whole's ``token_mean``.
     """
     n_inputs, group_size, _ = values_NGT.shape
     mask = _mask_like(values_NGT, mask_NGT)

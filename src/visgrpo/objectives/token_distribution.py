@@ -140,8 +140,6 @@ def score_tokens(
         checkpoint(score, hidden_CD, chosen_C, use_reentrant=False)
         if torch.is_grad_enabled()
         else score(hidden_CD, chosen_C)
-        for hidden_CD, chosen_C in zip(
-            hidden_BD.split(chunk), chosen_B.split(chunk), strict=True
-        )
+        for hidden_CD, chosen_C in zip(hidden_BD.split(chunk), chosen_B.split(chunk), strict=True)
     ]
     return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))

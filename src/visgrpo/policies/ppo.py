@@ -42,7 +42,7 @@ class TokenPPO:
     """
 
     rollouts: TokenRollouts
-    terms: TokenTerms = TokenTerms(kl_in="reward")
+    terms: TokenTerms
     gamma: float = 1.0
     lam: float = 0.95
     whiten_advantages: bool = True
@@ -85,9 +85,10 @@ class TokenPPO:
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:
         """Return the loss of some groups and its metrics."""
+        scores = self.terms.score(model, groups, self.rollouts)
+        assert scores.values is not None
         assert groups.old_values_NGT is not None
         assert groups.returns_NGT is not None
-        scores = self.terms.score(model, groups, self.rollouts)
         mask_NGT = self.terms.mask(groups)
         limit = self.rollouts.sampling.max_new_tokens
         aggregation, constant = token_aggregation("token_mean", groups, limit)

@@ -69,7 +69,7 @@ class TokenGroups:
         prompt = int(self.lengths_N.max())
         if longest == self.mask_NGT.shape[-1] and prompt == self.prompts_NP.shape[1]:
             return self
-        cut = {
+        cut: dict[str, Any] = {
             f.name: value[..., :longest]
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

@@ -135,7 +135,7 @@ class TokenGRPO:
 
     rollouts: TokenRollouts
     objective: Objective
-    terms: TokenTerms = TokenTerms()
+    terms: TokenTerms
     combination: Combination = "sum_then_normalize"
     best_only: bool = False
 

@@ -33,6 +33,7 @@ from visgrpo.recipes.session import (
     batches_of,
     begin,
     data_info,
+    data_summary,
     load_data,
     open_session,
     run_stem,
@@ -54,7 +55,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     """
     session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
     check_model_name(config.model)
-    splits = load_data(session)
+    splits = load_data(config, session)
     class_prompts(splits.train.classes, config.templates)
     rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
     objective = objective_of(config)
@@ -120,7 +121,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         recipe="clip",
         method=config.method,
         model=config.model,
-        splits=splits,
+        data=data_summary(config, splits),
         before=start,
         after=held_out["test"].now(),
         baseline=baseline,

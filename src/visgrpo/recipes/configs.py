@@ -37,17 +37,13 @@ class DataConfig(Config):
 
 
 @dataclass(frozen=True)
-class RunConfig(DataConfig):
-    """How a run is optimised and what it writes."""
+class LoopConfig(Config):
+    """How any run is optimised and what it writes."""
 
     output: str | None = None
     """Run directory; by default a free name under runs/."""
-    epochs: float = 5.0
-    """Passes over the training images."""
     steps: int | None = None
     """Steps of one batch each, instead of epochs."""
-    batch_size: int = 64
-    """Images of a step, over all processes."""
     accumulation: int = 1
     """Forward and backward passes that a batch is split into, to save memory."""
     learning_rate: float | None = None
@@ -62,16 +58,12 @@ class RunConfig(DataConfig):
     """Share of the learning rate that it falls to."""
     max_grad_norm: float = 5.0
     """Gradients are scaled down to this norm; 0 leaves them alone."""
-    augment: tuple[Literal["crop", "flip", "color"], ...] = ()
-    """Random changes to training images."""
     seed: int = 0
     """Of everything random: the same seed repeats a run bit for bit on one machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast on a GPU; the weights stay float32."""
-    workers: int = 0
-    """Processes that prepare images ahead of time."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     eval_every: int | None = None
@@ -88,16 +80,35 @@ class RunConfig(DataConfig):
     """Go on with the run in --output from its last good checkpoint."""
 
     def check(self) -> None:
-        positive(self, "epochs", "batch_size", "accumulation", "log_every")
+        positive(self, "accumulation", "log_every")
         positive(self, "steps", "eval_every", "save_every", "learning_rate", optional=True)
-        not_negative(self, "weight_decay", "max_grad_norm", "seed", "workers")
+        not_negative(self, "weight_decay", "max_grad_norm", "seed")
         share(self, "warmup", "final_learning_rate")
+        if self.resume and self.output is None:
+            raise UserError("--resume needs --output, the run to go on with.")
+
+
+@dataclass(frozen=True)
+class RunConfig(LoopConfig, DataConfig):
+    """How a run on images is optimised."""
+
+    epochs: float = 5.0
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images of a step, over all processes."""
+    augment: tuple[Literal["crop", "flip", "color"], ...] = ()
+    """Random changes to training images."""
+    workers: int = 0
+    """Processes that prepare images ahead of time."""
+
+    def check(self) -> None:
+        super().check()
+        positive(self, "epochs", "batch_size")
+        not_negative(self, "workers")
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 1."
             )
-        if self.resume and self.output is None:
-            raise UserError("--resume needs --output, the run to go on with.")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from visgrpo.data.dataset import Splits
-from visgrpo.data.segmentation import SegmentationSplits
-from visgrpo.recipes.session import Session, split_sizes
+from visgrpo.recipes.session import Session
 from visgrpo.reporting import write_report
 from visgrpo.training.metrics import peak_memory_bytes
 from visgrpo.training.trainer import TrainResult
@@ -29,6 +27,9 @@ _COLUMNS = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_class_accuracy": "class accuracy",
+    "gold_reward": "gold reward",
+    "length": "length",
+    "perplexity": "perplexity",
 }
 
 
@@ -39,20 +40,27 @@ def finish(
     recipe: str,
     method: str,
     model: str,
-    splits: Splits | SegmentationSplits,
+    data: Mapping[str, Any],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     save: Callable[[Mapping[str, Any]], None],
     baseline: Mapping[str, Any] | None = None,
     retention: Mapping[str, Any] | None = None,
     shifts: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write everything that a finished run leaves behind; returns the summary."""
+    """Write everything that a finished run leaves behind; returns the summary.
+
+    Args:
+        data: its name, and how much each split holds of what it is measured in ("unit", by default
+            images).
+        more: what else this recipe's summary says.
+    """
     summary: dict[str, Any] = {
         "recipe": recipe,
         "method": method,
         "model": model,
-        "data": {"name": session.config.data, **split_sizes(splits)},
+        "data": dict(data),
         "steps": result.steps,
         "best_step": result.best_step,
         "kept_step": result.best_step if session.config.keep == "best" else result.steps,
@@ -69,6 +77,7 @@ def finish(
         summary["retention"] = dict(retention)
     if shifts:
         summary["shifts"] = dict(shifts)
+    summary.update(more or {})
     if session.processes.is_main:
         save(summary)
         session.run.write_summary(summary)
@@ -95,7 +104,7 @@ def print_outcome(summary: Mapping[str, Any]) -> None:
         rows[summary["baseline"]["name"]] = summary["baseline"]["after"]
     rows[summary["method"]] = summary["after"]
     data = summary["data"]
-    print_measures(f"{data['name']}, {data['test']} held-out images", rows)
+    print_measures(f"{data['name']}, {data['test']} held-out {data.get('unit', 'images')}", rows)
     for name, value in summary.get("retention", {}).items():
         print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
     for name, value in summary.get("shifts", {}).items():

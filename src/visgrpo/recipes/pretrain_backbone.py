@@ -32,6 +32,7 @@ from visgrpo.recipes.session import (
     Session,
     begin,
     data_info,
+    data_summary,
     load_data,
     open_session,
     training_options,
@@ -126,7 +127,7 @@ def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
     session = open_session(config, "backbone")
     if session.processes.world_size > 1:
         raise UserError("pretrain backbone runs in one process: its loss compares a whole batch.")
-    splits = load_data(session)
+    splits = load_data(config, session)
     train = join([splits.train, *more_training_data(config, session)])
     options = training_options(config, config.resolved_learning_rate(), train)
     parts = build_small_backbone(sizes_of(config), config.seed)
@@ -174,10 +175,10 @@ def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
         recipe="pretrain backbone",
         method=f"contrastive, {config.positives}",
         model=f"a small {config.family} from random weights",
-        splits=splits,
+        data=data_summary(config, splits),
         before=before,
         after=measure(),
-        save=lambda summary: _save(parts, summary, session, splits),
+        save=lambda summary: _save(parts, summary, config, session, splits),
     )
 
 
@@ -242,9 +243,12 @@ def _projected(parts: BackboneParts, config: PretrainBackboneConfig) -> Projecte
 
 
 def _save(
-    parts: BackboneParts, summary: Mapping[str, Any], session: Session, splits: Splits
+    parts: BackboneParts,
+    summary: Mapping[str, Any],
+    config: PretrainBackboneConfig,
+    session: Session,
+    splits: Splits,
 ) -> None:
-    config = session.config
     info = {
         "classes": list(splits.train.classes),
         **data_info(config),

@@ -29,6 +29,7 @@ from visgrpo.recipes.session import (
     Session,
     begin,
     data_info,
+    data_summary,
     load_data,
     open_session,
     training_options,
@@ -76,7 +77,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
     if session.processes.world_size > 1:
         raise UserError("pretrain clip runs in one process: its loss compares a whole batch.")
     check_templates(config.templates)
-    splits = load_data(session)
+    splits = load_data(config, session)
     train = join([splits.train, *more_training_data(config, session)])
     captions = captions_of(train, config)
     options = training_options(config, config.resolved_learning_rate(), train)
@@ -138,7 +139,7 @@ def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
         recipe="pretrain clip",
         method="contrastive",
         model="a small CLIP from random weights",
-        splits=splits,
+        data=data_summary(config, splits),
         before=held_out["test"].start(),
         after=held_out["test"].now(),
         save=lambda summary: save_parts(
@@ -167,7 +168,7 @@ def more_training_data(
     for spec in config.more_data:
         name, _, rows = spec.partition("@")
         other = replace(config, data=name, train_slice=rows or None)
-        parts.append(load_data(replace(session, config=other)).train)
+        parts.append(load_data(other, session).train)
     return parts
 
 

@@ -37,6 +37,7 @@ from visgrpo.recipes.session import (
     batches_of,
     begin,
     data_info,
+    data_summary,
     load_data,
     open_session,
     run_stem,
@@ -59,7 +60,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
             "--feature-uniformity compares the images of a whole batch: it runs in one process."
         )
     check_model_name(config.model)
-    splits = load_data(session)
+    splits = load_data(config, session)
     rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
     rewards.validate("group", batch_columns(splits.train))
     check_objective(objective_of(config), config.estimator, config.group_size)
@@ -113,7 +114,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
         recipe="representation",
         method=config.method,
         model=config.model,
-        splits=splits,
+        data=data_summary(config, splits),
         before=before,
         after={**held_out["test"].now(), **job.feature_measures(inputs)},
         baseline=baseline,

@@ -17,7 +17,7 @@ from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
-from visgrpo.recipes.configs import RunConfig
+from visgrpo.recipes.configs import LoopConfig, RunConfig
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
@@ -31,7 +31,7 @@ _FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "
 class Session:
     """One run under way: its processes, its folder and where it goes on from."""
 
-    config: RunConfig
+    config: LoopConfig
     processes: Processes
     run: RunDirectory
     checkpoint: Checkpoint | None
@@ -46,14 +46,13 @@ class Session:
             print(line, file=sys.stderr, flush=True)
 
 
-def open_session(config: RunConfig, default_output: str) -> Session:
+def open_session(config: LoopConfig, default_output: str) -> Session:
     """Check options, device and folder, and find the checkpoint of a resumed run.
 
     Raises:
         UserError: for anything that would fail later; nothing heavy was loaded by then.
     """
     config.check()
-    check_augmentations(config.augment)
     output = Path(config.output) if config.output else free_name(Path("runs") / default_output)
     if config.resume:
         _refuse_other_settings(config, read_config(output))
@@ -68,9 +67,9 @@ def open_session(config: RunConfig, default_output: str) -> Session:
     return session
 
 
-def load_data(session: Session) -> Splits:
+def load_data(config: RunConfig, session: Session) -> Splits:
     """Load the three splits; say what was decided or left out on the way."""
-    config = session.config
+    check_augmentations(config.augment)
     splits = load_splits(
         config.data,
         image_column=config.image_column,
@@ -176,14 +175,15 @@ def data_info(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
+def settings_of(config: LoopConfig) -> dict[str, Any]:
     """Return a config as plain values for YAML."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
-def split_sizes(splits: Splits | SegmentationSplits) -> dict[str, Any]:
+def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict[str, Any]:
     """Return what the summary says of the data."""
     return {
+        "name": config.data,
         "train": len(splits.train),
         "validation": len(splits.validation),
         "test": len(splits.test),
@@ -191,7 +191,7 @@ def split_sizes(splits: Splits | SegmentationSplits) -> dict[str, Any]:
     }
 
 
-def _refuse_other_settings(config: RunConfig, before: Mapping[str, Any]) -> None:
+def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> None:
     now = settings_of(config)
     differing = [
         f"{name} was {before.get(name)!r}, now {now[name]!r}"
@@ -205,7 +205,7 @@ def _refuse_other_settings(config: RunConfig, before: Mapping[str, Any]) -> None
         )
 
 
-def _checkpoint(config: RunConfig, run: RunDirectory) -> Checkpoint | None:
+def _checkpoint(config: LoopConfig, run: RunDirectory) -> Checkpoint | None:
     if not config.resume:
         return None
     if not step_folders(run.checkpoints):  # "best" is there from the start

@@ -14,7 +14,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from visgrpo.errors import Interrupted, UserError, nearest
-from visgrpo.recipes.configs import RunConfig
+from visgrpo.recipes.configs import LoopConfig
 from visgrpo.recipes.session import settings_of
 from visgrpo.recipes.sweep_config import SweepConfig
 from visgrpo.recipes.sweep_plan import PAGE, PLAN, Combination, read_combinations
@@ -74,7 +74,7 @@ class Job:
     """One run of a sweep."""
 
     combination: Combination
-    config: RunConfig
+    config: LoopConfig
     finished: bool
 
     @property

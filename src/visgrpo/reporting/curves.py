@@ -16,7 +16,7 @@ from visgrpo.reporting.drawing import (
     settle_scale,
     smoothing_window,
 )
-from visgrpo.reporting.labels import metric, ordered
+from visgrpo.reporting.labels import Subject, metric, ordered
 from visgrpo.reporting.run_reader import Run, across, metric_keys, positions, series
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # entropy over log K, and the two parts of clip_ratio/region_mean.
 _NO_CURVE_OF_THEIR_OWN = frozenset(
     {"reward_std", "step_time", "entropy_normalized", "clip_ratio/low_mean", "clip_ratio/high_mean"}
+    | {"tokens_per_second", "sampled_tokens"}
 )
 
 
@@ -36,12 +37,12 @@ def curve_keys(run: Run) -> list[str]:
     ]
     evaluation = [key for key in keys if key.startswith("eval/")]
     training = [key for key in keys if not key.startswith("eval/")]
-    return ordered(evaluation) + ordered(training)
+    return ordered(evaluation, run.subject) + ordered(training, run.subject)
 
 
-def curve_title(key: str) -> str:
+def curve_title(key: str, subject: Subject = "images") -> str:
     """Return the title of a curve, which says what it was measured on where that is in doubt."""
-    title = metric(key).title
+    title = metric(key, subject).title
     if key.startswith("eval/"):
         return f"{title}, validation"
     return f"{title}, training batches" if key in ("accuracy", "pixel_accuracy") else title
@@ -62,15 +63,14 @@ def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
         UserError: The run has no such metric.
     """
     steps, values = series(run, key)
-    axis = across([run])
+    label, axis = metric(key, run.subject), across([run])
     places = positions(run, steps, axis)
     window = curve_window(key, len(values))
     spread_at = _reward_std(run) if key == "reward" and len(steps) > 1 else {}
     notes = [f"mean over {window} logged points"] if window > 1 else []
     notes += ["band: ± std within a group"] if spread_at else []
-    figure, axes = new_axes(
-        metric(key), theme, title=curve_title(key), note=" · ".join(notes), across=axis
-    )
+    title = curve_title(key, run.subject)
+    figure, axes = new_axes(label, theme, title=title, note=" · ".join(notes), across=axis)
     colour, _ = line_style(0, theme)
 
     if spread_at:
@@ -92,7 +92,7 @@ def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
     )  # fmt: skip
     if window > 1:
         axes.plot(places, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
-    settle_scale(axes, metric(key))
+    settle_scale(axes, label)
     return figure
 
 

@@ -48,7 +48,11 @@ DARK = Theme(
     grid="#2c3440",
     palette=("#56b4e9", "#f0843c", "#2bc79a", "#e29cc4", "#f0c13c", "#a9b8ff", "#ffffff"),
 )
-ACROSS: dict[Across, str] = {"step": "optimiser step", "epoch": "epoch"}
+ACROSS: dict[Across, str] = {
+    "step": "optimiser step",
+    "epoch": "epoch",
+    "token": "sampled tokens",
+}
 DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
 
 
@@ -62,19 +66,38 @@ def new_axes(
     label: Metric, theme: Theme, *, title: str, note: str = "", across: Across = "step"
 ) -> tuple[Figure, Axes]:
     """Make a figure with labelled axes: steps or epochs across, the metric's unit upwards."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(SIZE_INCHES, theme)
+    figure.subplots_adjust(left=0.145, right=0.965, top=0.82, bottom=0.155)
+    axes = figure.add_subplot()
+    style_axes(axes, label, theme, title=title, note=note, across=ACROSS[across])
+    whole = across == "step"  # a run may end within its first epoch
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
+    return figure, axes
+
+
+def new_figure(size: tuple[float, float], theme: Theme) -> Figure:
+    """Make an empty figure of a size in inches."""
     from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor=theme.background)
+
+
+def style_axes(
+    axes: Axes, label: Metric, theme: Theme, *, title: str, note: str = "", across: str
+) -> None:
+    """Give axes the common look: a title, what goes across, the metric's unit upwards."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor=theme.background)
-    figure.subplots_adjust(left=0.145, right=0.965, top=0.82, bottom=0.155)
-    axes = figure.add_subplot(facecolor=theme.background)
+    axes.set_facecolor(theme.background)
     # User-given names may hold "$", which must not be read as mathematics.
     axes.set_title(
         title, loc="left", x=-0.14, pad=23 if note else 12, color=theme.ink, fontsize=11.5,
         fontweight="bold", parse_math=False,
     )  # fmt: skip
     axes.text(-0.14, 1.065, note, transform=axes.transAxes, fontsize=8.5, color=theme.faint)
-    axes.set_xlabel(ACROSS[across], color=theme.faint, fontsize=9)
+    axes.set_xlabel(across, color=theme.faint, fontsize=9)
     axes.set_ylabel(label.unit, color=theme.faint, fontsize=9, parse_math=False)
     axes.tick_params(colors=theme.faint, labelsize=8.5, length=0, pad=5)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -82,8 +105,6 @@ def new_axes(
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.faint)
-    whole = across == "step"  # a run may end within its first epoch
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if label.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
@@ -93,7 +114,6 @@ def new_axes(
         axes.yaxis.set_major_formatter(formatter)
         # A common power of ten stands at the right, clear of the note.
         axes.yaxis.get_offset_text().set(color=theme.faint, fontsize=8.5, x=1.0, ha="right")
-    return figure, axes
 
 
 def settle_scale(axes: Axes, label: Metric) -> None:

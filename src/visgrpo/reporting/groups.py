@@ -10,7 +10,7 @@ from typing import Any
 from visgrpo.errors import UserError
 from visgrpo.reporting.html import flatten
 from visgrpo.reporting.labels import ordered
-from visgrpo.reporting.run_reader import Run, read_run, scalars
+from visgrpo.reporting.run_reader import Run, common_subject, read_run, scalars
 
 # Options that do not change what a run computes.
 _NOT_COMPARED = frozenset({"output", "resume"})
@@ -18,6 +18,9 @@ _NOT_COMPARED = frozenset({"output", "resume"})
 _MEASURES = frozenset(
     {"miou", "pixel_accuracy", "mean_class_accuracy", "accuracy", "ece", "kl", "entropy", "nll"}
     | {"softmax_regression", "knn", "alignment", "uniformity"}
+)
+_LANGUAGE_MEASURES = frozenset(
+    {"gold_reward", "reward", "perplexity", "bits_per_byte", "margin", "length", "ended"}
 )
 
 
@@ -93,14 +96,17 @@ def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
 def compared_measures(runs: Sequence[Run]) -> list[str]:
     """Return the measures that at least one of the runs has, in reading order."""
     found = [key for run in runs for values in (run.before, run.after) for key in scalars(values)]
-    return ordered([key for key in dict.fromkeys(found) if key.split("/")[0] in _MEASURES])
+    subject = common_subject(runs)
+    chosen = _MEASURES if subject == "images" else _MEASURES | _LANGUAGE_MEASURES
+    return ordered([k for k in dict.fromkeys(found) if k.split("/")[0] in chosen], subject)
 
 
 def comparison_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one row for each run, as plain numbers; None where a run has no such value.
 
     Columns: run, recipe, method, seed, finished, then <measure>_before and <measure>_after for
-    the measures that any of the runs has, then seconds, steps and peak_memory_bytes.
+    the measures that any of the runs has, then seconds, steps, peak_memory_bytes and
+    sampled_tokens.
     """
     measures = compared_measures(runs)
     return [_row(name, run, measures) for name, run in zip(run_names(runs), runs, strict=True)]
@@ -123,6 +129,7 @@ def _row(name: str, run: Run, measures: Sequence[str]) -> dict[str, Any]:
         "seconds": run.seconds,
         "steps": run.steps,
         "peak_memory_bytes": run.summary.get("peak_memory_bytes"),
+        "sampled_tokens": run.summary.get("sampled_tokens"),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from visgrpo.reporting.language_labels import LANGUAGE, LANGUAGE_ORDER, PAIRS
-from visgrpo.reporting.metric import Metric
+from visgrpo.reporting.metric import Metric as Metric
 from visgrpo.reporting.metric import number as number
 from visgrpo.reporting.metric import signed as signed
 
@@ -168,6 +168,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def count(value: float) -> str:
+    """Write a whole number with its thousands apart: "1,048,576"."""
+    return f"{value:,.0f}"
 
 
 def memory(size: float) -> str:

@@ -11,8 +11,9 @@ from visgrpo.reporting.run_reader import Run, is_number, scalars
 MAX_CONFUSIONS = 5
 MAX_CLASSES = 200  # above it a table of classes has only those that changed most
 MOST_CHANGED = 20  # in either direction
+_COUNTED = ("tokens", "pairs", "prompts")
 # Counts, and entropy on another scale: no columns of their own.
-_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized"})
+_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized", *_COUNTED})
 _OF_FEATURES = frozenset({"softmax_regression", "knn", "alignment", "uniformity"})
 
 
@@ -68,10 +69,13 @@ def change(name: str, label: Metric, before: object, after: object) -> Change:
 
 
 def measures(run: Run) -> list[Change]:
-    """Return the scalar measures of the run: the five of a classifier first, then any other."""
+    """Return the scalar measures of the run: the known ones in reading order, then any other."""
     before, after = scalars(run.before), scalars(run.after)
     keys = [key for key in dict.fromkeys([*before, *after]) if key not in _NOT_SHOWN]
-    return [change(key, metric(key), before.get(key), after.get(key)) for key in ordered(keys)]
+    return [
+        change(key, metric(f"eval/{key}", run.subject), before.get(key), after.get(key))
+        for key in ordered(keys, run.subject)
+    ]
 
 
 def measure_tables(run: Run) -> dict[str, list[Change]]:
@@ -146,11 +150,12 @@ def confusion(run: Run) -> Confusion | None:
 
 
 def tested_on(run: Run) -> str | None:
-    """Say on how many images the end was measured, and how sure that makes the accuracy."""
+    """Say on how many examples the end was measured, and how sure that makes the accuracy."""
     images, pixels = run.after.get("examples"), run.after.get("pixels")
     interval = run.after.get("accuracy_interval")
     counts = [f"{pixels:,} labelled pixels"] if pixels is not None else []
-    counts += [f"{images} held-out images"] if images is not None else []
+    counts += [f"{images} held-out {_examples(run)}"] if images is not None else []
+    counts += [f"{run.after[key]:,} held-out {key}" for key in _COUNTED if key in run.after]
     if not counts:
         return None
     measured = f"Measured on {' of '.join(counts)}"
@@ -158,6 +163,10 @@ def tested_on(run: Run) -> str | None:
         return f"{measured}."
     low, high = (metric("accuracy").text(end) for end in interval)
     return f"{measured}; the accuracy at the end lies between {low} and {high} (95 % interval)."
+
+
+def _examples(run: Run) -> str:
+    return "images" if run.subject == "images" else "examples"
 
 
 def _most(changes: list[Change], verdict: str) -> list[Change]:

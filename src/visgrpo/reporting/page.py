@@ -12,7 +12,7 @@ from visgrpo.reporting import outcome
 from visgrpo.reporting.curves import curve_figure, curve_keys, curve_title, plot_curves
 from visgrpo.reporting.examples import examples
 from visgrpo.reporting.html import Plot, both_themes, flatten, render, write_whole
-from visgrpo.reporting.labels import describe_gain, duration, memory
+from visgrpo.reporting.labels import count, duration, memory
 from visgrpo.reporting.run_reader import Run, read_run
 from visgrpo.reporting.segments import segments
 
@@ -53,8 +53,7 @@ def headline(run: Run) -> str | None:
     """Return the change of the run's first measure in one phrase, None before there is one."""
     for change in outcome.measures(run):
         if change.before_value is not None and change.after_value is not None:
-            gain = describe_gain(change.before_value, change.after_value, change.name)
-            return f"{change.label.title} {gain}"
+            return f"{change.label.title} {change.before} → {change.after} ({change.change})"
     return None
 
 
@@ -70,6 +69,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Time": None if run.seconds is None else duration(run.seconds),
         "Steps": run.steps,
         "Best step": run.summary.get("best_step"),
+        "Sampled tokens": _count(run.summary.get("sampled_tokens")),
         "Examples per second": _rounded(run.summary.get("examples_per_second")),
         "Peak memory": _memory(run.summary.get("peak_memory_bytes")),
     }
@@ -94,7 +94,7 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
     paths = plot_curves(run, run.path / "plots")
     for key, path in zip(curve_keys(run), paths, strict=True):
         draw = partial(curve_figure, run, key)
-        plot = both_themes(curve_title(key), draw, light=path.read_bytes())
+        plot = both_themes(curve_title(key, run.subject), draw, light=path.read_bytes())
         groups["Validation" if key.startswith("eval/") else "Training"].append(plot)
     return {title: plots for title, plots in groups.items() if plots}
 
@@ -116,6 +116,10 @@ def _data_name(run: Run) -> str | None:
     name = parts.pop("name", "")
     rest = ", ".join(f"{key} {value}" for key, value in parts.items())
     return f"{name} ({rest})" if name and rest else name or rest
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else count(value)
 
 
 def _rounded(value: float | None) -> str | None:

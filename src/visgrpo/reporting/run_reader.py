@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import numpy as np
 import yaml
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.reporting.labels import Subject
 
 PROGRESS_KEYS = frozenset({"step", "epoch", "seconds"})
-Across = Literal["step", "epoch"]
+Across = Literal["step", "epoch", "token"]
+SAMPLED_TOKENS = "sampled_tokens"
 # Their methods are compared by passes over the data: steps hold batches of different sizes.
 _RECIPES_BY_EPOCH = frozenset({"representation", "segmentation"})
 
@@ -52,6 +55,13 @@ class Run:
     @property
     def method(self) -> str | None:
         return self.summary.get("method") or self.config.get("method")
+
+    @property
+    def subject(self) -> Subject:
+        """What the run is measured on: images, tokens, or, of a reward model, pairs of texts."""
+        if self.recipe != "language":
+            return "images"
+        return "pairs" if "reward" in (self.method, self.config.get("stage")) else "tokens"
 
     @property
     def steps(self) -> int:
@@ -157,10 +167,29 @@ def has_epochs(run: Run) -> bool:
     return all(is_number(line.get("epoch")) for line in run.metrics)
 
 
+def has_sampled_tokens(run: Run) -> bool:
+    """Return whether the run says how many tokens it has sampled so far."""
+    return SAMPLED_TOKENS in metric_keys(run)
+
+
+def common_subject(runs: Sequence[Run]) -> Subject:
+    """Return what these runs are measured on; for those of several kinds, tokens before pairs."""
+    subjects = {run.subject for run in runs}
+    if len(subjects) == 1:
+        return subjects.pop()
+    return "images" if "images" in subjects else "tokens"
+
+
 def positions(run: Run, steps: Sequence[int], axis: Across) -> list[float]:
-    """Return where the given steps lie on an axis: the steps themselves, or their epochs."""
+    """Return where the given steps lie on an axis: the steps themselves, or their epochs.
+
+    Or the tokens that were sampled up to them, in proportion between the lines that say so.
+    """
     if axis == "step":
         return list(steps)
+    if axis == "token":
+        known, tokens = series(run, SAMPLED_TOKENS)
+        return [float(place) for place in np.interp(steps, [0, *known], [0.0, *tokens])]
     epochs = {line["step"]: float(line["epoch"]) for line in run.metrics}
     return [epochs[step] for step in steps]
 

@@ -47,6 +47,17 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.recipes.backbone_configs:SegmentationConfig",
         "visgrpo.recipes.segmentation:train_segmentation",
     ),
+    "language": Command(
+        "train a small language model: SFT, reward model, GRPO and PPO",
+        "visgrpo.recipes.language_config:LanguageConfig",
+        "visgrpo.recipes.language:train_language",
+    ),
+    "generate": Command(
+        "complete a PROMPT with a language MODEL",
+        "visgrpo.recipes.language_config:GenerateConfig",
+        "visgrpo.recipes.generate:generate_text",
+        positional=("model", "prompt"),
+    ),
     "pretrain clip": Command(
         "pre-train a small CLIP from random weights",
         "visgrpo.recipes.pretrain_configs:PretrainClipConfig",

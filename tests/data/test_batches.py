@@ -278,7 +278,7 @@ def test_cached_inputs_equal_the_preprocessed_images_within_the_budget() -> None
 
 
 def test_errors_say_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"24 is larger than numbers/train, which has 23 images"):
+    with pytest.raises(UserError, match=r"24 is larger than numbers/train, which has 23 rows"):
         loader(batch_size=24)
     with pytest.raises(UserError, match=r"6 cannot be shared equally by 4 processes"):
         loader(world_size=4)

@@ -20,15 +20,22 @@ CHAT = (
 
 def chat_tokenizer() -> Any:
     """Byte-level, as Qwen2's, with a chat template."""
-    tokenizer = make_tokenizer("bpe", [TEXT], vocabulary=280)
+    tokenizer = tokenizer_for("qwen2")
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+def tokenizer_for(architecture: Architecture) -> Any:
+    """Characters where they can be loaded again, else bytes."""
+    if architecture == "gpt2":
+        return make_tokenizer("char", [TEXT])
+    return make_tokenizer("bpe", [TEXT], vocabulary=280)
 
 
 def tiny_language(
     architecture: Architecture = "gpt2", tokenizer: Any = None, context: int = 128, seed: int = 0
 ) -> Any:
-    tokenizer = make_tokenizer("char", [TEXT]) if tokenizer is None else tokenizer
+    tokenizer = tokenizer_for(architecture) if tokenizer is None else tokenizer
     return build_language(
         tokenizer,
         architecture=architecture,
@@ -43,13 +50,13 @@ def tiny_language(
 def saved_language(folder: Path, architecture: Architecture = "gpt2") -> Path:
     """A model folder as a run writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer("char", [TEXT])
+    tokenizer = tokenizer_for(architecture)
     save_language(tiny_language(architecture, tokenizer), tokenizer, folder, "# a card\n", {})
     return folder
 
 
 def tokens() -> torch.Tensor:
-    """Two rows of text, (2, 20)."""
+    """Two rows of token ids that every model here knows, (2, 20)."""
     ids = make_tokenizer("char", [TEXT])(TEXT)["input_ids"]
     return torch.tensor([ids[:20], ids[20:40]])
 

@@ -14,6 +14,7 @@ from language_models import (
     logits_of,
     saved_language,
     tiny_language,
+    tokenizer_for,
     tokens,
     train,
 )
@@ -24,7 +25,6 @@ from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.language_loading import load_language
 from visgrpo.models.language_saving import save_language, save_language_adapter
 from visgrpo.models.small_language import Architecture
-from visgrpo.models.tokenizers import make_tokenizer
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 
@@ -42,7 +42,7 @@ def tuned(model: Any, lora: bool) -> Any:
 def test_plain_transformers_loads_the_tuned_model(
     tmp_path: Path, architecture: Architecture, lora: bool
 ) -> None:
-    tokenizer = make_tokenizer("char", [TEXT])
+    tokenizer = tokenizer_for(architecture)
     model = tuned(tiny_language(architecture, tokenizer), lora)
     expected = logits_of(model)
     assert (expected - logits_of(tiny_language(architecture))).abs().max() > 1e-3
@@ -74,7 +74,7 @@ def test_peft_puts_the_adapter_on_the_start(tmp_path: Path, architecture: Archit
 def test_generate_of_plain_transformers_stops_at_the_end(
     tmp_path: Path, architecture: Architecture
 ) -> None:
-    tokenizer = make_tokenizer("char", [TEXT])
+    tokenizer = tokenizer_for(architecture)
     model = tiny_language(architecture, tokenizer)
     always_ends = teach_to_end(model, tokenizer.eos_token_id)
     # A model whose settings know of no end, as one that was built elsewhere.

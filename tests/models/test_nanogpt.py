@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from visgrpo.errors import UserError
 from visgrpo.models.language_loading import context_of, load_language, stop_tokens
+from visgrpo.models.language_saving import save_language
 
 CHARACTERS = sorted({*TEXT, "$"})
 STOI = {character: number for number, character in enumerate(CHARACTERS)}
@@ -180,6 +181,23 @@ def test_what_belongs_to_it(tmp_path: Path, nanogpt: NanoGPT) -> None:
     assert parts.model.config.attn_pdrop == 0
 
 
+def test_imported_and_saved_it_is_a_plain_gpt2(tmp_path: Path, nanogpt: NanoGPT) -> None:
+    parts = load_language(str(write(tmp_path / "nano", checkpoint_of(nanogpt))))
+    (tmp_path / "plain").mkdir()
+    save_language(parts.model, parts.tokenizer, tmp_path / "plain", "", {})
+    again = load_language(str(tmp_path / "plain"))
+    ids = torch.tensor([again.tokenizer(TEXT[:32])["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, nanogpt(ids), rtol=1e-5, atol=1e-5)
+    assert stop_tokens(again) == (STOI["$"],)
+
+
+def test_a_character_that_it_does_not_know_is_not_dropped(tmp_path: Path, nanogpt: NanoGPT) -> None:
+    parts = load_language(str(write(tmp_path, checkpoint_of(nanogpt))))
+    with pytest.raises(Exception, match="WordLevel error: Missing"):
+        parts.tokenizer("Tell €")
+
+
 def test_checkpoints_of_before_the_bias_option_have_biases(tmp_path: Path) -> None:
     source = random_nanogpt(ARGUMENTS | {"bias": True})
     checkpoint = checkpoint_of(source)
@@ -260,7 +278,7 @@ def test_damaged_file(tmp_path: Path, nanogpt: NanoGPT, kept: int) -> None:
     assert "damaged" in one_line(tmp_path)
 
 
-@pytest.mark.parametrize("other", [[1, 2], {"model": {}}, {"state_dict": {}}])
+@pytest.mark.parametrize("other", [[1, 2], {"model": {}}, {"model": {}, "model_args": 3}])
 def test_another_program_s_checkpoint(tmp_path: Path, other: Any) -> None:
     assert "is not a nanoGPT checkpoint" in one_line(write(tmp_path, other))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from language_models import TEXT, logits_of, tiny_language, tokens
+from language_models import TEXT, logits_of, tiny_language, tokenizer_for, tokens
 
 from visgrpo.errors import UserError
 from visgrpo.models.language_loading import context_of
@@ -18,7 +18,7 @@ SIZE: dict[str, Any] = {"layers": 2, "width": 16, "heads": 2, "context": 32, "se
 
 
 def build(architecture: str, **changes: int) -> Any:
-    tokenizer = make_tokenizer("char", [TEXT])
+    tokenizer = tokenizer_for("qwen2")
     return build_language(tokenizer, architecture=architecture, **SIZE | changes)  # type: ignore[arg-type]
 
 
@@ -30,7 +30,7 @@ def test_a_class_of_transformers_with_tied_embeddings(architecture: str, name: s
     assert type(model).__name__ == name
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    tokenizer = make_tokenizer("char", [TEXT])
+    tokenizer = tokenizer_for("qwen2")
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
@@ -88,3 +88,8 @@ def test_heads_of_odd_width_cannot_be_rotated() -> None:
 def test_architecture_that_is_not_known() -> None:
     with pytest.raises(UserError, match=r'"gpt3" is not known\. Did you mean "gpt2"'):
         build("gpt3")
+
+
+def test_characters_cannot_be_loaded_beside_a_qwen2() -> None:
+    with pytest.raises(UserError, match="--architecture qwen2 takes a byte-level tokenizer"):
+        tiny_language("qwen2", make_tokenizer("char", [TEXT]))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from language_models import TEXT
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from visgrpo.errors import UserError
 from visgrpo.models.tokenizers import TokenizerKind, check_tokenizer, make_tokenizer
 
+MODELS = (None, "gpt2", "qwen2", "llama")
 KINDS: tuple[TokenizerKind, ...] = ("char", "bpe")
-AWKWARD = ("  two  spaces ,and . points ", "\n\n\r\n\tx", "it 's don't", "", "e\u0301\u00a0")
+AWKWARD = ("  two  spaces ,and . points ", "\n\n\r\n\tx", "it 's don't", "", "\u00e9\u00a0")
 ALPHABET = ["".join(AWKWARD) + "<eos><pad>"]
 
 
@@ -63,10 +64,21 @@ def test_bytes_alone() -> None:
     assert len(ids_of(tokenizer, "東京")) == 6
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_it_is_the_same(kind: TokenizerKind, tmp_path: Path) -> None:
+def test_byte_pairs_compose_accents() -> None:
+    tokenizer = make_tokenizer("bpe", [TEXT], vocabulary=258)
+    assert tokenizer.decode(ids_of(tokenizer, "e\u0301")) == "\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"), [("char", None), ("char", "gpt2"), *(("bpe", m) for m in MODELS)]
+)
+def test_saved_and_loaded_it_is_the_same(
+    kind: TokenizerKind, beside: str | None, tmp_path: Path
+) -> None:
     tokenizer = make_tokenizer(kind, ALPHABET)
     tokenizer.save_pretrained(tmp_path)
+    if beside is not None:  # AutoTokenizer looks at the model's kind first
+        AutoConfig.for_model(beside).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in (*AWKWARD, "<eos>", "unknown Ω"):
         assert ids_of(loaded, text) == ids_of(tokenizer, text)

@@ -198,7 +198,7 @@ class BatchLoader:
         if batch_size > len(dataset):
             raise UserError(
                 f"The batch size {batch_size} is larger than {dataset.name}, which has "
-                f"{len(dataset)} images; choose a smaller batch or more data."
+                f"{len(dataset)} rows; choose a smaller batch or more data."
             )
         if batch_size % (world_size * blocks):
             by = f"{world_size} processes" + (f" × {blocks} blocks" if blocks > 1 else "")

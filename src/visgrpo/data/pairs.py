@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.chat import Prompt, as_prompt, render
+from visgrpo.data.chat import Message, Prompt, as_prompt, render
 from visgrpo.data.dataset import check_lengths, take_rows
 from visgrpo.data.identity import derived, of_rows
 from visgrpo.data.prompt_splits import divide_prompted
@@ -51,11 +51,10 @@ class PairDataset:
     def __post_init__(self) -> None:
         columns = {"chosen": self.chosen, "rejected": self.rejected, **self.columns}
         check_lengths(self.name, columns, len(self.prompts), "prompt")
-        ends = zip(self._ended("chosen"), self._ended("rejected"), strict=True)
-        for row, (chosen, rejected, (chosen_ended, rejected_ended)) in enumerate(
-            zip(self.chosen, self.rejected, ends, strict=True)
-        ):
-            if chosen == rejected and chosen_ended == rejected_ended:
+        chosen = zip(self.chosen, self.ended("chosen"), strict=True)
+        rejected = zip(self.rejected, self.ended("rejected"), strict=True)
+        for row, (one, other) in enumerate(zip(chosen, rejected, strict=True)):
+            if one == other:
                 raise UserError(
                     f"{self.name}: row {row} has the same text as chosen and as rejected, which "
                     "says nothing; drop the row."
@@ -80,8 +79,18 @@ class PairDataset:
         """Return the same rows under another name."""
         return replace(self, name=name)
 
-    def _ended(self, which: str) -> Sequence[bool]:
-        return self.columns.get(f"{which}_ended", (True,) * len(self))
+    def ended(self, which: Literal["chosen", "rejected"]) -> Sequence[bool]:
+        """Return whether each chosen or rejected completion came to its end.
+
+        Raises:
+            UserError: if a row's column "chosen_ended" or "rejected_ended" is not true or false.
+        """
+        column = f"{which}_ended"
+        values = self.columns.get(column, [True] * len(self))
+        for row, value in enumerate(values):
+            if not isinstance(value, bool):
+                raise UserError(f"{self.name}: row {row} has {value!r} as {column}; give a bool.")
+        return values
 
 
 @dataclass(frozen=True)
@@ -151,19 +160,18 @@ def encode_pairs(dataset: PairDataset, tokenizer: Any, *, max_tokens: int) -> Ca
         raise UserError(f"{dataset.name} holds no pairs; give at least one.")
     end, pad = np.array([special_id(tokenizer, "eos")]), special_id(tokenizer, "pad")
     prompts = token_ids([render(prompt, tokenizer) for prompt in dataset.prompts], tokenizer)
-    sides = [
-        token_ids(texts, tokenizer) for texts in (dataset.chosen, dataset.rejected)
-    ]
-    ended = [dataset._ended("chosen"), dataset._ended("rejected")]
+    sides = (
+        ("chosen", token_ids(dataset.chosen, tokenizer), dataset.ended("chosen")),
+        ("rejected", token_ids(dataset.rejected, tokenizer), dataset.ended("rejected")),
+    )
     rows: list[np.ndarray] = []
     for row, prompt in enumerate(prompts):
-        for which, (side, ends) in enumerate(zip(sides, ended, strict=True)):
-            ids = np.concatenate([prompt, side[row], end if ends[row] else end[:0]])
+        for which, completions, ended in sides:
+            ids = np.concatenate([prompt, completions[row], end if ended[row] else end[:0]])
             if not 0 < len(ids) <= max_tokens:
                 raise UserError(
-                    f"{dataset.name}: row {row} has {len(ids)} tokens with its "
-                    f"{PAIR_COLUMNS[1 + which]} completion but 1 to {max_tokens} are allowed; "
-                    "shorten it, drop the row or allow more."
+                    f"{dataset.name}: row {row} has {len(ids)} tokens with its {which} completion "
+                    f"but 1 to {max_tokens} are allowed; shorten it, drop the row or allow more."
                 )
             rows.append(ids)
     tokens_MST = padded(rows, pad, "right").reshape(len(dataset), 2, -1)
@@ -171,11 +179,11 @@ def encode_pairs(dataset: PairDataset, tokenizer: Any, *, max_tokens: int) -> Ca
 
 
 def _pairs(where: str, table: datasets.Dataset, identity: str) -> PairDataset:
-    stored = []
     for column in PAIR_COLUMNS:
-        find_column(where, table, column, column, ())
-        stored.append(table.select_columns([column])[column][:])
-    rows = [_pair(f"{where}: row {row}", *values) for row, values in enumerate(zip(*stored, strict=True))]
+        find_column(where, table, "text", column, ())
+    stored = table.select_columns(list(PAIR_COLUMNS))[:]
+    values = zip(*(stored[column] for column in PAIR_COLUMNS), strict=True)
+    rows = [_pair(f"{where}: row {row}", *value) for row, value in enumerate(values)]
     prompts, chosen, rejected = zip(*rows, strict=True)
     return PairDataset(
         name=where,
@@ -208,12 +216,11 @@ def _pair(where: str, prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, 
     return before_chosen, chosen_text, rejected_text
 
 
-def _completion(value: Any, where: str) -> tuple[Prompt, str]:
+def _completion(value: Any, where: str) -> tuple[tuple[Message, ...], str]:
     """Return the messages before a completion, if any, and its text."""
     if isinstance(value, str):
-        return "", value
+        return (), value
     messages = as_prompt(value, where)
-    last = messages[-1]
-    if last["role"] != "assistant":
-        raise UserError(f'{where}: its last message is the {last["role"]}\'s, not the assistant\'s.')
-    return messages[:-1], last["content"]
+    if isinstance(messages, str) or messages[-1]["role"] != "assistant":
+        raise UserError(f"{where}: its last message is not the assistant's; drop the row.")
+    return tuple(messages[:-1]), messages[-1]["content"]

@@ -58,7 +58,7 @@ def divide_documents(
         UserError: if the fraction is out of range, there are no train documents, or too few.
     """
     check_split_options(fraction, seed=0)
-    splits, notes = dict(stored), ()
+    splits, notes = dict(stored), list[str]()
     if "all" in splits:
         splits["train"] = splits.pop("all")
     if "train" not in splits:
@@ -67,7 +67,7 @@ def divide_documents(
         )
     if set(splits) == {"train", "validation"}:
         splits["test"] = splits.pop("validation")
-        notes = (f"{name} has no test split: its stored validation split is the test split.",)
+        notes.append(f"{name} has no test split: its stored validation split is the test split.")
     missing = [split for split in ("validation", "test") if split not in splits]
     if missing:
         whole = splits["train"]
@@ -83,9 +83,10 @@ def divide_documents(
         for place, split in enumerate(missing):
             start = stay + place * taken
             splits[split] = whole[start : start + taken]
-        notes = (
-            *notes,
+        notes.append(
             f"{name} has no {' and no '.join(missing)} split: the last {taken * len(missing)} of "
-            f"its {len(whole)} documents were set apart.",
+            f"its {len(whole)} documents were set apart."
         )
-    return TextSplits(name, splits["train"], splits["validation"], splits["test"], identity, notes)
+    return TextSplits(
+        name, splits["train"], splits["validation"], splits["test"], identity, tuple(notes)
+    )

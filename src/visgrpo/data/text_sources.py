@@ -36,7 +36,7 @@ def load_text(
         UserError: if there is no such text, it is empty, not UTF-8 or too short to divide.
     """
     if spec in BUILT_IN:
-        name, stored, identity = spec, {"all": _topics()}, ""
+        name, stored = spec, {"all": _topics()}
         identity = of_bytes(spec, (document.encode() for document in stored["all"]))
     else:
         path = Path(spec).expanduser()
@@ -48,6 +48,11 @@ def load_text(
         else:
             name, stored, identity = _read_tables(spec, path, text_column)
     return divide_documents(name, stored, fraction=validation_fraction, identity=identity)
+
+
+def is_text(spec: str) -> bool:
+    """Whether `spec` is text by itself: the built-in one, a .txt file or a folder of them."""
+    return spec in BUILT_IN or bool(_text_files(Path(spec).expanduser()))
 
 
 def _topics() -> Documents:
@@ -64,10 +69,7 @@ def _text_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _has_tables(folder: Path) -> bool:
-    return any(any(folder.glob(f"{under}*{end}")) for under, end in _TABLE_FILES)
-
-
-_TABLE_FILES = (("", ".jsonl"), ("", ".parquet"), ("data/", ".parquet"))
+    return any(any(folder.glob(pattern)) for pattern in ("*.jsonl", "*.parquet", "data/*.parquet"))
 
 
 def _read_files(paths: Sequence[Path]) -> Documents:
@@ -106,6 +108,4 @@ def _documents(where: str, column: str, values: Sequence[Any]) -> Documents:
             raise UserError(
                 f'{where}: row {row} has {what} in column "{column}"; fill it or drop the row.'
             )
-    if not values:
-        raise UserError(f"{where} holds no rows; leave it out or fill it.")
     return tuple(values)

@@ -24,24 +24,11 @@ def text_tables(spec: str) -> Tables:
     Raises:
         UserError: if there is none, or it cannot be read as a table.
     """
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        name, lines = path.resolve().name, files_by_split(path, ".jsonl")
-        if lines:
-            return _jsonl_tables(name, lines)
-        files = parquet_files(path)
-        if not files:
-            raise UserError(f"{path} holds no .jsonl and no .parquet files; name another folder.")
-        return parquet_tables(name, files)
-    if path.is_file():
-        if path.suffix == ".jsonl":
-            return _jsonl_tables(path.stem, {"all": [path]})
-        if path.suffix == ".parquet":
-            return parquet_tables(path.stem, parquet_files(path))
-        raise UserError(f"{path} is no table: name a .jsonl or .parquet file.")
-    if not is_hub_name(spec) or path.suffix in (".jsonl", ".parquet", ".txt"):
-        raise UserError(f"No such file or folder: {spec}; check the path.")
-    return hub_tables(spec)
+    tables = _tables(spec)
+    for split, table in tables.splits.items():
+        if not len(table):
+            raise UserError(f"{tables.name}/{split} holds no rows; leave it out or fill it.")
+    return tables
 
 
 def files_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
@@ -85,6 +72,27 @@ def read_text(path: Path) -> str:
     return text
 
 
+def _tables(spec: str) -> Tables:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        name, lines = path.resolve().name, files_by_split(path, ".jsonl")
+        if lines:
+            return _jsonl_tables(name, lines)
+        files = parquet_files(path)
+        if not files:
+            raise UserError(f"{path} holds no .jsonl and no .parquet files; name another folder.")
+        return parquet_tables(name, files)
+    if path.is_file():
+        if path.suffix == ".jsonl":
+            return _jsonl_tables(path.stem, {"all": [path]})
+        if path.suffix == ".parquet":
+            return parquet_tables(path.stem, parquet_files(path))
+        raise UserError(f"{path} is no table: name a .jsonl or .parquet file.")
+    if not is_hub_name(spec) or path.suffix in (".jsonl", ".parquet", ".txt"):
+        raise UserError(f"No such file or folder: {spec}; check the path.")
+    return hub_tables(spec)
+
+
 def _jsonl_tables(name: str, files: dict[str, list[Path]]) -> Tables:
     tables = {}
     for split, paths in files.items():
@@ -104,7 +112,7 @@ def _jsonl_tables(name: str, files: dict[str, list[Path]]) -> Tables:
         differing = sorted(set(table.column_names) ^ set(tables[first].column_names))
         if differing:
             raise UserError(
-                f'{name}: column "{differing[0]}" is in only one of the splits {first} and {split}; '
+                f'{name}: column "{differing[0]}" is in only one of {first} and {split}; '
                 "write them again with the same columns."
             )
     return Tables(name, tables, {split: of_files(paths) for split, paths in files.items()})

@@ -47,6 +47,40 @@ def model_card(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def language_card(summary: Mapping[str, Any]) -> str:
+    """Return the README.md of a language model, from its run's summary."""
+    before, after, data = summary["before"], summary["after"], summary["data"]
+    rows = [
+        f"| {name} | {before[name]:.4f} | {after[name]:.4f} |" for name in after if name in before
+    ]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"tags: [visgrpo, language, {summary['method']}]",
+        "---",
+        "",
+        f"# {summary['model']} tuned on {data['name']} with {summary['method']}",
+        "",
+        f"Held out: {data['test']} {data['unit']}. Nats are natural logarithms.",
+        "",
+        "| measure | start | tuned |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        'or `visgrpo generate path/to/this/folder "A beginning"`.',
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def load_with_transformers() -> list[str]:
     """Return the lines that show how plain transformers loads the model."""
     return [

@@ -128,8 +128,11 @@ def _load_adapter(name: str) -> LanguageParts:
             '"base_model_name_or_path" in its adapter_config.json.'
         )
     base = load_language(start)
-    with in_one_line(name):
-        merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    try:
+        with in_one_line(name):
+            merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    except RuntimeError as error:  # peft's, for weights of other shapes
+        raise UserError(f'Adapter "{name}" does not fit its base "{start}".') from error
     # An adapter trained on top of this one belongs to the merged model, not to the first base.
     merged.name_or_path = merged.config._name_or_path = name
     return replace(base, name=name, model=merged, info=read_info(name) or base.info)

@@ -64,9 +64,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     except (EOFError, RuntimeError) as error:
         raise UserError(f'"{path}" is damaged: torch cannot read it.') from error
-    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(parts.get(key), dict) for key in ("model", "model_args")):
         raise UserError(f'"{path}" is not a nanoGPT checkpoint: no "model" and "model_args" in it.')
-    return checkpoint
+    return parts
 
 
 def _sizes_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, int]:

@@ -36,7 +36,8 @@ def build_language(
         context: positions, prompt and completion together.
 
     Raises:
-        UserError: for an architecture that is not known and sizes that do not fit.
+        UserError: for an architecture that is not known, sizes that do not fit, and a tokenizer
+            that could not be loaded beside the model.
     """
     for option, value in (("layers", layers), ("heads", heads), ("context", context)):
         if value < 1:
@@ -75,8 +76,13 @@ def _gpt2(tokenizer: Any, layers: int, width: int, heads: int, context: int) -> 
 
 
 def _qwen2(tokenizer: Any, layers: int, width: int, heads: int, context: int) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+    if not isinstance(tokenizer, Qwen2Tokenizer):  # AutoTokenizer would misread it, silently
+        raise UserError(
+            "--architecture qwen2 takes a byte-level tokenizer: transformers loads none but "
+            "qwen2's beside it. Choose --tokenizer bpe, or --architecture gpt2."
+        )
     if width // heads % 2:
         raise UserError(
             f"--heads {heads} of --width {width} are {width // heads} wide: a qwen2 rotates pairs, "

@@ -16,6 +16,7 @@ class TokenReference(Protocol):
     """Answers with the start's log-probs (N, G, T) of completions, without gradient."""
 
     kind: Literal["adapter_off", "copy"]
+    own_bytes: int  # of weights that are there for the reference alone
 
     def log_probs(
         self,
@@ -30,6 +31,7 @@ class AdapterOff:
     """The start seen through its own adapted model with the adapter off; costs no memory."""
 
     kind: Literal["adapter_off", "copy"] = "adapter_off"
+    own_bytes = 0
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -55,6 +57,8 @@ class FrozenStart:
         shared = {id(p): p for p in model.lm.parameters() if not p.requires_grad}
         frozen = copy.deepcopy(model.lm, shared).requires_grad_(False)
         self._frozen = LanguageModel(frozen).eval()
+        own = (p for p in frozen.parameters() if id(p) not in shared)
+        self.own_bytes = sum(p.nbytes for p in own)
 
     @torch.no_grad()
     def log_probs(

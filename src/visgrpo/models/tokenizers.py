@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -11,17 +12,22 @@ TokenizerKind = Literal["char", "bpe"]
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
 _BYTES = 256
+_SETTINGS: Mapping[str, Any] = {
+    "padding_side": "left",  # as generation needs it
+    "split_special_tokens": True,
+    "clean_up_tokenization_spaces": False,
+}
 
 
 def make_tokenizer(kind: TokenizerKind, documents: Iterable[str], *, vocabulary: int = 512) -> Any:
-    """Make a tokenizer of the training text; it goes through ``save_pretrained`` unchanged.
+    """Make a tokenizer of the training text; ``AutoTokenizer`` loads it as it was saved.
 
-    What is encoded comes back from decoding, letter for letter. No special token is read out of
-    text: a document that says "<eos>" does not end there.
+    What is encoded comes back from decoding, letter for letter; ``bpe`` composes accents (NFC).
+    No special token is read out of text: a document that says "<eos>" does not end there.
 
     Args:
-        kind: ``char``, every character of the text is a token and any other is ``<unk>``; or
-            ``bpe``, byte pairs, which encode any text.
+        kind: ``char``, every character of the text is a token and any other is ``<unk>``, for
+            gpt2 alone; or ``bpe``, byte pairs, which encode any text.
         vocabulary: tokens of ``bpe``, at most; the text may have fewer pairs to merge.
 
     Raises:
@@ -50,13 +56,16 @@ def character_tokenizer(
     Without an unknown token, text with other characters cannot be encoded: tokenizers raises.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     # The backend wants some unknown token; one that is not in the vocabulary makes it raise.
     model = models.WordLevel(vocab=dict(ids), unk_token=unknown or UNKNOWN)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _wrapped(tokenizer, end, pad, unknown)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end, pad_token=pad, unk_token=unknown, **_SETTINGS
+    )
 
 
 def check_tokenizer(tokenizer: Any, name: str, embeddings: int) -> str:
@@ -93,8 +102,13 @@ def check_tokenizer(tokenizer: Any, name: str, embeddings: int) -> str:
 
 
 def _make_byte_pairs(documents: list[str], vocabulary: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """Train Qwen2's kind of tokenizer, which loads as it was saved beside a model of any kind.
+
+    AutoTokenizer takes every tokenizer beside a qwen2 for one of these, whatever its files say.
+    """
+    from tokenizers import pre_tokenizers
     from tokenizers.trainers import BpeTrainer
+    from transformers import Qwen2Tokenizer
 
     specials = [PAD, END]
     least = _BYTES + len(specials)
@@ -102,28 +116,15 @@ def _make_byte_pairs(documents: list[str], vocabulary: int) -> Any:
         raise UserError(
             f"--vocabulary {vocabulary} has no room for every byte: give {least} or more."
         )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    names: dict[str, Any] = {"eos_token": END, "pad_token": PAD, "unk_token": None}
+    trained = Qwen2Tokenizer(**names).backend_tokenizer
     trainer = BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
-    return _wrapped(tokenizer, END, PAD, None)
-
-
-def _wrapped(tokenizer: Any, end: str, pad: str | None, unknown: str | None) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=end,
-        pad_token=pad,
-        unk_token=unknown,
-        padding_side="left",  # as generation needs it
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    trained.train_from_iterator(documents, trainer)
+    model = json.loads(trained.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    return Qwen2Tokenizer(vocab=model["vocab"], merges=merges, **names, **_SETTINGS)

@@ -89,6 +89,19 @@ class KLControl(Protocol):
     def restore(self, state: Mapping[str, float]) -> None: ...
 
 
+class _NoControl:
+    """For those who measure: nothing is steered."""
+
+    coefficient = 0.0
+
+    def update(self, kl: float, samples: int) -> None: ...
+
+    def state(self) -> dict[str, float]:
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
 class TokenMemory:
     """What a run over tokens remembers: how many it has drawn, and the weight of KL."""
 
@@ -132,13 +145,18 @@ class TokenRollouts:
     shards: Shards = ONE_PROCESS
     seed: int = 0
 
-    def draw(self, model: LanguageModel, batch: Batch, step: int, chunk: int) -> TokenGroups:
+    def draw(
+        self, model: LanguageModel, batch: Batch, step: int, chunk: int, total: int | None = None
+    ) -> TokenGroups:
         """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
 
         Counts what was drawn, and tells the control of the KL weight how far the policy is.
+
+        Args:
+            total: inputs of the whole batch; None where all processes have as many.
         """
-        device = batch.inputs.device
-        n_inputs, total = len(batch), len(batch) * self.shards.world_size
+        device, n_inputs = batch.inputs.device, len(batch)
+        total = total or n_inputs * self.shards.world_size
         positions_N = batch.positions_N
         if positions_N is None:
             positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
@@ -189,6 +207,11 @@ class TokenRollouts:
             mean = float(self.shards.gather(kl_NG.mean()[None]).mean())
             self.memory.control.update(mean, total * self.group_size)
         return groups
+
+    def apart(self, prompts: Sequence[Prompt]) -> TokenRollouts:
+        """Return the same for other prompts and without the run's memory, in one process."""
+        memory = TokenMemory(_NoControl())
+        return replace(self, prompts=prompts, memory=memory, shards=ONE_PROCESS)
 
     def _gold(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,18 +24,33 @@ from visgrpo.reporting.drawing import (
 )
 from visgrpo.reporting.groups import (
     RunGroup,
-    TableCell,
-    compared_measures,
     comparison_table,
     differing_options,
     group_by_config,
-    named_members,
     read_runs,
     run_names,
 )
 from visgrpo.reporting.html import both_themes, render, write_whole
-from visgrpo.reporting.labels import duration, memory, metric, ordered
-from visgrpo.reporting.run_reader import Across, Run, across, metric_keys, positions, series
+from visgrpo.reporting.labels import metric, ordered
+from visgrpo.reporting.model_memory import memory_parts
+from visgrpo.reporting.overoptimization import (
+    REWARDS,
+    drawn_groups,
+    has_overoptimization,
+    overoptimization_figure,
+    overoptimization_title,
+)
+from visgrpo.reporting.result_table import result_headings, result_rows
+from visgrpo.reporting.run_reader import (
+    SAMPLED_TOKENS,
+    Across,
+    Run,
+    across,
+    common_subject,
+    metric_keys,
+    positions,
+    series,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,17 +91,23 @@ def compare_runs(
     """
     runs = read_runs(run_paths)
     groups = group_by_config(runs)
-    measures = compared_measures(runs)
     converging = convergence_keys(runs, metrics)
     page = render(
         "compare.html.j2",
         groups=groups,
         runs=runs,
-        columns=[metric(key) for key in measures],
-        rows=[(group, _group_rows(group, runs, measures)) for group in groups],
+        columns=result_headings(runs),
+        rows=[(group, result_rows(group, runs)) for group in groups],
+        memory=[
+            (place, parts)
+            for place, group in enumerate(groups)
+            if (parts := memory_parts(group.runs))
+        ],
         convergence_columns=[metric(key) for key in converging],
         convergence=[(group, convergence_rows(group, runs, converging)) for group in groups],
-        plots=[_plot(groups, runs, key) for key in _chosen(runs, metrics)],
+        overoptimization=_overoptimization(groups),
+        by_tokens=[_plot(groups, runs, key, "token") for key in _by_tokens(runs)],
+        plots=[_plot(groups, runs, key, across(runs)) for key in _chosen(runs, metrics)],
         differing=differing_options(groups),
         unfinished=[row["run"] for row in comparison_table(runs) if not row["finished"]],
     )
@@ -106,21 +127,27 @@ def group_band(group: RunGroup, key: str, axis: Across = "step") -> Band | None:
     by_step = [dict(zip(s, moving_average(v, window), strict=True)) for s, v in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in steps] for curve in by_step])
-    places = positions(next(run for run in group.runs if key in metric_keys(run)), steps, axis)
+    places = _places([run for run in group.runs if key in metric_keys(run)], steps, axis)
     return Band(steps, places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
-def overlay_figure(groups: Sequence[RunGroup], key: str, theme: Theme = LIGHT) -> Figure:
-    """Draw one metric of every group that has it; colours follow the order of the groups."""
-    axis = across([run for group in groups for run in group.runs])
+def overlay_figure(
+    groups: Sequence[RunGroup], key: str, theme: Theme = LIGHT, axis: Across | None = None
+) -> Figure:
+    """Draw one metric of every group that has it; colours follow the order of the groups.
+
+    Args:
+        axis: What goes across; None chooses steps, or epochs if that suits all runs.
+    """
+    runs = [run for group in groups for run in group.runs]
+    axis = axis or across(runs)
+    label, title = metric(key, common_subject(runs)), curve_title(key, common_subject(runs))
     bands = [group_band(group, key, axis) for group in groups]
     smoothed = any(curve_window(key, len(band.steps)) > 1 for band in bands if band is not None)
     notes = ["moving average"] if smoothed else []
     if any(len(group.runs) > 1 for group in groups):
         notes.append("line: mean of seeds, band: least to greatest")
-    figure, axes = new_axes(
-        metric(key), theme, title=curve_title(key), note=" · ".join(notes), across=axis
-    )
+    figure, axes = new_axes(label, theme, title=title, note=" · ".join(notes), across=axis)
     for place, (group, band) in enumerate(zip(groups, bands, strict=True)):
         if band is None:
             continue
@@ -134,7 +161,7 @@ def overlay_figure(groups: Sequence[RunGroup], key: str, theme: Theme = LIGHT) -
             axes.fill_between(
                 band.places, band.low, band.high, color=colour, alpha=0.18, linewidth=0
             )
-    settle_scale(axes, metric(key))
+    settle_scale(axes, label)
     return figure
 
 
@@ -151,13 +178,46 @@ def _chosen(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
         return judged
     drawn = list(dict.fromkeys(key for run in runs for key in curve_keys(run)))
     evaluation = [key for key in drawn if key.startswith("eval/")]
-    return ordered(evaluation) + ordered([key for key in drawn if key not in evaluation])
+    training = [key for key in drawn if key not in evaluation]
+    subject = common_subject(runs)
+    return ordered(evaluation, subject) + ordered(training, subject)
 
 
-def _plot(groups: Sequence[RunGroup], runs: Sequence[Run], key: str) -> dict[str, Any]:
+def _by_tokens(runs: Sequence[Run]) -> list[str]:
+    """Return the held-out rewards to draw against sampled tokens, if all runs count them."""
+    if not all(SAMPLED_TOKENS in metric_keys(run) for run in runs):
+        return []
+    return [key for key in REWARDS if any(key in metric_keys(run) for run in runs)]
+
+
+def _places(runs: Sequence[Run], steps: Sequence[int], axis: Across) -> list[float]:
+    """Return where steps lie: at the same place for all runs, but for the tokens they sampled."""
+    if axis != "token":
+        return positions(runs[0], steps, axis)
+    return [
+        fmean(of_runs) for of_runs in zip(*(positions(r, steps, axis) for r in runs), strict=True)
+    ]
+
+
+def _overoptimization(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
+    if not has_overoptimization(groups):
+        return None
+    draw = partial(overoptimization_figure, groups)
+    return {
+        "plot": both_themes(overoptimization_title(groups), draw),
+        "drawn": drawn_groups(groups),
+        "absent": [],
+    }
+
+
+def _plot(
+    groups: Sequence[RunGroup], runs: Sequence[Run], key: str, axis: Across
+) -> dict[str, Any]:
     drawn = [place for place, group in enumerate(groups) if group_band(group, key) is not None]
     return {
-        "plot": both_themes(curve_title(key), partial(overlay_figure, groups, key)),
+        "plot": both_themes(
+            curve_title(key, common_subject(runs)), partial(overlay_figure, groups, key, axis=axis)
+        ),
         "drawn": drawn,
         "absent": [
             name

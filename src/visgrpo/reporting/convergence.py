@@ -33,7 +33,7 @@ def epochs_to_final(run: Run, key: str, share: float = SHARE) -> float | None:
     final = values[-1]
     if final <= 0:
         return None
-    if metric(key, run.subject).better == "lower":
+    if metric(key).better == "lower":
         return next(e for e, value in zip(epochs, values, strict=True) if value <= final / share)
     return next(e for e, value in zip(epochs, values, strict=True) if value >= share * final)
 

@@ -66,7 +66,7 @@ def new_axes(
     label: Metric, theme: Theme, *, title: str, note: str = "", across: Across = "step"
 ) -> tuple[Figure, Axes]:
     """Make a figure with labelled axes: steps or epochs across, the metric's unit upwards."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = new_figure(SIZE_INCHES, theme)
     figure.subplots_adjust(left=0.145, right=0.965, top=0.82, bottom=0.155)
@@ -74,6 +74,8 @@ def new_axes(
     style_axes(axes, label, theme, title=title, note=note, across=ACROSS[across])
     whole = across == "step"  # a run may end within its first epoch
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
+    if across == "token":
+        axes.xaxis.set_major_formatter(EngFormatter())  # "250 k", "1.5 M"
     return figure, axes
 
 

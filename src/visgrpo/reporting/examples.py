@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,7 +17,10 @@ MAX_OUTPUTS = 8
 
 @dataclass(frozen=True)
 class OutputRow:
-    """One distinct output of a group; numbers are means over its copies, None if not logged."""
+    """One distinct output of a group; numbers are means over its copies, None if not logged.
+
+    ``cut_off`` marks a completion that met the limit before it ended.
+    """
 
     output: str
     right: bool
@@ -24,11 +28,16 @@ class OutputRow:
     probability: float | None
     reward: float | None
     advantage: float | None
+    gold: float | None = None
+    cut_off: bool = False
 
 
 @dataclass(frozen=True)
 class GroupTable:
-    """The distinct outputs of one group at one step, the most frequent first."""
+    """The distinct outputs of one group at one step, the most frequent first.
+
+    Completions, of which few are alike, come by falling reward.
+    """
 
     step: int
     size: int
@@ -45,6 +54,15 @@ class Example:
     prompt: str | None
     picture: Picture | None
     groups: list[GroupTable]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a prompt with its completions, and no picture."""
+        return self.picture is None and self.prompt is not None
+
+    @property
+    def has_gold(self) -> bool:
+        return any(row.gold is not None for table in self.groups for row in table.rows)
 
 
 def examples(run: Run) -> tuple[list[Example], int]:
@@ -65,9 +83,10 @@ def examples(run: Run) -> tuple[list[Example], int]:
 
 def group_table(sample: dict[str, Any]) -> GroupTable:
     """Count the distinct outputs of one samples.jsonl line."""
-    places: dict[str, list[int]] = defaultdict(list)
+    places: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    ended = sample.get("ended") or [True] * len(sample["outputs"])
     for place, output in enumerate(sample["outputs"]):
-        places[str(output)].append(place)
+        places[str(output), not ended[place]].append(place)
     label = None if sample.get("label") is None else str(sample["label"])
     rows = [
         OutputRow(
@@ -77,16 +96,26 @@ def group_table(sample: dict[str, Any]) -> GroupTable:
             probability=_mean(sample.get("probabilities"), at),
             reward=_mean(sample.get("rewards"), at),
             advantage=_mean(sample.get("advantages"), at),
+            gold=_mean(sample.get("gold"), at),
+            cut_off=cut_off,
         )
-        for output, at in places.items()
+        for (output, cut_off), at in places.items()
     ]
-    rows.sort(key=lambda row: (-row.count, -(row.probability or 0.0)))
+    rows.sort(key=_by_reward if "ended" in sample else _by_count)
     return GroupTable(
         step=sample["step"],
         size=len(sample["outputs"]),
         rows=rows[:MAX_OUTPUTS],
         left_out=max(len(rows) - MAX_OUTPUTS, 0),
     )
+
+
+def _by_count(row: OutputRow) -> tuple[float, float]:
+    return -row.count, -(row.probability or 0.0)
+
+
+def _by_reward(row: OutputRow) -> float:
+    return math.inf if row.reward is None else -row.reward
 
 
 def _steps_differ(logged: list[dict[str, Any]]) -> bool:

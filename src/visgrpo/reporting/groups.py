@@ -20,7 +20,7 @@ _MEASURES = frozenset(
     | {"softmax_regression", "knn", "alignment", "uniformity"}
 )
 _LANGUAGE_MEASURES = frozenset(
-    {"gold_reward", "reward", "perplexity", "bits_per_byte", "margin", "length", "ended"}
+    {"gold_reward", "reward", "perplexity", "bits_per_byte", "margin", "length"}
 )
 
 
@@ -129,7 +129,7 @@ def _row(name: str, run: Run, measures: Sequence[str]) -> dict[str, Any]:
         "seconds": run.seconds,
         "steps": run.steps,
         "peak_memory_bytes": run.summary.get("peak_memory_bytes"),
-        "sampled_tokens": run.summary.get("sampled_tokens"),
+        "sampled_tokens": run.sampled_tokens,
     }
 
 

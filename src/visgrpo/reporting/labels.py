@@ -176,6 +176,8 @@ def count(value: float) -> str:
 
 
 def memory(size: float) -> str:
-    """Write bytes as "812 MiB" or "3.4 GiB"."""
+    """Write bytes as "96 KiB", "812 MiB" or "3.4 GiB"."""
     mebibytes = size / 2**20
+    if mebibytes < 1:
+        return f"{size / 1024:.0f} KiB"
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"

@@ -10,9 +10,17 @@ from typing import Any
 
 from visgrpo.reporting import outcome
 from visgrpo.reporting.curves import curve_figure, curve_keys, curve_title, plot_curves
+from visgrpo.reporting.drawing import png_bytes
 from visgrpo.reporting.examples import examples
+from visgrpo.reporting.groups import RunGroup
 from visgrpo.reporting.html import Plot, both_themes, flatten, render, write_whole
 from visgrpo.reporting.labels import count, duration, memory
+from visgrpo.reporting.model_memory import memory_parts
+from visgrpo.reporting.overoptimization import (
+    has_overoptimization,
+    overoptimization_figure,
+    overoptimization_title,
+)
 from visgrpo.reporting.run_reader import Run, read_run
 from visgrpo.reporting.segments import segments
 
@@ -38,6 +46,8 @@ def write_report(run_path: Path | str) -> Path:
         confusion=outcome.confusion(run),
         retention=outcome.retention(run),
         shifts=outcome.shifts(run),
+        memory=memory_parts([run]),
+        overoptimization=_overoptimization(run),
         plots=_plots(run),
         segments=segments(run),
         examples=shown,
@@ -69,7 +79,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Time": None if run.seconds is None else duration(run.seconds),
         "Steps": run.steps,
         "Best step": run.summary.get("best_step"),
-        "Sampled tokens": _count(run.summary.get("sampled_tokens")),
+        "Sampled tokens": _count(run.sampled_tokens),
         "Examples per second": _rounded(run.summary.get("examples_per_second")),
         "Peak memory": _memory(run.summary.get("peak_memory_bytes")),
     }
@@ -97,6 +107,19 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
         plot = both_themes(curve_title(key, run.subject), draw, light=path.read_bytes())
         groups["Validation" if key.startswith("eval/") else "Training"].append(plot)
     return {title: plots for title, plots in groups.items() if plots}
+
+
+def _overoptimization(run: Run) -> Plot | None:
+    """Write ``plots/overoptimization.png``, and return it; None for a run that has no such data."""
+    group = RunGroup(run.name, (run,))
+    if not has_overoptimization([group]):
+        return None
+    light = png_bytes(overoptimization_figure([group]))
+    folder = run.path / "plots"
+    folder.mkdir(exist_ok=True)
+    (folder / "overoptimization.png").write_bytes(light)
+    draw = partial(overoptimization_figure, [group])
+    return both_themes(overoptimization_title([group]), draw, light=light)
 
 
 def _options(config: dict[str, Any]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def _labels(runs: Sequence[Run]) -> dict[str, Metric]:
 
 
 def _costs_of(runs: Sequence[Run]) -> list[str]:
-    sampled = any("sampled_tokens" in run.summary for run in runs)
+    sampled = any(run.sampled_tokens is not None for run in runs)
     return [key for key in _COSTS if key != "sampled_tokens" or sampled]
 
 

@@ -75,6 +75,12 @@ class Run:
         return self.summary.get("seconds", logged)
 
     @property
+    def sampled_tokens(self) -> float | None:
+        """Tokens that were sampled in training, None if the run does not count them."""
+        logged = [line[SAMPLED_TOKENS] for line in self.metrics if SAMPLED_TOKENS in line]
+        return self.summary.get(SAMPLED_TOKENS, max(logged, default=None))
+
+    @property
     def before(self) -> dict[str, Any]:
         """Measures of the start: from the summary, or the evaluation at step 0 if unfinished."""
         return self.summary.get("before") or _evaluation_at(self.metrics, 0)
@@ -165,11 +171,6 @@ def across(runs: Sequence[Run]) -> Across:
 def has_epochs(run: Run) -> bool:
     """Return whether every line says in which epoch it was written."""
     return all(is_number(line.get("epoch")) for line in run.metrics)
-
-
-def has_sampled_tokens(run: Run) -> bool:
-    """Return whether the run says how many tokens it has sampled so far."""
-    return SAMPLED_TOKENS in metric_keys(run)
 
 
 def common_subject(runs: Sequence[Run]) -> Subject:
@@ -282,7 +283,7 @@ def _check_sample(line: dict[str, Any]) -> None:
     _check_step(line)
     if not isinstance(line.get("outputs"), list):
         raise ValueError('"outputs" must be a list')
-    for key in ("rewards", "advantages", "probabilities"):
+    for key in ("rewards", "advantages", "probabilities", "gold", "ended"):
         values = line.get(key)
         if values is not None and (
             not isinstance(values, list) or len(values) != len(line["outputs"])

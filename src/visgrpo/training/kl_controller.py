@@ -32,7 +32,7 @@ class AdaptiveKL:
         e = clip(KL / target - 1, -0.2, 0.2)
         β ← β (1 + e · samples / horizon)
 
-    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2, whose K_β = 0.1 is a fixed share; the
+    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2, with a fixed share K_β = 0.1; the
     form here is that of its published code, in which it grows with the batch.
 
     Args:

@@ -19,6 +19,8 @@ _SHOWN = {
     "eval/accuracy": "validation",
     "eval/miou": "validation mIoU",
     "eval/knn": "validation kNN",
+    "eval/perplexity": "validation perplexity",
+    "eval/gold_reward": "validation gold",
 }
 
 

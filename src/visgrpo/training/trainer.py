@@ -95,7 +95,8 @@ class Trainer:
         evaluate: returns metrics on validation data, without their ``eval/`` prefix.
         selection: the validation metric that decides which step is the best; higher is better,
             or with a minus before its name, lower.
-        image_of: saves the picture of a data set row and returns its path within the run.
+        image_of: saves the picture of a data set row and returns its path within the run; None
+            where inputs are no pictures.
         rate_of: the share of the learning rate at which a parameter, by its name, trains.
         draws_sequences: whether outputs must be generated before the training pass; a policy over
             classes has all of its outputs' probabilities in that pass itself.
@@ -354,13 +355,12 @@ class Trainer:
         self._processes.accelerator.log(dict(values), step=self._step)
 
     def _log_samples(self, batch: Batch, groups: Any) -> None:
-        if self._image_of is None or not self._run.writes:
+        if not self._run.writes:
             return
         for row, sample in enumerate(self._method.samples(groups, SAMPLED_GROUPS)):
             index = int(batch.indices_N[row])
-            self._run.log_sample(
-                {"step": self._step, "index": index, "image": self._image_of(index), **sample}
-            )
+            picture = {} if self._image_of is None else {"image": self._image_of(index)}
+            self._run.log_sample({"step": self._step, "index": index, **picture, **sample})
 
     def _save(self) -> None:
         """Write step-…; every process calls it, one writes."""

@@ -1,0 +1,151 @@
+"""Language models on held-out text, and policies over completions on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import Batch, CachedInputs
+from visgrpo.data.prompts import PromptDataset
+from visgrpo.data.token_blocks import BlockDataset
+from visgrpo.evaluation.held_out import Precision
+from visgrpo.evaluation.language import pair_measures, text_measures
+from visgrpo.evaluation.zero_shot import run_over
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.reward_model import RewardModel
+from visgrpo.objectives import weighted_sum
+from visgrpo.policies.token_groups import TokenRollouts, sequence_kl
+
+PROMPTS_AT_ONCE = 32
+
+
+@torch.no_grad()
+def likelihood(
+    model: LanguageModel, blocks: CachedInputs, tokenizer: Any, processes: Precision
+) -> dict[str, float]:
+    """Return `text_measures` of blocks of text, each predicted from its own beginning."""
+
+    def sums(tokens_BT: Tensor) -> Tensor:
+        logits_BTV = model.lm(input_ids=tokens_BT[:, :-1], use_cache=False).logits.float()
+        chosen_BT1 = tokens_BT[:, 1:, None]
+        nll_B = -logits_BTV.log_softmax(dim=-1).gather(-1, chosen_BT1).sum(dim=(1, 2))
+        correct_B = (logits_BTV.argmax(dim=-1, keepdim=True) == chosen_BT1).sum(dim=(1, 2))
+        return torch.stack([nll_B.double(), correct_B.double()], dim=1)
+
+    rows = BlockDataset("text", len(blocks.inputs_M))
+    with processes.autocast():
+        totals_M2 = run_over(sums, rows, blocks, processes, batch_size=PROMPTS_AT_ONCE)
+    texts = tokenizer.batch_decode(blocks.inputs_M[:, 1:], skip_special_tokens=True)
+    nll, correct = totals_M2.sum(dim=0).tolist()
+    tokens = blocks.inputs_M[:, 1:].numel()
+    return text_measures(nll, tokens, int(correct), sum(len(text.encode()) for text in texts))
+
+
+@torch.no_grad()
+def pair_scores(
+    model: RewardModel, pairs: CachedInputs, rows: Any, processes: Precision
+) -> tuple[Tensor, Tensor]:
+    """Return the scores (M,) of the chosen and of the rejected completions of pairs."""
+    assert pairs.labels_M is not None
+    # One tensor travels: the lengths stand before the tokens.
+    together_M = torch.cat([pairs.labels_M.unsqueeze(-1), pairs.inputs_M], dim=-1)
+
+    def scores(rows_B2T: Tensor) -> Tensor:
+        flat = rows_B2T.flatten(0, 1)
+        return model(flat[:, 1:], flat[:, 0]).view(-1, 2)
+
+    with processes.autocast():
+        scores_M2 = run_over(scores, rows, CachedInputs(together_M), processes, batch_size=64)
+    return scores_M2[:, 0].float(), scores_M2[:, 1].float()
+
+
+def pair_accuracy(
+    model: RewardModel, pairs: CachedInputs, rows: Any, processes: Precision
+) -> dict[str, float]:
+    """Return `pair_measures` of a reward model on preference pairs."""
+    return pair_measures(*pair_scores(model, pairs, rows, processes))
+
+
+@dataclass(frozen=True)
+class HeldOutPrompts:
+    """Draws completions of held-out prompts, the same random numbers each time, and measures them.
+
+    Attributes:
+        rollouts: how completions are drawn and what they earn; it remembers nothing of the run.
+        dataset: the prompts; inputs are their tokens.
+    """
+
+    rollouts: TokenRollouts
+    dataset: PromptDataset
+    inputs: CachedInputs
+    processes: Precision
+
+    @torch.no_grad()
+    def measures(self, model: LanguageModel) -> dict[str, float]:
+        """Return means over completions; KL is to the reference, in nats.
+
+        Every process draws for its share of the prompts.
+        """
+        total, shards = len(self.dataset), self.processes
+        share = -(-total // shards.world_size)
+        begin = min(shards.rank * share, total)
+        rows = torch.arange(begin, min(begin + share, total))
+        sums: dict[str, Tensor] = {}
+        for chunk in rows.split(PROMPTS_AT_ONCE):
+            for name, value in self._sums(model, chunk, total).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value
+        names = self._names()
+        mine = torch.stack([sums.get(name, torch.zeros(())).double() for name in names])
+        whole = shards.gather(mine.to(shards.device)[None]).sum(dim=0).tolist()
+        found = dict(zip(names, whole, strict=True))
+        completions, tokens = found.pop("completions"), found.pop("tokens")
+        result = {name: value / completions for name, value in found.items() if name != "entropy"}
+        result["entropy"] = found["entropy"] / tokens
+        result["length"] = tokens / completions
+        if "kl" in result:
+            result["kl_per_token"] = found["kl"] / tokens
+        return result
+
+    def _names(self) -> list[str]:
+        names = ["completions", "tokens", "reward", "ended", "entropy"]
+        names += [f"rewards/{name}" for name in self.rollouts.rewards.names]
+        names += ["gold_reward"] if self.rollouts.judge is not None else []
+        return names + (["kl"] if self.rollouts.reference is not None else [])
+
+    def _sums(self, model: LanguageModel, rows: Tensor, total: int) -> Mapping[str, Tensor]:
+        """Sums over the completions of some prompts, float64 on the CPU."""
+        assert self.inputs.labels_M is not None
+        chosen = rows.tolist()
+        columns = {
+            name: [column[row] for row in chosen] for name, column in self.dataset.columns.items()
+        }
+        batch = Batch(rows, self.inputs.inputs_M[rows], self.inputs.labels_M[rows], columns, rows)
+        batch = batch.to(self.processes.device)
+        with self.processes.autocast():
+            groups = self.rollouts.draw(model, batch, 0, PROMPTS_AT_ONCE, total)
+            scores = model(
+                groups.prompts_NP,
+                groups.lengths_N,
+                groups.tokens_NGT,
+                self.rollouts.sampling.distribution,
+            )
+        rewards = self.rollouts.rewards
+        known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
+        sums = {
+            "completions": torch.tensor(groups.ended_NG.numel()),
+            "tokens": groups.mask_NGT.sum(),
+            "reward": weighted_sum(known_NGR, rewards.weights_R).sum(),
+            "ended": groups.ended_NG.sum(),
+            "entropy": scores.entropy.masked_fill(~groups.mask_NGT, 0.0).sum(),
+        }
+        for i, name in enumerate(rewards.names):
+            sums[f"rewards/{name}"] = known_NGR[..., i].sum()
+        if groups.gold_NG is not None:
+            sums["gold_reward"] = groups.gold_NG.sum()
+        if groups.reference_log_probs_NGT is not None:
+            sums["kl"] = sequence_kl(groups).sum()
+        return {name: value.double().cpu() for name, value in sums.items()}

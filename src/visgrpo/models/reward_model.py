@@ -1,0 +1,257 @@
+"""A learned reward: a language model's trunk with a scalar head, read at the last token."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visgrpo.data.chat import Prompt, render
+from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
+from visgrpo.errors import UserError
+from visgrpo.models.language import without_dropout
+from visgrpo.models.language_loading import LanguageParts, context_of
+from visgrpo.models.loading import check_model_name, in_one_line, read_info
+from visgrpo.models.quiet import without_progress_bars
+from visgrpo.models.saving import write_info
+from visgrpo.models.tokenizers import PAD, check_tokenizer
+
+
+class RewardModel(nn.Module):
+    """A transformers sequence classifier with one output, as the score of a text.
+
+    Its dropout is switched off: the two texts of a pair are compared under the same weights.
+
+    Attributes:
+        scorer: the model as it is saved.
+    """
+
+    def __init__(self, scorer: Any) -> None:
+        super().__init__()
+        self.scorer = scorer
+        without_dropout(self)
+
+    def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return the score (B,) of each text, read at its last token.
+
+        Args:
+            tokens_BT: ids, padded on the right with any id: no token looks ahead.
+            lengths_B: real tokens of each row, at least 1.
+        """
+        out = self.scorer.base_model(input_ids=tokens_BT, use_cache=False)
+        rows_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
+        last_BD = out.last_hidden_state[rows_B, lengths_B - 1]
+        return self.scorer.score(last_BD).squeeze(-1).float()
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """A reward model with everything that belongs to it.
+
+    Attributes:
+        info: what visgrpo saved beside it; ``reward_mean`` and ``reward_std`` are those of its
+            scores of held-out completions.
+    """
+
+    name: str
+    model: RewardModel
+    tokenizer: Any
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_reward_model(parts: LanguageParts, seed: int) -> RewardModel:
+    """Build a reward model that starts from a copy of a language model without adapters.
+
+    The head is drawn from N(0, 1/(D + 1)), as in Stiennon et al. 2020 (arXiv 2009.01325).
+
+    Raises:
+        UserError: for a family of which transformers has no classifier that reads the last token.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    language, tokenizer = parts.model, with_own_padding(parts.tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = copy.deepcopy(language.config)
+        config.num_labels = 1
+        try:
+            scorer = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        except ValueError as error:  # no such class
+            raise _no_reward_model(parts.name) from error
+        if not isinstance(getattr(scorer, "score", None), nn.Linear):
+            raise _no_reward_model(parts.name)
+        nn.init.normal_(scorer.score.weight, std=(scorer.score.in_features + 1) ** -0.5)
+        scorer.base_model.load_state_dict(language.base_model.state_dict())
+        embeddings = scorer.get_input_embeddings().num_embeddings
+        if tokenizer.pad_token_id >= embeddings:
+            scorer.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    return RewardModel(scorer).to(language.device)
+
+
+def with_own_padding(tokenizer: Any) -> Any:
+    """Return a copy that pads on the right, with a token that nothing else means.
+
+    Plain transformers reads the score at the last token that is not padding. Were the end of a
+    text padding too, it would read the token before it.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
+def save_reward_model(
+    model: RewardModel, tokenizer: Any, folder: Path, card: str, info: Mapping[str, Any]
+) -> None:
+    """Write model, tokenizer, what visgrpo knows and a card into one folder.
+
+    ``AutoModelForSequenceClassification.from_pretrained(folder)`` gives the same scores.
+
+    Args:
+        tokenizer: the language model's, or the reward model's own.
+        info: with ``reward_mean`` and ``reward_std``, which :class:`LearnedReward` normalises by.
+    """
+    with without_progress_bars():
+        model.scorer.save_pretrained(folder)
+    with_own_padding(tokenizer).save_pretrained(folder)
+    write_info(folder, {"task": "reward", **info})
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_reward_model(name: str) -> RewardParts:
+    """Load a reward model by its folder, its run's folder or its Hub name, in evaluation mode.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, or gives no single score.
+    """
+    inside = Path(name) / "model"
+    if (inside / "config.json").exists() and not (Path(name) / "config.json").exists():
+        name = str(inside)
+    check_model_name(name)
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    scorer: Any
+    report: Any
+    with in_one_line(name), without_progress_bars():
+        scorer, report = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if report["missing_keys"]:
+        raise UserError(
+            f'"{name}" is no reward model: it lacks {min(report["missing_keys"])}. Train one with '
+            "--stage reward."
+        )
+    if not hasattr(scorer, "score") or scorer.config.num_labels != 1:
+        raise UserError(
+            f'"{name}" is no reward model: it has {scorer.config.num_labels} outputs. A reward '
+            "model has one, read at the last token."
+        )
+    check_tokenizer(tokenizer, name, scorer.get_input_embeddings().num_embeddings)
+    return RewardParts(name, RewardModel(scorer).eval(), tokenizer, read_info(name))
+
+
+class LearnedReward:
+    """A reward model as a reward function of TRL's signature: (score - mean) / std.
+
+    Texts are encoded as the pairs were that it learnt from: prompt and completion apart, and the
+    end token where the completion came to its end.
+
+    Args:
+        parts: the model moves to `device`. Without ``reward_mean`` and ``reward_std`` in its info
+            (a model from elsewhere), scores stay as they are.
+        batch_size: texts scored at once.
+        stop_tokens: ids that end a completion, those of the policy. None: the reward model's own
+            end token.
+
+    Raises:
+        UserError: if the std is not a finite number above 0.
+    """
+
+    def __init__(
+        self,
+        parts: RewardParts,
+        *,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        stop_tokens: Collection[int] | None = None,
+    ) -> None:
+        self.__name__ = "learned_reward"  # what TRL calls it in its log
+        self._parts, self._batch_size = parts, batch_size
+        self._device = torch.device(device)
+        self._model = parts.model.to(self._device).eval()
+        self._end = special_id(parts.tokenizer, "eos")
+        self._stops = {self._end} if stop_tokens is None else set(stop_tokens)
+        self._context = context_of(parts.model.scorer)
+        self._mean = float(parts.info.get("reward_mean", 0.0))
+        self._std = float(parts.info.get("reward_std", 1.0))
+        if not 0 < self._std < math.inf:
+            raise UserError(
+                f'The scores of "{parts.name}" have a std of {self._std:g}: it tells no completion '
+                "from another. Train it again."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return one reward for each of the rows.
+
+        Raises:
+            UserError: for a row that is empty or longer than the model's context.
+        """
+        rows = self._encoded(prompts, completions, completion_ids)
+        scores: list[float] = []
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            tokens_BT = padded(batch, self._end, "right").to(self._device)
+            scores += self._model(tokens_BT, lengths(batch).to(self._device)).tolist()
+        return [(score - self._mean) / self._std for score in scores]
+
+    def _encoded(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> list[np.ndarray]:
+        tokenizer = self._parts.tokenizer
+        befores = token_ids([render(prompt, tokenizer) for prompt in prompts], tokenizer)
+        afters = token_ids([_text_of(completion) for completion in completions], tokenizer)
+        rows = []
+        for row, ids in enumerate(completion_ids):
+            ended = len(ids) > 0 and ids[-1] in self._stops
+            end = np.array([self._end] if ended else [], dtype=np.int32)
+            tokens = np.concatenate([befores[row], afters[row], end])
+            if not 0 < len(tokens) <= self._context:
+                raise UserError(
+                    f"Completion {row} has {len(tokens)} tokens with its prompt, and the reward "
+                    f'model "{self._parts.name}" reads 1 to {self._context}: generate fewer.'
+                )
+            rows.append(tokens)
+        return rows
+
+
+def _text_of(completion: Any) -> str:
+    """Return the text of a completion: a string, or the last message of a chat."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _no_reward_model(name: str) -> UserError:
+    return UserError(
+        f'transformers has no reward model of the family of "{name}": start from a gpt2, qwen2 or '
+        "llama model."
+    )

@@ -1,0 +1,370 @@
+"""The options of `visgrpo language` and `visgrpo generate`, and what they are by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from visgrpo.errors import UserError
+from visgrpo.recipes.checks import named, not_negative, positive, share
+from visgrpo.recipes.configs import Config, LoopConfig
+
+Stage = Literal[
+    "all",
+    "sft",
+    "preferences",
+    "reward",
+    "grpo",
+    "dr-grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "reinforce",
+    "rejection",
+    "ppo",
+    "best-of-n",
+]
+POLICY_STAGES = (
+    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
+    "ppo",
+)
+Preset = Literal["tiny", "nano", "small"]
+
+
+class Budget(NamedTuple):
+    """How long a stage trains, by default."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+class Defaults(NamedTuple):
+    """What a preset stands for, beside the sizes of its model."""
+
+    context: int
+    max_new_tokens: int
+    pairs: int
+    samples: int
+    sft: Budget
+    reward: Budget
+    policy: Budget
+
+
+PRESETS: Mapping[str, Defaults] = {
+    "tiny": Defaults(
+        context=64,
+        max_new_tokens=24,
+        pairs=200,
+        samples=8,
+        sft=Budget(150, 16, 3e-3),
+        reward=Budget(40, 16, 1e-3),
+        policy=Budget(15, 8, 1e-3),
+    ),
+    "nano": Defaults(
+        context=128,
+        max_new_tokens=64,
+        pairs=2000,
+        samples=64,
+        sft=Budget(800, 32, 2e-3),
+        reward=Budget(150, 32, 5e-4),
+        policy=Budget(100, 16, 2e-4),
+    ),
+    "small": Defaults(
+        context=256,
+        max_new_tokens=128,
+        pairs=8000,
+        samples=64,
+        sft=Budget(3000, 64, 1e-3),
+        reward=Budget(400, 64, 2e-4),
+        policy=Budget(300, 32, 1e-4),
+    ),
+}
+# Of models that were not made here, such as those of the Hub.
+FOREIGN = Defaults(
+    context=0,
+    max_new_tokens=256,
+    pairs=2000,
+    samples=16,
+    sft=Budget(500, 16, 2e-5),
+    reward=Budget(200, 16, 1e-5),
+    policy=Budget(200, 8, 1e-6),
+)
+LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Config):
+    """How text is drawn."""
+
+    max_new_tokens: int | None = None
+    """Longest completion; by default 64, 256 for models from elsewhere (tiny 24, small 128)."""
+    temperature: float = 1.0
+    """Tokens are drawn from, and scored by, softmax(logits / temperature)."""
+    top_k: int = 0
+    """Draw among this many most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the most probable tokens that together reach this probability."""
+
+    def check(self) -> None:
+        positive(self, "max_new_tokens", optional=True)
+        positive(self, "temperature", "top_p")
+        not_negative(self, "top_k")
+        share(self, "top_p")
+
+
+@dataclass(frozen=True)
+class LanguageConfig(LoopConfig, SamplingConfig):
+    """A small language model: SFT, a learned reward model, then GRPO, PPO and others beside."""
+
+    stage: Stage = "all"
+    """One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page."""
+    data: str = "topics"
+    """Text: "topics" (Python's own documentation), a .txt file or a folder of them; or a table
+    (.jsonl, .parquet, Hub) of prompts, of preference pairs, or with --text-column of text."""
+    text_column: str | None = None
+    """Column of the text of a table."""
+    prompt_column: str | None = None
+    """Column of the prompts of a table, where its name is not a usual one."""
+    validation_fraction: float = 0.05
+    """Share of the data set apart for each of validation and test where it is not divided."""
+    init: str | None = None
+    """What a stage starts from: a run, a model folder, a Hub name or a nanoGPT ckpt.pt."""
+    preset: Preset = "nano"
+    """Size of a new model: tiny 2 × 64, nano 4 × 128, small 6 × 384, and how long it trains."""
+    architecture: Literal["gpt2", "qwen2"] = "gpt2"
+    """Family of a new model."""
+    tokenizer: Literal["char", "bpe"] = "char"
+    """Tokens of a new model: characters of the text, or byte pairs."""
+    vocabulary: int = 512
+    """Tokens of --tokenizer bpe."""
+    context: int | None = None
+    """Tokens that a new model can see, and of a block of text in SFT; by default 128 (tiny 64,
+    small 256), for a model from elsewhere all it can see, up to 1024."""
+    batch_size: int | None = None
+    """Blocks of text, pairs or prompts of a step; by default the preset's."""
+    prompt_tokens: int = 16
+    """Prompts cut from text are the first tokens of its paragraphs."""
+    eval_prompts: int = 64
+    """Held-out prompts of an evaluation, at most."""
+    pairs: int | None = None
+    """Preference pairs that the gold judge makes; by default 2000 (tiny 200, small 8000)."""
+    noise: float = 0.1
+    """The judge prefers a to b with probability sigmoid((gold(a) - gold(b)) / noise)."""
+    gold: bool = True
+    """Measure the gold judge's score beside the rewards, where the data is text."""
+    reward: tuple[str, ...] = ()
+    """model:RUN, gold, file.py:f or module:f; by default the run "reward" beside --init."""
+    reward_weights: tuple[float, ...] | None = None
+    """One number for each reward; by default 1."""
+    combination: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """How several rewards become one advantage."""
+    group_size: int = 8
+    """Completions drawn for each prompt."""
+    token_budget: int | None = None
+    """Tokens to draw at most, instead of --steps: the same for every method."""
+    scope: Literal["group", "batch"] | None = None
+    """What advantages are taken over; by default as the method has it."""
+    advantage_baseline: Literal["mean", "leave_one_out", "none"] | None = None
+    """What a reward is compared with; by default as the method has it."""
+    scale: Literal["std", "batch_std", "mean", "none"] | None = None
+    """What advantages are divided by; by default as the method has it."""
+    epsilon_low: float | None = None
+    """The ratio is clipped below 1 - this; by default as the method has it."""
+    epsilon_high: float | None = None
+    """The ratio is clipped above 1 + this; by default as the method has it."""
+    beta: float = 0.02
+    """Weight of KL(policy ‖ start)."""
+    kl_in: Literal["loss", "reward"] | None = None
+    """Where KL weighs; by default in the reward with ppo and rloo, else in the loss."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of KL in the loss."""
+    kl_target: float | None = None
+    """Steer --beta so that KL stays near this many nats per completion."""
+    kl_horizon: float = 10_000.0
+    """Completions over which --kl-target moves --beta."""
+    track_kl: bool = True
+    """Measure KL to the start also with --beta 0; costs a frozen copy and a pass a step."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy bonus, of the whole softmax."""
+    mask_truncated: bool = False
+    """Leave completions that were cut off by --max-new-tokens out of the loss."""
+    inner_passes: int | None = None
+    """Passes over each batch's completions; by default 4 with ppo, else 1."""
+    minibatches: int = 1
+    """Updates that each pass is split into."""
+    refresh_every: int = 1
+    """Steps after which the old policy, which draws, is brought up to date."""
+    silent_steps: int = 50
+    """Stop when no group's rewards have differed for so many steps; 0 never stops."""
+    critic: Literal["separate", "head"] = "separate"
+    """ppo: a critic with a transformer of its own, or a head on the policy's."""
+    critic_rate: float = 1.0
+    """ppo: the critic learns at this multiple of the learning rate."""
+    gamma: float = 1.0
+    """ppo: discount of a token."""
+    gae_lambda: float = 0.95
+    """ppo: λ of the advantage estimate."""
+    value_clip: float = 0.2
+    """ppo: how far a value may move in a step; 0 for any distance."""
+    value_weight: float = 0.5
+    """ppo: weight of the value loss."""
+    whiten_advantages: bool = True
+    """ppo: bring the advantages of a batch to mean 0 and variance 1."""
+    samples: int | None = None
+    """best-of-n: completions of each prompt; by default 64 (tiny 8, models from elsewhere 16)."""
+    lora: bool = False
+    """Low-rank adapters on every linear layer, instead of training all weights."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by this over their rank."""
+
+    def check(self) -> None:
+        LoopConfig.check(self)
+        SamplingConfig.check(self)
+        positive(self, "prompt_tokens", "eval_prompts", "vocabulary", "kl_horizon", "critic_rate")
+        positive(self, "context", "batch_size", "pairs", "token_budget", "samples", optional=True)
+        positive(self, "kl_target", "inner_passes", optional=True)
+        positive(self, "group_size", "minibatches", "refresh_every", "lora_rank", "lora_alpha")
+        not_negative(self, "noise", "beta", "entropy_weight", "silent_steps", "value_clip")
+        not_negative(self, "value_weight")
+        not_negative(self, "epsilon_low", "epsilon_high", optional=True)
+        share(self, "gamma", "gae_lambda")
+        if not 0 < self.validation_fraction < 0.5:
+            raise UserError(
+                f"--validation-fraction {self.validation_fraction} must lie between 0 and 0.5."
+            )
+        self._check_stage()
+        if self.token_budget and self.steps:
+            raise UserError("--token-budget and --steps say the same thing: give one of them.")
+        if self.kl_target and not self.beta:
+            raise UserError("--kl-target steers --beta, which must not start at 0.")
+
+    def _check_stage(self) -> None:
+        """Refuse what the stage would not use, and ask for what it needs."""
+        starts_anew = self.stage in ("all", "sft")
+        if self.init is None and not starts_anew:
+            raise UserError(f"--stage {self.stage} needs --init, the model to start from.")
+        for name, stages in _ONLY_FOR.items():
+            if self.stage not in stages and getattr(self, name) != _DEFAULT[name]:
+                raise UserError(
+                    f"{_flag(name)} does not go with --stage {self.stage}; it is for "
+                    f"{', '.join(stages)}."
+                )
+        if self.init is not None:
+            for name in _OF_NEW_MODELS:
+                if getattr(self, name) != _DEFAULT[name]:
+                    raise UserError(
+                        f"{_flag(name)} is for new models: --init {self.init} has its own."
+                    )
+
+
+@dataclass(frozen=True)
+class GenerateConfig(SamplingConfig):
+    """Complete a prompt with a language model: visgrpo generate MODEL PROMPT."""
+
+    model: str = ""
+    """Run, model folder, Hub name or nanoGPT ckpt.pt."""
+    prompt: str = ""
+    """What to complete; with --chat, a user's message."""
+    chat: bool = False
+    """Put the prompt through the model's chat template."""
+    samples: int = 1
+    """How many completions."""
+    seed: int = 0
+    """Of the draws."""
+    json: bool = False
+    """Print JSON, with the log-prob of every completion."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def check(self) -> None:
+        super().check()
+        named(self.model, "the model: visgrpo generate MODEL PROMPT")
+        named(self.prompt, "the prompt: visgrpo generate MODEL PROMPT")
+        positive(self, "samples")
+        not_negative(self, "seed")
+
+
+_DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
+_LEARNING = (*POLICY_STAGES, "all")
+_ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("steps", "learning_rate", "batch_size", "eval_every", "save_every"),
+                    (*_ONE_BY_ONE, "preferences", "best-of-n")),
+    **dict.fromkeys(("accumulation", "lora"), _ONE_BY_ONE),
+    **dict.fromkeys(("temperature", "top_k", "top_p", "max_new_tokens"), _DRAWING),
+    **dict.fromkeys(("pairs", "noise"), ("preferences", "all")),
+    **dict.fromkeys(("init",), ("sft", "preferences", "reward", *POLICY_STAGES, "best-of-n")),
+    **dict.fromkeys(("reward", "reward_weights"), (*POLICY_STAGES, "best-of-n")),
+    **dict.fromkeys(
+        (
+            *("combination", "scope", "advantage_baseline", "scale", "epsilon_low"),
+            *("epsilon_high", "kl_in", "mask_truncated", "inner_passes", "minibatches"),
+            *("refresh_every", "token_budget"),
+        ),
+        POLICY_STAGES,
+    ),
+    **dict.fromkeys(
+        (
+            *("group_size", "beta", "kl_estimator", "kl_target", "kl_horizon", "track_kl"),
+            *("entropy_weight", "silent_steps"),
+        ),
+        _LEARNING,
+    ),
+    **dict.fromkeys(
+        (
+            *("critic", "critic_rate", "gamma", "gae_lambda", "value_clip", "value_weight"),
+            "whiten_advantages",
+        ),
+        ("ppo", "all"),
+    ),
+    "samples": ("best-of-n", "all"),
+}  # fmt: skip
+_OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")
+_DEFAULT = {field.name: field.default for field in fields(LanguageConfig)}
+
+
+def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
+    """Return the options with every "by default" filled in.
+
+    Args:
+        info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
+    """
+    preset = info.get("preset") if config.init else config.preset
+    defaults = PRESETS[preset] if preset else FOREIGN
+    kind = config.stage if config.stage in ("sft", "reward") else "policy"
+    budget: Budget = getattr(defaults, kind)
+    found = {
+        "max_new_tokens": defaults.max_new_tokens,
+        "pairs": defaults.pairs,
+        "samples": defaults.samples,
+        "steps": budget.steps,
+        "batch_size": budget.batch_size,
+        "learning_rate": budget.learning_rate * (LORA_RATE if config.lora else 1.0),
+        "kl_in": "reward" if config.stage in ("ppo", "rloo") else "loss",
+        "inner_passes": 4 if config.stage == "ppo" else 1,
+    }
+    missing = {name: value for name, value in found.items() if getattr(config, name) is None}
+    full = replace(config, **missing)  # type: ignore[arg-type]
+    if config.token_budget:
+        a_step = _given(full.batch_size) * full.group_size * _given(full.max_new_tokens)
+        if config.token_budget < a_step:
+            raise UserError(
+                f"--token-budget {config.token_budget} is less than the {a_step} tokens that one "
+                "step may draw: take fewer prompts, smaller groups or shorter completions."
+            )
+        full = replace(full, steps=config.token_budget // a_step)
+    return full
+
+
+def _given(value: int | None) -> int:
+    assert value is not None
+    return value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

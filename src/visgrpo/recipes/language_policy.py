@@ -1,0 +1,227 @@
+"""A language model learns from rewards: `visgrpo language --stage grpo`, `ppo` and the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visgrpo.errors import UserError
+from visgrpo.evaluation.text import HeldOutPrompts
+from visgrpo.models.adapt_language import adapt_language
+from visgrpo.models.card import language_card
+from visgrpo.models.language import LanguageModel, critic_of
+from visgrpo.models.language_loading import LanguageParts
+from visgrpo.models.language_saving import save_language, save_language_adapter
+from visgrpo.models.reward_model import LearnedReward, load_reward_model
+from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.objectives import Objective, check_objective, preset
+from visgrpo.policies.ppo import TokenPPO
+from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
+from visgrpo.policies.tokens import TokenGRPO, TokenTerms
+from visgrpo.recipes.ending import finish
+from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_setup import (
+    SPLITS,
+    PromptJob,
+    bytes_of,
+    data_of,
+    decoder_of,
+    info_of,
+    load_prompt_job,
+    load_start,
+    loader_of,
+    memory_of,
+    options_of,
+    run_name,
+    sampling_of,
+)
+from visgrpo.recipes.session import Session, begin, open_session
+from visgrpo.rewards.gold import GoldJudge
+from visgrpo.rewards.text import TextRewards, parse_text_rewards
+from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
+from visgrpo.training.trainer import Method, Trainer
+
+
+def train_policy(config: LanguageConfig) -> dict[str, Any]:
+    """Run the stage and return its summary, which is also in OUTPUT/summary.json."""
+    session = open_session(config, run_name(config))
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    objective = objective_of(full)
+    options = options_of(full, session)
+    job = load_prompt_job(full, parts, session)
+    rewards = rewards_of(full, job.judge, session)
+    model = _model(full, parts, session)
+    reference = reference_of(model) if config.beta or config.track_kl else None
+    memory = TokenMemory(
+        AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
+        if config.kl_target
+        else FixedKL(config.beta)
+    )
+    rollouts = TokenRollouts(
+        rewards=rewards,
+        sampling=sampling_of(full, parts),
+        group_size=config.group_size,
+        prompts=job.splits.train.prompts,
+        decode=decoder_of(parts),
+        memory=memory,
+        reference=reference,
+        judge=job.judge,
+        shards=session.processes,
+        seed=config.seed,
+    )
+    held_out = {name: _held_out(rollouts, job, name, session) for name in SPLITS[1:]}
+    trainer = Trainer(
+        model,
+        method_of(full, rollouts, objective, on_policy=options.updates_per_rollout == 1),
+        loader_of(full, job.splits.train, job.inputs["train"], session),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=lambda: held_out["validation"].measures(model),
+        selection="reward",
+        title=config.stage,
+        rate_of=lambda name: config.critic_rate if name.startswith("critic.") else 1.0,
+        draws_sequences=True,
+        memory=memory,
+        inputs_are="prompts",
+    )
+    before = held_out["test"].measures(model)
+    begin(session, "language")
+    session.start_trackers()
+    result = trainer.train(session.checkpoint)
+    return finish(
+        session,
+        result,
+        recipe="language",
+        method=config.stage,
+        model=str(config.init),
+        data=data_of(config, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"),
+        before=before,
+        after=held_out["test"].measures(model),
+        save=lambda summary: _save(model, parts, config, session, summary),
+        more={
+            "sampled_tokens": memory.sampled_tokens,
+            "tokens_per_second": round(memory.sampled_tokens / max(result.seconds, 1e-9), 1),
+            "memory": memory_of(model, reference, reward_bytes_of(rewards)),
+        },
+    )
+
+
+def objective_of(config: LanguageConfig) -> Objective:
+    """Return the stage's objective with the user's changes; refuse one that cannot be taken."""
+    name = {"ppo": "grpo", "rejection": "reinforce"}.get(config.stage, config.stage)
+    changes = {
+        "scope": config.scope,
+        "baseline": config.advantage_baseline,
+        "scale": config.scale,
+        "epsilon_low": config.epsilon_low,
+        "epsilon_high": config.epsilon_high,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    objective = replace(preset(name.replace("-", "_")), **given)  # type: ignore[arg-type]
+    if config.stage != "ppo":
+        check_objective(objective, "sampled", config.group_size)
+    return objective
+
+
+def method_of(
+    config: LanguageConfig, rollouts: TokenRollouts, objective: Objective, *, on_policy: bool
+) -> Method:
+    """Return what is optimised."""
+    terms = TokenTerms(
+        kl_in=config.kl_in or "loss",
+        kl_estimator=config.kl_estimator,
+        entropy_weight=config.entropy_weight,
+        mask_truncated=config.mask_truncated,
+        on_policy=on_policy,
+    )
+    if config.stage == "ppo":
+        return TokenPPO(
+            rollouts,
+            terms,
+            gamma=config.gamma,
+            lam=config.gae_lambda,
+            whiten_advantages=config.whiten_advantages,
+            epsilon_low=objective.epsilon_low,
+            epsilon_high=objective.epsilon_high,
+            value_clip=config.value_clip or None,
+            value_weight=config.value_weight,
+        )
+    if config.stage == "rejection":
+        objective = replace(objective, aggregation="token_mean")
+    return TokenGRPO(
+        rollouts, objective, terms, config.combination, best_only=config.stage == "rejection"
+    )
+
+
+def rewards_of(config: LanguageConfig, judge: GoldJudge | None, session: Session) -> TextRewards:
+    """Return the rewards that were asked for, or the reward model beside the start.
+
+    Raises:
+        UserError: for a reward that is not there or cannot be used.
+    """
+    specs = config.reward
+    if not specs:
+        beside = Path(str(config.init)).parent / "reward"
+        if not (beside / "config.yaml").exists():
+            raise UserError(
+                f"Name a --reward (model:RUN, gold, file.py:function): there is no run {beside} "
+                "beside --init."
+            )
+        specs = (f"model:{beside}",)
+        session.say(f"note: the reward is model:{beside}.")
+
+    def gold(argument: str) -> GoldJudge:
+        if judge is None:
+            raise UserError(
+                "--reward gold judges by the text that the prompts come from: take --data with "
+                "text, and leave --gold on."
+            )
+        return judge
+
+    def learned(path: str) -> LearnedReward:
+        return LearnedReward(load_reward_model(path), device=session.processes.device)
+
+    return parse_text_rewards(specs, config.reward_weights, {"gold": gold, "model": learned})
+
+
+def reward_bytes_of(rewards: TextRewards) -> int:
+    """Return the bytes of the reward models' weights."""
+    learned = [f for f in rewards.functions if isinstance(f, LearnedReward)]
+    return sum(bytes_of(function.parts.model) for function in learned)
+
+
+def _model(config: LanguageConfig, parts: LanguageParts, session: Session) -> LanguageModel:
+    critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
+    torch.manual_seed(config.seed)  # the adapters' start
+    lm = adapt_language(
+        parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
+    )
+    return LanguageModel(lm, critic).to(session.processes.device)
+
+
+def _held_out(
+    rollouts: TokenRollouts, job: PromptJob, split: str, session: Session
+) -> HeldOutPrompts:
+    dataset = getattr(job.splits, split)
+    return HeldOutPrompts(
+        rollouts.apart(dataset.prompts), dataset, job.inputs[split], session.processes
+    )
+
+
+def _save(
+    model: LanguageModel,
+    parts: LanguageParts,
+    config: LanguageConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    folder, info = session.run.path / "model", info_of(config, parts)
+    save_language(model.lm, parts.tokenizer, folder, language_card(summary), info)
+    if model.has_adapter:
+        save_language_adapter(model.lm, session.run.path / "adapter")

@@ -1,0 +1,226 @@
+"""What the stages of `visgrpo language` share: data, start, sampling, options, the ending."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from visgrpo.data.batches import BatchLoader, CachedInputs, Rows
+from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, prompts_from_text
+from visgrpo.data.text import TextSplits
+from visgrpo.data.text_sources import is_text, load_text
+from visgrpo.errors import UserError
+from visgrpo.models.language_loading import LanguageParts, context_of, load_language, stop_tokens
+from visgrpo.models.token_reference import TokenReference
+from visgrpo.objectives.token_distribution import TokenDistribution
+from visgrpo.policies.rollout import Sampling
+from visgrpo.recipes.language_config import LanguageConfig, SamplingConfig
+from visgrpo.recipes.session import Session
+from visgrpo.rewards.gold import GoldJudge
+from visgrpo.training.options import TrainingOptions
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class PromptJob:
+    """Prompts in three splits with their tokens, and the judge of the text they were cut from.
+
+    Attributes:
+        judge: None where the prompts come from a table: there is no text to know how it looks.
+    """
+
+    splits: PromptSplits
+    inputs: Mapping[str, CachedInputs]
+    judge: GoldJudge | None
+
+
+def run_name(config: LanguageConfig) -> str:
+    """Return the default name of a stage's run."""
+    stem = Path(config.data.rstrip("/")).stem
+    return f"language-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
+
+
+def load_start(config: LanguageConfig, session: Session) -> LanguageParts:
+    """Load the model that a stage starts from; say what was decided about it."""
+    assert config.init is not None
+    parts = load_language(config.init)
+    for note in parts.notes:
+        session.say(f"note: {note}")
+    return parts
+
+
+def load_documents(config: LanguageConfig, session: Session) -> TextSplits:
+    """Load text in three splits; say what was decided about it."""
+    splits = load_text(
+        config.data, validation_fraction=config.validation_fraction, text_column=config.text_column
+    )
+    _say(splits.notes, session)
+    return splits
+
+
+def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Session) -> PromptJob:
+    """Load a table's prompts, or cut them from text; ``config`` is resolved.
+
+    Held-out prompts are cut to ``eval_prompts``.
+
+    Raises:
+        UserError: for data without prompts, and a prompt that leaves no room for a completion.
+    """
+    judge = None
+    if config.text_column or is_text(config.data):
+        documents = load_documents(config, session)
+        splits = prompts_from_text(documents, parts.tokenizer, config.prompt_tokens)
+        judge = GoldJudge.from_documents(documents.train) if config.gold else None
+    else:
+        splits = load_prompts(
+            config.data,
+            prompt_column=config.prompt_column,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+    _say(splits.notes, session)
+    most = range(config.eval_prompts)
+    splits = PromptSplits(
+        splits.train,
+        splits.validation.subset(most[: len(splits.validation)]),
+        splits.test.subset(most[: len(splits.test)]),
+    )
+    room = prompt_room(config, parts)
+    inputs = {
+        name: encode_prompts(getattr(splits, name), parts.tokenizer, max_tokens=room)
+        for name in SPLITS
+    }
+    return PromptJob(splits, inputs, judge)
+
+
+def prompt_room(config: SamplingConfig, parts: LanguageParts) -> int:
+    """Return how many tokens a prompt may have beside the longest completion."""
+    assert config.max_new_tokens is not None
+    room = context_of(parts.model) - config.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt: the model sees "
+            f"{context_of(parts.model)} tokens at once."
+        )
+    return room
+
+
+def sampling_of(config: SamplingConfig, parts: LanguageParts) -> Sampling:
+    """Return how completions are drawn; padding never is, unless it ends them too."""
+    assert config.max_new_tokens is not None
+    stop, pad = stop_tokens(parts), parts.tokenizer.pad_token_id
+    distribution = TokenDistribution(
+        config.temperature, config.top_k, config.top_p, () if pad in stop else (pad,)
+    )
+    return Sampling(distribution, config.max_new_tokens, stop, pad)
+
+
+def decoder_of(parts: LanguageParts) -> Callable[[list[list[int]]], list[str]]:
+    """Return what makes text of token ids, without special tokens."""
+    tokenizer = parts.tokenizer
+    return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def options_of(config: LanguageConfig, session: Session) -> TrainingOptions:
+    """Turn a resolved config into the trainer's options, and check them."""
+    assert config.steps is not None
+    assert config.batch_size is not None
+    assert config.learning_rate is not None
+    assert config.inner_passes is not None
+    eval_every = config.eval_every or max(1, math.ceil(config.steps / 10))
+    options = TrainingOptions(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        final_learning_rate=config.final_learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        inner_passes=config.inner_passes,
+        minibatches=config.minibatches,
+        accumulation=config.accumulation,
+        refresh_every=config.refresh_every,
+        log_every=config.log_every,
+        eval_every=eval_every,
+        save_every=config.save_every or eval_every,
+        keep=config.keep,
+        seed=config.seed,
+        silent_steps_allowed=config.silent_steps,
+    )
+    options.check(session.processes.world_size)
+    return options
+
+
+def loader_of(
+    config: LanguageConfig, rows: Rows, inputs: CachedInputs, session: Session
+) -> BatchLoader:
+    """Return this process's training batches."""
+    assert config.batch_size is not None
+    return BatchLoader(
+        rows,
+        inputs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=session.processes.rank,
+        world_size=session.processes.world_size,
+        blocks=config.minibatches,
+    )
+
+
+def data_of(config: LanguageConfig, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """Return what the summary says of the data.
+
+    Args:
+        sizes: something with a length by split.
+        unit: what the splits are measured in.
+    """
+    return {
+        "name": config.data,
+        **{split: len(sizes[split]) for split in SPLITS},
+        "unit": unit,
+    }
+
+
+def info_of(config: LanguageConfig, parts: LanguageParts) -> dict[str, Any]:
+    """Return what a saved model says of how it was made."""
+    return {
+        "start": config.init,
+        "method": config.stage,
+        "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "preset": parts.info.get("preset"),
+    }
+
+
+def memory_of(
+    model: nn.Module, reference: TokenReference | None = None, reward_bytes: int = 0
+) -> dict[str, int]:
+    """Return the bytes that weights and the optimiser's two moments take, by what they are for."""
+    critic = getattr(model, "critic", None)
+    of_critic = 0 if critic is None else bytes_of(critic)
+    found = {
+        "policy_bytes": bytes_of(model) - of_critic,
+        "critic_bytes": of_critic,
+        "reference_bytes": 0 if reference is None else reference.own_bytes,
+        "reward_model_bytes": reward_bytes,
+        "optimizer_bytes": 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad),
+    }
+    return {name: size for name, size in found.items() if size}
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Return the bytes of a module's weights; those that two layers share count once."""
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _say(notes: tuple[str, ...], session: Session) -> None:
+    for note in notes:
+        session.say(f"note: {note}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from language_models import tiny_language
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,7 +23,6 @@ from visgrpo.models.reward_model import (
     load_reward_model,
     save_reward_model,
 )
-from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.objectives import bradley_terry_loss
 
@@ -36,8 +36,7 @@ def language_of(kind: Any, *, end_pads: bool = False) -> LanguageParts:
     tokenizer = make_tokenizer("bpe", ["abc"], vocabulary=258)  # every byte, and nothing merged
     if end_pads:
         tokenizer.pad_token = tokenizer.eos_token
-    sizes = {"layers": 2, "width": 16, "heads": 2, "context": CONTEXT, "seed": 0}
-    model = build_language(tokenizer, architecture=kind, **sizes)
+    model = tiny_language(kind, tokenizer, context=CONTEXT)
     with torch.no_grad():
         for index, weight in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(index)
@@ -127,6 +126,15 @@ def test_plain_transformers_gives_the_same_scores(
             torch.testing.assert_close(found, scores, rtol=0, atol=1e-5)
     loaded = load_reward_model(str(tmp_path))
     torch.testing.assert_close(scores_of(loaded.model, tokens_BT, lengths_B), scores)
+
+
+def test_training_has_no_dropout() -> None:
+    parts = language_of("gpt2")
+    config = parts.model.config
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.5  # what the copy is built with
+    model = build_reward_model(parts, seed=1).train()
+    tokens_BT, lengths_B = ragged(parts)
+    assert torch.equal(model(tokens_BT, lengths_B), model(tokens_BT, lengths_B))
 
 
 def test_the_language_model_keeps_its_tokenizer(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The loss of ragged prompts and completions, scored by our shared prefix, against TRL's.
 
-`test_trl.py` gives both sides one model's log-probs over prompts of one length. Here each scores the
-tokens itself: TRL every row in full, ours each prompt once for its group. Qwen2, because TRL numbers
-the positions of a padded prompt from its padding: rotary attention does not mind.
+`test_trl.py` gives both sides one model's log-probs over prompts of one length. Here each scores
+the tokens itself: TRL every row in full, ours each prompt once for its group. Qwen2, because TRL
+numbers the positions of a padded prompt from its padding: rotary attention does not mind.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_loss_gradients_and_metrics(
 ) -> None:
     theirs, ours = VARIANTS[variant]
     beta = 0.1
-    trainer = trainer_of(beta=beta, **theirs)
+    trainer = trainer_of(beta=beta, use_bias_correction_kl=False, **theirs)
     model = trainer.model.double().train()
 
     shape = (N, G, T)

@@ -163,8 +163,9 @@ def test_memory_by_parts(small_run):
 
 
 def test_sampled_tokens_are_among_the_facts_and_in_the_table(small_run, make_run, tmp_path):
-    path = small_run()
-    assert "Sampled tokens 20,480" in squeeze(read_page(write_report(path)).words)
+    path = small_run(summary={"tokens_per_second": 5120.4})
+    words = squeeze(read_page(write_report(path)).words)
+    assert "Sampled tokens 20,480 Tokens per second 5,120" in words
     (path / "summary.json").unlink()
     assert comparison_table([read_run(path)])[0]["sampled_tokens"] == 20_480
     clip = [make_run(name, steps=1, samples=False, config={"a": name}) for name in ("a", "b")]

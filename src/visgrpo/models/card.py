@@ -49,6 +49,17 @@ def model_card(summary: Mapping[str, Any]) -> str:
 
 def language_card(summary: Mapping[str, Any]) -> str:
     """Return the README.md of a language model, from its run's summary."""
+    use = 'or `visgrpo generate path/to/this/folder "A beginning"`.'
+    return _text_card(summary, "AutoModelForCausalLM", use)
+
+
+def reward_card(summary: Mapping[str, Any]) -> str:
+    """Return the README.md of a reward model, from its run's summary."""
+    use = "Reward = (score - reward_mean) / reward_std, both in `visgrpo.json`."
+    return _text_card(summary, "AutoModelForSequenceClassification", use)
+
+
+def _text_card(summary: Mapping[str, Any], auto_class: str, use: str) -> str:
     before, after, data = summary["before"], summary["after"], summary["data"]
     rows = [
         f"| {name} | {before[name]:.4f} | {after[name]:.4f} |" for name in after if name in before
@@ -70,13 +81,13 @@ def language_card(summary: Mapping[str, Any]) -> str:
         f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto_class}, AutoTokenizer",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        f'model = {auto_class}.from_pretrained("path/to/this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         "```",
         "",
-        'or `visgrpo generate path/to/this/folder "A beginning"`.',
+        use,
     ]
     return "\n".join(lines) + "\n"
 

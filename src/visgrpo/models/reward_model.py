@@ -188,7 +188,7 @@ class LearnedReward:
         self.__name__ = "learned_reward"  # what TRL calls it in its log
         self._parts, self._batch_size = parts, batch_size
         self._device = torch.device(device)
-        self._model = parts.model.to(self._device).eval()
+        self.model = parts.model.to(self._device).eval()
         self._end = special_id(parts.tokenizer, "eos")
         self._stops = {self._end} if stop_tokens is None else set(stop_tokens)
         self._context = context_of(parts.model.scorer)
@@ -219,7 +219,7 @@ class LearnedReward:
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
             tokens_BT = padded(batch, self._end, "right").to(self._device)
-            scores += self._model(tokens_BT, lengths(batch).to(self._device)).tolist()
+            scores += self.model(tokens_BT, lengths(batch).to(self._device)).tolist()
         return [(score - self._mean) / self._std for score in scores]
 
     def _encoded(

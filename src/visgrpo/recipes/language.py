@@ -1,14 +1,116 @@
-"""The nano language model: `visgrpo language`."""
+"""The nano language model, one stage or all of them: `visgrpo language`."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from visgrpo.recipes.language_config import LanguageConfig
+from visgrpo.errors import Interrupted, UserError
+from visgrpo.recipes.ending import print_measures
+from visgrpo.recipes.language_best_of_n import best_of_n
+from visgrpo.recipes.language_config import OF_NEW_MODELS, LanguageConfig, allowed
+from visgrpo.recipes.language_pairs import make_preferences
+from visgrpo.recipes.language_policy import train_policy
+from visgrpo.recipes.language_reward import train_reward
+from visgrpo.recipes.language_setup import run_name
 from visgrpo.recipes.language_sft import train_sft
+from visgrpo.recipes.session import begin, open_session
+from visgrpo.reporting import compare_runs
+
+Train = Callable[[LanguageConfig], dict[str, Any]]
+# In the order of "all": the name of the run's folder, and the stage.
+STORY: Mapping[str, str] = {
+    "sft": "sft",
+    "pairs": "preferences",
+    "reward": "reward",
+    "best-of-n": "best-of-n",
+    "grpo": "grpo",
+    "ppo": "ppo",
+}
+COMPARED = ("best-of-n", "grpo", "ppo")
 
 
-def train_language(config: LanguageConfig) -> Any:
-    """Run the stage, or all of them, that the config asks for."""
+def train_language(config: LanguageConfig) -> dict[str, Any]:
+    """Run the stage, or all of them, that the config asks for; return its summary.
+
+    Raises:
+        UserError: for settings, data, models or rewards that cannot work.
+        Interrupted: when asked to stop; the run can be resumed.
+    """
     config.check()
-    return train_sft(config)
+    return _train_all(config) if config.stage == "all" else _train_of(config.stage)(config)
+
+
+def _train_of(stage: str) -> Train:
+    special: Mapping[str, Train] = {
+        "sft": train_sft,
+        "preferences": make_preferences,
+        "reward": train_reward,
+        "best-of-n": best_of_n,
+    }
+    return special.get(stage, train_policy)
+
+
+def _train_all(config: LanguageConfig) -> dict[str, Any]:
+    """Train each stage in a folder of its own, and put the last ones on one page."""
+    session = open_session(config, run_name(config))
+    if session.processes.world_size > 1:
+        raise UserError("--stage all runs in one process: run its stages one by one in several.")
+    output = session.run.path
+    begin(session, "language")
+    summaries = {}
+    for number, (folder, stage) in enumerate(STORY.items(), start=1):
+        session.say(f"[{number}/{len(STORY)}] {stage}")
+        summaries[folder] = _run_stage(config, output, folder, stage)
+    summary = {
+        "recipe": "language",
+        "method": "all",
+        "seconds": round(sum(each["seconds"] for each in summaries.values()), 3),
+        "stages": {
+            name: {key: each[key] for key in ("seconds", "after") if key in each}
+            for name, each in summaries.items()
+        },
+    }
+    session.run.write_summary(summary)
+    _print_story(config, summaries)
+    if config.report:
+        page = compare_runs([output / name for name in COMPARED], None, output / "compare.html")
+        session.say(f"Page: {page}")
+    return summary
+
+
+def _run_stage(config: LanguageConfig, output: Path, folder: str, stage: str) -> dict[str, Any]:
+    """Run a stage, go on with it, or return what it came to before."""
+    run = output / folder
+    finished = run / "summary.json"
+    if finished.exists():
+        return json.loads(finished.read_text(encoding="utf-8"))
+    try:
+        return _train_of(stage)(_stage_config(config, output, folder, stage))
+    except Interrupted as stopped:  # what goes on is the whole run
+        raise Interrupted(stopped.step, output) from None
+
+
+def _stage_config(config: LanguageConfig, output: Path, folder: str, stage: str) -> LanguageConfig:
+    """Return the options of one stage: those of the whole that go with it, the rest as by default."""
+    start = None if stage == "sft" else str(output / "sft")
+    resting: dict[str, Any] = {
+        field.name: field.default
+        for field in fields(config)
+        if not allowed(field.name, stage) or (start and field.name in OF_NEW_MODELS)
+    }
+    run = output / folder
+    changes: dict[str, Any] = {"stage": stage, "init": start, "output": str(run)}
+    return replace(config, **{**resting, **changes, "resume": (run / "config.yaml").exists()})
+
+
+def _print_story(config: LanguageConfig, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = {"sft (start)": summaries["grpo"]["before"]}
+    best = summaries["best-of-n"]["after"]
+    rows[f"best of {summaries['best-of-n']['samples']}"] = best
+    rows |= {name: summaries[name]["after"] for name in ("grpo", "ppo")}
+    prompts = summaries["grpo"]["data"]["test"]
+    print_measures(f"{config.data}, {prompts} held-out prompts", rows)

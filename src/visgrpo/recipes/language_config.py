@@ -245,21 +245,23 @@ class LanguageConfig(LoopConfig, SamplingConfig):
 
     def _check_stage(self) -> None:
         """Refuse what the stage would not use, and ask for what it needs."""
-        starts_anew = self.stage in ("all", "sft")
-        if self.init is None and not starts_anew:
+        if self.init is None and self.stage not in ("all", "sft"):
             raise UserError(f"--stage {self.stage} needs --init, the model to start from.")
-        for name, stages in _ONLY_FOR.items():
-            if self.stage not in stages and getattr(self, name) != _DEFAULT[name]:
+        for name, default in _DEFAULT.items():
+            if getattr(self, name) == default:
+                continue
+            if not allowed(name, self.stage):
                 raise UserError(
                     f"{_flag(name)} does not go with --stage {self.stage}; it is for "
-                    f"{', '.join(stages)}."
+                    f"{', '.join(_ONLY_FOR[name])}."
                 )
-        if self.init is not None:
-            for name in _OF_NEW_MODELS:
-                if getattr(self, name) != _DEFAULT[name]:
-                    raise UserError(
-                        f"{_flag(name)} is for new models: --init {self.init} has its own."
-                    )
+            if self.init is not None and name in OF_NEW_MODELS:
+                raise UserError(f"{_flag(name)} is for new models: {self.init} has its own.")
+        if self.architecture == "qwen2" and self.tokenizer == "char":
+            raise UserError(
+                "--architecture qwen2 goes with --tokenizer bpe: transformers reads the tokenizer "
+                "of such a model as byte pairs."
+            )
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,8 @@ _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, ap
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("steps", "learning_rate", "batch_size", "eval_every", "save_every"),
                     (*_ONE_BY_ONE, "preferences", "best-of-n")),
-    **dict.fromkeys(("accumulation", "lora"), _ONE_BY_ONE),
+    "accumulation": _ONE_BY_ONE,
+    "lora": ("sft", *POLICY_STAGES),
     **dict.fromkeys(("temperature", "top_k", "top_p", "max_new_tokens"), _DRAWING),
     **dict.fromkeys(("pairs", "noise"), ("preferences", "all")),
     **dict.fromkeys(("init",), ("sft", "preferences", "reward", *POLICY_STAGES, "best-of-n")),
@@ -324,8 +327,13 @@ _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     ),
     "samples": ("best-of-n", "all"),
 }  # fmt: skip
-_OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")
+OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")
 _DEFAULT = {field.name: field.default for field in fields(LanguageConfig)}
+
+
+def allowed(name: str, stage: str) -> bool:
+    """Whether a stage makes use of an option."""
+    return stage in _ONLY_FOR.get(name, (stage,))
 
 
 def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:

@@ -14,10 +14,10 @@ from visgrpo.evaluation.text import HeldOutPrompts
 from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.card import language_card
 from visgrpo.models.language import LanguageModel, critic_of
-from visgrpo.models.language_loading import LanguageParts
+from visgrpo.models.language_loading import LanguageParts, stop_tokens
 from visgrpo.models.language_saving import save_language, save_language_adapter
 from visgrpo.models.reward_model import LearnedReward, load_reward_model
-from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.models.token_reference import reference_of
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.policies.ppo import TokenPPO
 from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
@@ -54,7 +54,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     objective = objective_of(full)
     options = options_of(full, session)
     job = load_prompt_job(full, parts, session)
-    rewards = rewards_of(full, job.judge, session)
+    rewards = rewards_of(full, parts, job.judge, session)
     model = _model(full, parts, session)
     reference = reference_of(model) if config.beta or config.track_kl else None
     memory = TokenMemory(
@@ -159,7 +159,9 @@ def method_of(
     )
 
 
-def rewards_of(config: LanguageConfig, judge: GoldJudge | None, session: Session) -> TextRewards:
+def rewards_of(
+    config: LanguageConfig, parts: LanguageParts, judge: GoldJudge | None, session: Session
+) -> TextRewards:
     """Return the rewards that were asked for, or the reward model beside the start.
 
     Raises:
@@ -185,7 +187,11 @@ def rewards_of(config: LanguageConfig, judge: GoldJudge | None, session: Session
         return judge
 
     def learned(path: str) -> LearnedReward:
-        return LearnedReward(load_reward_model(path), device=session.processes.device)
+        return LearnedReward(
+            load_reward_model(path),
+            device=session.processes.device,
+            stop_tokens=stop_tokens(parts),
+        )
 
     return parse_text_rewards(specs, config.reward_weights, {"gold": gold, "model": learned})
 
@@ -193,7 +199,7 @@ def rewards_of(config: LanguageConfig, judge: GoldJudge | None, session: Session
 def reward_bytes_of(rewards: TextRewards) -> int:
     """Return the bytes of the reward models' weights."""
     learned = [f for f in rewards.functions if isinstance(f, LearnedReward)]
-    return sum(bytes_of(function.parts.model) for function in learned)
+    return sum(bytes_of(function.model) for function in learned)
 
 
 def _model(config: LanguageConfig, parts: LanguageParts, session: Session) -> LanguageModel:

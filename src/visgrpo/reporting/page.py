@@ -80,6 +80,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Steps": run.steps,
         "Best step": run.summary.get("best_step"),
         "Sampled tokens": _count(run.sampled_tokens),
+        "Tokens per second": _count(run.summary.get("tokens_per_second")),
         "Examples per second": _rounded(run.summary.get("examples_per_second")),
         "Peak memory": _memory(run.summary.get("peak_memory_bytes")),
     }

@@ -77,7 +77,8 @@ class Run:
     @property
     def sampled_tokens(self) -> float | None:
         """Tokens that were sampled in training, None if the run does not count them."""
-        logged = [line[SAMPLED_TOKENS] for line in self.metrics if SAMPLED_TOKENS in line]
+        values = (line.get(SAMPLED_TOKENS) for line in self.metrics)
+        logged = [value for value in values if is_number(value)]
         return self.summary.get(SAMPLED_TOKENS, max(logged, default=None))
 
     @property

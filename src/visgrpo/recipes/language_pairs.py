@@ -1,0 +1,141 @@
+"""The gold judge chooses between a model's completions: `visgrpo language --stage preferences`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from visgrpo.data.batches import BatchLoader
+from visgrpo.data.pairs import write_pairs
+from visgrpo.errors import UserError
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.language_loading import LanguageParts
+from visgrpo.policies.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_setup import (
+    PromptJob,
+    decoder_of,
+    load_prompt_job,
+    load_start,
+    run_name,
+    sampling_of,
+)
+from visgrpo.recipes.session import Session, begin, open_session
+from visgrpo.rewards.preferences import can_be_compared, prefer_first
+from visgrpo.rewards.text import TextRewards
+from visgrpo.training.kl_controller import FixedKL
+from visgrpo.training.metrics import peak_memory_bytes
+
+PAIRS_FILE = "pairs.jsonl"
+MOST_ROUNDS = 10  # of drawing as many pairs as are asked for, before it is given up
+
+
+def make_preferences(config: LanguageConfig) -> dict[str, Any]:
+    """Draw pairs of completions, let the judge choose, write OUTPUT/pairs.jsonl; return a summary.
+
+    Raises:
+        UserError: without text to judge by, and where nearly all pairs are the same text twice.
+    """
+    session = open_session(config, run_name(config))
+    if session.processes.world_size > 1:
+        raise UserError("--stage preferences runs in one process.")
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    job = load_prompt_job(full, parts, session)
+    if job.judge is None:
+        raise UserError(
+            "--stage preferences needs --data with text, and --gold on: the judge learns from it "
+            "what good text looks like."
+        )
+    begin(session, "language")
+    began = time.perf_counter()
+    rows = list(itertools.islice(_pairs(full, parts, job, session), _wanted(full)))
+    write_pairs(session.run.path / PAIRS_FILE, rows)
+    golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
+    summary = {
+        "recipe": "language",
+        "method": "preferences",
+        "model": str(config.init),
+        "data": {"name": config.data, "prompts": len(job.splits.train)},
+        "pairs": len(rows),
+        "seconds": round(time.perf_counter() - began, 3),
+        "peak_memory_bytes": peak_memory_bytes(session.processes.device),
+        "judge_accuracy": float((golds[:, 0] > golds[:, 1]).float().mean()),
+        "gold_reward": float(golds.mean()),
+    }
+    session.run.write_summary(summary)
+    print(
+        f"{len(rows)} pairs, mean gold score {summary['gold_reward']:.3f}; with noise "
+        f"{config.noise:g} the better one was chosen in {100 * summary['judge_accuracy']:.1f} %"
+    )
+    session.say(f"Pairs: {session.run.path / PAIRS_FILE}")
+    return summary
+
+
+def _wanted(config: LanguageConfig) -> int:
+    assert config.pairs is not None
+    return config.pairs
+
+
+def _pairs(
+    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
+) -> Iterator[dict[str, Any]]:
+    """Yield pairs for as long as they are asked for."""
+    judge = job.judge
+    assert judge is not None
+    model = LanguageModel(parts.model).to(session.processes.device).eval()
+    rollouts = TokenRollouts(
+        rewards=TextRewards(("gold",), (judge,), (1.0,)),
+        sampling=sampling_of(config, parts),
+        group_size=2,
+        prompts=job.splits.train.prompts,
+        decode=decoder_of(parts),
+        memory=TokenMemory(FixedKL(0.0)),
+        seed=config.seed,
+    )
+    assert config.batch_size is not None
+    size = min(4 * config.batch_size, len(job.splits.train))
+    loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
+    steps = math.ceil(MOST_ROUNDS * _wanted(config) / size)
+    drawn = 0
+    for step, batch in enumerate(loader.batches(0, steps)):
+        batch = batch.to(session.processes.device)
+        with session.processes.autocast():
+            groups = rollouts.draw(model, batch, step, chunk=size)
+        rows = list(_chosen(groups, config, step))
+        drawn += len(rows)
+        yield from rows
+    raise UserError(
+        f"Only {drawn} of {steps * size} pairs of completions differ in text and score: take a "
+        "higher --temperature, longer completions, or fewer --pairs."
+    )
+
+
+def _chosen(groups: TokenGroups, config: LanguageConfig, step: int) -> Iterator[dict[str, Any]]:
+    """Let the judge choose, with noise; equal completions are no pair."""
+    first_N, second_N = groups.rewards_NGR[..., 0].cpu().unbind(1)
+    texts = [completions for _, completions in groups.texts]
+    usable_N = can_be_compared(*zip(*texts, strict=True), first_N, second_N)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    uniform_N = torch.rand(len(texts), generator=generator, dtype=torch.float64)
+    first_wins_N = prefer_first(first_N, second_N, uniform_N, noise_scale=config.noise)
+    for row, (prompt, completions) in enumerate(groups.texts):
+        if not usable_N[row]:
+            continue
+        chosen, rejected = (0, 1) if first_wins_N[row] else (1, 0)
+        golds = (float(first_N[row]), float(second_N[row]))
+        ended = groups.ended_NG[row].tolist()
+        yield {
+            "prompt": prompt,
+            "chosen": completions[chosen],
+            "rejected": completions[rejected],
+            "chosen_ended": ended[chosen],
+            "rejected_ended": ended[rejected],
+            "gold_chosen": golds[chosen],
+            "gold_rejected": golds[rejected],
+        }

@@ -1,0 +1,118 @@
+"""A reward model learns which completions are preferred: `visgrpo language --stage reward`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visgrpo.data.pairs import PairDataset, PairSplits, encode_pairs, load_pairs
+from visgrpo.data.text_sources import is_text
+from visgrpo.errors import UserError
+from visgrpo.evaluation.text import pair_accuracy, pair_scores
+from visgrpo.models.card import reward_card
+from visgrpo.models.language_loading import context_of
+from visgrpo.models.reward_model import build_reward_model, save_reward_model, with_own_padding
+from visgrpo.policies.text import PreferredCompletion
+from visgrpo.recipes.ending import finish
+from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_pairs import PAIRS_FILE
+from visgrpo.recipes.language_setup import (
+    SPLITS,
+    data_of,
+    info_of,
+    load_start,
+    loader_of,
+    memory_of,
+    options_of,
+    run_name,
+)
+from visgrpo.recipes.session import Session, begin, open_session
+from visgrpo.training.trainer import Trainer
+
+
+def train_reward(config: LanguageConfig) -> dict[str, Any]:
+    """Run the stage and return its summary, which is also in OUTPUT/summary.json."""
+    session = open_session(config, run_name(config))
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    options = options_of(full, session)
+    splits = _pairs(config, session)
+    tokenizer = with_own_padding(parts.tokenizer)
+    pairs = {
+        name: encode_pairs(getattr(splits, name), tokenizer, max_tokens=context_of(parts.model))
+        for name in SPLITS
+    }
+    model = build_reward_model(parts, config.seed).to(session.processes.device)
+
+    def measures(split: str) -> dict[str, float]:
+        return pair_accuracy(model, pairs[split], getattr(splits, split), session.processes)
+
+    trainer = Trainer(
+        model,
+        PreferredCompletion(),
+        loader_of(full, splits.train, pairs["train"], session),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=lambda: measures("validation"),
+        selection="-nll",
+        title="reward",
+        inputs_are="pairs",
+    )
+    before = measures("test")
+    begin(session, "language")
+    session.start_trackers()
+    result = trainer.train(session.checkpoint)
+    model.eval()
+    held_out = pairs["validation"], splits.validation
+    scores = torch.cat(pair_scores(model, *held_out, session.processes))
+    normalising = {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
+
+    def save(summary: Mapping[str, Any]) -> None:
+        info = {**info_of(config, parts), **normalising}
+        folder = session.run.path / "model"
+        save_reward_model(model, tokenizer, folder, reward_card(summary), info)
+
+    return finish(
+        session,
+        result,
+        recipe="language",
+        method="reward",
+        model=str(config.init),
+        data=data_of(replace(config, data=splits.train.name), vars(splits), "pairs"),
+        before=before,
+        after=measures("test"),
+        save=save,
+        more={**normalising, **_ceiling(splits.test), "memory": memory_of(model)},
+    )
+
+
+def _pairs(config: LanguageConfig, session: Session) -> PairSplits:
+    """Load the pairs: the table that is named, or those that were made beside the start."""
+    spec = config.data
+    if is_text(spec):
+        beside = Path(str(config.init)).parent / "pairs" / PAIRS_FILE
+        if not beside.exists():
+            raise UserError(
+                f"--stage reward learns from preference pairs: name a table of them with --data; "
+                f"there is no {beside} beside --init."
+            )
+        spec = str(beside)
+        session.say(f"note: the pairs are {spec}.")
+    splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
+    for note in splits.notes:
+        session.say(f"note: {note}")
+    return splits
+
+
+def _ceiling(test: PairDataset) -> dict[str, float]:
+    """How often the true scores, where they are known, order the pairs as they were chosen."""
+    if "gold_chosen" not in test.columns:
+        return {}
+    golds = zip(test.columns["gold_chosen"], test.columns["gold_rejected"], strict=True)
+    right = [chosen > rejected for chosen, rejected in golds]
+    return {"judge_accuracy": sum(right) / len(right)}

@@ -67,6 +67,7 @@ def _gpt2(tokenizer: Any, layers: int, width: int, heads: int, context: int) -> 
         n_embd=width,
         n_head=heads,
         n_positions=context,
+        activation_function="gelu_pytorch_tanh",  # as gelu_new, in one kernel
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -95,7 +95,7 @@ def _run_stage(config: LanguageConfig, output: Path, folder: str, stage: str) ->
 
 
 def _stage_config(config: LanguageConfig, output: Path, folder: str, stage: str) -> LanguageConfig:
-    """Return the options of one stage: those of the whole that go with it, the rest as by default."""
+    """Return the options of one stage: the whole's that go with it, the others at rest."""
     start = None if stage == "sft" else str(output / "sft")
     resting: dict[str, Any] = {
         field.name: field.default

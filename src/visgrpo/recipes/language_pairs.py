@@ -57,7 +57,7 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
     rows = list(itertools.islice(_pairs(full, parts, job, session), _wanted(full)))
     write_pairs(session.run.path / PAIRS_FILE, rows)
     golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
-    summary = {
+    summary: dict[str, Any] = {
         "recipe": "language",
         "method": "preferences",
         "model": str(config.init),
@@ -120,7 +120,8 @@ def _chosen(groups: TokenGroups, config: LanguageConfig, step: int) -> Iterator[
     """Let the judge choose, with noise; equal completions are no pair."""
     first_N, second_N = groups.rewards_NGR[..., 0].cpu().unbind(1)
     texts = [completions for _, completions in groups.texts]
-    usable_N = can_be_compared(*zip(*texts, strict=True), first_N, second_N)
+    firsts, seconds = [pair[0] for pair in texts], [pair[1] for pair in texts]
+    usable_N = can_be_compared(firsts, seconds, first_N, second_N)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     uniform_N = torch.rand(len(texts), generator=generator, dtype=torch.float64)
     first_wins_N = prefer_first(first_N, second_N, uniform_N, noise_scale=config.noise)

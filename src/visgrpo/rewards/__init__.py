@@ -1,7 +1,9 @@
 """Rewards: what an output earns. Plain callables that know no model."""
 
 from visgrpo.rewards.class_set import ClassCredit, Spread, Uniformity, UniformityOfWrong
-from visgrpo.rewards.custom import CustomReward, RewardError, load_function
+from visgrpo.rewards.custom import CustomReward
+from visgrpo.rewards.functions import RewardError, load_function
+from visgrpo.rewards.gold import GoldJudge
 from visgrpo.rewards.labels import (
     LABEL_REWARDS,
     Hard,
@@ -16,12 +18,15 @@ from visgrpo.rewards.labels import (
     label_reward,
 )
 from visgrpo.rewards.mix import RewardSet, parse_rewards
+from visgrpo.rewards.preferences import can_be_compared, prefer_first, preference_probability
 from visgrpo.rewards.scope import Scope
+from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
 
 __all__ = [
     "LABEL_REWARDS",
     "ClassCredit",
     "CustomReward",
+    "GoldJudge",
     "Hard",
     "LabelReward",
     "RewardError",
@@ -30,9 +35,12 @@ __all__ = [
     "Soft",
     "Spread",
     "TableReward",
+    "TextReward",
+    "TextRewards",
     "TopK",
     "Uniformity",
     "UniformityOfWrong",
+    "can_be_compared",
     "cost_reward",
     "credit_reward",
     "graded_reward",
@@ -40,4 +48,7 @@ __all__ = [
     "label_reward",
     "load_function",
     "parse_rewards",
+    "parse_text_rewards",
+    "prefer_first",
+    "preference_probability",
 ]

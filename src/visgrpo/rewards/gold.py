@@ -7,9 +7,10 @@
     repetition  distinct word trigrams / word trigrams ("distinct-3", arXiv 1510.03055)
 
 A product, because no part makes up for another: letters at random on perfect lines are worth
-nothing, and so is one true word a hundred times. Nothing is claimed about grammar or sense: words of
-the corpus in any order are as good as the corpus. The judge is for scripts that put spaces between
-words. Its use is to be the *true* reward where a learned one, the proxy, is optimised.
+nothing, and so is one true word a hundred times. Nothing is claimed about grammar or sense: words
+of the corpus in any order are spelled as well as the corpus. The judge is for scripts that put
+spaces between words. Its use is to be the *true* reward where a learned one, the proxy, is
+optimised.
 """
 
 from __future__ import annotations

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from visgrpo.errors import UserError, nearest
-from visgrpo.rewards.custom import ARGUMENTS, CustomReward, load_function
+from visgrpo.errors import UserError
+from visgrpo.rewards.custom import ARGUMENTS, CustomReward
+from visgrpo.rewards.functions import user_function
 from visgrpo.rewards.labels import LABEL_REWARDS, LabelReward, Scope, label_reward
+from visgrpo.rewards.weighted import WeightedRewards
 
 
 @dataclass(frozen=True)
-class RewardSet:
+class RewardSet(WeightedRewards):
     """R rewards over the same outputs.
 
     Calling it gives each reward's numbers, unweighted, (N, G, R); how they become one advantage
@@ -26,35 +27,13 @@ class RewardSet:
         UserError: no reward, one name twice, not one weight for each, or a weight not finite.
     """
 
-    names: tuple[str, ...]
     functions: tuple[LabelReward, ...]
-    weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.names:
-            raise UserError(f"Name at least one reward: {', '.join(LABEL_REWARDS)}.")
-        if len(self.functions) != len(self.names):
-            raise UserError(f"{len(self.functions)} functions for {len(self.names)} reward names.")
-        if len(self.weights) != len(self.names):
-            raise UserError(
-                f"{len(self.weights)} reward weights for {len(self.names)} rewards "
-                f"({', '.join(self.names)}): give one weight for each."
-            )
-        for position, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
-            if name in self.names[:position]:
-                raise UserError(f'Two rewards are called "{name}": leave one out or rename one.')
-            if not math.isfinite(weight):
-                raise UserError(f'The weight of reward "{name}" is {weight}: it must be finite.')
+    examples: ClassVar[tuple[str, ...]] = tuple(LABEL_REWARDS)
 
     @property
     def scope(self) -> Scope:
         """ "batch" if any part makes sense over the batch only."""
         return "batch" if any(part.scope == "batch" for part in self.functions) else "any"
-
-    @property
-    def weights_R(self) -> Tensor:
-        """The weights, (R,) float32."""
-        return torch.tensor(self.weights, dtype=torch.float32)
 
     def validate(self, scope: str, columns: Iterable[str] | None = None) -> None:
         """Check before any model is loaded that the rewards fit the run.
@@ -134,26 +113,14 @@ def parse_rewards(
         RewardError: importing the user's function raised.
     """
     parsed = [_parse(spec, classes) for spec in specs]
-    return RewardSet(
-        names=tuple(name for name, _ in parsed),
-        functions=tuple(reward for _, reward in parsed),
-        weights=(1.0,) * len(parsed) if weights is None else tuple(map(float, weights)),
-    )
+    return RewardSet.of(parsed, weights)
 
 
 def _parse(spec: str | Callable[..., Any], classes: Sequence[str]) -> tuple[str, LabelReward]:
-    if not isinstance(spec, str):
-        name = getattr(spec, "__name__", type(spec).__name__)
-        return name, CustomReward(name, spec)
-    spec = spec.strip()
-    name, _, argument = spec.partition(":")
-    if name in LABEL_REWARDS:
-        return name, label_reward(name, argument, classes)
-    target, _, function = spec.rpartition(":")
-    # "cots:costs.csv" is a misspelt built-in: what follows its colon cannot name a function.
-    if target and (function.isidentifier() or target.endswith(".py")):
-        return function, CustomReward(function, load_function(spec))
-    raise UserError(
-        f'Unknown reward "{name}". {nearest(name, LABEL_REWARDS)} '
-        'A function of your own is written "file.py:function".'
-    )
+    if isinstance(spec, str):
+        spec = spec.strip()
+        name, _, argument = spec.partition(":")
+        if name in LABEL_REWARDS:
+            return name, label_reward(name, argument, classes)
+    name, function = user_function(spec, LABEL_REWARDS)
+    return name, CustomReward(name, function)

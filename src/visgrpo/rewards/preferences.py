@@ -11,9 +11,7 @@ from torch import Tensor
 from visgrpo.errors import UserError
 
 
-def preference_probability(
-    gold_a_M: Tensor, gold_b_M: Tensor, *, noise_scale: float
-) -> Tensor:
+def preference_probability(gold_a_M: Tensor, gold_b_M: Tensor, *, noise_scale: float) -> Tensor:
     """The probability that a is chosen over b, by Bradley and Terry (1952).
 
         P(a ≻ b) = σ((gold_a - gold_b) / noise_scale)

@@ -199,7 +199,7 @@ def check_agreement(ours: Visgrpo, trl: Trl) -> None:
     method = replace(ours.method, rollouts=replace(rollouts, sampling=sampling))
     groups = replace(ours.groups, tokens_NGT=drawn, advantages=advantages_NG)
     loss = method.loss(ours.model, ours.batch, groups, 0).loss
-    gap = abs(float(loss - trl_loss))
+    gap = abs(loss.item() - trl_loss.item())
     expected, found = _gradient(trl_loss, trl.model), _gradient(loss, ours.model)
     distance = float((found - expected).norm() / expected.norm())
     if not (gap <= TOLERANCE and distance <= TOLERANCE):
@@ -306,7 +306,14 @@ def _trl_trainer(task: Task) -> Any:
 @lru_cache
 def _text() -> tuple[Any, Any]:
     splits = load_text("topics")
-    return splits, make_tokenizer("bpe", splits.train)
+    pages = {name: _pages(getattr(splits, name)) for name in ("train", "validation", "test")}
+    return replace(splits, **pages), make_tokenizer("bpe", splits.train)
+
+
+def _pages(paragraphs: Sequence[str]) -> tuple[str, ...]:
+    """Join a hundred paragraphs at a time: one alone is too short to begin a long prompt."""
+    starts = range(0, len(paragraphs), 100)
+    return tuple("\n\n".join(paragraphs[start : start + 100]) for start in starts)
 
 
 def _device() -> torch.device:

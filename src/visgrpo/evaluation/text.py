@@ -58,8 +58,9 @@ def pair_scores(
         flat = rows_B2T.flatten(0, 1)
         return model(flat[:, 1:], flat[:, 0]).view(-1, 2)
 
+    inputs = CachedInputs(together_M, pairs.labels_M)
     with processes.autocast():
-        scores_M2 = run_over(scores, rows, CachedInputs(together_M), processes, batch_size=64)
+        scores_M2 = run_over(scores, rows, inputs, processes, batch_size=64)
     return scores_M2[:, 0].float(), scores_M2[:, 1].float()
 
 

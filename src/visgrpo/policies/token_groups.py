@@ -223,7 +223,7 @@ class TokenRollouts:
     ) -> Tensor | None:
         if self.judge is None:
             return None
-        judge = TextRewards(("gold",), (self.judge,), (1.0,))
+        judge = TextRewards.of([("gold", self.judge)], None)
         return judge(prompts, texts, ids, columns)[..., 0].to(device)
 
 

@@ -90,7 +90,7 @@ def _pairs(
     assert judge is not None
     model = LanguageModel(parts.model).to(session.processes.device).eval()
     rollouts = TokenRollouts(
-        rewards=TextRewards(("gold",), (judge,), (1.0,)),
+        rewards=TextRewards.of([("gold", judge)], None),
         sampling=sampling_of(config, parts),
         group_size=2,
         prompts=job.splits.train.prompts,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visgrpo.data.batches import batch_columns
 from visgrpo.errors import UserError
 from visgrpo.evaluation.text import HeldOutPrompts
 from visgrpo.models.adapt_language import adapt_language
@@ -41,7 +42,7 @@ from visgrpo.recipes.language_setup import (
 )
 from visgrpo.recipes.session import Session, begin, open_session
 from visgrpo.rewards.gold import GoldJudge
-from visgrpo.rewards.text import TextRewards, parse_text_rewards
+from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
 from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 from visgrpo.training.trainer import Method, Trainer
 
@@ -54,7 +55,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     objective = objective_of(full)
     options = options_of(full, session)
     job = load_prompt_job(full, parts, session)
-    rewards = rewards_of(full, parts, job.judge, session)
+    rewards = rewards_of(full, parts, job, session)
     model = _model(full, parts, session)
     reference = reference_of(model) if config.beta or config.track_kl else None
     memory = TokenMemory(
@@ -160,7 +161,7 @@ def method_of(
 
 
 def rewards_of(
-    config: LanguageConfig, parts: LanguageParts, judge: GoldJudge | None, session: Session
+    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
 ) -> TextRewards:
     """Return the rewards that were asked for, or the reward model beside the start.
 
@@ -179,12 +180,12 @@ def rewards_of(
         session.say(f"note: the reward is model:{beside}.")
 
     def gold(argument: str) -> GoldJudge:
-        if judge is None:
+        if job.judge is None:
             raise UserError(
                 "--reward gold judges by the text that the prompts come from: take --data with "
                 "text, and leave --gold on."
             )
-        return judge
+        return job.judge
 
     def learned(path: str) -> LearnedReward:
         return LearnedReward(
@@ -193,7 +194,10 @@ def rewards_of(
             stop_tokens=stop_tokens(parts),
         )
 
-    return parse_text_rewards(specs, config.reward_weights, {"gold": gold, "model": learned})
+    built_in: Mapping[str, Callable[[str], TextReward]] = {"gold": gold, "model": learned}
+    rewards = parse_text_rewards(specs, config.reward_weights, built_in)
+    rewards.validate(batch_columns(job.splits.train))
+    return rewards
 
 
 def reward_bytes_of(rewards: TextRewards) -> int:

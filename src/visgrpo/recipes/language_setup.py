@@ -76,7 +76,9 @@ def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Sessi
     if config.text_column or is_text(config.data):
         documents = load_documents(config, session)
         splits = prompts_from_text(documents, parts.tokenizer, config.prompt_tokens)
-        judge = GoldJudge.from_documents(documents.train) if config.gold else None
+        # The judge stands for the truth and learns nothing of a run: it may know the whole text.
+        whole = (*documents.train, *documents.validation, *documents.test)
+        judge = GoldJudge.from_documents(whole) if config.gold else None
     else:
         splits = load_prompts(
             config.data,

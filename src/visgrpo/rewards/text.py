@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -44,7 +43,7 @@ class TextReward(Protocol):
         completions: list[Any],
         completion_ids: list[list[int]],
         **columns: list[Any],
-    ) -> list[float | None]: ...
+    ) -> Sequence[float | None]: ...
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def _numbers(result: Any, who: str, rows: Mapping[str, Sequence[Any]]) -> Tensor
             continue
         if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
             value = value.item()
-        if not isinstance(value, Real):
+        if not isinstance(value, int | float):
             raise UserError(
                 f"{who} must return numbers, not {type(value).__name__}: {_place(row, rows)}."
             )

@@ -39,6 +39,8 @@ class TokenPPO:
         epsilon_low: the ratio is clipped below 1 - this; epsilon_high: above 1 + this.
         value_clip: how far a value may move from the one it was rolled out with; None for any.
         value_weight: c.
+        critic_warmup: first steps in which the critic learns alone: a policy that follows a critic
+            which knows nothing yet is pushed by the lengths of its completions.
     """
 
     rollouts: TokenRollouts
@@ -50,6 +52,7 @@ class TokenPPO:
     epsilon_high: float = 0.2
     value_clip: float | None = 0.2
     value_weight: float = 0.1
+    critic_warmup: int = 0
 
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
@@ -119,7 +122,7 @@ class TokenPPO:
             groups.returns_NGT.flatten(0, 1),
             groups.mask_NGT.flatten(0, 1),
         )
-        loss = loss + self.value_weight * values.loss
+        loss = self.value_weight * values.loss + (loss if step >= self.critic_warmup else 0.0)
         return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:

@@ -64,13 +64,13 @@ PRESETS: Mapping[str, Defaults] = {
         policy=Budget(15, 8, 1e-3),
     ),
     "nano": Defaults(
-        context=128,
+        context=96,
         max_new_tokens=64,
-        pairs=2000,
+        pairs=4000,
         samples=64,
-        sft=Budget(800, 32, 2e-3),
-        reward=Budget(150, 32, 5e-4),
-        policy=Budget(100, 16, 2e-4),
+        sft=Budget(1200, 24, 4e-3),
+        reward=Budget(200, 32, 1e-3),
+        policy=Budget(80, 8, 2e-4),
     ),
     "small": Defaults(
         context=256,
@@ -141,7 +141,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     vocabulary: int = 512
     """Tokens of --tokenizer bpe."""
     context: int | None = None
-    """Tokens that a new model can see, and of a block of text in SFT; by default 128 (tiny 64,
+    """Tokens that a new model can see, and of a block of text in SFT; by default 96 (tiny 64,
     small 256), for a model from elsewhere all it can see, up to 1024."""
     batch_size: int | None = None
     """Blocks of text, pairs or prompts of a step; by default the preset's."""
@@ -150,8 +150,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     eval_prompts: int = 64
     """Held-out prompts of an evaluation, at most."""
     pairs: int | None = None
-    """Preference pairs that the gold judge makes; by default 2000 (tiny 200, small 8000)."""
-    noise: float = 0.1
+    """Preference pairs that the gold judge makes; by default 4000 (tiny 200, small 8000)."""
+    noise: float = 0.05
     """The judge prefers a to b with probability sigmoid((gold(a) - gold(b)) / noise)."""
     gold: bool = True
     """Measure the gold judge's score beside the rewards, where the data is text."""
@@ -192,7 +192,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     mask_truncated: bool = False
     """Leave completions that were cut off by --max-new-tokens out of the loss."""
     inner_passes: int | None = None
-    """Passes over each batch's completions; by default 4 with ppo, else 1."""
+    """Passes over each batch's completions; by default 2 with ppo, else 1."""
     minibatches: int = 1
     """Updates that each pass is split into."""
     refresh_every: int = 1
@@ -201,7 +201,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     """Stop when no group's rewards have differed for so many steps; 0 never stops."""
     critic: Literal["separate", "head"] = "separate"
     """ppo: a critic with a transformer of its own, or a head on the policy's."""
-    critic_rate: float = 1.0
+    critic_rate: float = 5.0
     """ppo: the critic learns at this multiple of the learning rate."""
     gamma: float = 1.0
     """ppo: discount of a token."""
@@ -211,6 +211,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     """ppo: how far a value may move in a step; 0 for any distance."""
     value_weight: float = 0.5
     """ppo: weight of the value loss."""
+    critic_warmup: int = 5
+    """ppo: first steps in which the critic learns alone."""
     whiten_advantages: bool = True
     """ppo: bring the advantages of a batch to mean 0 and variance 1."""
     samples: int | None = None
@@ -230,7 +232,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
         positive(self, "kl_target", "inner_passes", optional=True)
         positive(self, "group_size", "minibatches", "refresh_every", "lora_rank", "lora_alpha")
         not_negative(self, "noise", "beta", "entropy_weight", "silent_steps", "value_clip")
-        not_negative(self, "value_weight")
+        not_negative(self, "value_weight", "critic_warmup")
         not_negative(self, "epsilon_low", "epsilon_high", optional=True)
         share(self, "gamma", "gae_lambda")
         if not 0 < self.validation_fraction < 0.5:
@@ -321,7 +323,7 @@ _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             *("critic", "critic_rate", "gamma", "gae_lambda", "value_clip", "value_weight"),
-            "whiten_advantages",
+            *("critic_warmup", "whiten_advantages"),
         ),
         ("ppo", "all"),
     ),
@@ -354,7 +356,7 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
         "batch_size": budget.batch_size,
         "learning_rate": budget.learning_rate * (LORA_RATE if config.lora else 1.0),
         "kl_in": "reward" if config.stage in ("ppo", "rloo") else "loss",
-        "inner_passes": 4 if config.stage == "ppo" else 1,
+        "inner_passes": 2 if config.stage == "ppo" else 1,
     }
     missing = {name: value for name, value in found.items() if getattr(config, name) is None}
     full = replace(config, **missing)  # type: ignore[arg-type]

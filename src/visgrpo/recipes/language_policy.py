@@ -152,6 +152,7 @@ def method_of(
             epsilon_high=objective.epsilon_high,
             value_clip=config.value_clip or None,
             value_weight=config.value_weight,
+            critic_warmup=config.critic_warmup,
         )
     if config.stage == "rejection":
         objective = replace(objective, aggregation="token_mean")

@@ -414,3 +414,82 @@ def test_ruled_out_classes_are_masked() -> None:
     p = policy[0, 0].item()
     assert loss.item() == pytest.approx(-(p - 2 * (1 - p)))
     torch.testing.assert_close(logits.grad, -3 * p * (1 - p) * doubles([[1.0, -1.0, 0.0]]))
+
+
+# One advantage for each token
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_advantages_of_tokens_against_one_token_at_a_time(
+    clip: str, level: str, aggregation: str
+) -> None:
+    """The loss is linear in advantages of one sign: it is the sum of the tokens' own losses."""
+    rng = np.random.default_rng(11)
+    old = torch.from_numpy(-rng.random((2, 3, 3)))
+    log_probs = old + torch.from_numpy(rng.normal(scale=0.4, size=old.shape))
+    advantages = torch.from_numpy(rng.random((2, 3, 3)))
+    knobs = {
+        "mask_NGT": MASK, "ratio_level": level, "clip": clip, "aggregation": aggregation,
+        "constant": 4.0,
+    }  # fmt: skip
+
+    def loss_and_gradient(a: Tensor) -> tuple[Tensor, Tensor]:
+        point = log_probs.clone().requires_grad_()
+        result = surrogate(point, old, a, **knobs)
+        (slope,) = torch.autograd.grad(result.loss, point)
+        return result.loss.detach(), slope
+
+    loss, slope = loss_and_gradient(advantages.masked_fill(~MASK, torch.nan))
+    parts = []
+    for index in np.ndindex(2, 3, 3):
+        alone = torch.zeros_like(advantages)
+        alone[index] = advantages[index]
+        parts.append(loss_and_gradient(alone))
+    kept = [part for part, index in zip(parts, np.ndindex(2, 3, 3), strict=True) if MASK[index]]
+    torch.testing.assert_close(loss, sum(part[0] for part in kept))
+    torch.testing.assert_close(slope, sum(part[1] for part in kept))
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_equal_advantages_of_tokens_are_those_of_the_output(clip: str) -> None:
+    rng = np.random.default_rng(12)
+    old = torch.from_numpy(-rng.random((2, 3, 3)))
+    log_probs = old + torch.from_numpy(rng.normal(scale=0.4, size=old.shape))
+    advantages = torch.from_numpy(rng.normal(size=(2, 3)))
+    each = advantages[..., None].expand(-1, -1, 3)
+    whole = surrogate(log_probs, old, advantages, mask_NGT=MASK, clip=clip)
+    by_token = surrogate(log_probs, old, each, mask_NGT=MASK, clip=clip)
+    for name in ("loss", "clip_low", "clip_high", "ratio_mean"):
+        assert torch.equal(getattr(whole, name), getattr(by_token, name))
+
+
+def test_advantages_of_tokens_by_hand() -> None:
+    """Ratios 1.5, 0.5, 1.1 of one output: -min(ρA, clip(ρ)A) with A = 1, -2, 3 and a NaN after."""
+    old = doubles([[[-1.0, -1.0, -1.0, -1.0]]])
+    log_probs = old + doubles([[[1.5, 0.5, 1.1, 1.0]]]).log()
+    advantages = doubles([[[1.0, -2.0, 3.0, math.nan]]])
+    mask = torch.tensor([[[1, 1, 1, 0]]])
+    result = surrogate(log_probs, old, advantages, mask_NGT=mask)
+    assert result.loss.item() == pytest.approx((-1.2 + 1.6 - 3.3) / 3)
+    assert result.clip_low.item() == pytest.approx(1 / 3)
+    assert result.clip_high.item() == pytest.approx(1 / 3)
+
+
+def test_a_constant_may_be_a_tensor() -> None:
+    """Mean tokens of the whole batch: pieces with it add up to the whole's mean over tokens."""
+    values = torch.from_numpy(np.random.default_rng(13).normal(size=(2, 3, 3)))
+    whole = aggregate(values, MASK, how="token_mean")
+    mean_tokens = MASK.sum().double() / 6
+    pieces = [
+        aggregate(values[n : n + 1], MASK[n : n + 1], how="constant", constant=mean_tokens)
+        for n in range(2)
+    ]
+    assert (sum(pieces) / 2).item() == pytest.approx(whole.item(), rel=1e-12)
+    zeros = torch.zeros(2, 3, 3, dtype=torch.float64)
+    result = surrogate(
+        zeros, zeros, values.mean(-1), mask_NGT=MASK, aggregation="constant", constant=mean_tokens
+    )
+    again = surrogate(zeros, zeros, values.mean(-1), mask_NGT=MASK, aggregation="token_mean")
+    assert result.loss.item() == pytest.approx(again.loss.item(), rel=1e-12)

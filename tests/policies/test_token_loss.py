@@ -334,9 +334,10 @@ def test_batch_statistics_are_those_of_two_processes() -> None:
     model = language()
     whole = method_on(model, "reinforce").rollout(model, batch_of(), 0, chunk=4)
 
+    models = [language(), language()]
+
     def work(shard: Any) -> Tensor:
-        mine = [2 * shard.rank, 2 * shard.rank + 1]
-        its_model = language()
+        mine, its_model = [2 * shard.rank, 2 * shard.rank + 1], models[shard.rank]
         method = method_on(its_model, "reinforce", shards=shard)
         batch = batch_of(mine, torch.tensor(mine))
         return method.rollout(its_model, batch, 0, chunk=2).advantages
@@ -382,8 +383,10 @@ def test_a_batch_in_pieces_has_the_loss_and_gradient_of_the_whole(
 def test_two_processes_have_the_loss_and_gradient_of_one(name: str) -> None:
     """Each draws its half; gradients are averaged, as data parallelism does."""
 
+    copies = [moved_from_start() for _ in range(3)]
+
     def work(shard: Any, rows: list[int]) -> tuple[float, dict[str, Tensor]]:
-        reference, model = moved_from_start()
+        reference, model = copies[2 if shard is None else shard.rank]
         method = method_on(
             model, name, reference=reference, control=FixedKL(BETA), terms=TokenTerms(),
             **({} if shard is None else {"shards": shard}),

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visgrpo.errors import UserError
-from visgrpo.models.loading import check_model_name, in_one_line, read_info
+from visgrpo.models.loading import (
+    check_model_name,
+    in_one_line,
+    load_pretrained,
+    model_folder,
+    read_info,
+)
 from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
-from visgrpo.models.quiet import without_progress_bars
 from visgrpo.models.tokenizers import check_tokenizer
 
 
@@ -44,13 +47,10 @@ def load_language(name: str) -> LanguageParts:
         UserError: when the model is not there, cannot be fetched, writes no text, lacks weights, or
             has a tokenizer that cannot end a completion.
     """
-    path = Path(name)
-    if path.is_file() and path.suffix == ".pt":
-        return _load_nanogpt(name, path)
-    if (path / CHECKPOINT).exists() and not (path / "config.json").exists():
-        return _load_nanogpt(name, path / CHECKPOINT)
-    if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
-        name = str(path / "model")
+    checkpoint = nanogpt_checkpoint(name)
+    if checkpoint is not None:
+        return _load_nanogpt(name, checkpoint)
+    name = model_folder(name)
     check_model_name(name)
     if (Path(name) / "adapter_config.json").exists():
         return _load_adapter(name)
@@ -60,6 +60,15 @@ def load_language(name: str) -> LanguageParts:
         model = _load_weights(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
     return _checked(LanguageParts(name, model, tokenizer, read_info(name)))
+
+
+def nanogpt_checkpoint(name: str) -> Path | None:
+    """Return the nanoGPT checkpoint that a file or folder is or holds; None for other models."""
+    path = Path(name)
+    if path.is_file() and path.suffix == ".pt":
+        return path
+    holds_one = (path / CHECKPOINT).exists() and not (path / "config.json").exists()
+    return path / CHECKPOINT if holds_one else None
 
 
 def context_of(model: Any) -> int:
@@ -98,16 +107,7 @@ def _load_weights(name: str) -> Any:
             f'"{name}" is a {kind} model, which does not write text; this job needs a causal '
             "language model such as gpt2 or qwen2."
         )
-    with without_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    model, report = loaded
-    if report["missing_keys"]:
-        raise UserError(
-            f'"{name}" lacks {len(report["missing_keys"])} weight(s), such as '
-            f"{min(report['missing_keys'])}: they would be random. Save the whole model again."
-        )
+    model, _ = load_pretrained(AutoModelForCausalLM, name)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Load a dual encoder, from a folder or the Hub: weights as safetensors only, in float32."""
+"""Load a dual encoder, and what loading any model takes: safetensors only, in float32."""
 
 from __future__ import annotations
 
@@ -63,6 +63,13 @@ def check_model_name(name: str) -> None:
         )
 
 
+def model_folder(name: str) -> str:
+    """Return the model inside a run's folder; any other name as it is."""
+    inside = Path(name) / "model"
+    is_run = (inside / "config.json").exists() and not (Path(name) / "config.json").exists()
+    return str(inside) if is_run else name
+
+
 def load_clip(name: str) -> ClipParts:
     """Load a CLIP or SigLIP model by folder or Hub name; an adapter is merged into its base.
 
@@ -116,20 +123,40 @@ def load_weights(
         raise UserError(
             f'"{name}" is a {kind} model; this job needs one of: {", ".join(supported)}.'
         )
-    with without_progress_bars():
-        model, report = AutoModel.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    missing = [key for key in report["missing_keys"] if not (may_lack and may_lack.match(key))]
-    if missing:
-        raise UserError(
-            f'"{name}" lacks {len(missing)} weight(s), such as {min(missing)}: they would be '
-            "random. Save the whole model again."
-        )
+    model, lacking = load_pretrained(AutoModel, name, may_lack=may_lack)
     with torch.no_grad():
-        for key in report["missing_keys"]:
+        for key in lacking:
             model.get_parameter(key).zero_()  # not random: the same model in every run
     return model
+
+
+def load_pretrained(
+    auto: Any, name: str, *, may_lack: re.Pattern[str] | None = None
+) -> tuple[Any, list[str]]:
+    """Load a model of one of transformers' Auto classes in float32, without pickle.
+
+    Args:
+        auto: AutoModel, AutoModelForCausalLM and so on.
+        may_lack: matches the names of weights that may be missing.
+
+    Returns:
+        The model, and the names of the weights that are missing, which are random.
+
+    Raises:
+        UserError: where others are missing.
+    """
+    with without_progress_bars():
+        model, report = auto.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    lacking = sorted(report["missing_keys"])
+    needed = [key for key in lacking if not (may_lack and may_lack.match(key))]
+    if needed:
+        raise UserError(
+            f'"{name}" lacks {len(needed)} weight(s), such as {needed[0]}: they would be random. '
+            "Save the whole model again."
+        )
+    return model, lacking
 
 
 def read_info(name: str) -> Mapping[str, Any]:

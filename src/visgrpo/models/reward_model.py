@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,18 @@ from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.language import without_dropout
 from visgrpo.models.language_loading import LanguageParts, context_of
-from visgrpo.models.loading import check_model_name, in_one_line, read_info
+from visgrpo.models.loading import (
+    check_model_name,
+    in_one_line,
+    load_pretrained,
+    model_folder,
+    read_info,
+)
 from visgrpo.models.quiet import without_progress_bars
 from visgrpo.models.saving import write_info
 from visgrpo.models.tokenizers import PAD, check_tokenizer
+
+_CLASSIFIER = re.compile(r"(score|classifier)\b")  # what other models have no weights for
 
 
 class RewardModel(nn.Module):
@@ -133,23 +142,18 @@ def load_reward_model(name: str) -> RewardParts:
     Raises:
         UserError: when the model is not there, cannot be fetched, or gives no single score.
     """
-    inside = Path(name) / "model"
-    if (inside / "config.json").exists() and not (Path(name) / "config.json").exists():
-        name = str(inside)
+    name = model_folder(name)
     check_model_name(name)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    scorer: Any
-    report: Any
-    with in_one_line(name), without_progress_bars():
-        scorer, report = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    with in_one_line(name):
+        scorer, lacking = load_pretrained(
+            AutoModelForSequenceClassification, name, may_lack=_CLASSIFIER
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
-    if report["missing_keys"]:
+    if lacking:
         raise UserError(
-            f'"{name}" is no reward model: it lacks {min(report["missing_keys"])}. Train one with '
-            "--stage reward."
+            f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --stage reward.'
         )
     if not hasattr(scorer, "score") or scorer.config.num_labels != 1:
         raise UserError(

@@ -72,41 +72,38 @@ def generate(
         uniforms_NGT: U(0, 1) numbers that decide the draws, one for each token that may come.
     """
     n_prompts, group_size, room = uniforms_NGT.shape
-    device = prompts_NP.device
-    uniforms_BT = uniforms_NGT.flatten(0, 1).to(device)
-    rows = n_prompts * group_size
+    device, rows = prompts_NP.device, n_prompts * group_size
     tokens_BT = torch.full((rows, room), sampling.pad, device=device)
+    mask_BT = torch.zeros(rows, room, dtype=torch.bool, device=device)
     log_probs_BT = torch.zeros(rows, room, device=device)
-    lengths_B = torch.full((rows,), room, device=device)
     ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
-    active_A = torch.arange(rows, device=device)  # rows of B that the decoder goes on with
-    decoder = model.begin(prompts_NP, lengths_N, group_size, room)
-    for step in range(room):
-        log_probs_AV = sampling.distribution.log_probs(decoder.logits_BV)
-        drawn_A = draw(log_probs_AV, uniforms_BT[active_A, step : step + 1]).squeeze(1)
-        going_A = ~ended_B[active_A]
-        tokens_BT[active_A, step] = torch.where(going_A, drawn_A, sampling.pad)
-        its_log_probs_A = log_probs_AV.gather(1, drawn_A[:, None]).squeeze(1)
-        log_probs_BT[active_A, step] = torch.where(going_A, its_log_probs_A, 0.0)
-        ends_A = going_A & torch.isin(drawn_A, stop)
-        ended_B[active_A] |= ends_A
-        lengths_B[active_A] = torch.where(ends_A, step + 1, lengths_B[active_A])
-        if step + 1 == room:
-            break
-        going_A = ~ended_B[active_A]
-        left = int(going_A.sum())
-        if left == 0:
-            break
-        fed_A = drawn_A
-        if left <= len(active_A) // 2:
-            kept = going_A.nonzero().squeeze(1)
-            decoder.keep(kept)
-            active_A, fed_A = active_A[kept], drawn_A[kept]
-        decoder.feed(fed_A)
-    longest = int(lengths_B.max())
-    mask_BT = torch.arange(room, device=device) < lengths_B[:, None]
-    grouped = (n_prompts, group_size)
+    # Faster than no_grad by a tenth for a small model. What leaves it was made above, as training
+    # must be able to take it.
+    with torch.inference_mode():
+        decoder = model.begin(prompts_NP, lengths_N, group_size, room)
+        active_A = torch.arange(rows, device=device)  # rows of B that the decoder goes on with
+        uniforms_AT = uniforms_NGT.flatten(0, 1).to(device)
+        going_A = ~ended_B
+        for step in range(room):
+            log_probs_AV = sampling.distribution.log_probs(decoder.logits_BV)
+            drawn_A = draw(log_probs_AV, uniforms_AT[:, step : step + 1]).squeeze(1)
+            its_log_probs_A = log_probs_AV.gather(1, drawn_A[:, None]).squeeze(1)
+            tokens_BT[active_A, step] = torch.where(going_A, drawn_A, sampling.pad)
+            log_probs_BT[active_A, step] = torch.where(going_A, its_log_probs_A, 0.0)
+            mask_BT[active_A, step] = going_A
+            going_A = going_A & ~torch.isin(drawn_A, stop)
+            ended_B[active_A] = ~going_A
+            left = int(going_A.sum())
+            if left == 0 or step + 1 == room:
+                break
+            if left <= len(active_A) // 2:
+                kept = going_A.nonzero().squeeze(1)
+                decoder.keep(kept)
+                active_A, uniforms_AT = active_A[kept], uniforms_AT[kept]
+                drawn_A, going_A = drawn_A[kept], going_A[kept]
+            decoder.feed(drawn_A)
+    longest, grouped = step + 1, (n_prompts, group_size)
     return Completions(
         tokens_BT[:, :longest].unflatten(0, grouped),
         mask_BT[:, :longest].unflatten(0, grouped),

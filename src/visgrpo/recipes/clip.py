@@ -41,7 +41,8 @@ from visgrpo.recipes.session import (
     training_options,
 )
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.training.trainer import Method, Trainer
+from visgrpo.training.method import Method
+from visgrpo.training.trainer import Trainer
 
 REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
 

@@ -44,7 +44,8 @@ from visgrpo.recipes.session import Session, begin, open_session
 from visgrpo.rewards.gold import GoldJudge
 from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
 from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
-from visgrpo.training.trainer import Method, Trainer
+from visgrpo.training.method import Method
+from visgrpo.training.trainer import Trainer
 
 
 def train_policy(config: LanguageConfig) -> dict[str, Any]:

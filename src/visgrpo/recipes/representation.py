@@ -44,7 +44,8 @@ from visgrpo.recipes.session import (
     save_picture,
 )
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.training.trainer import Method, Trainer
+from visgrpo.training.method import Method
+from visgrpo.training.trainer import Trainer
 
 
 def train_representation(config: RepresentationConfig) -> dict[str, Any]:

@@ -49,7 +49,8 @@ from visgrpo.recipes.session import (
     say_notes,
 )
 from visgrpo.rewards import ClassCredit, RewardSet, parse_rewards
-from visgrpo.training.trainer import Method, Trainer
+from visgrpo.training.method import Method
+from visgrpo.training.trainer import Trainer
 
 BACKGROUND_NAMES = ("background", "null")
 BACKGROUND_REWARD = 0.5  # c/2, as in GRPO-RM

@@ -6,12 +6,11 @@ It knows neither models nor outputs. A *method* turns a batch into groups and in
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,52 +25,18 @@ from visgrpo.training.checkpoints import (
     prune,
     save_checkpoint,
 )
+from visgrpo.training.method import Memory, Method
 from visgrpo.training.metrics import MetricMeans
 from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.progress import ProgressDisplay
 from visgrpo.training.run_directory import RunDirectory
+from visgrpo.training.signals import StopRequest
+from visgrpo.training.silence import Silence
 
 KEPT_CHECKPOINTS = 2  # one to go on from, and one before it in case that one is damaged
 SAMPLED_GROUPS = 4
-
-
-class Loss(Protocol):
-    """What a method returns for a batch; a protocol, since each output space has its groups."""
-
-    @property
-    def loss(self) -> Tensor: ...
-    @property
-    def metrics(self) -> Mapping[str, Tensor]: ...
-    @property
-    def groups(self) -> Any: ...
-
-
-class Method(Protocol):
-    """What is optimised. Groups must have ``select(rows)``; None stands for nothing to remember.
-
-    ``rollout`` is given the old policy itself, a module without gradient whose weights are the old
-    ones for the time of the call: it may be asked for logits or to generate.
-    """
-
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any: ...
-
-    def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> Loss: ...
-
-    def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]: ...
-
-
-class Memory(Protocol):
-    """What a method remembers from step to step: plain numbers, which go into the checkpoint."""
-
-    def state(self) -> dict[str, float]: ...
-
-    def restore(self, state: Mapping[str, float]) -> None: ...
-
-    def metrics(self) -> Mapping[str, float]:
-        """Return what stands in the log beside the means of a step's metrics."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -149,8 +114,8 @@ class Trainer:
         self._means_before: MetricMeans | None = None
         self._memory_before: dict[str, float] = {}
         self._updated = False
-        self._silent_steps = 0  # without a group whose rewards differ, up to now
-        self._stop = self._warned = False
+        self._silence = Silence(options.silent_steps_allowed)
+        self._stop = StopRequest()
 
     def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:
         """Train to the last step, from the start or from a checkpoint.
@@ -166,7 +131,7 @@ class Trainer:
         display = ProgressDisplay(
             self._title, options.steps, start=self._step, shown=self._processes.is_main
         )
-        with display, self._signals():
+        with display, self._stop.listening():
             if self._step == 0:
                 display.log(0, self._evaluate_and_log())
             batches = self._loader.batches(self._step, options.steps)
@@ -175,7 +140,7 @@ class Trainer:
                 for batch in batches:
                     self._one_step(batch, began, display)
                     began = time.perf_counter()
-                    if self._processes.any(self._stop):
+                    if self._processes.any(self._stop.asked):
                         self._save()
                         raise Interrupted(self._step, self._run.path)
             except UserError:
@@ -299,7 +264,9 @@ class Trainer:
             means.update(self._memory.metrics() if self._memory else {})
             self._log(means)
             seen.update(means)
-            self._mind_silence(means, display)
+            remark = self._silence.mind(means, options.steps_since_log(self._step), self._step)
+            if remark:
+                display.say(remark)
             if groups is not None:
                 self._log_samples(batch, groups)
         if last or (options.eval_every and self._step % options.eval_every == 0):
@@ -308,30 +275,6 @@ class Trainer:
             display.log(self._step, seen)
         if last or (options.save_every and self._step % options.save_every == 0):
             self._save()
-
-    def _mind_silence(self, means: Mapping[str, float], display: ProgressDisplay) -> None:
-        """Say once that rewards teach nothing, since KL and entropy would move the model alone.
-
-        Raises:
-            UserError: when they have taught nothing for as long as the options allow.
-        """
-        if means.get("frac_reward_zero_std") != 1.0:
-            self._silent_steps = 0
-            return
-        self._silent_steps += self._options.steps_since_log(self._step)
-        limit = self._options.silent_steps_allowed
-        if limit and self._silent_steps >= limit:
-            raise UserError(
-                f"For {self._silent_steps} steps the outputs of every group earned the same, so "
-                "rewards teach nothing and the run is stopped. Take a reward that differs between "
-                "outputs, a larger group, a higher temperature, or a start that succeeds at times."
-            )
-        if not self._warned:
-            self._warned = True
-            display.say(
-                f"warning: up to step {self._step} the outputs of every group earned the same: "
-                "rewards teach nothing, only KL, entropy and labels move the model."
-            )
 
     def _evaluate_and_log(self) -> dict[str, float]:
         self._model.eval()
@@ -379,7 +322,7 @@ class Trainer:
                 "reached": self._reached if self._reached > float("-inf") else None,
                 "means": self._means.state(),
                 "memory": self._memory.state() if self._memory else None,
-                "silent_steps": self._silent_steps,
+                "silent_steps": self._silence.steps,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             save_checkpoint(self._run.checkpoints / f"step-{self._step:06d}", tensors, state)
@@ -420,7 +363,7 @@ class Trainer:
         self._best = state["best"] or self._best
         self._reached = state["reached"] if state["reached"] is not None else self._reached
         self._means.restore(state["means"])
-        self._silent_steps = int(state["silent_steps"])
+        self._silence.steps = int(state["silent_steps"])
         if self._memory:
             self._memory.restore(state["memory"])
         scaler = self._processes.accelerator.scaler
@@ -434,23 +377,3 @@ class Trainer:
             tensor.copy_(tensors[name])
         # Whatever the model derived from its weights is stale now.
         self._plain_model.train()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let a first Ctrl-C or terminate signal end the run after the step that is under way."""
-
-        def ask_to_stop(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        handled = (signal.SIGINT, signal.SIGTERM)
-        try:
-            before = {number: signal.signal(number, ask_to_stop) for number in handled}
-        except ValueError:  # not in the main thread: the caller keeps the signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -477,7 +477,7 @@ def test_running_statistics_go_on_after_a_resume(tmp_path: Path) -> None:
     whole, first, second = model(), model(), model()
     toy_trainer(tmp_path / "whole", supervised(), model=whole).train()
     stopping = toy_trainer(tmp_path / "cut", supervised(), model=first, save_every=3)
-    stopping._stop = True
+    stopping._stop.asked = True
     with pytest.raises(Interrupted):
         stopping.train()
     checkpoint, _ = newest_good(tmp_path / "cut" / "checkpoints")

@@ -441,7 +441,7 @@ def test_advantages_of_tokens_against_one_token_at_a_time(
         (slope,) = torch.autograd.grad(result.loss, point)
         return result.loss.detach(), slope
 
-    loss, slope = loss_and_gradient(advantages.masked_fill(~MASK, torch.nan))
+    loss, slope = loss_and_gradient(advantages.masked_fill(MASK == 0, torch.nan))
     parts = []
     for index in np.ndindex(2, 3, 3):
         alone = torch.zeros_like(advantages)

@@ -48,7 +48,7 @@ def optimum_by_token(start: np.ndarray) -> np.ndarray:
     return tilted(first, (second * WORTH).sum(axis=1))[:, None] * second
 
 
-def trained(terms: TokenTerms, name: str, *, steps: int = 80) -> tuple[np.ndarray, np.ndarray]:
+def trained(terms: TokenTerms, name: str, *, steps: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """The policy before and after training on samples of the present policy."""
     model = language(spread=0.15, seed=2)
     reference = reference_of(model)
@@ -57,7 +57,7 @@ def trained(terms: TokenTerms, name: str, *, steps: int = 80) -> tuple[np.ndarra
         rewards=(worth,), group_size=256, drawn=DRAWN, reference=reference, control=FixedKL(BETA)
     )
     method = TokenGRPO(source, preset(name), terms)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     batch = batch_of([0])
     for step in range(steps):

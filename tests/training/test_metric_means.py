@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from visgrpo.training.metrics import MetricMeans, peak_memory_bytes
+from visgrpo.training.metrics import MetricMeans, peak_memory_bytes, reset_peak_memory
 
 
 def test_means_are_over_the_observations_of_each_metric() -> None:
@@ -86,3 +87,13 @@ def test_peak_memory_is_in_bytes() -> None:
 
 def test_means_of_nothing_are_nothing() -> None:
     assert MetricMeans().take() == pytest.approx({})
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux keeps the mark")
+def test_the_peak_starts_anew() -> None:
+    cpu = torch.device("cpu")
+    held = torch.ones(10**8 // 4)
+    before = peak_memory_bytes(cpu)
+    del held
+    reset_peak_memory(cpu)
+    assert peak_memory_bytes(cpu) < before - 50e6

@@ -68,9 +68,14 @@ def toy_trainer(
     *,
     model: nn.Module | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    more: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A trainer of 8 rows a step; six steps unless told otherwise."""
+    """A trainer of 8 rows a step; six steps unless told otherwise.
+
+    Args:
+        more: the trainer's own arguments; settings are its options.
+    """
     options = TrainingOptions(
         **{
             "steps": 6,
@@ -92,6 +97,7 @@ def toy_trainer(
         processes=processes,
         run=run,
         evaluate=evaluate or (lambda: {"accuracy": 0.5}),
+        **(more or {}),
     )
 
 

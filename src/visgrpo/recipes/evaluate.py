@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.evaluation import evaluate_logits, interpolate
 from visgrpo.evaluation.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, check_model_name, load_clip
+from visgrpo.models.loading import ClipParts, load_clip, model_folder
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.recipes.evaluate_backbone import evaluate_classifier
+from visgrpo.recipes.evaluate_language import evaluate_language, evaluate_reward
 from visgrpo.recipes.evaluate_masks import evaluate_segmenter
-from visgrpo.recipes.evaluate_shared import labelled_rows, show
+from visgrpo.recipes.evaluate_shared import labelled_rows, models_of, show
 from visgrpo.recipes.model_kinds import kind_of, refuse_other_options
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
@@ -32,15 +34,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: for a model or data set that cannot be used, and options that do not go with it.
     """
     config.check()
-    for name in filter(None, (config.model, config.start)):
-        check_model_name(name)
-    kind = kind_of(config.model)
+    start = model_folder(config.start) if config.start else None
+    config = replace(config, model=model_folder(config.model), start=start)
+    kinds = {row: kind_of(name) for row, name in models_of(config)}
+    kind = kinds["model"]
     refuse_other_options(config, kind)
     processes = Processes(config.device)
     if kind == "clip":
         return _evaluate_clip(config, processes)
     if kind == "segmentation":
         return evaluate_segmenter(config, processes)
+    if kind == "language":
+        return evaluate_language(config, processes)
+    if kind == "reward":
+        return evaluate_reward(config, processes)
     return evaluate_classifier(config, processes)
 
 

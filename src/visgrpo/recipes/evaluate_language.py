@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from visgrpo.data.pairs import encode_pairs, load_pairs
+from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
 from visgrpo.data.splitting import parse_split
 from visgrpo.data.text import Documents
 from visgrpo.data.text_sources import is_text, load_text
@@ -14,37 +15,42 @@ from visgrpo.errors import UserError
 from visgrpo.evaluation.text import likelihood, pair_accuracy
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of, load_language
+from visgrpo.models.loading import read_info
 from visgrpo.models.reward_model import load_reward_model
 from visgrpo.recipes.evaluate_shared import Division, division_of, models_of, show
 from visgrpo.recipes.language_config import LanguageConfig
 from visgrpo.recipes.language_sft import LONGEST_BLOCK
+from visgrpo.recipes.model_kinds import IN_WORDS, Kind, kind_of
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
-Splits = TypeVar("Splits", bound=Any)
+_DATA: Mapping[Kind, str] = {
+    "language": "a text, such as topics or a .txt file,",
+    "reward": "a table of preference pairs, such as RUN/pairs/pairs.jsonl,",
+}
 
 
 def evaluate_language(config: EvaluateConfig, processes: Processes) -> dict[str, Any]:
     """Measure how well a language model predicts a text.
 
-    Model and start are given blocks of the same length: a longer one would flatter.
-
     Returns:
         The measures of `text_measures` under ``model`` and, with a start, under ``start``.
 
     Raises:
-        UserError: for text that cannot be used, and a model that sees less than --context.
+        UserError: for text that cannot be used, and a --context that is more than a model sees.
     """
-    documents = _documents(config)
+    _check(config, "language")
+    documents = _documents(config, processes)
     models = {row: load_language(name) for row, name in models_of(config)}
     block = _block(config, models)
     results = {}
     for row, parts in models.items():
+        _say(parts.notes, processes)
         blocks = token_blocks(documents, parts.tokenizer, block)
         model = LanguageModel(parts.model).to(processes.device).eval()
         results[row] = likelihood(model, blocks, parts.tokenizer, processes)
-    title = f"{config.data}, {len(documents)} documents in blocks of {block} tokens"
-    show(results, config, title)
+    documents_of = f"{config.data}, {len(documents)} {config.split} documents"
+    show(results, config, f"{documents_of} in blocks of {block} tokens")
     return results
 
 
@@ -57,33 +63,82 @@ def evaluate_reward(config: EvaluateConfig, processes: Processes) -> dict[str, A
     Raises:
         UserError: for pairs that cannot be used.
     """
-    if is_text(config.data):
-        raise UserError(
-            f"--data {config.data} is text: a reward model is measured on preference pairs, a "
-            "table with the columns prompt, chosen and rejected, such as RUN/pairs/pairs.jsonl."
-        )
-    division = _division(config)
-    splits = load_pairs(
-        config.data, validation_fraction=division.validation_fraction, seed=division.seed
-    )
-    _say(splits, processes)
-    name, chosen = parse_split(config.split)
-    pairs = getattr(splits, name)
-    pairs = pairs.subset(range(len(pairs))[chosen])
+    _check(config, "reward")
+    pairs = _pairs(config, processes)
     results = {}
-    for row, folder in models_of(config):
-        parts = load_reward_model(folder)
-        longest = context_of(parts.model.scorer)
-        encoded = encode_pairs(pairs, parts.tokenizer, max_tokens=longest)
+    for row, name in models_of(config):
+        parts = load_reward_model(name)
+        most = context_of(parts.model.scorer)
+        encoded = encode_pairs(pairs, parts.tokenizer, max_tokens=most)
         model = parts.model.to(processes.device)
         results[row] = pair_accuracy(model, encoded, pairs, processes)
-    show(results, config, f"{pairs.name}, {len(pairs)} pairs")
+    show(results, config, f"{config.data}, {len(pairs)} {config.split} pairs")
     return results
 
 
-def _documents(config: EvaluateConfig) -> Documents:
+def _check(config: EvaluateConfig, kind: Kind) -> None:
+    if config.data == EvaluateConfig.data:
+        trained_on = read_info(config.model).get("data")
+        hint = f"; it was trained on {trained_on}" if trained_on else ""
+        raise UserError(
+            f'"{config.model}" is {IN_WORDS[kind]}: name {_DATA[kind]} with --data{hint}.'
+        )
+    other = kind_of(config.start) if config.start else kind
+    if other != kind:
+        raise UserError(
+            f'--start "{config.start}" is {IN_WORDS[other]}: give {IN_WORDS[kind]}, or leave '
+            "--start out."
+        )
+
+
+def _documents(config: EvaluateConfig, processes: Processes) -> Documents:
+    split, rows = _split_of(config)
     splits = load_text(
         config.data,
         validation_fraction=_division(config).validation_fraction,
         text_column=config.text_column,
     )
+    _say(splits.notes, processes)
+    documents: Documents = getattr(splits, split)
+    return documents[rows]
+
+
+def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
+    split, rows = _split_of(config)
+    if is_text(config.data):
+        raise UserError(
+            f"--data {config.data} is text and holds no pairs: name {_DATA['reward']} with --data."
+        )
+    division = _division(config)
+    splits = load_pairs(
+        config.data, validation_fraction=division.validation_fraction, seed=division.seed
+    )
+    _say(splits.notes, processes)
+    pairs: PairDataset = getattr(splits, split)
+    return pairs.subset(range(len(pairs))[rows])
+
+
+def _split_of(config: EvaluateConfig) -> tuple[str, slice]:
+    split, rows = parse_split(config.split)
+    if split == "all":
+        raise UserError(f"--split {config.split}: name train, validation or test.")
+    return split, rows
+
+
+def _division(config: EvaluateConfig) -> Division:
+    """Return how rows are divided: as `visgrpo language` does it where nothing else is known."""
+    return division_of(config, validation_fraction=LanguageConfig.validation_fraction)
+
+
+def _block(config: EvaluateConfig, models: Mapping[str, LanguageParts]) -> int:
+    """Return the tokens of a block: the same for all models, since what comes late is easier."""
+    sees = min(context_of(parts.model) for parts in models.values())
+    if config.context and config.context > sees:
+        raise UserError(f"--context {config.context}: the model sees {sees} tokens at once.")
+    return config.context or min(sees, LONGEST_BLOCK)
+
+
+def _say(notes: Iterable[str], processes: Processes) -> None:
+    for note in notes:
+        if processes.is_main:
+            print(f"note: {note}", file=sys.stderr)

@@ -28,7 +28,9 @@ class Division:
     train_slice: str | None = None
 
 
-def division_of(config: EvaluateConfig) -> Division:
+def division_of(
+    config: EvaluateConfig, *, validation_fraction: float = Division.validation_fraction
+) -> Division:
     """Return how rows are divided: by the options first, then as in the model's own run.
 
     On the data that the model was tuned on, they are divided as they were then: with another seed
@@ -38,7 +40,7 @@ def division_of(config: EvaluateConfig) -> Division:
     trained_on = info.get("data")
     # Folders may be written in several ways; other names are not changed by this.
     same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
-    division: dict[str, Any] = {}
+    division: dict[str, Any] = {"validation_fraction": validation_fraction}
     for name in ("seed", "validation_fraction", "train_slice"):
         given = getattr(config, name)
         if given is not None:

@@ -295,21 +295,29 @@ class GenerateConfig(SamplingConfig):
 
 _DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
 _LEARNING = (*POLICY_STAGES, "all")
+_WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("steps", "learning_rate", "batch_size", "eval_every", "save_every"),
-                    (*_ONE_BY_ONE, "preferences", "best-of-n")),
+    **dict.fromkeys(("steps", "learning_rate", "eval_every", "save_every"), _ONE_BY_ONE),
+    **dict.fromkeys(
+        (
+            *("weight_decay", "warmup", "schedule", "final_learning_rate", "max_grad_norm"),
+            *("log_every", "keep"),
+        ),
+        (*_ONE_BY_ONE, "all"),
+    ),
+    "batch_size": (*_ONE_BY_ONE, "preferences"),
     "accumulation": _ONE_BY_ONE,
     "lora": ("sft", *POLICY_STAGES),
     **dict.fromkeys(("temperature", "top_k", "top_p", "max_new_tokens"), _DRAWING),
     **dict.fromkeys(("pairs", "noise"), ("preferences", "all")),
     **dict.fromkeys(("init",), ("sft", "preferences", "reward", *POLICY_STAGES, "best-of-n")),
     **dict.fromkeys(("reward", "reward_weights"), (*POLICY_STAGES, "best-of-n")),
+    **dict.fromkeys(("combination", "scope", "advantage_baseline", "scale"), _WITH_GROUPS),
     **dict.fromkeys(
         (
-            *("combination", "scope", "advantage_baseline", "scale", "epsilon_low"),
-            *("epsilon_high", "kl_in", "mask_truncated", "inner_passes", "minibatches"),
-            *("refresh_every", "token_budget"),
+            *("epsilon_low", "epsilon_high", "kl_in", "mask_truncated", "inner_passes"),
+            *("minibatches", "refresh_every", "token_budget"),
         ),
         POLICY_STAGES,
     ),

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
+from visgrpo.models.language_loading import nanogpt_checkpoint
 from visgrpo.models.loading import check_model_name, in_one_line, read_info
 from visgrpo.recipes.use_configs import EvaluateConfig, PredictConfig
 
-Kind = Literal["clip", "classification", "segmentation", "backbone"]
+Kind = Literal["clip", "classification", "segmentation", "backbone", "language", "reward"]
 
 IN_WORDS: Mapping[Kind, str] = {
     "clip": "a CLIP or SigLIP model",
     "classification": "a backbone with a classification head",
     "segmentation": "a backbone with a segmentation head",
     "backbone": "a backbone without a head",
+    "language": "a language model",
+    "reward": "a reward model",
 }
+_TASKS: tuple[Kind, ...] = ("classification", "segmentation", "language", "reward")
+# How transformers' classes are called that write text, and those that score it.
+_ARCHITECTURES: Mapping[str, Kind] = {
+    "ForCausalLM": "language",
+    "LMHeadModel": "language",
+    "ForSequenceClassification": "reward",
+}
+_BACKBONES: tuple[Kind, ...] = ("classification", "segmentation", "backbone")
+_IMAGES: tuple[Kind, ...] = ("clip", *_BACKBONES)
+_LABELLED: tuple[Kind, ...] = ("clip", "classification", "backbone")
 # Options that go with some kinds only; all others go with every kind.
 _TAKEN_BY: Mapping[str, tuple[Kind, ...]] = {
     "alpha": ("clip",),
-    "batch_size": ("clip", "classification", "backbone"),
+    "batch_size": _LABELLED,
     "classes": ("clip",),
     "classes_file": ("segmentation",),
+    "context": ("language",),
     "ignore_index": ("segmentation",),
+    "image_column": _IMAGES,
     "image_size": ("segmentation",),
-    "label_column": ("clip", "classification", "backbone"),
+    "label_column": _LABELLED,
     "mask_column": ("segmentation",),
     "output": ("segmentation",),
     "pool": ("backbone",),
     "probe": ("classification", "backbone"),
+    "seed": (*_IMAGES, "reward"),
     "shifts": ("classification", "backbone"),
+    "skip_bad_images": _IMAGES,
     "templates": ("clip",),
+    "text_column": ("language",),
+    "train_slice": _IMAGES,
 }
+# Of backbones; that images' options do not go with text needs no words.
 _BECAUSE: Mapping[str, str] = {
     "alpha": "a head begins at random, so weights between the start's and its own answer nothing",
     "batch_size": "masks are evaluated as many at a time as fit into fixed memory",
@@ -48,23 +69,29 @@ _BECAUSE: Mapping[str, str] = {
 def kind_of(name: str) -> Kind:
     """Return what a folder or Hub name holds, without loading weights.
 
-    Models that are neither a backbone nor visgrpo's count as CLIP, whose loader names what it
-    takes.
+    Models that are none of the others count as CLIP, whose loader names what it takes.
 
     Raises:
         UserError: when the model is not there.
     """
+    if nanogpt_checkpoint(name) is not None:
+        return "language"
     check_model_name(name)
     task = read_info(name).get("task")
-    if task == "classification" or task == "segmentation":
-        return task
+    if task in _TASKS:
+        return cast(Kind, task)
     if (Path(name) / "adapter_config.json").exists():
-        return "clip"
+        return _kind_of_adapter(Path(name) / "adapter_config.json")
     from transformers import AutoConfig
 
     with in_one_line(name):
-        family = AutoConfig.from_pretrained(name).model_type
-    return "backbone" if family in FAMILIES else "clip"
+        config = AutoConfig.from_pretrained(name)
+    if config.model_type in FAMILIES:
+        return "backbone"
+    for ending, kind in _ARCHITECTURES.items():
+        if any(each.endswith(ending) for each in config.architectures or ()):
+            return kind
+    return "clip"
 
 
 def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: Kind) -> None:
@@ -74,9 +101,15 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: Kind) -> 
         if kind in taken_by or getattr(config, option.name) == option.default:
             continue
         flag = "--" + option.name.replace("_", "-")
-        reason = f": {_BECAUSE[option.name]}" if option.name in _BECAUSE and kind != "clip" else ""
+        because = _BECAUSE.get(option.name, "") if kind in _BACKBONES else ""
+        reason = f": {because}" if because else ""
         wanted = " or ".join(IN_WORDS[other] for other in taken_by)
         raise UserError(
             f'{flag} does not go with "{config.model}", {IN_WORDS[kind]}{reason}. '
             f"It is for {wanted}."
         )
+
+
+def _kind_of_adapter(settings: Path) -> Kind:
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return "language" if base and kind_of(base) == "language" else "clip"

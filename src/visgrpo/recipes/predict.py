@@ -16,7 +16,7 @@ from torch import Tensor
 from visgrpo.data.decoding import decode
 from visgrpo.errors import UserError
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip, read_info
+from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
@@ -37,7 +37,12 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             that do not go with the model.
     """
     config.check()
-    kind = kind_of(config.model)
+    kind = kind_of(model_folder(config.model))
+    if kind == "language" or kind == "reward":
+        raise UserError(
+            f'"{config.model}" is {IN_WORDS[kind]} and answers no images: '
+            + _OF_TEXT[kind].format(config.model)
+        )
     refuse_other_options(config, kind)
     classes = config.classes or tuple(read_info(config.model).get("classes", ()))
     if kind == "backbone":

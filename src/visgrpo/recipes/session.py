@@ -19,6 +19,7 @@ from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
 from visgrpo.recipes.configs import LoopConfig, RunConfig
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
+from visgrpo.training.metrics import reset_peak_memory
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
@@ -61,6 +62,7 @@ def open_session(config: LoopConfig, default_output: str) -> Session:
     processes = Processes(
         config.device, config.precision, report_to=config.report_to, folder=output
     )
+    reset_peak_memory(processes.device)
     run = RunDirectory(output, writes=processes.is_main)
     session = Session(config, processes, run, _checkpoint(config, run))
     processes.wait()  # every process has seen the folder free before one fills it

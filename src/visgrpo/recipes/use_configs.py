@@ -18,9 +18,11 @@ class EvaluateConfig(Config):
     """Evaluate a saved model on any data set."""
 
     model: str = ""
-    """Folder or Hub name: CLIP, a backbone with a head that visgrpo put on it, or without one."""
+    """Run, folder or Hub name: CLIP, a backbone with a head that visgrpo put on it, or without one,
+    a language model or a reward model."""
     data: str = "digits"
-    """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set."""
+    """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set. Language
+    model: text, as for visgrpo language; reward model: a table of preference pairs."""
     split: str = "test"
     """train, validation or test, perhaps sliced: "train[:2000]"."""
     image_column: str | None = None
@@ -29,6 +31,8 @@ class EvaluateConfig(Config):
     """Column of the labels, where its name is not a usual one."""
     mask_column: str | None = None
     """Segmentation: column of the masks, where its name is not a usual one."""
+    text_column: str | None = None
+    """Language model: column of the text of a table, where it is not called text."""
     classes_file: str | None = None
     """Segmentation: class names, one on each line; by default the classes.txt beside the data."""
     ignore_index: int | None = None
@@ -39,7 +43,8 @@ class EvaluateConfig(Config):
     """Of a validation split that has to be made, of a built-in world and of shifts; by default that
     of the model's own run where it was tuned on this data, else 0."""
     validation_fraction: float | None = None
-    """Share of the training rows in such a validation split; by default as --seed, else 0.1."""
+    """Share of the training rows in such a validation split; by default as --seed, else 0.1, and
+    0.05 of text and pairs, where it makes the test split of text too."""
     train_slice: str | None = None
     """Training rows that such a validation split is made from and that probes learn from; by
     default as --seed, else all."""
@@ -47,6 +52,8 @@ class EvaluateConfig(Config):
     """Leave out images that cannot be read; otherwise they stop the evaluation."""
     templates: tuple[str, ...] | None = None
     """CLIP: prompts; by default those that the model was trained with."""
+    context: int | None = None
+    """Language model: tokens of a block of text; by default all it can see, up to 1024."""
     pool: Literal["cls", "mean", "both"] | None = None
     """Backbone without a head: the class token (the default), the mean of the patches, or both."""
     probe: tuple[Probe, ...] = ()
@@ -69,6 +76,7 @@ class EvaluateConfig(Config):
     def check(self) -> None:
         named(self.model, "the model: visgrpo evaluate MODEL --data …")
         positive(self, "batch_size")
+        positive(self, "context", optional=True)
         not_negative(self, "seed", optional=True)
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise UserError(

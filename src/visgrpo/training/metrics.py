@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Mapping
@@ -65,6 +66,20 @@ class MetricMeans:
         }
         self._sums = dict(sums)
         return sums
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak start anew, for a run in a process that did something else before.
+
+    A process on a CPU can do so on Linux, where the kernel lets it; elsewhere its peak stays that
+    of its whole life.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    marks = Path("/proc/self/clear_refs")
+    if os.access(marks, os.W_OK):
+        marks.write_text("5")  # sets VmHWM to what is in use now
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -179,32 +179,40 @@ def count_letters(*, completions: list[str], **_: Any) -> list[float]:
 def check_agreement(ours: Visgrpo, trl: Trl) -> None:
     """Stop unless both give the same loss and gradient, on completions that TRL drew.
 
-    The advantages are noise: real ones of a first pass sum to 0, and so would both losses. TRL
-    scores tokens by the whole softmax, so ours forbids none here.
+    Advantages and old log-probs have noise, so that both losses depend on the weights and clip.
+    TRL scores tokens by the whole softmax, so ours forbids none here.
     """
     trl.rollout()
     ours.rollout()
     assert ours.groups is not None
     shape = ours.groups.tokens_NGT.shape
-    drawn = trl.inputs["completion_ids"].view(shape)  # raises where TRL's are shorter
+    drawn_NGT = trl.inputs["completion_ids"].view(shape)  # raises where TRL's are shorter
     if not (ours.groups.mask_NGT.all() and trl.inputs["completion_mask"].all()):
         raise SystemExit("A completion ended early: the two sides do not do the same work.")
     generator = torch.Generator().manual_seed(0)
-    advantages_NG = torch.randn(shape[:2], generator=generator).to(drawn.device)
-    trl_loss = trl.trainer.compute_loss(
-        trl.model, {**trl.inputs, "advantages": advantages_NG.flatten()}
-    )
+    advantages_NG = torch.randn(shape[:2], generator=generator).to(drawn_NGT.device)
+    noise_NGT = 0.2 * torch.randn(shape, generator=generator).to(drawn_NGT.device)
+    old_NGT = noise_NGT + ours.model.score(ours.batch.inputs, ours.batch.labels_N, drawn_NGT)
+    more = {"advantages": advantages_NG.flatten(), "old_per_token_logps": old_NGT.flatten(0, 1)}
+    trl_loss = trl.trainer.compute_loss(trl.model, {**trl.inputs, **more})
     rollouts = ours.method.rollouts
     sampling = replace(rollouts.sampling, distribution=TokenDistribution())
-    method = replace(ours.method, rollouts=replace(rollouts, sampling=sampling))
-    groups = replace(ours.groups, tokens_NGT=drawn, advantages=advantages_NG)
+    rollouts, terms = replace(rollouts, sampling=sampling), TokenTerms(on_policy=False)
+    groups = replace(
+        ours.groups,
+        tokens_NGT=drawn_NGT,
+        advantages=advantages_NG,
+        old_log_probs_NGT=old_NGT,
+    )
+    method = replace(ours.method, rollouts=rollouts, terms=terms)
     loss = method.loss(ours.model, ours.batch, groups, 0).loss
     gap = abs(loss.item() - trl_loss.item())
     expected, found = _gradient(trl_loss, trl.model), _gradient(loss, ours.model)
-    distance = float((found - expected).norm() / expected.norm())
+    distance = ((found - expected).norm() / expected.norm()).item()
+    said = f"losses {loss.item():.5f}, differing by {gap:.1e}; gradients by {distance:.1e}"
     if not (gap <= TOLERANCE and distance <= TOLERANCE):
-        raise SystemExit(f"The losses differ by {gap:.1e}, the gradients by {distance:.1e}.")
-    print(f"the losses differ by {gap:.1e}, the gradients by {distance:.1e}", file=sys.stderr)
+        raise SystemExit(f"The two sides do not agree: {said}.")
+    print(said, file=sys.stderr)
 
 
 def compare(case: Case, rounds: int) -> Row:
@@ -222,7 +230,7 @@ def compare(case: Case, rounds: int) -> Row:
         },
         rounds,
     )
-    steps = Timings({who: _sums(parts, f"{who} rollout", f"{who} update") for who in ("our", "TRL")})
+    steps = Timings({who: _steps_of(parts, who) for who in ("our", "TRL")})
     faster, spread = steps.ratio("TRL", "our")
     share = memory["visgrpo"] / memory["trl"]
     return {
@@ -240,12 +248,11 @@ def compare(case: Case, rounds: int) -> Row:
 def main() -> None:
     """Measure, print and write."""
     options = parser((__doc__ or "").splitlines()[0])
-    options.add_argument("--rounds", type=int, help="default: 15, quick 3")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     rows: list[Row] = []
     for case in QUICK if chosen.quick else FULL:
-        rows.append(compare(case, chosen.rounds or (3 if chosen.quick else 15)))
+        rows.append(compare(case, 2 if chosen.quick else 11))
         print(f"{case.name}: {rows[-1]['times as fast']:.3f}", file=sys.stderr, flush=True)
     print(machine())
     print(", ".join(f"{name} {number}" for name, number in versions("trl").items()))
@@ -325,8 +332,10 @@ def _gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _sums(timings: Timings, *names: str) -> Sequence[float]:
-    return [sum(parts) for parts in zip(*(timings.seconds[name] for name in names), strict=True)]
+def _steps_of(parts: Timings, who: str) -> list[float]:
+    """Return the seconds of each round's rollout and update together."""
+    pairs = zip(parts.seconds[f"{who} rollout"], parts.seconds[f"{who} update"], strict=True)
+    return [rollout + update for rollout, update in pairs]
 
 
 def _verdict(case: Case, faster: float, share: float) -> Row:

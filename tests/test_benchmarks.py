@@ -5,35 +5,62 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.slow
-def test_label_step_writes_its_rows(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    arguments = ["--quick", "--shape", "small", "--threads", "1", "--json", str(path)]
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
+
+
+def run(script: str, path: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    """Run a benchmark quickly; return the rows that it wrote to `path`, and what it printed."""
+    shared = ["--quick", "--threads", "1", "--json", str(path)]
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "label_step.py", *arguments],
+        [sys.executable, BENCHMARKS / script, *shared, *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-
     written = json.loads(path.read_text())
     assert set(written) == {"machine", "versions", "rows"}
     assert written["versions"]["torch"]
-    names = [row["name"] for row in written["rows"]]
+    for row in written["rows"]:
+        assert f"| {row['name']} |" in done.stdout
+    return written["rows"], done.stdout
+
+
+@pytest.mark.slow
+def test_label_step_writes_its_rows(tmp_path: Path) -> None:
+    rows, _ = run("label_step.py", tmp_path / "rows.json", "--shape", "small")
+    names = [row["name"] for row in rows]
     assert "small sampled cached" in names
     assert "small exact live" in names
     assert "small features cached" in names
-    for row in written["rows"]:
+    for row in rows:
         assert row["ratio"] > 0
         assert row["spread"] >= 0
         assert row["memory_ratio"] > 0
-        assert f"| {row['name']} |" in done.stdout
+
+
+@pytest.mark.slow
+@needs_trl
+def test_token_step_agrees_with_trl_and_writes_its_rows(tmp_path: Path) -> None:
+    rows, printed = run("token_step.py", tmp_path / "rows.json")
+    names = [row["name"] for row in rows]
+    assert names == ["gpt2, prompt 32, new 8", "qwen2, prompt 32, new 8"]
+    assert "trl 1." in printed
+    for row in rows:
+        for part in ("our rollout", "our update", "TRL rollout", "TRL update"):
+            assert row[f"{part} ms"] > 0
+        assert row["times as fast"] > 0
+        assert row["spread"] >= 0
+        assert row["our memory MB"] > 0
+        assert row["TRL memory MB"] > 0
+        assert row["verdict"] in ("met", "missed")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from language_runs import speak
 from pictures_of_masks import write_masks
 from pictures_of_shapes import write_pictures
 from tuning import RESNET, VIT, save_small_backbone
@@ -63,6 +64,27 @@ def start_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(start_run: Path) -> Path:
     """The folder of a small CLIP that is not good yet."""
     return start_run / "model"
+
+
+@pytest.fixture(scope="session")
+def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 paragraphs of Python's documentation; 72 to learn from, 9 and 9 held out."""
+    from pydoc_data.topics import topics
+
+    parts = [part for part in topics["assignment"].split("\n\n") + topics["class"].split("\n\n")]
+    file = tmp_path_factory.mktemp("text") / "short.txt"
+    file.write_text("\n\n".join(part for part in parts if len(part.strip()) > 40))
+    return file
+
+
+@pytest.fixture(scope="session")
+def stages(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of three runs, one stage after the other: sft, pairs and reward."""
+    folder = tmp_path_factory.mktemp("stages")
+    start = speak("sft", None, short_text, folder / "sft", "--steps", 30)
+    speak("preferences", start, short_text, folder / "pairs")
+    speak("reward", start, short_text, folder / "reward", "--steps", 6)
+    return folder
 
 
 @pytest.fixture

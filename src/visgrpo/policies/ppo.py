@@ -122,7 +122,8 @@ class TokenPPO:
             groups.returns_NGT.flatten(0, 1),
             groups.mask_NGT.flatten(0, 1),
         )
-        loss = self.value_weight * values.loss + (loss if step >= self.critic_warmup else 0.0)
+        # Times 0 and not left out: every process of several waits for every parameter's gradient.
+        loss = self.value_weight * values.loss + loss * float(step >= self.critic_warmup)
         return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:

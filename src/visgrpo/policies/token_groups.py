@@ -208,10 +208,12 @@ class TokenRollouts:
             self.memory.control.update(mean, total * self.group_size)
         return groups
 
-    def apart(self, prompts: Sequence[Prompt]) -> TokenRollouts:
+    def apart(self, prompts: Sequence[Prompt], group_size: int) -> TokenRollouts:
         """Return the same for other prompts and without the run's memory, in one process."""
         memory = TokenMemory(_NoControl())
-        return replace(self, prompts=prompts, memory=memory, shards=ONE_PROCESS)
+        return replace(
+            self, prompts=prompts, group_size=group_size, memory=memory, shards=ONE_PROCESS
+        )
 
     def _gold(
         self,

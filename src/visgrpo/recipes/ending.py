@@ -30,6 +30,8 @@ _COLUMNS = {
     "gold_reward": "gold reward",
     "length": "length",
     "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "margin": "margin",
 }
 
 

@@ -47,6 +47,8 @@ from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
+VALIDATION_COMPLETIONS = 2  # of each prompt; of a test prompt there are as many as in training
+
 
 def train_policy(config: LanguageConfig) -> dict[str, Any]:
     """Run the stage and return its summary, which is also in OUTPUT/summary.json."""
@@ -221,9 +223,9 @@ def _held_out(
     rollouts: TokenRollouts, job: PromptJob, split: str, session: Session
 ) -> HeldOutPrompts:
     dataset = getattr(job.splits, split)
-    return HeldOutPrompts(
-        rollouts.apart(dataset.prompts), dataset, job.inputs[split], session.processes
-    )
+    completions = rollouts.group_size if split == "test" else VALIDATION_COMPLETIONS
+    apart = rollouts.apart(dataset.prompts, completions)
+    return HeldOutPrompts(apart, dataset, job.inputs[split], session.processes)
 
 
 def _save(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +21,17 @@ from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.recipes.model_kinds import IN_WORDS, kind_of, refuse_other_options
+from visgrpo.recipes.model_kinds import IN_WORDS, Kind, kind_of, refuse_other_options
 from visgrpo.recipes.predict_backbone import segment_images
 from visgrpo.recipes.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
 
 Classify = Callable[[str, Image.Image], Tensor]
 """Makes logits (1, K) of an image and its path, which messages name."""
+_INSTEAD: Mapping[Kind, str] = {
+    "language": "visgrpo generate MODEL PROMPT completes text with it",
+    "reward": "visgrpo evaluate measures it, and visgrpo generate takes language models",
+}
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
@@ -37,11 +42,11 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             that do not go with the model.
     """
     config.check()
-    kind = kind_of(model_folder(config.model))
-    if kind == "language" or kind == "reward":
+    config = replace(config, model=model_folder(config.model))
+    kind = kind_of(config.model)
+    if kind in _INSTEAD:
         raise UserError(
-            f'"{config.model}" is {IN_WORDS[kind]} and answers no images: '
-            + _OF_TEXT[kind].format(config.model)
+            f'"{config.model}" is {IN_WORDS[kind]} and sees no images: {_INSTEAD[kind]}.'
         )
     refuse_other_options(config, kind)
     classes = config.classes or tuple(read_info(config.model).get("classes", ()))

@@ -57,10 +57,10 @@ class RolloutLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        end = self._length + key_states.shape[-2]
+        length = key_states.shape[-2]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self._length : end] = new
-        self._length = end
+            buffer.narrow(-2, self._length, length).copy_(new)
+        self._length += length
         self.keys, self.values = self._filled()
         return self.keys, self.values
 
@@ -70,7 +70,7 @@ class RolloutLayer(DynamicLayer):
         self.keys, self.values = self._filled()
 
     def _filled(self) -> tuple[Tensor, Tensor]:
-        keys, values = (buffer[:, :, : self._length] for buffer in self._buffers)
+        keys, values = (buffer.narrow(-2, 0, self._length) for buffer in self._buffers)
         return keys, values
 
     @staticmethod

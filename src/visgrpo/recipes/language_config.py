@@ -295,6 +295,7 @@ class GenerateConfig(SamplingConfig):
 
 _DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
 _LEARNING = (*POLICY_STAGES, "all")
+_CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
 _WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
@@ -314,10 +315,11 @@ _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("init",), ("sft", "preferences", "reward", *POLICY_STAGES, "best-of-n")),
     **dict.fromkeys(("reward", "reward_weights"), (*POLICY_STAGES, "best-of-n")),
     **dict.fromkeys(("combination", "scope", "advantage_baseline", "scale"), _WITH_GROUPS),
+    **dict.fromkeys(("epsilon_low", "epsilon_high"), _CLIPPING),
     **dict.fromkeys(
         (
-            *("epsilon_low", "epsilon_high", "kl_in", "mask_truncated", "inner_passes"),
-            *("minibatches", "refresh_every", "token_budget"),
+            *("kl_in", "mask_truncated", "inner_passes", "minibatches", "refresh_every"),
+            "token_budget",
         ),
         POLICY_STAGES,
     ),

@@ -43,7 +43,7 @@ from visgrpo.recipes.language_setup import (
 from visgrpo.recipes.session import Session, begin, open_session
 from visgrpo.rewards.gold import GoldJudge
 from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
+from visgrpo.training.kl_controller import AdaptiveKL, FixedKL, KLController
 from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
@@ -57,15 +57,12 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     full = resolved(config, parts.info)
     objective = objective_of(full)
     options = options_of(full, session)
+    control = _kl_control(config, completions=options.batch_size * config.group_size)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
     model = _model(full, parts, session)
     reference = reference_of(model) if config.beta or config.track_kl else None
-    memory = TokenMemory(
-        AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
-        if config.kl_target
-        else FixedKL(config.beta)
-    )
+    memory = TokenMemory(control)
     rollouts = TokenRollouts(
         rewards=rewards,
         sampling=sampling_of(full, parts),
@@ -217,6 +214,14 @@ def _model(config: LanguageConfig, parts: LanguageParts, session: Session) -> La
         parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
     )
     return LanguageModel(lm, critic).to(session.processes.device)
+
+
+def _kl_control(config: LanguageConfig, completions: int) -> KLController:
+    if not config.kl_target:
+        return FixedKL(config.beta)
+    control = AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
+    control.check(completions)
+    return control
 
 
 def _held_out(

@@ -63,13 +63,17 @@ class AdaptiveKL:
         """
         if not math.isfinite(kl):
             raise UserError(f"The KL to the reference is {kl}: lower the learning rate.")
+        self.check(samples)
+        error = min(max(kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
+        self.coefficient *= 1 + error * samples / self.horizon
+
+    def check(self, samples: int) -> None:
+        """Raise UserError for a horizon so short that so many completions could bring it to 0."""
         if MAX_ERROR * samples >= self.horizon:
             raise UserError(
                 f"The horizon of the adaptive KL is {self.horizon:g}: with {samples} completions "
                 f"at once it must be above {MAX_ERROR * samples:g}."
             )
-        error = min(max(kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
-        self.coefficient *= 1 + error * samples / self.horizon
 
     def state(self) -> dict[str, float]:
         return {"coefficient": self.coefficient}

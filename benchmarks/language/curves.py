@@ -2,10 +2,11 @@
 
     python benchmarks/language/curves.py runs/results/bard
 
-The first table has, at each share of the run, the tokens drawn so far, the proxy (the reward that is
-learned from), the gold reward (which nothing learns from) and KL to the start in nats per
-completion, all on held-out prompts, mean ± standard deviation over seeds (n - 1). The second has
-what a run costs: time of its steps, peak memory of its process, and weights by what they are for.
+The first table has, at each share of the run, the tokens drawn so far, the proxy (the reward that
+is learned from), the gold reward (which nothing learns from) and KL to the start in nats per
+completion, all on held-out prompts, mean ± standard deviation over seeds (n - 1). The second is
+best-of-n. The third has what a run costs: time of its steps, peak memory of its process, and
+weights and the optimiser's moments by what they are for.
 """
 
 from __future__ import annotations

@@ -287,6 +287,21 @@ def test_where_the_gradients_go(critic: str) -> None:
     assert not any(p.grad.any() for p in model.critic.parameters() if p.grad is not None)
 
 
+def test_the_critic_learns_alone_while_it_warms_up() -> None:
+    model, method = moved_method("separate", critic_warmup=3)
+    groups = method.rollout(model, batch_of(), 0, chunk=4)
+    for step, learns in ((2, False), (3, True)):
+        model.zero_grad()
+        result = method.loss(model, batch_of(), groups, step)
+        result.loss.backward()
+        # There for every parameter, as several processes wait for each: 0, and not missing.
+        assert all(p.grad is not None for p in model.lm.parameters())
+        assert any(p.grad.any() for p in model.lm.parameters()) == learns
+        assert model.critic.value.weight.grad.any()
+        whole = replace(method, critic_warmup=0).loss(model, batch_of(), groups, step)
+        assert result.metrics == pytest.approx(whole.metrics)
+
+
 @pytest.mark.parametrize("critic", ["head", "separate"])
 def test_a_batch_in_pieces_has_the_loss_and_gradient_of_the_whole(critic: str) -> None:
     model, method = moved_method(critic, terms=TokenTerms(entropy_weight=0.1))

@@ -25,7 +25,6 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.models.token_reference import reference_of
 from visgrpo.policies.token_groups import TokenGroups, TokenMemory, sequence_kl, shown_prompt
 from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 
@@ -48,16 +47,6 @@ class Noted:
         self.restored = dict(state)
 
 
-def start_and_policy() -> tuple[Any, Any]:
-    """A reference, and the policy that has moved away from it."""
-    model = language("qwen2")
-    reference = reference_of(model)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1.1)
-    return reference, model
-
-
 def rows_of(groups: TokenGroups, rows: list[int]) -> TokenGroups:
     """Some groups that were drawn and have no advantages yet."""
     dummy = replace(groups, advantages=torch.zeros(groups.ended_NG.shape))
@@ -77,7 +66,7 @@ def assert_same(ours: TokenGroups, theirs: TokenGroups) -> None:
 
 
 def test_groups_hold_what_was_drawn() -> None:
-    reference, model = start_and_policy()
+    reference, model = moved_from_start("qwen2")
     groups = rollouts(drawn=HOW, reference=reference).draw(model, batch_of(), 3, chunk=4)
     scores = model.score(PROMPTS, LENGTHS, groups.tokens_NGT, HOW.distribution)
     start = reference.log_probs(PROMPTS, LENGTHS, groups.tokens_NGT, HOW.distribution)
@@ -122,7 +111,7 @@ def test_rewards_are_asked_once_for_all_completions_with_columns() -> None:
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_pieces_of_any_size_draw_the_same(chunk: int) -> None:
     """Also with a completion that is longer in one piece than in another, and ragged prompts."""
-    reference, model = start_and_policy()
+    reference, model = moved_from_start("qwen2")
     source = rollouts(drawn=HOW, reference=reference)
     pieces = source.draw(model, batch_of(), 5, chunk=chunk)
     assert_same(pieces, source.draw(model, batch_of(), 5, chunk=4))
@@ -141,12 +130,12 @@ def test_another_step_or_seed_draws_others() -> None:
 @pytest.mark.parametrize("places", [[[0, 1], [2, 3]], [[0, 2], [1, 3]]])
 def test_two_processes_draw_what_one_draws(places: list[list[int]]) -> None:
     """Also where minibatches deal their blocks out, so that a share is not consecutive."""
-    reference, model = start_and_policy()
+    reference, model = moved_from_start("qwen2")
     control = Noted()
     alone = rollouts(drawn=HOW, reference=reference, control=control)
     whole = alone.draw(model, batch_of(), 2, chunk=4)
 
-    copies = [start_and_policy() for _ in places]
+    copies = [moved_from_start("qwen2") for _ in places]
 
     def work(shard: Any) -> tuple[TokenGroups, TokenMemory]:
         its_start, its_model = copies[shard.rank]
@@ -164,7 +153,7 @@ def test_two_processes_draw_what_one_draws(places: list[list[int]]) -> None:
 
 
 def test_the_control_is_told_nats_per_completion() -> None:
-    reference, model = start_and_policy()
+    reference, model = moved_from_start("qwen2")
     control = Noted()
     groups = rollouts(drawn=HOW, reference=reference, control=control).draw(
         model, batch_of(), 0, chunk=2
@@ -205,11 +194,12 @@ def test_a_reward_that_does_not_apply_to_a_prompt() -> None:
 
 
 def test_measuring_apart_leaves_the_runs_memory_alone() -> None:
-    reference, model = start_and_policy()
+    reference, model = moved_from_start("qwen2")
     control = Noted(0.5)
     source = rollouts(drawn=HOW, reference=reference, control=control)
-    apart = source.apart(PROMPT_TEXTS)
+    apart = source.apart(PROMPT_TEXTS, 2)
     groups = apart.draw(model, batch_of([0, 1, 2]), 0, chunk=3, total=3)
+    assert groups.ended_NG.shape == (3, 2)
     assert source.memory.sampled_tokens == 0
     assert control.told == []
     assert apart.memory.sampled_tokens == int(groups.mask_NGT.sum())

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
 from visgrpo.models.language import CriticKind, LanguageModel, Scores, critic_of
+from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.policies.rollout import Sampling
 from visgrpo.policies.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.policies.tokens import TokenGRPO, TokenTerms
 from visgrpo.rewards.text import TextRewards
 from visgrpo.training.kl_controller import FixedKL
 
@@ -102,6 +105,25 @@ def rollouts(
         memory=TokenMemory(FixedKL(0.0) if control is None else control),
         **settings,
     )
+
+
+def grpo(name: str = "grpo", **settings: Any) -> TokenGRPO:
+    """A method, off policy; some of its completions end and some are cut off."""
+    terms = settings.pop("terms", TokenTerms(on_policy=False))
+    best_only = settings.pop("best_only", False)
+    combination = settings.pop("combination", "sum_then_normalize")
+    source = rollouts(drawn=sampling(6, stop=(STOP, 6)), **settings)
+    return TokenGRPO(source, preset(name), terms, combination, best_only)
+
+
+def moved_from_start(kind: str = "gpt2") -> tuple[TokenReference, LanguageModel]:
+    """A reference, and the policy that has moved away from it."""
+    model = language(kind)
+    reference = reference_of(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    return reference, model
 
 
 class GivenScores(nn.Module):

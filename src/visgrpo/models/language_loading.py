@@ -143,8 +143,8 @@ def _checked(parts: LanguageParts) -> LanguageParts:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         raise UserError(
-            f'"{parts.name}" does not attend to its whole context in every layer, which completions '
-            "that share a prompt's cache need: take a model such as gpt2, qwen2 or llama."
+            f'"{parts.name}" has layers that see a part of the context only, with which completions '
+            "cannot share their prompt: take a model such as gpt2, qwen2 or llama."
         )
     embeddings = parts.model.get_input_embeddings().num_embeddings
     note = check_tokenizer(parts.tokenizer, parts.name, embeddings)

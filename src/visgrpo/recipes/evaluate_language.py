@@ -15,7 +15,6 @@ from visgrpo.errors import UserError
 from visgrpo.evaluation.text import likelihood, pair_accuracy
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of, load_language
-from visgrpo.models.loading import read_info
 from visgrpo.models.reward_model import load_reward_model
 from visgrpo.recipes.evaluate_shared import Division, division_of, models_of, show
 from visgrpo.recipes.language_config import LanguageConfig
@@ -78,11 +77,7 @@ def evaluate_reward(config: EvaluateConfig, processes: Processes) -> dict[str, A
 
 def _check(config: EvaluateConfig, kind: Kind) -> None:
     if config.data == EvaluateConfig.data:
-        trained_on = read_info(config.model).get("data")
-        hint = f"; it was trained on {trained_on}" if trained_on else ""
-        raise UserError(
-            f'"{config.model}" is {IN_WORDS[kind]}: name {_DATA[kind]} with --data{hint}.'
-        )
+        raise UserError(f'"{config.model}" is {IN_WORDS[kind]}: name {_DATA[kind]} with --data.')
     other = kind_of(config.start) if config.start else kind
     if other != kind:
         raise UserError(

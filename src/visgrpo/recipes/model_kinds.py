@@ -103,7 +103,8 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: Kind) -> 
         flag = "--" + option.name.replace("_", "-")
         because = _BECAUSE.get(option.name, "") if kind in _BACKBONES else ""
         reason = f": {because}" if because else ""
-        wanted = " or ".join(IN_WORDS[other] for other in taken_by)
+        *most, last = (IN_WORDS[other] for other in taken_by)
+        wanted = f"{', '.join(most)} or {last}" if most else last
         raise UserError(
             f'{flag} does not go with "{config.model}", {IN_WORDS[kind]}{reason}. '
             f"It is for {wanted}."

@@ -25,6 +25,17 @@ def test_the_example_runs(
     assert re.match(r"0 reward 0\.\d+ entropy \d\.\d+", capsys.readouterr().out)
 
 
+def test_the_example_of_a_language_model_learns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its reward, the share of vowels, is twice that of the random start after 20 steps."""
+    monkeypatch.setattr(sys, "argv", ["train_language.py", "21"])
+    runpy.run_path(str(ROOT / "examples" / "train_language.py"), run_name="__main__")
+    rewards = re.findall(r"^\d+ reward (0\.\d+) entropy \d", capsys.readouterr().out, re.MULTILINE)
+    first, last = map(float, rewards)
+    assert last > 2 * first
+
+
 def test_every_link_and_folder_of_the_readme_is_there() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):

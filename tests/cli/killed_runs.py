@@ -2,7 +2,8 @@
 
 Not a test: every run is a forked child of this one process, which has loaded the libraries once.
 runs.json lists {"words": […], "step": 5, "file": null}; the kill comes within the update of a step
-(counted from 0), or, with a file, before that file of the step's checkpoint is written.
+(counted from 0), or, with a file, before that file of the step's checkpoint is written. Where a
+command trains several times, "title" says in which training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import peft  # noqa: F401
 import torch
 from transformers import CLIPModel  # noqa: F401
 
-import visgrpo.recipes.clip  # noqa: F401
+import visgrpo.recipes.clip
+import visgrpo.recipes.language  # noqa: F401
 from visgrpo.cli import main
 from visgrpo.training import checkpoints
 from visgrpo.training.trainer import Trainer
@@ -28,11 +30,11 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_in_update(step: int) -> None:
+def killed_in_update(step: int, title: str | None) -> None:
     real = Trainer._update
 
     def update(self: Trainer, *arguments: Any) -> Any:
-        if self._step == step:
+        if self._step == step and title in (None, self._title):
             kill()
         return real(self, *arguments)
 
@@ -56,7 +58,7 @@ def start(run: dict[str, Any]) -> None:
         if run["file"]:
             killed_while_saving(run["step"], run["file"])
         else:
-            killed_in_update(run["step"])
+            killed_in_update(run["step"], run.get("title"))
         main(run["words"])
         os._exit(0)
     _, status = os.waitpid(child, 0)

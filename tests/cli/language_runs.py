@@ -9,7 +9,10 @@ from running import metric_lines, weights
 from visgrpo.cli import main
 
 _ALWAYS = {"--device": "cpu", "--validation-fraction": "0.1"}
-_STEPS = {"--steps": "4", "--batch-size": "4", "--learning-rate": "1e-3", "--log-every": "1"}
+_STEPS = {
+    **{"--steps": "4", "--batch-size": "4", "--learning-rate": "1e-3"},
+    **{"--log-every": "1", "--eval-every": "4"},
+}
 _DRAWING = {"--max-new-tokens": "8", "--prompt-tokens": "8", "--eval-prompts": "4"}
 _MODEL = {"--preset": "tiny", "--context": "48"}
 _POLICY = {**_DRAWING, **_STEPS, "--group-size": "4", "--reward": "gold"}
@@ -18,7 +21,10 @@ _OF_STAGE = {
     "preferences": {**_DRAWING, "--pairs": "40"},
     "reward": _STEPS,
     "best-of-n": {**_DRAWING, "--samples": "4", "--reward": "gold"},
-    "all": {**_DRAWING, "--preset": "tiny", "--pairs": "40", "--samples": "4", "--group-size": "4"},
+    "all": {
+        **{**_DRAWING, "--preset": "tiny", "--context": "16", "--eval-prompts": "2"},
+        **{"--pairs": "40", "--samples": "4", "--group-size": "4"},
+    },
 }
 
 
@@ -31,6 +37,8 @@ def language_words(
     """
     given = [str(option) for option in options]
     usual = {**_ALWAYS, **_OF_STAGE.get(stage, _POLICY)}
+    if stage == "ppo":
+        usual["--critic-warmup"] = "1"
     if init is not None:
         usual = {name: value for name, value in usual.items() if name not in _MODEL}
         usual["--init"] = str(init)
@@ -41,9 +49,7 @@ def language_words(
     return ["language", *named, *words, "--no-report", *given]
 
 
-def speak(
-    stage: str, init: Path | None, data: Path | str, output: Path, *options: object
-) -> Path:
+def speak(stage: str, init: Path | None, data: Path | str, output: Path, *options: object) -> Path:
     """Run a stage and return its run directory."""
     main(language_words(stage, init, data, output, *options))
     return output

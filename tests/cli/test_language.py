@@ -1,253 +1,147 @@
-"""`visgrpo language` stage by stage: every method, every option, and what a run leaves behind."""
+"""`visgrpo language` as a new user tries it: all stages, the comparing page, and completions."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import io
+import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
-import torch
-from language_runs import same_language_run, speak
-from running import read_json, read_lines, training_lines, weights
-from safetensors.torch import load_file
+from running import read_json
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-METHODS = (
-    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
-    "ppo",
-)
-LOGGED = {
-    *("loss", "reward", "reward_std", "frac_reward_zero_std", "rewards/gold/mean", "gold_reward"),
-    *("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
-    *("ratio_mean", "advantage_abs", "completions/mean_length", "completions/clipped_ratio"),
-    *("grad_norm", "learning_rate", "sampled_tokens", "kl_coefficient"),
-}
-LOGGED_BY_PPO = {"value_loss", "explained_variance", "value_clip_ratio"}
-MEASURED = {"reward", "gold_reward", "kl", "kl_per_token", "entropy", "length", "ended"}
+from visgrpo.cli import main
+
+pytestmark = pytest.mark.slow
+COMPARE = "--metric reward --metric kl --metric entropy --metric loss --metric gold_reward"
+POLICIES = ("grpo", "ppo")
+TRAINED = ("sft", "reward", *POLICIES)
+
+
+class Story(NamedTuple):
+    """The runs of `--stage all`, and what was printed while nobody watched a terminal."""
+
+    runs: Path
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="module")
-def plain(stages: Path, short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps of GRPO with nothing special about them; the run ends with its last weights."""
-    output = tmp_path_factory.mktemp("plain") / "run"
-    return speak("grpo", stages / "sft", short_text, output, "--keep", "last")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    runs = tmp_path_factory.mktemp("story") / "all"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        main(["language", "--preset", "tiny", "--output", str(runs), "--device", "cpu"])
+    return Story(runs, out.getvalue(), err.getvalue())
 
 
-def _changed(run: Path, other: Path) -> bool:
-    """Whether two runs ended with different weights."""
-    return weights(run) != weights(other)
-
-
-# Stages
-
-
-def test_sft_learns(stages: Path) -> None:
-    run = stages / "sft"
-    summary = read_json(run / "summary.json")
-    assert summary["after"]["nll"] < summary["before"]["nll"] - 0.5
-    assert summary["after"]["perplexity"] == pytest.approx(math.exp(summary["after"]["nll"]))
-    assert {"nll", "perplexity", "accuracy"} <= summary["after"].keys()
-    assert summary["memory"]["optimizer_bytes"] == 2 * summary["memory"]["policy_bytes"]
-    model = AutoModelForCausalLM.from_pretrained(run / "model")
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    ids = tokenizer("string", return_tensors="pt")["input_ids"]
-    assert model(ids).logits.shape == (1, 6, len(tokenizer))
-    assert summary["memory"]["policy_bytes"] == 4 * sum(p.numel() for p in model.parameters())
-
-
-def test_pairs_say_what_the_judge_said(stages: Path) -> None:
-    rows = read_lines(stages / "pairs" / "pairs.jsonl")
-    assert len(rows) == 40
-    for row in rows:
-        assert row["chosen"] != row["rejected"]
-        assert row["gold_chosen"] != row["gold_rejected"]
-    right = sum(row["gold_chosen"] > row["gold_rejected"] for row in rows) / len(rows)
-    assert read_json(stages / "pairs" / "summary.json")["judge_accuracy"] == pytest.approx(right)
-
-
-def test_the_reward_model_reads_pairs(stages: Path) -> None:
-    run = stages / "reward"
-    summary = read_json(run / "summary.json")
-    assert {"accuracy", "nll", "ece"} <= summary["after"].keys()
-    assert summary["reward_std"] > 0
-    assert read_json(run / "model" / "visgrpo.json")["reward_mean"] == summary["reward_mean"]
-    model = AutoModelForSequenceClassification.from_pretrained(run / "model")
-    assert model.config.num_labels == 1
-
-
-def test_best_of_n_is_better_than_one_and_writes_no_model(
-    stages: Path, short_text: Path, tmp_path: Path
-) -> None:
-    run = speak("best-of-n", stages / "sft", short_text, tmp_path / "run", "--samples", 8)
-    summary = read_json(run / "summary.json")
-    assert [row["n"] for row in summary["best_of_n"]] == [1, 2, 4, 8]
-    rewards = [row["reward"] for row in summary["best_of_n"]]
-    assert rewards == sorted(rewards)
-    assert summary["best_of_n"][-1]["kl"] == pytest.approx(math.log(8) - 7 / 8)
-    assert 0 < summary["sampled_tokens"] <= 4 * 8 * 8
-    assert "optimizer_bytes" not in summary["memory"]  # nothing trains
-    assert not (run / "model").exists()
-
-
-@pytest.mark.parametrize("stage", METHODS)
-def test_methods(stage: str, stages: Path, short_text: Path, tmp_path: Path) -> None:
-    run = speak(stage, stages / "sft", short_text, tmp_path / "run", "--keep", "last")
-    assert _changed(run, stages / "sft")
-    lines = training_lines(run)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    wanted = LOGGED | LOGGED_BY_PPO if stage == "ppo" else LOGGED
-    assert wanted <= lines[-1].keys()
-    drawn = [line["sampled_tokens"] for line in lines]
-    assert drawn == sorted(drawn)
-    assert 0 < drawn[-1] <= 4 * 4 * 4 * 8  # steps × prompts × completions × tokens
-    summary = read_json(run / "summary.json")
-    assert summary["method"] == stage
-    assert summary["sampled_tokens"] == drawn[-1]
-    assert MEASURED <= summary["after"].keys() == summary["before"].keys()
-    assert summary["before"]["kl"] == pytest.approx(0, abs=1e-4)
-    memory = summary["memory"]
-    assert memory["reference_bytes"] == memory["policy_bytes"]
-    assert ("critic_bytes" in memory) == (stage == "ppo")
-    assert "reward_model_bytes" not in memory
-
-
-def test_a_run_of_a_policy_has_what_is_promised(plain: Path) -> None:
-    names = {path.name for path in plain.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json"} < names
-    assert {"checkpoints", "model"} < names
-    for sample in read_lines(plain / "samples.jsonl"):
-        assert {"step", "index", "prompt"} < sample.keys()
-        for column in ("outputs", "rewards", "advantages", "gold", "ended"):
-            assert len(sample[column]) == 4
-        assert sample["rewards"] == sample["gold"]  # here the judge is the reward
-        assert sum(sample["advantages"]) == pytest.approx(0, abs=1e-4)
-    evaluations = [line for line in read_lines(plain / "metrics.jsonl") if "eval/reward" in line]
-    assert {f"eval/{name}" for name in MEASURED} < evaluations[-1].keys()
-    AutoModelForCausalLM.from_pretrained(plain / "model")
-
-
-def test_the_same_seed_repeats_a_run(
-    plain: Path, stages: Path, short_text: Path, tmp_path: Path
-) -> None:
-    start = stages / "sft"
-    again = speak("grpo", start, short_text, tmp_path / "again", "--keep", "last")
-    assert same_language_run(again, plain)
-    assert read_lines(again / "samples.jsonl") == read_lines(plain / "samples.jsonl")
-    other = speak("grpo", start, short_text, tmp_path / "other", "--keep", "last", "--seed", 1)
-    assert _changed(other, plain)
-
-
-def test_ppo_repeats_too(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    runs = [speak("ppo", stages / "sft", short_text, tmp_path / name) for name in ("a", "b")]
-    assert same_language_run(*runs)
-
-
-# Options
-
-CHANGING = {
-    "kl in the reward": "--kl-in reward --beta 0.5",
-    "kl estimator": "--kl-estimator k2 --beta 0.5",
-    "entropy": "--entropy-weight 0.1",
-    "truncated left out": "--mask-truncated",
-    "few tokens": "--top-k 5",
-    "nucleus": "--top-p 0.5",
-    "temperature": "--temperature 0.5",
-    "advantages": "--scope batch --advantage-baseline leave_one_out --scale none",
-    "no reference": "--beta 0 --no-track-kl",
-    "no judge": "--no-gold --reward {mine}",
-}
-
-
-@pytest.mark.parametrize("name", CHANGING)
-def test_options_change_the_run(
-    name: str, plain: Path, stages: Path, short_text: Path, tmp_path: Path
-) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text("def spaces(completions):\n    return [c.count(' ') for c in completions]\n")
-    options = CHANGING[name].format(mine=f"{mine}:spaces").split()
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", "--keep", "last", *options)
-    assert _changed(run, plain)
-    assert _changed(run, stages / "sft")
-    line = training_lines(run)[-1]
-    assert ("kl" in line) == (name != "no reference")
-    assert ("gold_reward" in line) == (name != "no judge")
-
-
-def test_several_updates_on_old_groups(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    options = "--inner-passes 2 --minibatches 2 --refresh-every 2 --learning-rate 1e-2".split()
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", *options)
-    lines = training_lines(run)
-    assert all(line["ratio_mean"] != 1.0 for line in lines)
-    assert lines[-1]["clip_ratio/region_mean"] > 0
-
-
-def test_accumulation_only_saves_memory(
-    plain: Path, stages: Path, short_text: Path, tmp_path: Path
-) -> None:
-    options = ("--keep", "last", "--accumulation", 2)
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", *options)
-    ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (run, plain))
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-4, rtol=1e-3)
-
-
-def test_a_critic_may_be_a_head_alone(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    sizes = {}
-    for critic in ("head", "separate"):
-        output = tmp_path / critic
-        run = speak("ppo", stages / "sft", short_text, output, "--critic", critic)
-        sizes[critic] = read_json(run / "summary.json")["memory"]
-    assert sizes["head"]["critic_bytes"] == 4 * (64 + 1)  # a weight for each feature, and a bias
-    assert sizes["separate"]["critic_bytes"] > sizes["separate"]["policy_bytes"] / 2
-    model = load_file(tmp_path / "head" / "model" / "model.safetensors")
-    assert not any("critic" in name for name in model)
-
-
-def test_a_token_budget_counts_steps(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", "--token-budget", 300)
-    summary = read_json(run / "summary.json")
-    assert summary["steps"] == 2  # of at most 4 × 4 × 8 tokens
-    assert summary["sampled_tokens"] <= 300
-
-
-def test_kl_is_steered(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    options = "--kl-target 0.01 --kl-horizon 32 --learning-rate 1e-2".split()
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", *options)
-    coefficients = [line["kl_coefficient"] for line in training_lines(run)]
-    assert coefficients[-1] > coefficients[0]
-
-
-def test_several_rewards_of_which_one_is_mine(
-    stages: Path, short_text: Path, tmp_path: Path
-) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "def brief(prompts, completions, completion_ids, **columns):\n"
-        "    assert len(prompts) == len(completions) == len(completion_ids)\n"
-        "    return [-len(text) / 10 for text in completions]\n"
+def test_all_stages_leave_their_runs(story: Story) -> None:
+    for name in ("sft", "pairs", "reward", "best-of-n", "grpo", "ppo"):
+        summary = read_json(story.runs / name / "summary.json")
+        assert summary["recipe"] == "language"
+        assert summary["seconds"] > 0
+        assert (story.runs / name / "config.yaml").exists()
+    for name in TRAINED:
+        files = {path.name for path in (story.runs / name).iterdir()}
+        assert {"metrics.jsonl", "checkpoints", "model", "plots", "report.html"} < files
+    for name in POLICIES:
+        assert (story.runs / name / "samples.jsonl").exists()
+        summary = read_json(story.runs / name / "summary.json")
+        assert summary["sampled_tokens"] > 0
+        memory = summary["memory"]
+        assert {"policy_bytes", "reference_bytes", "reward_model_bytes"} < memory.keys()
+    whole = read_json(story.runs / "summary.json")
+    assert list(whole["stages"]) == ["sft", "pairs", "reward", "best-of-n", "grpo", "ppo"]
+    assert whole["seconds"] == pytest.approx(
+        sum(stage["seconds"] for stage in whole["stages"].values()), abs=0.01
     )
-    specs = [f"model:{stages / 'reward'}", "gold", f"{mine}:brief"]
-    options: list[Any] = ["--reward", *specs, "--reward-weights", "1", "2", "0.5"]
-    run = speak("grpo", stages / "sft", short_text, tmp_path / "run", *options)
-    for line in training_lines(run):
-        parts = [line[f"rewards/{name}/mean"] for name in ("model", "gold", "brief")]
-        assert line["reward"] == pytest.approx(parts[0] + 2 * parts[1] + 0.5 * parts[2], abs=1e-5)
-    memory = read_json(run / "summary.json")["memory"]
-    assert memory["reward_model_bytes"] == read_json(stages / "reward" / "summary.json")[
-        "memory"
-    ]["policy_bytes"]
 
 
-def test_the_reward_model_beside_the_start_is_the_reward(
-    stages: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from language_runs import language_words
+def test_the_models_load_with_plain_transformers(story: Story) -> None:
+    for name in TRAINED:
+        folder = story.runs / name / "model"
+        auto = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
+        model, report = auto.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+        assert (folder / "README.md").exists()
 
-    from visgrpo.cli import main
 
-    words = language_words("grpo", stages / "sft", short_text, tmp_path / "run")
-    at = words.index("--reward")
-    main([*words[:at], *words[at + 2 :]])
-    assert f"note: the reward is model:{stages / 'reward'}." in capsys.readouterr().err
-    assert "rewards/model/mean" in training_lines(tmp_path / "run")[-1]
+def test_the_story_learns(story: Story) -> None:
+    sft, grpo, ppo = (
+        read_json(story.runs / name / "summary.json") for name in ("sft", "grpo", "ppo")
+    )
+    assert sft["after"]["nll"] < sft["before"]["nll"] - 1
+    for summary in (grpo, ppo):
+        assert summary["after"]["reward"] > summary["before"]["reward"]
+        assert summary["after"]["kl"] > 0
+    assert grpo["before"] == ppo["before"]  # the same start, prompts and random numbers
+
+
+def test_pages_need_nothing_from_elsewhere(story: Story) -> None:
+    pages = [story.runs / name / "report.html" for name in (*TRAINED, "best-of-n")]
+    for page in [*pages, story.runs / "compare.html"]:
+        text = page.read_text()
+        assert "<img" in text
+        assert 'src="http' not in text
+        assert "<link" not in text
+
+
+def test_a_pipe_gets_plain_lines(story: Story) -> None:
+    for text in (story.out, story.err):
+        assert "\x1b" not in text
+        assert "\r" not in text
+        assert "Warning" not in text
+        assert "[transformers]" not in text
+    for number, stage in enumerate(("sft", "preferences", "reward"), start=1):
+        assert f"[{number}/6] {stage}\n" in story.err
+    assert "[6/6] ppo\n" in story.err
+    assert story.err.splitlines()[-1] == f"Page: {story.runs / 'compare.html'}"
+    assert len(story.err.splitlines()) < 100
+    last_table = story.out[story.out.rindex("held-out prompts") :]
+    for row in ("sft (start)", "best of 8", "grpo", "ppo"):
+        assert f"│ {row} " in last_table
+
+
+def test_compare_draws_the_metrics_that_are_asked_for(story: Story, tmp_path: Path) -> None:
+    runs = [str(story.runs / name) for name in POLICIES]
+    page = tmp_path / "compare.html"
+    main(["compare", *runs, *COMPARE.split(), "--output", str(page)])
+    drawn = re.findall(r'alt="Curve: ([^"]*)"', page.read_text())
+    assert drawn[0].startswith("reward that is trained on and gold reward against KL")
+    assert drawn[-5:] == ["Reward", "KL to the start", "Entropy", "Loss", "Gold reward"]
+
+
+# Completions
+
+
+def test_generate_prints_completions(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(story.runs / "grpo" / "model"), "The string", "--samples", "4"]
+    main(words)
+    shown = capsys.readouterr()
+    assert [f"--- {number} of 4" in shown.out for number in range(1, 6)] == [True] * 4 + [False]
+    assert shown.out.count("The string") >= 4
+    assert not shown.err
+    main(words)
+    assert capsys.readouterr().out == shown.out
+    main([*words, "--seed", "1"])
+    assert capsys.readouterr().out != shown.out
+
+
+def test_generate_speaks_json(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a run's folder, and with what bounds the draws."""
+    words = ["generate", str(story.runs / "ppo"), "The string", "--json", "--samples", "3"]
+    main([*words, "--max-new-tokens", "5", "--top-k", "1"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] == "The string"
+    assert len(found["completions"]) == 3
+    assert len({each["completion"] for each in found["completions"]}) == 1  # no choice is left
+    for each in found["completions"]:
+        assert 0 < each["tokens"] <= 5
+        assert each["log_prob"] == pytest.approx(0, abs=1e-5)
+        assert isinstance(each["ended"], bool)

@@ -15,7 +15,7 @@ import yaml
 from running import clip, read_json, refused, same_run
 
 from visgrpo.cli import COMMANDS, main
-from visgrpo.recipes.configs import RunConfig
+from visgrpo.recipes.configs import LoopConfig
 from visgrpo.recipes.sweep import TRAINABLE
 
 Capture = pytest.CaptureFixture[str]
@@ -298,7 +298,7 @@ def test_every_command_that_trains_can_be_swept() -> None:
     training = {
         name: (command.config, command.function)
         for name, command in COMMANDS.items()
-        if issubclass(resolve_name(command.config), RunConfig)
+        if issubclass(resolve_name(command.config), LoopConfig)
     }
     swept = {name: (recipe.config, recipe.function) for name, recipe in TRAINABLE.items()}
     assert swept == training

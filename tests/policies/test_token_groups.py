@@ -20,6 +20,7 @@ from token_tools import (
     in_two_processes,
     language,
     large_tokens,
+    moved_from_start,
     rollouts,
     sampling,
 )

@@ -89,9 +89,12 @@ def test_the_files(tmp_path: Path) -> None:
         "| a\\|b | 0.1 | 3 | 0.700 ± 0.200 | 0.200 ± 0.100 |",
         "| c | 0.1 | 1 | 0.250 | – |",
         "",
-        "Mean ± standard deviation over seeds (n - 1). Options of the runs: sweep.yaml; "
-        "their curves: compare.html.",
+        "Mean ± standard deviation over seeds (n - 1). Options of the runs: sweep.yaml.",
     ]
+    (tmp_path / "compare.html").touch()  # not before the last run, and not where none has curves
+    write_rows(tmp_path, "visgrpo sweep clip", rows)
+    text = (tmp_path / "table.md").read_text()
+    assert text.endswith("Options of the runs: sweep.yaml; their curves: compare.html.\n")
 
 
 def test_the_printed_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +110,15 @@ def test_measures_that_some_run_has() -> None:
     without = [summary(0.25)]
     assert measured(without, ["knn.20", "accuracy"]) == ["accuracy"]
     assert measured([], ["accuracy"]) == []
+
+
+def test_runs_without_measures_of_a_tuned_model() -> None:
+    """A stage that trains nothing has other numbers; they are offered too."""
+    made = [{"pairs": 40, "judge_accuracy": 0.75}]
+    assert measure_of(made[0], "judge_accuracy") == 0.75
+    assert measure_of(made[0], "accuracy") is None
+    found = complaints(made, ["judge_acuracy"])
+    assert found == ['No run measured "judge_acuracy". Did you mean "judge_accuracy"?']
 
 
 def test_a_measure_that_no_run_has() -> None:

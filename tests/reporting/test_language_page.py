@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from html_pages import Page, assert_offline, read_page, squeeze
-from language_runs import language_run, write_jsonl
+from fake_language_runs import language_run, write_jsonl
 
 from visgrpo.errors import UserError
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report

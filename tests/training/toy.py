@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import BatchLoader, CachedInputs
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.objectives import preset
+from visgrpo.policies.groups import LossResult
 from visgrpo.policies.labels import LabelGRPO
 from visgrpo.policies.supervised import Supervised
 from visgrpo.rewards import parse_rewards
@@ -60,6 +61,21 @@ def grpo(name: str = "grpo", processes: Processes | None = None, **settings: Any
         group_size=4,
         **settings,
     )
+
+
+class Stub:
+    """A method without groups whose loss is a function of the model and the step."""
+
+    def __init__(self, loss_of: Any) -> None:
+        self._loss_of = loss_of
+
+    def rollout(self, old_model: Any, batch: Any, step: int, *, chunk: int) -> None: ...
+
+    def loss(self, model: Any, batch: Any, groups: None, step: int) -> LossResult:
+        return LossResult(self._loss_of(model, batch, step), {})
+
+    def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]:
+        return []
 
 
 def toy_trainer(

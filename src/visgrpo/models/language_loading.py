@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visgrpo.errors import UserError
+from visgrpo.models.language import LanguageModel
 from visgrpo.models.loading import (
     check_model_name,
     in_one_line,
@@ -138,6 +139,35 @@ def _load_adapter(name: str) -> LanguageParts:
     return replace(base, name=name, model=merged, info=read_info(name) or base.info)
 
 
+def _check_scores(parts: LanguageParts) -> None:
+    """Refuse a model whose log-probs our way of reading prompts once would get wrong.
+
+    Some families scale their logits after the output head, keep dropout where we do not see it, or
+    have no cache of keys and values. A few tokens, scored both ways, tell.
+    """
+    model = LanguageModel(parts.model)
+    ids_BT = torch.arange(6).view(2, 3) % model.plain.get_input_embeddings().num_embeddings
+    prompts, rest = ids_BT[:, :1], ids_BT[:, None, 1:]
+    refusal = UserError(
+        f'"{parts.name}", a {parts.model.config.model_type}, cannot be scored with prompts that are '
+        "read once: take a model such as gpt2, qwen2 or llama."
+    )
+    training = parts.model.training
+    model.train()  # where dropout that was not switched off shows
+    try:
+        ours_BT = model.score(prompts, torch.ones(2, dtype=torch.long), rest).squeeze(1)
+        with torch.no_grad():
+            logits_BTV = parts.model.eval()(input_ids=ids_BT[:, :-1], use_cache=False).logits
+    except (AttributeError, TypeError, ValueError) as error:
+        raise refusal from error
+    finally:
+        parts.model.train(training)
+    plain_BTV = logits_BTV.float().log_softmax(dim=-1)
+    plain_BT = plain_BTV.gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    if not torch.allclose(ours_BT, plain_BT, atol=1e-3):
+        raise refusal
+
+
 def _checked(parts: LanguageParts) -> LanguageParts:
     config = parts.model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -146,6 +176,7 @@ def _checked(parts: LanguageParts) -> LanguageParts:
             f'"{parts.name}" has layers that see a part of the context only, with which completions '
             "cannot share their prompt: take a model such as gpt2, qwen2 or llama."
         )
+    _check_scores(parts)
     embeddings = parts.model.get_input_embeddings().num_embeddings
     note = check_tokenizer(parts.tokenizer, parts.name, embeddings)
     return replace(parts, notes=(note,)) if note else parts

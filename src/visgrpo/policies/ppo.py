@@ -11,7 +11,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import surrogate, weighted_sum
-from visgrpo.objectives.critic import explained_variance, gae, value_loss, whiten
+from visgrpo.objectives.critic import gae, value_loss, whiten
 from visgrpo.policies.groups import Shards
 from visgrpo.policies.token_groups import TokenGroups, TokenRollouts
 from visgrpo.policies.tokens import (
@@ -74,16 +74,20 @@ class TokenPPO:
             gamma=self.gamma,
             lam=self.lam,
         )
+        mask_BT, shards = groups.mask_NGT.flatten(0, 1), self.rollouts.shards
+        # The advantages are what is left of the returns once the values are taken away.
+        left = moments_of_all(advantages_BT, mask_BT, shards)
+        _, of_returns = moments_of_all(returns_BT, mask_BT, shards)
+        explained = 1 - left[1] / of_returns if of_returns > 0 else torch.zeros_like(of_returns)
         if self.whiten_advantages:
-            mask_BT = groups.mask_NGT.flatten(0, 1)
-            moments = moments_of_all(advantages_BT, mask_BT, self.rollouts.shards)
-            advantages_BT = whiten(advantages_BT, mask_BT, statistics=moments)
+            advantages_BT = whiten(advantages_BT, mask_BT, statistics=left)
         shape = groups.mask_NGT.shape
         return replace(
             groups,
             advantages=advantages_BT.view(shape),
             returns_NGT=returns_BT.view(shape),
             old_values_NGT=values_NGT,
+            explained_variance_N=explained.float().expand(len(batch)),
         )
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:
@@ -117,11 +121,8 @@ class TokenPPO:
         )
         metrics["value_loss"] = values.loss.detach()
         metrics["value_clip_ratio"] = values.clip_share
-        metrics["explained_variance"] = explained_variance(
-            groups.old_values_NGT.flatten(0, 1),
-            groups.returns_NGT.flatten(0, 1),
-            groups.mask_NGT.flatten(0, 1),
-        )
+        assert groups.explained_variance_N is not None
+        metrics["explained_variance"] = groups.explained_variance_N.mean()
         # Times 0 and not left out: every process of several waits for every parameter's gradient.
         loss = self.value_weight * values.loss + loss * float(step >= self.critic_warmup)
         return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)

@@ -86,7 +86,7 @@ def generate(
         uniforms_AT = uniforms_NGT.flatten(0, 1).to(device)
         going_A = ~ended_B
         for step in range(room):
-            log_probs_AV = sampling.distribution.log_probs(decoder.logits_BV)
+            log_probs_AV = sampling.distribution.log_probs(decoder.logits_BV).float()
             drawn_A = draw(log_probs_AV, uniforms_AT[:, step : step + 1]).squeeze(1)
             its_log_probs_A = log_probs_AV.gather(1, drawn_A[:, None]).squeeze(1)
             tokens_BT[active_A, step] = torch.where(going_A, drawn_A, sampling.pad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,10 +30,11 @@ class TokenGroups:
         reference_log_probs_NGT: of the same tokens by the start; None without a reference.
         rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
         gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
-        advantages: (N, G), or (N, G, T) where a critic sees every token.
+        advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until a method sets them.
         mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
             number for every input.
         old_values_NGT, returns_NGT: of the critic, where there is one.
+        explained_variance_N: of its values in the whole batch, the same number for every input.
         texts: the prompt and the completions of each input, as text.
     """
 
@@ -48,9 +49,19 @@ class TokenGroups:
     gold_NG: Tensor | None
     mean_tokens_N: Tensor
     texts: tuple[tuple[str, tuple[str, ...]], ...]
-    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages: Tensor
     old_values_NGT: Tensor | None = None
     returns_NGT: Tensor | None = None
+    explained_variance_N: Tensor | None = None
+
+    def mean_over_tokens(self, values_NGT: Tensor) -> Tensor:
+        """Return what these groups add to the mean over all tokens of the whole batch.
+
+        The mean over equal pieces of a batch is then that of its tokens, however long each piece's
+        completions are.
+        """
+        tokens = self.mean_tokens_N.sum() * self.mask_NGT.shape[1]
+        return values_NGT.masked_fill(~self.mask_NGT, 0.0).sum() / tokens.clamp(min=1)
 
     def select(self, rows: Tensor) -> TokenGroups:
         """Return the groups of some inputs, for a minibatch, without padding that none needs."""
@@ -175,7 +186,6 @@ class TokenRollouts:
                     )
                 )
         completions = joined(parts, self.sampling.pad)
-        longest = completions.mask_NGT.shape[-1]
         ids = completions.ids()
         prompts = [self.prompts[row] for row in batch.indices_N.tolist()]
         texts = [self.decode(group) for group in ids]
@@ -189,10 +199,9 @@ class TokenRollouts:
             mask_NGT=completions.mask_NGT,
             ended_NG=completions.ended_NG,
             old_log_probs_NGT=completions.log_probs_NGT,
-            reference_log_probs_NGT=torch.cat([_padded(r, longest, 0.0) for r in references])
-            if references
-            else None,
+            reference_log_probs_NGT=_one_after_another(references, completions.mask_NGT),
             rewards_NGR=self.rewards(prompts, texts, ids, batch.columns).to(device),
+            advantages=torch.zeros_like(tokens_NG, dtype=torch.float32),
             gold_NG=self._gold(prompts, texts, ids, batch.columns, device),
             mean_tokens_N=tokens_NG.new_full(
                 (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
@@ -252,6 +261,14 @@ def shown_prompt(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _one_after_another(parts: Sequence[Tensor], mask_NGT: Tensor) -> Tensor | None:
+    """Join the reference's log-probs of parts of a batch; 0 after the end, None without a part."""
+    if not parts:
+        return None
+    longest = mask_NGT.shape[-1]
+    return torch.cat([_padded(part, longest, 0.0) for part in parts]).masked_fill(~mask_NGT, 0.0)
 
 
 def _padded(values_NGT: Tensor, length: int, value: float) -> Tensor:

@@ -86,7 +86,7 @@ class TokenTerms:
             "clip_ratio/high_mean": result.clip_high,
             "clip_ratio/region_mean": result.clip_low + result.clip_high,
             "ratio_mean": result.ratio_mean,
-            "entropy": masked_mean(scores.entropy.detach(), groups.mask_NGT),
+            "entropy": groups.mean_over_tokens(scores.entropy.detach()),
             "completions/mean_length": groups.mask_NGT.sum(dim=-1).float().mean(),
             "completions/clipped_ratio": 1 - groups.ended_NG.float().mean(),
         }
@@ -94,7 +94,7 @@ class TokenTerms:
             with torch.no_grad():
                 for estimator, name in (("k3", "kl"), ("k1", "kl_k1")):
                     each = self._kl(scores.log_probs, groups, groups.mask_NGT, estimator, None)
-                    metrics[name] = masked_mean(each, groups.mask_NGT)
+                    metrics[name] = groups.mean_over_tokens(each)
             if self.kl_in == "loss" and coefficient:
                 old = self.old_log_probs(scores, groups)
                 kl_NGT = self._kl(scores.log_probs, groups, mask_NGT, self.kl_estimator, old)
@@ -204,11 +204,6 @@ def token_aggregation(
     return aggregation, float(max_new_tokens)
 
 
-def masked_mean(values_NGT: Tensor, mask_NGT: Tensor) -> Tensor:
-    """Return the mean over unmasked tokens; 0 where there is none."""
-    return values_NGT.masked_fill(~mask_NGT, 0.0).sum() / mask_NGT.sum().clamp(min=1)
-
-
 def reward_metrics(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
     """Return what the groups earned, in all and by each reward, and how much that differed."""
     rewards_NGR, rewards = groups.rewards_NGR, rollouts.rewards
@@ -222,7 +217,7 @@ def reward_metrics(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
         "frac_reward_zero_std": all_equal(totals_NG).float().mean(),
         "advantage_abs": advantages.abs().mean()
         if advantages.ndim == 2
-        else masked_mean(advantages.abs(), groups.mask_NGT),
+        else groups.mean_over_tokens(advantages.abs()),
     }
     for i, name in enumerate(rewards.names):
         metrics[f"rewards/{name}/mean"] = rewards_NGR[..., i].nanmean().nan_to_num(nan=0.0)

@@ -39,7 +39,7 @@ def evaluate_language(config: EvaluateConfig, processes: Processes) -> dict[str,
         UserError: for text that cannot be used, and a --context that is more than a model sees.
     """
     _check(config, "language")
-    documents = _documents(config, processes)
+    text, documents = _documents(config, processes)
     models = {row: load_language(name) for row, name in models_of(config)}
     block = _block(config, models)
     results = {}
@@ -48,8 +48,7 @@ def evaluate_language(config: EvaluateConfig, processes: Processes) -> dict[str,
         blocks = token_blocks(documents, parts.tokenizer, block)
         model = LanguageModel(parts.model).to(processes.device).eval()
         results[row] = likelihood(model, blocks, parts.tokenizer, processes)
-    documents_of = f"{config.data}, {len(documents)} {config.split} documents"
-    show(results, config, f"{documents_of} in blocks of {block} tokens")
+    show(results, config, f"{text}, {len(documents)} documents in blocks of {block} tokens")
     return results
 
 
@@ -71,7 +70,7 @@ def evaluate_reward(config: EvaluateConfig, processes: Processes) -> dict[str, A
         encoded = encode_pairs(pairs, parts.tokenizer, max_tokens=most)
         model = parts.model.to(processes.device)
         results[row] = pair_accuracy(model, encoded, pairs, processes)
-    show(results, config, f"{config.data}, {len(pairs)} {config.split} pairs")
+    show(results, config, f"{pairs.name}, {len(pairs)} pairs")
     return results
 
 
@@ -86,7 +85,8 @@ def _check(config: EvaluateConfig, kind: Kind) -> None:
         )
 
 
-def _documents(config: EvaluateConfig, processes: Processes) -> Documents:
+def _documents(config: EvaluateConfig, processes: Processes) -> tuple[str, Documents]:
+    """Return the documents to evaluate on, after what they are called."""
     split, rows = _split_of(config)
     splits = load_text(
         config.data,
@@ -95,7 +95,7 @@ def _documents(config: EvaluateConfig, processes: Processes) -> Documents:
     )
     _say(splits.notes, processes)
     documents: Documents = getattr(splits, split)
-    return documents[rows]
+    return f"{splits.name}/{split}", documents[rows]
 
 
 def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:

@@ -44,7 +44,7 @@ def best_of_n(config: LanguageConfig) -> dict[str, Any]:
     full = resolved(config, parts.info)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
-    model = LanguageModel(parts.model).to(session.processes.device).eval()
+    model = LanguageModel(parts.model).requires_grad_(False).to(session.processes.device).eval()
     assert full.samples is not None
     memory = TokenMemory(FixedKL(0.0))
     rollouts = TokenRollouts(

@@ -99,7 +99,7 @@ def _pairs(
         seed=config.seed,
     )
     assert config.batch_size is not None
-    size = min(4 * config.batch_size, len(job.splits.train))
+    size = min(8 * config.batch_size, len(job.splits.train))
     loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
     steps = math.ceil(MOST_ROUNDS * _wanted(config) / size)
     drawn = 0

@@ -57,6 +57,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     full = resolved(config, parts.info)
     objective = objective_of(full)
     options = options_of(full, session)
+    _check_warmup(full, options.steps)
     control = _kl_control(config, completions=options.batch_size * config.group_size)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
@@ -128,6 +129,14 @@ def objective_of(config: LanguageConfig) -> Objective:
     if config.stage != "ppo":
         check_objective(objective, "sampled", config.group_size)
     return objective
+
+
+def _check_warmup(config: LanguageConfig, steps: int) -> None:
+    if config.stage == "ppo" and config.critic_warmup >= steps:
+        raise UserError(
+            f"--critic-warmup {config.critic_warmup} leaves none of {steps} steps to the policy: "
+            "take more --steps, or a shorter warm-up."
+        )
 
 
 def method_of(

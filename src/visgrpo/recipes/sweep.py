@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,7 +26,8 @@ from visgrpo.recipes.sweep_table import (
     sweep_rows,
     write_rows,
 )
-from visgrpo.reporting import compare_runs, read_run
+from visgrpo.reporting import compare_runs
+from visgrpo.reporting.run_reader import read_object
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
     RunDirectory,
@@ -56,6 +57,11 @@ TRAINABLE: Mapping[str, Trainable] = {
         "visgrpo.recipes.backbone_configs:SegmentationConfig",
         "visgrpo.recipes.segmentation:train_segmentation",
         ("miou", "pixel_accuracy"),
+    ),
+    "language": Trainable(
+        "visgrpo.recipes.language_config:LanguageConfig",
+        "visgrpo.recipes.language:train_language",
+        ("gold_reward", "reward", "kl", "nll", "accuracy"),
     ),
     "pretrain clip": Trainable(
         "visgrpo.recipes.pretrain_configs:PretrainClipConfig",
@@ -117,6 +123,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
             f'A sweep of one run is "visgrpo {command}": give --seeds 2 or more, or several values.'
         )
     _begin(config, output, file)
+    repeat = _command_line(config, file, output)
     summaries: dict[tuple[str, int], Summary] = {}
     for number, job in enumerate(jobs, start=1):
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
@@ -125,15 +132,17 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         # Without probes, say, no run has their measures: no columns of dashes by default.
         measures = config.measure or measured(summaries.values(), recipe.measures)
         rows = sweep_rows(combinations, summaries, measures)
-        write_rows(output, _command_line(config, file, output), rows)
+        write_rows(output, repeat, rows)
         if number == 1:  # perhaps a later run has it, but a typo is best seen now
             for complaint in complaints(summaries.values(), config.measure):
                 _say(f"note: {complaint}")
-    page = compare_runs([job.folder for job in jobs], None, output / PAGE)
+    page = _page(jobs, output)
     for complaint in complaints(summaries.values(), config.measure):
         raise UserError(f"{complaint} The runs are done: --resume with another --measure.")
+    write_rows(output, repeat, rows)  # now with the page's name
     print_rows(command, rows)
-    print(page)
+    if page is not None:
+        print(page)
     return rows
 
 
@@ -191,7 +200,7 @@ def _begin(config: SweepConfig, output: Path, file: Path) -> None:
 def _summary(job: Job, recipe: Trainable, output: Path) -> Summary:
     """Run a job, unless it is finished, and return its summary."""
     if job.finished:
-        return read_run(job.folder).summary
+        return read_object(job.folder / "summary.json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
             return resolve_name(recipe.function)(job.config)
@@ -201,6 +210,12 @@ def _summary(job: Job, recipe: Trainable, output: Path) -> Summary:
         # The same error, which may carry the traceback of the user's own reward.
         error.args = (f"{job.title}: {error} What is done stays: go on with --resume.",)
         raise
+
+
+def _page(jobs: Sequence[Job], output: Path) -> Path | None:
+    """Draw the curves of the runs that have any: making pairs, for one, has none."""
+    drawn = [job.folder for job in jobs if (job.folder / "metrics.jsonl").exists()]
+    return compare_runs(drawn, None, output / PAGE) if len(drawn) > 1 else None
 
 
 def _command_line(config: SweepConfig, file: Path, output: Path) -> str:

@@ -57,7 +57,7 @@ def measure_of(summary: Summary, measure: str) -> float | None:
 
     None where there is no such number.
     """
-    for values in (summary["after"], summary):
+    for values in (summary.get("after", {}), summary):
         found = _at(values, measure)
         if isinstance(found, int | float):
             return float(found)
@@ -75,7 +75,7 @@ def measured(summaries: Collection[Summary], measures: Iterable[str]) -> list[st
 
 def complaints(summaries: Collection[Summary], measures: Sequence[str]) -> list[str]:
     """Return a line for every measure that none of these runs has."""
-    known = dict.fromkeys(key for s in summaries for key in flatten(s["after"]))
+    known = dict.fromkeys(key for s in summaries for key in flatten(s.get("after", s)))
     return [
         f'No run measured "{measure}". {nearest(measure, known)}'
         for measure in measures
@@ -90,10 +90,8 @@ def write_rows(folder: Path, command: str, rows: Sequence[Mapping[str, Any]]) ->
     header, *body = _cells(rows)
     lines = [header, ["---"] * len(header), *body]
     table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-    text = (
-        f"    {command}\n\n{table}\n\n"
-        f"Mean ± {SPREAD}. Options of the runs: {PLAN}; their curves: {PAGE}.\n"
-    )
+    curves = f"; their curves: {PAGE}" if (folder / PAGE).exists() else ""
+    text = f"    {command}\n\n{table}\n\nMean ± {SPREAD}. Options of the runs: {PLAN}{curves}.\n"
     (folder / TABLE).write_text(text, encoding="utf-8")
 
 

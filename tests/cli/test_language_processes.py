@@ -1,0 +1,82 @@
+"""Two processes with half the prompts each train the language model of one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from language_runs import language_words, speak, speechless
+from running import read_json, read_lines
+from safetensors.torch import load_file
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TWO = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo"]
+WAYS = {
+    "mean over tokens, accumulated": ("dapo", "--accumulation 2 --kl-target 0.05"),
+    "ppo, updates on old groups": ("ppo", "--minibatches 2 --mask-truncated"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_give_the_numbers_of_one(
+    way: str, stages: Path, short_text: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    stage, options = WAYS[way]
+    # An odd number of held-out prompts: the processes' shares of them differ.
+    more = [*options.split(), "--keep", "last", "--batch-size", "8", "--eval-prompts", "3"]
+    one = speak(stage, stages / "sft", short_text, tmp_path / "one", *more)
+    two = tmp_path / "two"
+    done = subprocess.run(
+        [*TWO, *language_words(stage, stages / "sft", short_text, two, *more)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("held-out") == 1  # one process prints
+    ours, theirs = speechless(two), speechless(one)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]  # written once
+    for our, their in zip(ours, theirs, strict=True):
+        assert our == pytest.approx(their, abs=1e-4, rel=1e-3)
+    for name in ("sampled_tokens", "memory"):
+        assert read_json(two / "summary.json")[name] == read_json(one / "summary.json")[name]
+    _assert_close(two, one)
+    samples = [read_lines(run / "samples.jsonl") for run in (one, two)]
+    for line in samples[1]:
+        assert _drawn(line) in [_drawn(other) for other in samples[0]]
+
+
+def _drawn(sample: dict[str, object]) -> tuple[object, ...]:
+    return sample["step"], sample["index"], sample["outputs"], sample["gold"]
+
+
+def _assert_close(two: Path, one: Path) -> None:
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        # Adam turns rounding noise in a gradient of nothing into steps of up to the learning rate.
+        torch.testing.assert_close(ours[name], theirs[name], atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_all_and_pairs_run_in_one_process(
+    stages: Path, short_text: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [*TWO, *language_words("preferences", stages / "sft", short_text, run)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "--stage preferences runs in one process" in done.stderr
+    assert not run.exists()

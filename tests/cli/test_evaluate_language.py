@@ -25,6 +25,7 @@ from visgrpo.models.language_saving import save_language
 from visgrpo.models.reward_model import build_reward_model, save_reward_model
 from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
+from visgrpo.recipes.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
 CONTEXT = 24
@@ -276,6 +277,22 @@ def test_what_does_not_go_together(
     words, expected = REFUSED[name]
     line = [str(places.get(word, word)) for word in words.split()]
     assert expected in refused(capsys, ["evaluate", *line], notes=True)
+
+
+KINDS = {
+    "Qwen2ForCausalLM": "language",
+    "GPT2LMHeadModel": "language",
+    "Qwen2ForSequenceClassification": "reward",
+    "Qwen2Model": "clip",  # whose loader says what it takes
+}
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_models_from_elsewhere_are_known_by_their_class(architecture: str, tmp_path: Path) -> None:
+    family = "gpt2" if architecture.startswith("GPT2") else "qwen2"
+    settings = {"model_type": family, "architectures": [architecture]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert kind_of(str(tmp_path)) == KINDS[architecture]
 
 
 def test_context_does_not_go_with_images(tiny_clip_folder: Path, capsys: Capture) -> None:

@@ -16,7 +16,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TWO = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo"]
 WAYS = {
     "mean over tokens, accumulated": ("dapo", "--accumulation 2 --kl-target 0.05"),
-    "ppo, updates on old groups": ("ppo", "--minibatches 2 --mask-truncated"),
+    "ppo, updates on old groups": ("ppo", "--minibatches 2 --kl-in loss"),
 }
 
 
@@ -43,7 +43,10 @@ def test_two_processes_give_the_numbers_of_one(
     ours, theirs = speechless(two), speechless(one)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]  # written once
     for our, their in zip(ours, theirs, strict=True):
-        assert our == pytest.approx(their, abs=1e-4, rel=1e-3)
+        for name in their:
+            # Shares of tokens are means over the parts of a batch, whose lengths differ.
+            close = 5e-3 if name.startswith(("clip_ratio", "ratio_mean")) else 1e-4
+            assert our[name] == pytest.approx(their[name], abs=close, rel=1e-3), name
     for name in ("sampled_tokens", "memory"):
         assert read_json(two / "summary.json")[name] == read_json(one / "summary.json")[name]
     _assert_close(two, one)
@@ -65,7 +68,7 @@ def _assert_close(two: Path, one: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_and_pairs_run_in_one_process(
+def test_pairs_are_made_in_one_process(
     stages: Path, short_text: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     run = tmp_path / "run"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from language_models import tiny_language
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -258,6 +259,15 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     assert one_line(str(tmp_path)) == (
         f'"{tmp_path}" is no reward model: it lacks score.weight. Train one with --stage reward.'
     )
+
+
+def test_a_trunk_that_is_not_whole(tmp_path: Path) -> None:
+    saved(language_of("gpt2"), tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["transformer.ln_f.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "lacks 1 weight(s), such as transformer.ln_f.bias: they" in one_line(str(tmp_path))
 
 
 def test_a_classifier_of_several_classes_is_no_reward_model(tmp_path: Path) -> None:

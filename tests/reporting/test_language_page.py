@@ -6,8 +6,8 @@ import json
 from functools import partial
 
 import pytest
-from html_pages import Page, assert_offline, read_page, squeeze
 from fake_language_runs import language_run, write_jsonl
+from html_pages import Page, assert_offline, read_page, squeeze
 
 from visgrpo.errors import UserError
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from html_pages import read_page, squeeze
 from fake_language_runs import language_run, write_jsonl
+from html_pages import read_page, squeeze
 from matplotlib.colors import to_hex
 from PIL import Image
 

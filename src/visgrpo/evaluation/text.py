@@ -18,6 +18,7 @@ from visgrpo.evaluation.zero_shot import run_over
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.reward_model import RewardModel
 from visgrpo.objectives import weighted_sum
+from visgrpo.objectives.token_distribution import LOGITS_AT_ONCE
 from visgrpo.policies.token_groups import TokenRollouts, sequence_kl
 
 PROMPTS_AT_ONCE = 32
@@ -37,8 +38,11 @@ def likelihood(
         return torch.stack([nll_B.double(), correct_B.double()], dim=1)
 
     rows = BlockDataset("text", len(blocks.inputs_M))
+    vocabulary = model.plain.get_input_embeddings().num_embeddings
+    fits = LOGITS_AT_ONCE // (blocks.inputs_M.shape[1] * vocabulary)
+    at_once = max(1, min(PROMPTS_AT_ONCE, fits))
     with processes.autocast():
-        totals_M2 = run_over(sums, rows, blocks, processes, batch_size=PROMPTS_AT_ONCE)
+        totals_M2 = run_over(sums, rows, blocks, processes, batch_size=at_once)
     texts = tokenizer.batch_decode(blocks.inputs_M[:, 1:], skip_special_tokens=True)
     nll, correct = totals_M2.sum(dim=0).tolist()
     tokens = blocks.inputs_M[:, 1:].numel()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visgrpo.errors import UserError
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.loading import (
@@ -149,8 +151,8 @@ def _check_scores(parts: LanguageParts) -> None:
     ids_BT = torch.arange(6).view(2, 3) % model.plain.get_input_embeddings().num_embeddings
     prompts, rest = ids_BT[:, :1], ids_BT[:, None, 1:]
     refusal = UserError(
-        f'"{parts.name}", a {parts.model.config.model_type}, cannot be scored with prompts that are '
-        "read once: take a model such as gpt2, qwen2 or llama."
+        f'"{parts.name}", a {parts.model.config.model_type}, scores otherwise when its completions '
+        "share a prompt: take a model such as gpt2, qwen2 or llama."
     )
     training = parts.model.training
     model.train()  # where dropout that was not switched off shows
@@ -173,8 +175,8 @@ def _checked(parts: LanguageParts) -> LanguageParts:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         raise UserError(
-            f'"{parts.name}" has layers that see a part of the context only, with which completions '
-            "cannot share their prompt: take a model such as gpt2, qwen2 or llama."
+            f'"{parts.name}" has layers that see a part of the context only, with which completions'
+            " cannot share their prompt: take a model such as gpt2, qwen2 or llama."
         )
     _check_scores(parts)
     embeddings = parts.model.get_input_embeddings().num_embeddings

@@ -30,7 +30,7 @@ class TokenGroups:
         reference_log_probs_NGT: of the same tokens by the start; None without a reference.
         rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
         gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
-        advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until a method sets them.
+        advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until they are made.
         mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
             number for every input.
         old_values_NGT, returns_NGT: of the critic, where there is one.

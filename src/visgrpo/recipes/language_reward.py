@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from visgrpo.data.pairs import PairDataset, PairSplits, encode_pairs, load_pairs
+from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
 from visgrpo.data.text_sources import is_text
 from visgrpo.errors import UserError
 from visgrpo.evaluation.text import pair_accuracy, pair_scores
@@ -40,7 +40,10 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     options = options_of(full, session)
-    splits = _pairs(config, session)
+    spec = _pairs_of(config, session)
+    splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
+    for note in splits.notes:
+        session.say(f"note: {note}")
     tokenizer = with_own_padding(parts.tokenizer)
     pairs = {
         name: encode_pairs(getattr(splits, name), tokenizer, max_tokens=context_of(parts.model))
@@ -73,7 +76,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
     normalising = {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
 
     def save(summary: Mapping[str, Any]) -> None:
-        info = {**info_of(config, parts), **normalising}
+        info = {**info_of(config, parts), **normalising, "data": spec}
         folder = session.run.path / "model"
         save_reward_model(model, tokenizer, folder, reward_card(summary), info)
 
@@ -83,7 +86,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
         recipe="language",
         method="reward",
         model=str(config.init),
-        data=data_of(replace(config, data=splits.train.name), vars(splits), "pairs"),
+        data=data_of(replace(config, data=spec), vars(splits), "pairs"),
         before=before,
         after=measures("test"),
         save=save,
@@ -91,8 +94,8 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
     )
 
 
-def _pairs(config: LanguageConfig, session: Session) -> PairSplits:
-    """Load the pairs: the table that is named, or those that were made beside the start."""
+def _pairs_of(config: LanguageConfig, session: Session) -> str:
+    """Return the table of pairs that is named, or the one that was made beside the start."""
     spec = config.data
     if is_text(spec):
         beside = Path(str(config.init)).parent / "pairs" / PAIRS_FILE
@@ -103,10 +106,7 @@ def _pairs(config: LanguageConfig, session: Session) -> PairSplits:
             )
         spec = str(beside)
         session.say(f"note: the pairs are {spec}.")
-    splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
-    for note in splits.notes:
-        session.say(f"note: {note}")
-    return splits
+    return spec
 
 
 def _ceiling(test: PairDataset) -> dict[str, float]:

@@ -192,5 +192,5 @@ def _nanogpt(folder: Path, text: str) -> Path:
     arguments = {**sizes, "vocab_size": vocabulary, "dropout": 0.0, "bias": False}
     torch.save({"model": model, "model_args": arguments}, folder / "ckpt.pt")
     stoi = {character: number for number, character in enumerate(characters)}
-    (folder / "characters.json").write_text(json.dumps({"stoi": stoi, "eos": "$"}))
+    (folder / "meta.json").write_text(json.dumps({"stoi": stoi, "eos": "$"}))
     return folder / "ckpt.pt"

@@ -289,7 +289,8 @@ def test_forbidden_padding_after_an_end_leaves_gradients_finite() -> None:
     method = grpo(reference=reference, control=FixedKL(BETA), terms=terms)
     groups = method.rollout(model, batch_of(), 0, chunk=4)
     assert not groups.mask_NGT.all()
-    scores = model(groups.prompts_NP, groups.lengths_N, groups.tokens_NGT, HOW.distribution)
+    cuts = method.rollouts.sampling.distribution
+    scores = model(groups.prompts_NP, groups.lengths_N, groups.tokens_NGT, cuts)
     assert (scores.log_probs[~groups.mask_NGT] == -math.inf).any()
     result = method.loss(model, batch_of(), groups, 0)
     result.loss.backward()

@@ -111,7 +111,7 @@ def test_an_adapter_is_a_start(chat_model: Path, reward: str, tmp_path: Path) ->
 
 
 def test_sft_on_a_column_of_a_table(chat_model: Path, tmp_path: Path) -> None:
-    rows = [{"body": f"Two and {n} make {n + 2}, as everyone knows well."} for n in range(40)]
+    rows = [{"body": f"{n} and two make {n + 2}, as everyone knows."} for n in range(10, 50)]
     data = _table(tmp_path / "text.jsonl", rows)
     options = ["--text-column", "body", "--context", "32", "--lora", *FEW]
     run = speak("sft", chat_model, data, tmp_path / "run", *options)

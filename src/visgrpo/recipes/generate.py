@@ -10,10 +10,9 @@ import torch
 
 from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.language_loading import load_language
 from visgrpo.policies.rollout import generate, token_uniforms
 from visgrpo.recipes.language_config import FOREIGN, PRESETS, GenerateConfig
-from visgrpo.recipes.language_setup import decoder_of, prompt_room, sampling_of
+from visgrpo.recipes.language_setup import decoder_of, load_writer, prompt_room, sampling_of
 from visgrpo.training.processes import Processes
 
 
@@ -25,7 +24,7 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
     """
     config.check()
     processes = Processes(config.device)
-    parts = load_language(config.model)
+    parts = load_writer(config.model)
     if config.max_new_tokens is None:
         preset = parts.info.get("preset")
         longest = (PRESETS[preset] if preset else FOREIGN).max_new_tokens

@@ -119,6 +119,10 @@ class SamplingConfig(Config):
 class LanguageConfig(LoopConfig, SamplingConfig):
     """A small language model: SFT, a learned reward model, then GRPO, PPO and others beside."""
 
+    steps: int | None = None
+    """Steps of one batch each; by default the preset's for the stage."""
+    learning_rate: float | None = None
+    """By default the preset's for the stage, 20 times as much with --lora."""
     stage: Stage = "all"
     """One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page."""
     data: str = "topics"
@@ -129,7 +133,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     prompt_column: str | None = None
     """Column of the prompts of a table, where its name is not a usual one."""
     validation_fraction: float = 0.05
-    """Share of the data set apart for each of validation and test where it is not divided."""
+    """Share of undivided text set apart for each of validation and test; of a table's prompts, for
+    validation (its test split is a fifth)."""
     init: str | None = None
     """What a stage starts from: a run, a model folder, a Hub name or a nanoGPT ckpt.pt."""
     preset: Preset = "nano"
@@ -156,7 +161,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     gold: bool = True
     """Measure the gold judge's score beside the rewards, where the data is text."""
     reward: tuple[str, ...] = ()
-    """model:RUN, gold, file.py:f or module:f; by default the run "reward" beside --init."""
+    """model:RUN, gold, file.py:f or module:f; by default the model of the run "reward" beside
+    --init."""
     reward_weights: tuple[float, ...] | None = None
     """One number for each reward; by default 1."""
     combination: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
@@ -198,11 +204,12 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     refresh_every: int = 1
     """Steps after which the old policy, which draws, is brought up to date."""
     silent_steps: int = 50
-    """Stop when no group's rewards have differed for so many steps; 0 never stops."""
+    """Stop when no group's rewards have differed for so many steps, looked at with every line of
+    the log; 0 never stops."""
     critic: Literal["separate", "head"] = "separate"
     """ppo: a critic with a transformer of its own, or a head on the policy's."""
     critic_rate: float = 5.0
-    """ppo: the critic learns at this multiple of the learning rate."""
+    """ppo: the critic learns at this multiple of the learning rate, with --lora the adapters'."""
     gamma: float = 1.0
     """ppo: discount of a token."""
     gae_lambda: float = 0.95
@@ -212,7 +219,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     value_weight: float = 0.5
     """ppo: weight of the value loss."""
     critic_warmup: int = 5
-    """ppo: first steps in which the critic learns alone."""
+    """ppo: first steps in which the policy's loss is left out and the critic learns alone."""
     whiten_advantages: bool = True
     """ppo: bring the advantages of a batch to mean 0 and variance 1."""
     samples: int | None = None

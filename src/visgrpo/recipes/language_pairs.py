@@ -52,9 +52,9 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
             "--stage preferences needs --data with text, and --gold on: the judge learns from it "
             "what good text looks like."
         )
-    begin(session, "language")
     began = time.perf_counter()
     rows = list(itertools.islice(_pairs(full, parts, job, session), _wanted(full)))
+    begin(session, "language")
     write_pairs(session.run.path / PAIRS_FILE, rows)
     golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
     summary: dict[str, Any] = {

@@ -46,10 +46,25 @@ def run_name(config: LanguageConfig) -> str:
     return f"language-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
 
 
+def load_writer(name: str) -> LanguageParts:
+    """Load a language model; refuse what visgrpo trained from one to score text.
+
+    Raises:
+        UserError: for a model that is not there, or that writes no text.
+    """
+    parts = load_language(name)
+    if parts.info.get("task") == "reward":
+        raise UserError(
+            f'"{name}" is a reward model, which scores text and writes none: name the model that '
+            f"it started from, {parts.info.get('start')}."
+        )
+    return parts
+
+
 def load_start(config: LanguageConfig, session: Session) -> LanguageParts:
     """Load the model that a stage starts from; say what was decided about it."""
     assert config.init is not None
-    parts = load_language(config.init)
+    parts = load_writer(config.init)
     for note in parts.notes:
         session.say(f"note: {note}")
     return parts

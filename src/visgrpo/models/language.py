@@ -67,6 +67,7 @@ class LanguageModel(nn.Module):
         distribution: TokenDistribution = WHOLE_SOFTMAX,
         *,
         entropy_gradient: bool = False,
+        critic_alone: bool = False,
     ) -> Scores:
         """Score the tokens of G completions of each of N prompts, (N, G, T).
 
@@ -77,6 +78,8 @@ class LanguageModel(nn.Module):
             prompts_NP: token ids, padded on the left.
             lengths_N: real tokens of each prompt, at least 1.
             completions_NGT: token ids, padded on the right with any id.
+            entropy_gradient: whether the entropy is part of the loss.
+            critic_alone: whether a critic that reads the policy's states leaves them as they are.
         """
         hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT)
         scores = score_tokens(
@@ -88,7 +91,8 @@ class LanguageModel(nn.Module):
         )
         values_NGT = None
         if self.critic is not None:
-            values_NGT = self.critic(hidden_NGTD, prompts_NP, lengths_N, completions_NGT)
+            read_NGTD = hidden_NGTD.detach() if critic_alone else hidden_NGTD
+            values_NGT = self.critic(read_NGTD, prompts_NP, lengths_N, completions_NGT)
         shape = completions_NGT.shape
         return Scores(scores.log_probs.view(shape), scores.entropy.view(shape), values_NGT)
 

@@ -92,7 +92,8 @@ class TokenPPO:
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:
         """Return the loss of some groups and its metrics."""
-        scores = self.terms.score(model, groups, self.rollouts)
+        warming_up = step < self.critic_warmup
+        scores = self.terms.score(model, groups, self.rollouts, critic_alone=warming_up)
         assert scores.values is not None
         assert groups.old_values_NGT is not None
         assert groups.returns_NGT is not None
@@ -124,7 +125,7 @@ class TokenPPO:
         assert groups.explained_variance_N is not None
         metrics["explained_variance"] = groups.explained_variance_N.mean()
         # Times 0 and not left out: every process of several waits for every parameter's gradient.
-        loss = self.value_weight * values.loss + loss * float(step >= self.critic_warmup)
+        loss = self.value_weight * values.loss + loss * float(not warming_up)
         return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:

@@ -56,14 +56,22 @@ class TokenTerms:
             return groups.mask_NGT
         return groups.mask_NGT & groups.ended_NG.unsqueeze(-1)
 
-    def score(self, model: Any, groups: TokenGroups, rollouts: TokenRollouts) -> Scores:
-        """Run the policy over the completions, with gradient."""
+    def score(
+        self,
+        model: Any,
+        groups: TokenGroups,
+        rollouts: TokenRollouts,
+        *,
+        critic_alone: bool = False,
+    ) -> Scores:
+        """Run the policy, and the critic if there is one, over the completions, with gradient."""
         return model(
             groups.prompts_NP,
             groups.lengths_N,
             groups.tokens_NGT,
             rollouts.sampling.distribution,
             entropy_gradient=bool(self.entropy_weight),
+            critic_alone=critic_alone,
         )
 
     def old_log_probs(self, scores: Scores, groups: TokenGroups) -> Tensor:

@@ -120,7 +120,7 @@ def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
     table = Table("", *[_COLUMNS[key] for key in columns], title=title, title_justify="left")
     for name, row in rows.items():
-        table.add_row(name, *[f"{row[key]:.3f}" if key in row else "" for key in columns])
+        table.add_row(name, *[f"{row[key]:z.3f}" if key in row else "" for key in columns])
     Console(width=None if Console().is_terminal else 100).print(table)
 
 

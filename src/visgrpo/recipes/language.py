@@ -56,7 +56,7 @@ def _train_of(stage: str) -> Train:
 
 def _train_all(config: LanguageConfig) -> dict[str, Any]:
     """Train each stage in a folder of its own, and put the last ones on one page."""
-    session = open_session(config, run_name(config))
+    session = open_session(config, run_name(config), has_checkpoints=False)
     if session.processes.world_size > 1:
         raise UserError("--stage all runs in one process: run its stages one by one in several.")
     output = session.run.path

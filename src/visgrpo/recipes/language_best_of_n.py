@@ -68,7 +68,7 @@ def best_of_n(config: LanguageConfig) -> dict[str, Any]:
         proxies.append(weighted_sum(known_NGR, rewards.weights_R).cpu())
         if groups.gold_NG is not None:
             golds.append(groups.gold_NG.cpu())
-    sizes = [2**power for power in range(full.samples.bit_length())]
+    sizes = sorted({*(2**power for power in range(full.samples.bit_length())), full.samples})
     rows = best_of_samples(torch.cat(proxies), torch.cat(golds) if golds else None, sizes)
     seconds = time.perf_counter() - began
     summary = {

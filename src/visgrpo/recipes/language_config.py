@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Defaults] = {
     "tiny": Defaults(
         context=64,
         max_new_tokens=24,
-        pairs=200,
+        pairs=400,
         samples=8,
         sft=Budget(150, 16, 3e-3),
         reward=Budget(40, 16, 1e-3),
@@ -155,7 +155,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     eval_prompts: int = 64
     """Held-out prompts of an evaluation, at most."""
     pairs: int | None = None
-    """Preference pairs that the gold judge makes; by default 4000 (tiny 200, small 8000)."""
+    """Preference pairs that the gold judge makes; by default 4000 (tiny 400, small 8000)."""
     noise: float = 0.05
     """The judge prefers a to b with probability sigmoid((gold(a) - gold(b)) / noise)."""
     gold: bool = True
@@ -242,6 +242,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
         not_negative(self, "value_weight", "critic_warmup")
         not_negative(self, "epsilon_low", "epsilon_high", optional=True)
         share(self, "gamma", "gae_lambda")
+        named(self.data, "the --data: topics, a file, a folder or a data set")
         if not 0 < self.validation_fraction < 0.5:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 0.5."

@@ -24,7 +24,7 @@ from visgrpo.policies.ppo import TokenPPO
 from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
 from visgrpo.policies.tokens import TokenGRPO, TokenTerms
 from visgrpo.recipes.ending import finish
-from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_config import LORA_RATE, LanguageConfig, resolved
 from visgrpo.recipes.language_setup import (
     SPLITS,
     PromptJob,
@@ -76,6 +76,8 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
         shards=session.processes,
         seed=config.seed,
     )
+    # A critic is no adapter: it trains whole, at a rate for whole models.
+    critic_rate = config.critic_rate / (LORA_RATE if config.lora else 1.0)
     held_out = {name: _held_out(rollouts, job, name, session) for name in SPLITS[1:]}
     trainer = Trainer(
         model,
@@ -87,7 +89,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
         evaluate=lambda: held_out["validation"].measures(model),
         selection="reward",
         title=config.stage,
-        rate_of=lambda name: config.critic_rate if name.startswith("critic.") else 1.0,
+        rate_of=lambda name: critic_rate if name.startswith("critic.") else 1.0,
         draws_sequences=True,
         memory=memory,
         inputs_are="prompts",

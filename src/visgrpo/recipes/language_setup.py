@@ -67,6 +67,9 @@ def load_start(config: LanguageConfig, session: Session) -> LanguageParts:
     parts = load_writer(config.init)
     for note in parts.notes:
         session.say(f"note: {note}")
+    learned = parts.info.get("data")
+    if config.stage != "reward" and learned not in (None, config.data):
+        session.say(f"note: {config.init} learned from {learned}; --data is {config.data}.")
     return parts
 
 

@@ -47,8 +47,13 @@ class Session:
             print(line, file=sys.stderr, flush=True)
 
 
-def open_session(config: LoopConfig, default_output: str) -> Session:
+def open_session(
+    config: LoopConfig, default_output: str, *, has_checkpoints: bool = True
+) -> Session:
     """Check options, device and folder, and find the checkpoint of a resumed run.
+
+    Args:
+        has_checkpoints: False for what is made of runs, and goes on from theirs.
 
     Raises:
         UserError: for anything that would fail later; nothing heavy was loaded by then.
@@ -64,7 +69,8 @@ def open_session(config: LoopConfig, default_output: str) -> Session:
     )
     reset_peak_memory(processes.device)
     run = RunDirectory(output, writes=processes.is_main)
-    session = Session(config, processes, run, _checkpoint(config, run))
+    checkpoint = _checkpoint(config, run) if has_checkpoints else None
+    session = Session(config, processes, run, checkpoint)
     processes.wait()  # every process has seen the folder free before one fills it
     return session
 

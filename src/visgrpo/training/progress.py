@@ -16,6 +16,7 @@ _SHOWN = {
     "kl": "KL",
     "entropy": "entropy",
     "accuracy": "accuracy",
+    "eval/reward": "validation reward",
     "eval/accuracy": "validation",
     "eval/miou": "validation mIoU",
     "eval/knn": "validation kNN",

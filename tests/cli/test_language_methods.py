@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from language_runs import same_language_run, speak
+from language_runs import language_words, same_language_run, speak
 from running import read_json, read_lines, training_lines, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from visgrpo.cli import main
 
 METHODS = (
     *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
@@ -205,6 +207,15 @@ def test_a_critic_may_be_a_head_alone(stages: Path, short_text: Path, tmp_path: 
     assert not any("critic" in name for name in model)
 
 
+@pytest.mark.parametrize("stage", ["ppo", "reinforce"])
+def test_what_compares_no_outputs_needs_no_groups(
+    stage: str, stages: Path, short_text: Path, tmp_path: Path
+) -> None:
+    options = ["--group-size", "1", "--silent-steps", "2", "--keep", "last"]
+    run = speak(stage, stages / "sft", short_text, tmp_path / "run", *options)
+    assert _changed(run, stages / "sft")
+
+
 def test_a_token_budget_counts_steps(stages: Path, short_text: Path, tmp_path: Path) -> None:
     run = speak("grpo", stages / "sft", short_text, tmp_path / "run", "--token-budget", 300)
     summary = read_json(run / "summary.json")
@@ -244,10 +255,6 @@ def test_several_rewards_of_which_one_is_mine(
 def test_the_reward_model_beside_the_start_is_the_reward(
     stages: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from language_runs import language_words
-
-    from visgrpo.cli import main
-
     words = language_words("grpo", stages / "sft", short_text, tmp_path / "run")
     at = words.index("--reward")
     main([*words[:at], *words[at + 2 :]])

@@ -66,11 +66,11 @@ PRESETS: Mapping[str, Defaults] = {
     "nano": Defaults(
         context=96,
         max_new_tokens=64,
-        pairs=4000,
-        samples=64,
-        sft=Budget(1200, 24, 4e-3),
+        pairs=3000,
+        samples=32,
+        sft=Budget(900, 24, 4e-3),
         reward=Budget(200, 32, 1e-3),
-        policy=Budget(80, 8, 2e-4),
+        policy=Budget(60, 8, 2e-4),
     ),
     "small": Defaults(
         context=256,
@@ -155,7 +155,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     eval_prompts: int = 64
     """Held-out prompts of an evaluation, at most."""
     pairs: int | None = None
-    """Preference pairs that the gold judge makes; by default 4000 (tiny 400, small 8000)."""
+    """Preference pairs that the gold judge makes; by default 3000 (tiny 400, small 8000)."""
     noise: float = 0.05
     """The judge prefers a to b with probability sigmoid((gold(a) - gold(b)) / noise)."""
     gold: bool = True
@@ -223,7 +223,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     whiten_advantages: bool = True
     """ppo: bring the advantages of a batch to mean 0 and variance 1."""
     samples: int | None = None
-    """best-of-n: completions of each prompt; by default 64 (tiny 8, models from elsewhere 16)."""
+    """best-of-n: completions of each prompt; by default 32 (tiny 8, small 64, models from
+    elsewhere 16)."""
     lora: bool = False
     """Low-rank adapters on every linear layer, instead of training all weights."""
     lora_rank: int = 8

@@ -172,7 +172,8 @@ def options_of(config: LanguageConfig, session: Session) -> TrainingOptions:
         save_every=config.save_every or eval_every,
         keep=config.keep,
         seed=config.seed,
-        silent_steps_allowed=config.silent_steps,
+        # In a group of one nothing differs, and ppo and reinforce learn all the same.
+        silent_steps_allowed=config.silent_steps if config.group_size > 1 else 0,
     )
     options.check(session.processes.world_size)
     return options

@@ -233,3 +233,11 @@ def test_mistakes(specs: list[Any], weights: list[float] | None, message: str) -
 def test_functions_must_match_names() -> None:
     with pytest.raises(UserError, match="0 functions for 1 reward names"):
         TextRewards(("mine",), (), (1.0,))
+
+
+def test_two_built_in_rewards_of_one_name_are_told_apart() -> None:
+    built_in = {"model": lambda path: lambda completions: [0.0 for _ in completions]}
+    rewards = parse_text_rewards(["model:a", "model:b"], None, built_in)
+    assert rewards.names == ("model:a", "model:b")
+    with pytest.raises(UserError, match='Two rewards are called "model:a"'):
+        parse_text_rewards(["model:a", "model:a"], None, built_in)

@@ -157,7 +157,7 @@ def parse_text_rewards(
     Args:
         specs: for each reward a built-in ("gold", "model:runs/bard/reward"), a function's place
             ("module:function", "file.py:function"), or a Python callable. A function's own name
-            names it.
+            names it; of several built-in ones of one name, each is named by what was written.
         weights: one for each; None for all 1.
         built_in: by what stands before the colon, a function that makes the reward from what
             follows it ("" without a colon).
@@ -166,7 +166,13 @@ def parse_text_rewards(
         UserError: an unknown name or file (with the nearest), or a mistake in `TextRewards`.
         RewardError: importing the user's function raised.
     """
-    return TextRewards.of([_parse(spec, built_in) for spec in specs], weights)
+    parsed = [_parse(spec, built_in) for spec in specs]
+    names = [name for name, _ in parsed]
+    named = [
+        (str(spec), reward) if name in built_in and names.count(name) > 1 else (name, reward)
+        for spec, (name, reward) in zip(specs, parsed, strict=True)
+    ]
+    return TextRewards.of(named, weights)
 
 
 def _parse(

@@ -189,7 +189,8 @@ def encode_prompts(dataset: PromptDataset, tokenizer: Any, *, max_tokens: int) -
         if not 0 < len(ids) <= max_tokens:
             raise UserError(
                 f"{dataset.name}: the prompt of row {row} has {len(ids)} tokens but 1 to "
-                f"{max_tokens} are allowed; shorten it, drop the row or allow more."
+                f"{max_tokens} are allowed beside the longest completion; shorten it, or lower "
+                "--max-new-tokens."
             )
     return CachedInputs(padded(rows, pad, "left"), lengths(rows))
 

@@ -66,7 +66,7 @@ class RewardParts:
 
     Attributes:
         info: what visgrpo saved beside it; ``reward_mean`` and ``reward_std`` are those of its
-            scores of held-out completions.
+            scores of completions it learned from.
     """
 
     name: str

@@ -222,7 +222,10 @@ def reward_metrics(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
         "reward_std": totals_NG.std(dim=1).mean()
         if totals_NG.shape[1] > 1
         else totals_NG.new_zeros(()),
-        "frac_reward_zero_std": all_equal(totals_NG).float().mean(),
+        # A group of one has nothing to differ from: its lesson is the critic's or the batch's.
+        "frac_reward_zero_std": all_equal(totals_NG).float().mean()
+        if totals_NG.shape[1] > 1
+        else totals_NG.new_zeros(()),
         "advantage_abs": advantages.abs().mean()
         if advantages.ndim == 2
         else groups.mean_over_tokens(advantages.abs()),

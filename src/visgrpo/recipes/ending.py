@@ -118,9 +118,10 @@ def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one row of measures for each name; missing measures stay empty."""
     rows = {name: _flat(row) for name, row in rows.items()}
     columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
-    table = Table("", *[_COLUMNS[key] for key in columns], title=title, title_justify="left")
+    table = Table("", *[_COLUMNS[key] for key in columns])
     for name, row in rows.items():
         table.add_row(name, *[f"{row[key]:z.3f}" if key in row else "" for key in columns])
+    print(title)  # not the table's own, which would be wrapped to the width of a small table
     Console(width=None if Console().is_terminal else 100).print(table)
 
 

@@ -173,7 +173,7 @@ def options_of(config: LanguageConfig, session: Session) -> TrainingOptions:
         keep=config.keep,
         seed=config.seed,
         # In a group of one nothing differs, and ppo and reinforce learn all the same.
-        silent_steps_allowed=config.silent_steps if config.group_size > 1 else 0,
+        silent_steps_allowed=config.silent_steps,
     )
     options.check(session.processes.world_size)
     return options

@@ -46,7 +46,7 @@ class GivenRollouts:
         self.shards = shards or ONE_PROCESS
         self._groups = groups
 
-    def draw(self, *given: Any) -> TokenGroups:
+    def draw(self, *given: Any, **how: Any) -> TokenGroups:
         return self._groups
 
 

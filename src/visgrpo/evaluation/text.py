@@ -100,7 +100,8 @@ class HeldOutPrompts:
         begin = min(shards.rank * share, total)
         rows = torch.arange(begin, min(begin + share, total))
         sums: dict[str, Tensor] = {}
-        for chunk in rows.split(PROMPTS_AT_ONCE):
+        for start in range(0, len(rows), PROMPTS_AT_ONCE):  # none at all for an empty share
+            chunk = rows[start : start + PROMPTS_AT_ONCE]
             for name, value in self._sums(model, chunk, total).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value
         names = self._names()
@@ -108,7 +109,13 @@ class HeldOutPrompts:
         whole = shards.gather(mine.to(shards.device)[None]).sum(dim=0).tolist()
         found = dict(zip(names, whole, strict=True))
         completions, tokens = found.pop("completions"), found.pop("tokens")
-        result = {name: value / completions for name, value in found.items() if name != "entropy"}
+        paid = {name: found.pop(f"paid/{name}") for name in self.rollouts.rewards.names}
+        counts = {f"rewards/{name}": max(count, 1.0) for name, count in paid.items()}
+        result = {
+            name: value / counts.get(name, completions)
+            for name, value in found.items()
+            if name != "entropy"
+        }
         result["entropy"] = found["entropy"] / tokens
         result["length"] = tokens / completions
         if "kl" in result:
@@ -117,7 +124,8 @@ class HeldOutPrompts:
 
     def _names(self) -> list[str]:
         names = ["completions", "tokens", "reward", "ended", "entropy"]
-        names += [f"rewards/{name}" for name in self.rollouts.rewards.names]
+        for name in self.rollouts.rewards.names:
+            names += [f"rewards/{name}", f"paid/{name}"]  # what it paid, and for how many
         names += ["gold_reward"] if self.rollouts.judge is not None else []
         return names + (["kl"] if self.rollouts.reference is not None else [])
 
@@ -131,7 +139,7 @@ class HeldOutPrompts:
         batch = Batch(rows, self.inputs.inputs_M[rows], self.inputs.labels_M[rows], columns, rows)
         batch = batch.to(self.processes.device)
         with self.processes.autocast():
-            groups = self.rollouts.draw(model, batch, 0, PROMPTS_AT_ONCE, total)
+            groups = self.rollouts.draw(model, batch, 0, PROMPTS_AT_ONCE, total=total)
             scores = model(
                 groups.prompts_NP,
                 groups.lengths_N,
@@ -149,6 +157,7 @@ class HeldOutPrompts:
         }
         for i, name in enumerate(rewards.names):
             sums[f"rewards/{name}"] = known_NGR[..., i].sum()
+            sums[f"paid/{name}"] = (~groups.rewards_NGR[..., i].isnan()).sum()
         if groups.gold_NG is not None:
             sums["gold_reward"] = groups.gold_NG.sum()
         if groups.reference_log_probs_NGT is not None:

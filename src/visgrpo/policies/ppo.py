@@ -58,7 +58,8 @@ class TokenPPO:
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy; the old critic gives their tokens advantages."""
         coefficient = self.rollouts.memory.control.coefficient
-        groups = self.rollouts.draw(model, batch, step, chunk)
+        steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
+        groups = self.rollouts.draw(model, batch, step, chunk, steer=steer)
         values_NGT = torch.cat(
             [
                 model.values(

@@ -157,7 +157,14 @@ class TokenRollouts:
     seed: int = 0
 
     def draw(
-        self, model: LanguageModel, batch: Batch, step: int, chunk: int, total: int | None = None
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        step: int,
+        chunk: int,
+        *,
+        total: int | None = None,
+        steer: bool = True,
     ) -> TokenGroups:
         """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
 
@@ -165,6 +172,7 @@ class TokenRollouts:
 
         Args:
             total: inputs of the whole batch; None where all processes have as many.
+            steer: whether the control of the KL weight is told.
         """
         device, n_inputs = batch.inputs.device, len(batch)
         total = total or n_inputs * self.shards.world_size
@@ -211,7 +219,7 @@ class TokenRollouts:
                 for prompt, group in zip(prompts, texts, strict=True)
             ),
         ).trimmed()
-        if groups.reference_log_probs_NGT is not None:
+        if steer and groups.reference_log_probs_NGT is not None:
             kl_NG = sequence_kl(groups)
             mean = float(self.shards.gather(kl_NG.mean()[None]).mean())
             self.memory.control.update(mean, total * self.group_size)

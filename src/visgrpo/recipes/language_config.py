@@ -68,8 +68,8 @@ PRESETS: Mapping[str, Defaults] = {
         max_new_tokens=64,
         pairs=3000,
         samples=32,
-        sft=Budget(900, 24, 4e-3),
-        reward=Budget(200, 32, 1e-3),
+        sft=Budget(700, 24, 4e-3),
+        reward=Budget(150, 32, 1e-3),
         policy=Budget(60, 8, 2e-4),
     ),
     "small": Defaults(

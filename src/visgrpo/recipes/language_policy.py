@@ -134,7 +134,14 @@ def objective_of(config: LanguageConfig) -> Objective:
 
 
 def _check_warmup(config: LanguageConfig, steps: int) -> None:
-    if config.stage == "ppo" and config.critic_warmup >= steps:
+    if config.stage != "ppo":
+        return
+    if config.critic_warmup and config.weight_decay:
+        raise UserError(
+            "--weight-decay would move the policy while the critic learns alone: take "
+            "--critic-warmup 0, or no weight decay."
+        )
+    if config.critic_warmup >= steps:
         raise UserError(
             f"--critic-warmup {config.critic_warmup} leaves none of {steps} steps to the policy: "
             "take more --steps, or a shorter warm-up."

@@ -120,14 +120,15 @@ def group_band(group: RunGroup, key: str, axis: Across = "step") -> Band | None:
 
     Runs with many points are smoothed one by one, before the mean is taken over runs.
     """
-    curves = [series(run, key) for run in group.runs if key in metric_keys(run)]
-    if not curves:
+    runs = [run for run in group.runs if _has(run, key, axis)]
+    if not runs:
         return None
+    curves = [series(run, key) for run in runs]
     window = curve_window(key, max(len(steps) for steps, _ in curves))
     by_step = [dict(zip(s, moving_average(v, window), strict=True)) for s, v in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in steps] for curve in by_step])
-    places = _places([run for run in group.runs if key in metric_keys(run)], steps, axis)
+    places = _places(runs, steps, axis)
     return Band(steps, places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
@@ -184,10 +185,16 @@ def _chosen(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
 
 
 def _by_tokens(runs: Sequence[Run]) -> list[str]:
-    """Return the held-out rewards to draw against sampled tokens, if all runs count them."""
-    if not all(SAMPLED_TOKENS in metric_keys(run) for run in runs):
-        return []
-    return [key for key in REWARDS if any(key in metric_keys(run) for run in runs)]
+    """Return the held-out rewards to draw against sampled tokens, if there are runs to compare.
+
+    A run that trains nothing, such as best-of-n, has no such curve.
+    """
+    return [key for key in REWARDS if sum(_has(run, key, "token") for run in runs) > 1]
+
+
+def _has(run: Run, key: str, axis: Across) -> bool:
+    keys = metric_keys(run)
+    return key in keys and (axis != "token" or SAMPLED_TOKENS in keys)
 
 
 def _places(runs: Sequence[Run], steps: Sequence[int], axis: Across) -> list[float]:
@@ -213,15 +220,15 @@ def _overoptimization(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
 def _plot(
     groups: Sequence[RunGroup], runs: Sequence[Run], key: str, axis: Across
 ) -> dict[str, Any]:
-    drawn = [place for place, group in enumerate(groups) if group_band(group, key) is not None]
+    bands = [group_band(group, key, axis) for group in groups]
     return {
         "plot": both_themes(
             curve_title(key, common_subject(runs)), partial(overlay_figure, groups, key, axis=axis)
         ),
-        "drawn": drawn,
+        "drawn": [place for place, band in enumerate(bands) if band is not None],
         "absent": [
             name
             for name, run in zip(run_names(runs), runs, strict=True)
-            if key not in metric_keys(run)
+            if not _has(run, key, axis)
         ],
     }

@@ -241,7 +241,7 @@ def _in_plain_words(problem: str) -> str:
     if choice:
         word, flag, choices = choice.groups()
         known = re.findall(r"[\w-]+", choices)
-        return f'{flag} cannot be "{word}". {nearest(word, known)}'
+        return f'{flag} cannot be "{word}". {nearest(word, known, most=len(known))}'
     value = re.match(r"Error parsing (--\S+?): .*?(?:from \[|: )'(.*?)'", problem)
     if value:
         flag, word = value.groups()

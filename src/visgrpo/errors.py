@@ -23,11 +23,15 @@ class Interrupted(Exception):
         self.step, self.run = step, run
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return the end of an error message: the most similar choice, or the choices themselves."""
+def nearest(name: str, choices: Iterable[str], *, most: int = 12) -> str:
+    """Return the end of an error message: the most similar choice, or the choices themselves.
+
+    Args:
+        most: choices that are shown, of what may be as many as a data set has classes.
+    """
     known = [str(choice) for choice in choices]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f'Did you mean "{close[0]}"?'
-    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
     return f"Choose from: {shown}."

@@ -13,12 +13,13 @@ _STEPS = {
     **{"--steps": "4", "--batch-size": "4", "--learning-rate": "1e-3"},
     **{"--log-every": "1", "--eval-every": "4"},
 }
-_DRAWING = {"--max-new-tokens": "8", "--prompt-tokens": "8", "--eval-prompts": "4"}
+_PAIRS = {"--max-new-tokens": "8", "--prompt-tokens": "8"}
+_DRAWING = {**_PAIRS, "--eval-prompts": "4"}
 _MODEL = {"--preset": "tiny", "--context": "48"}
 _POLICY = {**_DRAWING, **_STEPS, "--group-size": "4", "--reward": "gold"}
 _OF_STAGE = {
     "sft": {**_STEPS, **_MODEL},
-    "preferences": {**_DRAWING, "--pairs": "40"},
+    "preferences": {**_PAIRS, "--pairs": "40"},
     "reward": _STEPS,
     "best-of-n": {**_DRAWING, "--samples": "4", "--reward": "gold"},
     "all": {
@@ -42,6 +43,8 @@ def language_words(
     if init is not None:
         usual = {name: value for name, value in usual.items() if name not in _MODEL}
         usual["--init"] = str(init)
+    if Path(data).suffix == ".jsonl" and "--text-column" not in given:  # has prompts of its own
+        usual.pop("--prompt-tokens", None)
     if "--token-budget" in given:
         del usual["--steps"]
     words = [word for pair in usual.items() if pair[0] not in given for word in pair]

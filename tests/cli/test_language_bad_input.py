@@ -21,6 +21,8 @@ LANGUAGE = ["language", "--output", "run", "--device", "cpu"]
 
 WORDS = {
     "stage": ("--stage grop", 'Did you mean "grpo"?'),
+    "no stage": ("--stage bogus", "Choose from: all, sft, preferences, reward, grpo, dr-grpo, "),
+    "all stages": ("--stage bogus", "reinforce, rejection, ppo, best-of-n. See"),
     "preset": ("--preset tny", 'Did you mean "tiny"?'),
     "no start": ("--stage ppo", "--stage ppo needs --init, the model to start from"),
     "start of everything": ("--init sft", "--init does not go with --stage all"),
@@ -31,6 +33,15 @@ WORDS = {
     ),
     "groups in sft": ("--stage sft --group-size 4", "--group-size does not go with --stage sft"),
     "reward of a reward": ("--stage reward --init m --reward gold", "does not go with --stage rew"),
+    "prompts of sft": ("--stage sft --prompt-tokens 8", "--prompt-tokens does not go with --stage"),
+    "judge of sft": ("--stage sft --no-gold", "--no-gold does not go with --stage sft"),
+    "judge of everything": ("--no-gold", "--no-gold does not go with --stage all; it is for grpo"),
+    "judge of pairs": ("--stage preferences --init m --no-gold", "--no-gold does not go with"),
+    "context of grpo": ("--stage grpo --init m --context 9", "it is for sft, all."),
+    "trackers of best-of-n": (
+        "--stage best-of-n --init m --report-to mlflow",
+        "--report-to does not go with --stage best-of-n",
+    ),
     "pairs of ppo": ("--stage ppo --init m --pairs 9", "--pairs does not go with --stage ppo"),
     "new model": (
         "--stage sft --init m --preset tiny",
@@ -42,6 +53,51 @@ WORDS = {
     ),
     "budget twice": ("--stage grpo --init m --steps 3 --token-budget 9", "say the same thing"),
     "nothing to steer": ("--kl-target 3 --beta 0", "--kl-target steers --beta"),
+    "rank": ("--stage sft --lora-rank 4", "--lora-rank is for --lora"),
+    "alpha": ("--stage grpo --init m --lora-alpha 4", "--lora-alpha is for --lora"),
+    "horizon": ("--kl-horizon 9", "--kl-horizon is for --kl-target"),
+    "vocabulary": ("--vocabulary 99", "--vocabulary is for --tokenizer bpe"),
+    "kl in ppo": ("--stage ppo --init m --kl-estimator k2", "--kl-estimator is for --kl-in loss"),
+    "kl of nothing": (
+        "--stage grpo --init m --kl-in reward --beta 0",
+        "--kl-in has no KL to weigh",
+    ),
+    "estimator of nothing": (
+        "--stage grpo --init m --kl-estimator k1 --beta 0",
+        "--kl-estimator has no KL to weigh with --beta 0",
+    ),
+    "kl is needed": ("--stage grpo --init m --no-track-kl", "--no-track-kl is for --beta 0"),
+    "normalised kl": (
+        "--stage rloo --init m --combination normalize_then_sum",
+        "to the spread of a reward, however small it is: take --kl-in loss",
+    ),
+    "column of text": (
+        "--stage sft --text-column body",
+        "--text-column is for a table, and topics",
+    ),
+    "prompts of text": (
+        "--stage grpo --init m --prompt-column question",
+        "--prompt-column is for a table, and topics is text",
+    ),
+    "two columns": (
+        "--stage grpo --init m --data a/b --text-column body --prompt-column question",
+        "--prompt-column does not go with --text-column",
+    ),
+    "length of a table's": (
+        "--stage ppo --init m --data openai/gsm8k --prompt-tokens 8",
+        "--prompt-tokens is for text, and openai/gsm8k is read as a table of prompts",
+    ),
+    "room in the story": (
+        "--context 40 --max-new-tokens 25",
+        "--prompt-tokens 16 and --max-new-tokens 25 are more than the model sees at once",
+    ),
+    "group of one in the story": ("--group-size 1", "leaves grpo nothing to compare"),
+    "warm-up of the story": (
+        "--preset tiny --critic-warmup 15",
+        "--critic-warmup 15 leaves none of ppo's 15 steps to the policy",
+    ),
+    "decay in the story": ("--weight-decay 0.1", "while the critic learns alone"),
+    "decay": ("--stage ppo --init m --weight-decay 0.1", "take --critic-warmup 0, or no weight d"),
     "fraction": ("--validation-fraction 0.5", "must lie between 0 and 0.5"),
     "temperature": ("--temperature 0", "--temperature must be above 0"),
     "top p": ("--top-p 1.5", "--top-p 1.5 must lie between 0 and 1"),
@@ -74,7 +130,7 @@ def test_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 # Options that do not fit the start
 
 OPTIONS = {
-    "group of one": ("grpo", "--group-size 1", "A group of one output has no baseline"),
+    "group of one": ("grpo", "--group-size 1", "or batch scope with more than one input"),
     "budget": ("grpo", "--token-budget 100", "--token-budget 100 is less than the 128 tokens"),
     "long completions": ("ppo", "--max-new-tokens 48", "leaves no room for a prompt"),
     "long prompts": ("grpo", "--prompt-tokens 42", "has 42 tokens but 1 to 40 are allowed"),
@@ -85,13 +141,13 @@ OPTIONS = {
     "no judge": ("rloo", "--no-gold", "--reward gold judges by the text"),
     "no reward file": ("grpo", "--reward none.py:f", "none.py"),
     "no reward model": ("grpo", "--reward model:./none", "./none"),
-    "warm-up": (
+    "warm-up": ("ppo", "--critic-warmup 4", "leaves none of 4 steps to the policy: take more --s"),
+    "warm-up of a budget": (
         "ppo",
-        "--critic-warmup 4",
-        "--critic-warmup 4 leaves none of 4 steps to the policy",
+        "--token-budget 300 --critic-warmup 2",
+        "--critic-warmup 2 leaves none of 2 steps to the policy: take a larger --token-budget",
     ),
     "pairs": ("preferences", "--pairs 50 --top-k 1", "differ in text and score"),
-    "judge of pairs": ("preferences", "--no-gold", "needs --data with text, and --gold on"),
     "pairs are not there": ("reward", "", "learns from preference pairs: name a table"),
     "block": ("sft", "--context 100", "--context 100: the model sees 48 tokens at once"),
 }
@@ -196,6 +252,18 @@ DATA = {
         "row 1 has the same text as chosen and as rejected",
     ),
     "no column": ("reward", "pairs.jsonl", '{"prompt": "a", "chosen": "b"}\n', '"rejected"'),
+    "judge of a table": (
+        "preferences",
+        "prompts.jsonl",
+        "".join(f'{{"prompt": "method {n}"}}\n' for n in range(9)),
+        "needs --data with text",
+    ),
+    "story of a table": (
+        "all",
+        "prompts.jsonl",
+        '{"prompt": "a"}\n',
+        "--stage all starts from text",
+    ),
     "not json": ("grpo", "prompts.jsonl", "hello\n", "line 1 is not JSON"),
     "no messages": ("grpo", "prompts.jsonl", '{"prompt": 3}\n', "prompt"),
     "no template": (
@@ -211,9 +279,9 @@ DATA = {
 def test_data(name: str, start: Path, tmp_path: Path, capsys: Capture) -> None:
     stage, file, content, expected = DATA[name]
     (tmp_path / file).write_text(content)
-    init = None if stage == "sft" else start
+    init = None if stage in ("sft", "all") else start
     words = language_words(stage, init, tmp_path / file, tmp_path / "run")
-    if file == "prompts.jsonl":
+    if stage == "grpo" and file == "prompts.jsonl":
         words[words.index("gold")] = f"model:{start}"
     assert expected in refused(capsys, words, notes=True)
     assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ from typing import Any
 
 CHARACTERS = "abcdefghij \n:"
 PAD, EOS, UNKNOWN = 0, 1, 2
+BOS = 3 + len(CHARACTERS)  # where a tokenizer has one
 
 
 def char_tokenizer(**special: str | None) -> Any:
@@ -20,6 +21,17 @@ def char_tokenizer(**special: str | None) -> Any:
     tokenizer.decoder = decoders.Fuse()
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>", **special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def opening_tokenizer() -> Any:
+    """One that puts <bos>, 16, before a plain text and <eos> after it by its own default."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = char_tokenizer(bos_token="<bos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    return tokenizer
 
 
 def ids(text: str) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from visgrpo.errors import UserError
-from visgrpo.evaluation.language import best_of_n, distinct, pair_measures, text_measures
+from visgrpo.evaluation.language import best_of_n, pair_measures, text_measures
 
 
 def test_a_uniform_model_costs_log_v():
@@ -126,12 +126,3 @@ def test_a_reward_that_is_nan_is_named():
     gold_MS[1, 2] = math.nan
     with pytest.raises(UserError, match="gold reward of sample 2 of prompt 1 is NaN"):
         best_of_n(torch.zeros(2, 4), gold_MS, [1])
-
-
-def test_distinct_bigrams_by_hand():
-    # "a b", "b a", "a b" and "a b": four bigrams, two of them distinct.
-    assert distinct(["a b a b", "a  b\n"]) == 0.5
-    assert distinct(["a b", "b c"]) == 1
-    assert distinct(["a a a"], n=1) == pytest.approx(1 / 3)
-    assert distinct(["a", ""]) == 0
-    assert distinct([]) == 0

@@ -13,14 +13,13 @@ def by_double_sum(
     rewards_BT: Tensor,
     values_BT: Tensor,
     counts: list[int],
-    after: list[float],
     g: float,
     lam: float,
 ) -> Tensor:
     """A_t = Σ_l (γλ)^l (r_{t+l} + γ V_{t+l+1} - V_{t+l}), term by term."""
     advantages_BT = torch.zeros_like(rewards_BT)
     for row, count in enumerate(counts):
-        values = [*values_BT[row, :count].tolist(), after[row]]
+        values = [*values_BT[row, :count].tolist(), 0.0]
         for t in range(count):
             advantages_BT[row, t] = sum(
                 (g * lam) ** (s - t) * (float(rewards_BT[row, s]) + g * values[s + 1] - values[s])
@@ -42,41 +41,26 @@ def test_by_hand() -> None:
     torch.testing.assert_close(returns, torch.tensor([[0.3, 0.4, 1.0]], dtype=torch.float64))
 
 
-def test_a_row_that_was_cut_off_by_hand() -> None:
-    # γ = 1, λ = 0.5; two tokens count; rewards 0, 1; values 2, 3; the state after them is worth 4.
-    # δ_1 = 1 + 4 - 3 = 2     A_1 = 2                  R_1 = 5
-    # δ_0 = 0 + 3 - 2 = 1     A_0 = 1 + 0.5·2 = 2      R_0 = 4
-    # Had it ended: δ_1 = 1 + 0 - 3 = -2, A_1 = -2, A_0 = 1 + 0.5·-2 = 0; R = 1, 2.
-    rewards = torch.tensor([[0.0, 1.0, 7.0]] * 2)
-    values = torch.tensor([[2.0, 3.0, 8.0]] * 2)
-    mask = torch.tensor([[1, 1, 0]] * 2)
-    last_values = torch.tensor([4.0, 0.0])
-    found, returns = gae(rewards, values, mask, lam=0.5, last_values_B=last_values)
-    assert found.tolist() == [[2.0, 2.0, 0.0], [0.0, -2.0, 0.0]]
-    assert returns.tolist() == [[4.0, 5.0, 0.0], [2.0, 1.0, 0.0]]
-    ended, _ = gae(rewards, values, mask, lam=0.5)
-    assert ended.tolist() == [[0.0, -2.0, 0.0]] * 2
+def test_nothing_comes_after_the_last_token_by_hand() -> None:
+    # γ = 1, λ = 0.5; two tokens count; rewards 0, 1; values 2, 3; the value after them is padding.
+    # δ_1 = 1 + 0 - 3 = -2     A_1 = -2                   R_1 = 1
+    # δ_0 = 0 + 3 - 2 =  1     A_0 = 1 + 0.5·-2 = 0       R_0 = 2
+    rewards, values = torch.tensor([[0.0, 1.0, 7.0]]), torch.tensor([[2.0, 3.0, 8.0]])
+    found, returns = gae(rewards, values, torch.tensor([[1, 1, 0]]), lam=0.5)
+    assert found.tolist() == [[0.0, -2.0, 0.0]]
+    assert returns.tolist() == [[2.0, 1.0, 0.0]]
 
 
-@pytest.mark.parametrize("cut_off", [False, True])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (1.0, 1.0)])
-def test_equals_the_double_sum(gamma: float, lam: float, cut_off: bool) -> None:
+def test_equals_the_double_sum(gamma: float, lam: float) -> None:
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     values = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     counts = [9, 1, 4, 0, 8]
     mask = torch.arange(9) < torch.tensor(counts)[:, None]
-    after = torch.randn(5, generator=generator, dtype=torch.float64) * cut_off
-    expected = by_double_sum(rewards, values, counts, after.tolist(), gamma, lam)
+    expected = by_double_sum(rewards, values, counts, gamma, lam)
     dirty_rewards, dirty_values = (x.masked_fill(~mask, torch.nan) for x in (rewards, values))
-    found, returns = gae(
-        dirty_rewards,
-        dirty_values,
-        mask,
-        gamma=gamma,
-        lam=lam,
-        last_values_B=after if cut_off else None,
-    )
+    found, returns = gae(dirty_rewards, dirty_values, mask, gamma=gamma, lam=lam)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(returns, (expected + values).masked_fill(~mask, 0.0))
 
@@ -104,11 +88,10 @@ def test_padding_changes_nothing_and_nothing_is_differentiated() -> None:
     generator = torch.Generator().manual_seed(2)
     rewards, values = torch.randn(2, 3, 4, generator=generator)
     values.requires_grad_()
-    last = torch.randn(3, generator=generator)
-    found, returns = gae(rewards, values, torch.ones(3, 4), last_values_B=last)
+    found, returns = gae(rewards, values, torch.ones(3, 4))
     wider = [torch.nn.functional.pad(x, (0, 3), value=9.0) for x in (rewards, values)]
     mask = torch.nn.functional.pad(torch.ones(3, 4), (0, 3))
-    padded, _ = gae(*wider, mask, last_values_B=last)
+    padded, _ = gae(*wider, mask)
     assert torch.equal(padded[:, :4], found)
     assert padded[:, 4:].abs().max() == 0
     assert not found.requires_grad

@@ -10,8 +10,10 @@ import pytest
 import torch
 from language_models import tiny_language
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from visgrpo.data.pairs import PairDataset, encode_pairs
 from visgrpo.errors import UserError
@@ -209,6 +211,85 @@ def test_rewards_are_normalised_scores_of_what_pairs_are(kind: str, tmp_path: Pa
     other = LearnedReward(loaded, stop_tokens=[6])(**rows)
     assert other[1] != pytest.approx(expected[1], abs=1e-4)
     assert other[2] == pytest.approx(expected[2], abs=1e-5)
+
+
+DRAWN = ([0xE2, 0x82, 0x41], [0xFF], [0x61, 0xC3], [])  # bytes; most are no UTF-8
+
+
+def drawn_rows(policy: Any) -> tuple[dict[str, Any], list[list[int]]]:
+    """Completions of bytes that are no text, the third one ended; and the ids of their bytes."""
+    alphabet = bytes_to_unicode()
+    ids = [[policy.convert_tokens_to_ids(alphabet[byte]) for byte in row] for row in DRAWN]
+    ended = [[*row, policy.eos_token_id] if n == 2 else row for n, row in enumerate(ids)]
+    rows = {
+        "prompts": ["ab"] * 4,
+        "completions": policy.batch_decode(ids),
+        "completion_ids": ended,
+    }
+    return rows, ids
+
+
+@pytest.mark.parametrize("end_pads", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_the_same_vocabulary_are_scored_as_they_were_drawn(
+    kind: str, end_pads: bool, tmp_path: Path
+) -> None:
+    parts = language_of(kind, end_pads=end_pads)
+    model, policy = saved(parts, tmp_path), parts.tokenizer
+    rows, ids = drawn_rows(policy)
+    again = policy(rows["completions"])["input_ids"]
+    assert [len(row) for row in again] > [len(row) for row in ids]  # U+FFFD has three bytes
+    prompt, end = policy("ab")["input_ids"], policy.eos_token_id
+    expected = []
+    for n, row in enumerate(ids):
+        tokens = torch.tensor([[*prompt, *row, *([end] if n == 2 else [])]])
+        score = scores_of(model, tokens, torch.tensor([tokens.shape[1]]))
+        expected.append((score.item() - 0.5) / 2.0)
+    loaded = load_reward_model(str(tmp_path))
+    reward = LearnedReward(loaded, policy_tokenizer=policy)
+    assert reward(**rows) == pytest.approx(expected, abs=1e-5)
+    encoded_again = LearnedReward(loaded)(**rows)
+    assert encoded_again[0] != pytest.approx(expected[0], abs=1e-4)
+    assert encoded_again[3] == pytest.approx(expected[3], abs=1e-5)  # nothing was drawn
+
+
+def test_what_has_no_text_is_not_scored(tmp_path: Path) -> None:
+    """A policy may draw ids that its tokenizer lacks, and end with another token than pairs do."""
+    parts = language_of("gpt2")
+    saved(parts, tmp_path)
+    policy = parts.tokenizer
+    reward = LearnedReward(
+        load_reward_model(str(tmp_path)),
+        policy_tokenizer=policy,
+        stop_tokens=[policy.eos_token_id, 999],
+    )
+    completion_ids = [[65, 66, policy.eos_token_id], [65, 500, 66, 999]]
+    found = reward(prompts=["ab"] * 2, completions=["", ""], completion_ids=completion_ids)
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_another_vocabulary_is_encoded_again(tmp_path: Path) -> None:
+    saved(language_of("gpt2"), tmp_path)
+    loaded = load_reward_model(str(tmp_path))
+    rows = {"prompts": ["ab"], "completions": ["ba"], "completion_ids": [[3, 4, 9]]}
+    expected = LearnedReward(loaded)(**rows)
+    for policy in (
+        make_tokenizer("char", ["abc"]),
+        make_tokenizer("bpe", ["abab"], vocabulary=259),  # one token more
+    ):
+        assert LearnedReward(loaded, policy_tokenizer=policy)(**rows) == expected
+
+
+def test_prompts_begin_as_the_tokenizer_begins_them(tmp_path: Path) -> None:
+    parts = language_of("gpt2")
+    saved(parts, tmp_path)
+    loaded = load_reward_model(str(tmp_path))
+    plain = LearnedReward(loaded)(prompts=["cab"], completions=["c"], completion_ids=[[]])
+    loaded.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="c $A", special_tokens=[("c", loaded.tokenizer.convert_tokens_to_ids("c"))]
+    )
+    found = LearnedReward(loaded)(prompts=["ab"], completions=["c"], completion_ids=[[]])
+    assert found == pytest.approx(plain, abs=1e-6)
 
 
 def test_chat_messages(tmp_path: Path) -> None:

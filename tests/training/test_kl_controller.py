@@ -7,7 +7,8 @@ import math
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL, KLController
+from visgrpo.policies.token_groups import KLControl
+from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 
 
 def after(kl: float, samples: int = 100) -> float:
@@ -56,7 +57,7 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_a_fixed_weight_stays() -> None:
-    controller: KLController = FixedKL(0.05)
+    controller: KLControl = FixedKL(0.05)
     controller.update(100.0, 64)
     controller.restore(controller.state())
     assert controller.coefficient == 0.05

@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.chat import Message, Prompt, as_prompt, render
+from visgrpo.data.chat import Message, Prompt, as_prompt
 from visgrpo.data.dataset import check_lengths, take_rows
 from visgrpo.data.identity import derived, of_rows
 from visgrpo.data.prompt_splits import divide_prompted
 from visgrpo.data.table_columns import find_column, value_column
 from visgrpo.data.text_tables import text_tables
-from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
+from visgrpo.data.token_rows import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
@@ -142,7 +143,8 @@ def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def encode_pairs(dataset: PairDataset, tokenizer: Any, *, max_tokens: int) -> CachedInputs:
     """Return the tokens of each prompt with either completion, and the end token if it ended.
 
-    Prompt and completion are encoded apart and joined, as they are when a model generates.
+    Prompt and completion are encoded apart and joined, as they are when a model generates. A
+    prompt that is a string begins as the tokenizer begins a plain text.
 
     Args:
         dataset: M pairs.
@@ -158,24 +160,37 @@ def encode_pairs(dataset: PairDataset, tokenizer: Any, *, max_tokens: int) -> Ca
     """
     if not len(dataset):
         raise UserError(f"{dataset.name} holds no pairs; give at least one.")
-    end, pad = np.array([special_id(tokenizer, "eos")]), special_id(tokenizer, "pad")
-    prompts = token_ids([render(prompt, tokenizer) for prompt in dataset.prompts], tokenizer)
-    sides = (
-        ("chosen", token_ids(dataset.chosen, tokenizer), dataset.ended("chosen")),
-        ("rejected", token_ids(dataset.rejected, tokenizer), dataset.ended("rejected")),
-    )
-    rows: list[np.ndarray] = []
-    for row, prompt in enumerate(prompts):
-        for which, completions, ended in sides:
-            ids = np.concatenate([prompt, completions[row], end if ended[row] else end[:0]])
-            if not 0 < len(ids) <= max_tokens:
-                raise UserError(
-                    f"{dataset.name}: row {row} has {len(ids)} tokens with its {which} completion "
-                    f"but 1 to {max_tokens} are allowed; shorten it, drop the row or allow more."
-                )
-            rows.append(ids)
+    pad = special_id(tokenizer, "pad")
+    rows = _rows(dataset, tokenizer)
+    for number, ids in enumerate(rows):
+        if not 0 < len(ids) <= max_tokens:
+            which = ("chosen", "rejected")[number % 2]
+            raise UserError(
+                f"{dataset.name}: row {number // 2} has {len(ids)} tokens with its {which} "
+                f"completion but 1 to {max_tokens} are allowed; shorten it, drop the row or allow "
+                "more."
+            )
     tokens_MST = padded(rows, pad, "right").reshape(len(dataset), 2, -1)
     return CachedInputs(tokens_MST, lengths(rows).reshape(len(dataset), 2))
+
+
+def pair_lengths(dataset: PairDataset, tokenizer: Any) -> Tensor:
+    """Return how many tokens `encode_pairs` makes of each text, (M, 2) int64."""
+    return lengths(_rows(dataset, tokenizer)).reshape(len(dataset), 2)
+
+
+def _rows(dataset: PairDataset, tokenizer: Any) -> list[np.ndarray]:
+    """Return the ids of the chosen and the rejected text of each pair, 2 M rows."""
+    end = np.array([special_id(tokenizer, "eos")], dtype=np.int32)
+    sides = (
+        (token_ids(dataset.chosen, tokenizer), dataset.ended("chosen")),
+        (token_ids(dataset.rejected, tokenizer), dataset.ended("rejected")),
+    )
+    return [
+        np.concatenate([prompt, completions[row], end if ended[row] else end[:0]])
+        for row, prompt in enumerate(opened_ids(dataset.prompts, tokenizer))
+        for completions, ended in sides
+    ]
 
 
 def _pairs(where: str, table: datasets.Dataset, identity: str) -> PairDataset:

@@ -16,7 +16,7 @@ from visgrpo.data.prompt_splits import divide_prompted
 from visgrpo.data.table_columns import find_column, value_column
 from visgrpo.data.text import TextSplits
 from visgrpo.data.text_tables import text_tables
-from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
+from visgrpo.data.token_rows import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
 __all__ = [
@@ -137,7 +137,8 @@ def prompts_from_text(splits: TextSplits, tokenizer: Any, tokens: int) -> Prompt
     Args:
         splits: the documents.
         tokenizer: of transformers.
-        tokens: the length of a prompt, 1 or more.
+        tokens: the length of a prompt, 1 or more; what a tokenizer puts before a text is no part
+            of it.
 
     Raises:
         UserError: if `tokens` is below 1, or a split has no document that is long enough.
@@ -169,6 +170,8 @@ def prompts_from_text(splits: TextSplits, tokenizer: Any, tokens: int) -> Prompt
 def encode_prompts(dataset: PromptDataset, tokenizer: Any, *, max_tokens: int) -> CachedInputs:
     """Return the tokens of every prompt, rendered as text first.
 
+    Strings begin as the tokenizer begins a plain text, messages as their chat template does.
+
     Args:
         dataset: M prompts.
         tokenizer: of transformers, with a padding token, and a chat template for messages.
@@ -184,7 +187,7 @@ def encode_prompts(dataset: PromptDataset, tokenizer: Any, *, max_tokens: int) -
     if not len(dataset):
         raise UserError(f"{dataset.name} holds no prompts; give at least one.")
     pad = special_id(tokenizer, "pad")
-    rows = token_ids([render(prompt, tokenizer) for prompt in dataset.prompts], tokenizer)
+    rows = opened_ids(dataset.prompts, tokenizer)
     for row, ids in enumerate(rows):
         if not 0 < len(ids) <= max_tokens:
             raise UserError(

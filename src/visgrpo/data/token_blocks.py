@@ -11,7 +11,7 @@ import torch
 
 from visgrpo.data.batches import CachedInputs
 from visgrpo.data.identity import of_rows
-from visgrpo.data.token_rows import special_id, token_ids
+from visgrpo.data.token_rows import opened_ids, special_id
 from visgrpo.errors import UserError
 
 
@@ -46,7 +46,8 @@ class BlockDataset:
 def token_blocks(documents: Sequence[str], tokenizer: Any, block: int) -> CachedInputs:
     """Cut documents, joined with an end token after each, into blocks that do not overlap.
 
-    A block holds one token more than is predicted in it; what remains at the end is dropped.
+    Before each stands what the tokenizer puts before a plain text, if anything. A block holds one
+    token more than is predicted in it; what remains at the end is dropped.
 
     Args:
         documents: the text, in order.
@@ -64,7 +65,7 @@ def token_blocks(documents: Sequence[str], tokenizer: Any, block: int) -> Cached
     if block < 1:
         raise UserError(f"A block must hold 1 token or more, not {block}.")
     end = np.array([special_id(tokenizer, "eos")], dtype=np.int32)
-    parts = [part for ids in token_ids(documents, tokenizer) for part in (ids, end)]
+    parts = [part for ids in opened_ids(documents, tokenizer) for part in (ids, end)]
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
     rows = len(tokens) // (block + 1)
     if rows == 0:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visgrpo.data.chat import Prompt, render
 from visgrpo.errors import UserError
 
 _TEXTS_AT_A_TIME = 4096
@@ -31,6 +32,25 @@ def token_ids(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
         )
         rows += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
     return rows
+
+
+def opened_ids(prompts: Sequence[Prompt], tokenizer: Any) -> list[np.ndarray]:
+    """Return the int32 ids of each text that stands at the start of what a model reads.
+
+    Before a string stands what the tokenizer puts there by its own default, such as Llama's
+    ``<s>``, unless the string spells it itself; a chat template spells its own. Nothing is put
+    after either.
+
+    Args:
+        prompts: strings, or messages that are rendered first.
+        tokenizer: of transformers, with a chat template for messages.
+    """
+    rows = token_ids([render(prompt, tokenizer) for prompt in prompts], tokenizer)
+    opening = _opening(tokenizer)
+    return [
+        _opened(ids, opening) if isinstance(prompt, str) else ids
+        for prompt, ids in zip(prompts, rows, strict=True)
+    ]
 
 
 def special_id(tokenizer: Any, kind: Literal["eos", "pad"]) -> int:
@@ -60,3 +80,22 @@ def padded(rows: Sequence[np.ndarray], pad: int, side: Literal["left", "right"])
 def lengths(rows: Sequence[np.ndarray]) -> Tensor:
     """Return the (M,) int64 lengths of M rows."""
     return torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def _opening(tokenizer: Any) -> np.ndarray:
+    """Return the ids that a tokenizer puts before a plain text by its own default."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = (number for number in range(len(tokenizer)) if number not in special)
+    # A text that every tokenizer can encode: some know a few characters only, and raise at others.
+    text = next(text for number in ordinary if (text := tokenizer.decode([number])).strip())
+    usual: list[int] = tokenizer(text)["input_ids"]
+    plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    places = range(len(usual) - len(plain) + 1)
+    start = next(place for place in places if usual[place : place + len(plain)] == plain)
+    return np.array(usual[:start], dtype=np.int32)
+
+
+def _opened(ids: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    if np.array_equal(ids[: len(opening)], opening):
+        return ids
+    return np.concatenate([opening, ids])

@@ -142,18 +142,6 @@ def best_of_n(
     return rows
 
 
-def distinct(texts: Sequence[str], n: int = 2) -> float:
-    """Return the share of distinct n-grams among all n-grams of words, over all texts together.
-
-    From 1 (none is ever repeated) towards 0 (the same words over and over), after Li et al. 2016
-    (arXiv 1510.03055), who divide by the number of words. It falls with the amount of text:
-    compare equal amounts. Texts too short for a single n-gram give 0.
-    """
-    words = [text.split() for text in texts]
-    grams = [tuple(w[start : start + n]) for w in words for start in range(len(w) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
 def _check_samples(proxy_MS: Tensor, gold_MS: Tensor | None) -> None:
     if proxy_MS.ndim != 2 or 0 in proxy_MS.shape:
         raise UserError(

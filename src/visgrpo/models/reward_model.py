@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.chat import Prompt, render
-from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
+from visgrpo.data.chat import Prompt
+from visgrpo.data.token_rows import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.language import without_dropout
 from visgrpo.models.language_loading import LanguageParts, context_of
@@ -168,14 +168,18 @@ class LearnedReward:
     """A reward model as a reward function of TRL's signature: (score - mean) / std.
 
     Texts are encoded as the pairs were that it learnt from: prompt and completion apart, and the
-    end token where the completion came to its end.
+    end token where the completion came to its end. A policy of the same vocabulary has its
+    completions scored token by token as it drew them: their text, encoded again, may be other
+    and more tokens (a stray byte decodes to U+FFFD, which is three).
 
     Args:
         parts: the model moves to `device`. Without ``reward_mean`` and ``reward_std`` in its info
             (a model from elsewhere), scores stay as they are.
         batch_size: texts scored at once.
-        stop_tokens: ids that end a completion, those of the policy. None: the reward model's own
-            end token.
+        stop_tokens: ids that end a completion, those of the policy; the reward model reads its own
+            end token in their place. None: that end token alone.
+        policy_tokenizer: of the model that draws `completion_ids`. None, or one that has another
+            vocabulary (but for a padding token): their text is encoded again.
 
     Raises:
         UserError: if the std is not a finite number above 0.
@@ -188,6 +192,7 @@ class LearnedReward:
         batch_size: int = 64,
         device: torch.device | str = "cpu",
         stop_tokens: Collection[int] | None = None,
+        policy_tokenizer: Any = None,
     ) -> None:
         self.__name__ = "learned_reward"  # what TRL calls it in its log
         self._parts, self._batch_size = parts, batch_size
@@ -195,6 +200,10 @@ class LearnedReward:
         self.model = parts.model.to(self._device).eval()
         self._end = special_id(parts.tokenizer, "eos")
         self._stops = {self._end} if stop_tokens is None else set(stop_tokens)
+        self._same_tokens = policy_tokenizer is not None and _same_vocabulary(
+            parts.tokenizer, policy_tokenizer
+        )
+        self._known = 1 + max(parts.tokenizer.get_vocab().values())
         self._context = context_of(parts.model.scorer)
         self._mean = float(parts.info.get("reward_mean", 0.0))
         self._std = float(parts.info.get("reward_std", 1.0))
@@ -232,13 +241,11 @@ class LearnedReward:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
     ) -> list[np.ndarray]:
-        tokenizer = self._parts.tokenizer
-        befores = token_ids([render(prompt, tokenizer) for prompt in prompts], tokenizer)
-        afters = token_ids([_text_of(completion) for completion in completions], tokenizer)
+        befores = opened_ids(prompts, self._parts.tokenizer)
+        afters = self._without_ends(completions, completion_ids)
         rows = []
         for row, ids in enumerate(completion_ids):
-            ended = len(ids) > 0 and ids[-1] in self._stops
-            end = np.array([self._end] if ended else [], dtype=np.int32)
+            end = np.array([self._end] if self._ended(ids) else [], dtype=np.int32)
             tokens = np.concatenate([befores[row], afters[row], end])
             if not 0 < len(tokens) <= self._context:
                 raise UserError(
@@ -247,6 +254,26 @@ class LearnedReward:
                 )
             rows.append(tokens)
         return rows
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return len(ids) > 0 and ids[-1] in self._stops
+
+    def _without_ends(
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Return the ids of each completion, without what ended it."""
+        if not self._same_tokens:
+            texts = [_text_of(completion) for completion in completions]
+            return token_ids(texts, self._parts.tokenizer)
+        own = [ids[:-1] if self._ended(ids) else ids for ids in completion_ids]
+        # A policy may have more embeddings than there are tokens; what has no text is not read.
+        return [np.array([i for i in ids if i < self._known], dtype=np.int32) for ids in own]
+
+
+def _same_vocabulary(ours: Any, theirs: Any) -> bool:
+    """Whether two tokenizers know the same tokens by the same ids, but for our padding."""
+    differing = ours.get_vocab().items() ^ theirs.get_vocab().items()
+    return all(token == ours.pad_token for token, _ in differing)
 
 
 def _text_of(completion: Any) -> str:

@@ -5,7 +5,6 @@ from visgrpo.objectives.advantages import all_equal as all_equal
 from visgrpo.objectives.advantages import combine_rewards as combine_rewards
 from visgrpo.objectives.advantages import weighted_sum as weighted_sum
 from visgrpo.objectives.critic import ValueLoss as ValueLoss
-from visgrpo.objectives.critic import explained_variance as explained_variance
 from visgrpo.objectives.critic import gae as gae
 from visgrpo.objectives.critic import masked_moments as masked_moments
 from visgrpo.objectives.critic import value_loss as value_loss

@@ -143,7 +143,7 @@ def _refuse(
         what = "A batch" if scope == "batch" else "A group"
         raise UserError(
             f"{what} of one output has no {'baseline' if baseline != 'none' else 'spread'}: "
-            "take a larger group size, or batch scope with more than one image."
+            "take a larger group size, or batch scope with more than one input."
         )
     if baseline == "leave_one_out" and weights is not None:
         raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,30 +28,25 @@ def gae(
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
-    last_values_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return generalised advantages and returns, (B, T) each, constants; masked places are 0.
 
         A_t = Σ_{l ≥ 0} (γλ)^l δ_{t+l},   δ_t = r_t + γ V_{t+1} - V_t,   R_t = A_t + V_t
 
-    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
+    After its last token a row is worth nothing, also where it was cut off. Source: Schulman et al.
+    2016, arXiv 1506.02438, eq. 16.
 
     Args:
         mask_BT: 1 at the tokens that count, which are the first ones of a row.
         gamma: discount of a token.
         lam: λ; 0 trusts the critic after one token, 1 the rewards to the end.
-        last_values_B: values after each row's last token, for rows that were cut off and would have
-            gone on; 0 for those that ended. None: all ended.
     """
     mask_BT = mask_BT.bool()
     rewards_BT = rewards_BT.detach().masked_fill(~mask_BT, 0.0)
     values_BT = values_BT.detach().masked_fill(~mask_BT, 0.0)
-    next_values_BT = _shifted(values_BT)
-    if last_values_B is not None:
-        is_last_BT = mask_BT & ~_shifted(mask_BT)
-        next_values_BT = torch.where(is_last_BT, last_values_B.detach()[:, None], next_values_BT)
+    next_values_BT = F.pad(values_BT[:, 1:], (0, 1))
     deltas_BT = rewards_BT + gamma * next_values_BT - values_BT
-    # Of an ended row's padding the differences are 0: the sum over what comes later starts there.
+    # Of a row's padding the differences are 0: the sum over what comes later starts there.
     advantages_BT = torch.zeros_like(deltas_BT)
     later_B = deltas_BT.new_zeros(len(deltas_BT))
     for t in reversed(range(deltas_BT.shape[1])):
@@ -77,16 +73,15 @@ def whiten(
     values_BT: Tensor,
     mask_BT: Tensor,
     *,
-    shift_mean: bool = True,
     statistics: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-8,
 ) -> Tensor:
     """Return values of mean 0 and variance 1 over unmasked tokens; masked places are 0.
 
-        (v - mean) / √(variance + eps)      and, without ``shift_mean``, + mean
+        (v - mean) / √(variance + eps)
 
-    Source: Huang et al. 2024, "The N+ implementation details of RLHF with PPO" (arXiv 2403.17031),
-    which whitens advantages with ``shift_mean`` and rewards without. Equal values become 0.
+    Equal values become 0. Source: Huang et al. 2024, "The N+ implementation details of RLHF with
+    PPO" (arXiv 2403.17031).
 
     Args:
         statistics: mean and variance to use instead of these values' own: of the whole batch, where
@@ -95,8 +90,6 @@ def whiten(
     """
     mean, variance = statistics or masked_moments(values_BT, mask_BT)
     whitened_BT = (values_BT - mean) * torch.rsqrt(variance + eps)
-    if not shift_mean:
-        whitened_BT = whitened_BT + mean
     return whitened_BT.to(values_BT.dtype).masked_fill(~mask_BT.bool(), 0.0)
 
 
@@ -136,23 +129,3 @@ def value_loss(
         errors_BT = torch.maximum(errors_BT, clipped_errors_BT)
     loss = 0.5 * errors_BT.masked_fill(masked_BT, 0.0).sum() / (count if tokens is None else tokens)
     return ValueLoss(loss, clip_share)
-
-
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return 1 - Var(R - V) / Var(R) over unmasked tokens, a scalar of at most 1.
-
-    1 is a critic that knows the returns, 0 one that knows their mean, below 0 a harmful one. Equal
-    returns have nothing to explain: 0.
-    """
-    kept = mask_BT.bool()
-    returns = returns_BT[kept]
-    if not returns.numel() or (returns == returns[0]).all():
-        return returns_BT.new_zeros(())
-    _, left = masked_moments(returns_BT - values_BT, kept)
-    _, total = masked_moments(returns_BT, kept)
-    return (1 - left / total).to(returns_BT.dtype).detach()
-
-
-def _shifted(per_token_BT: Tensor) -> Tensor:
-    """Return each place's successor; 0 (False) after the last."""
-    return torch.cat([per_token_BT[:, 1:], torch.zeros_like(per_token_BT[:, :1])], dim=1)

@@ -91,11 +91,15 @@ class TokenGroups:
 
 
 class KLControl(Protocol):
-    """Who decides how much KL to the start weighs."""
+    """Who decides how much KL to the start weighs; its state goes into the checkpoint."""
 
     @property
-    def coefficient(self) -> float: ...
-    def update(self, kl: float, samples: int) -> None: ...
+    def coefficient(self) -> float:
+        """The weight now."""
+
+    def update(self, kl: float, samples: int) -> None:
+        """Take the KL to the start that was seen over some completions."""
+
     def state(self) -> dict[str, float]: ...
     def restore(self, state: Mapping[str, float]) -> None: ...
 

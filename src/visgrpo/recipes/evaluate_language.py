@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
@@ -14,12 +13,13 @@ from visgrpo.data.token_blocks import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.evaluation.text import likelihood, pair_accuracy
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.language_loading import LanguageParts, context_of, load_language
+from visgrpo.models.language_loading import context_of, load_language
 from visgrpo.models.reward_model import load_reward_model
 from visgrpo.recipes.evaluate_shared import Division, division_of, models_of, show
 from visgrpo.recipes.language_config import LanguageConfig
-from visgrpo.recipes.language_sft import LONGEST_BLOCK
+from visgrpo.recipes.language_setup import block_of
 from visgrpo.recipes.model_kinds import IN_WORDS, Kind, kind_of
+from visgrpo.recipes.session import print_notes
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
@@ -41,10 +41,12 @@ def evaluate_language(config: EvaluateConfig, processes: Processes) -> dict[str,
     _check(config, "language")
     text, documents = _documents(config, processes)
     models = {row: load_language(name) for row, name in models_of(config)}
-    block = _block(config, models)
+    # The same for all models, since what comes late in a block is easier.
+    sees = min(context_of(parts.model) for parts in models.values())
+    block = block_of(config.context, sees)
     results = {}
     for row, parts in models.items():
-        _say(parts.notes, processes)
+        print_notes(parts.notes, processes)
         blocks = token_blocks(documents, parts.tokenizer, block)
         model = LanguageModel(parts.model).to(processes.device).eval()
         results[row] = likelihood(model, blocks, parts.tokenizer, processes)
@@ -93,7 +95,7 @@ def _documents(config: EvaluateConfig, processes: Processes) -> tuple[str, Docum
         validation_fraction=_division(config).validation_fraction,
         text_column=config.text_column,
     )
-    _say(splits.notes, processes)
+    print_notes(splits.notes, processes)
     documents: Documents = getattr(splits, split)
     return f"{splits.name}/{split}", documents[rows]
 
@@ -108,7 +110,7 @@ def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
     splits = load_pairs(
         config.data, validation_fraction=division.validation_fraction, seed=division.seed
     )
-    _say(splits.notes, processes)
+    print_notes(splits.notes, processes)
     pairs: PairDataset = getattr(splits, split)
     return pairs.subset(range(len(pairs))[rows])
 
@@ -123,17 +125,3 @@ def _split_of(config: EvaluateConfig) -> tuple[str, slice]:
 def _division(config: EvaluateConfig) -> Division:
     """Return how rows are divided: as `visgrpo language` does it where nothing else is known."""
     return division_of(config, validation_fraction=LanguageConfig.validation_fraction)
-
-
-def _block(config: EvaluateConfig, models: Mapping[str, LanguageParts]) -> int:
-    """Return the tokens of a block: the same for all models, since what comes late is easier."""
-    sees = min(context_of(parts.model) for parts in models.values())
-    if config.context and config.context > sees:
-        raise UserError(f"--context {config.context}: the model sees {sees} tokens at once.")
-    return config.context or min(sees, LONGEST_BLOCK)
-
-
-def _say(notes: Iterable[str], processes: Processes) -> None:
-    for note in notes:
-        if processes.is_main:
-            print(f"note: {note}", file=sys.stderr)

@@ -11,7 +11,8 @@ import torch
 from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
 from visgrpo.models.language import LanguageModel
 from visgrpo.policies.rollout import generate, token_uniforms
-from visgrpo.recipes.language_config import FOREIGN, PRESETS, GenerateConfig
+from visgrpo.recipes.language_config import GenerateConfig
+from visgrpo.recipes.language_defaults import FOREIGN, PRESETS
 from visgrpo.recipes.language_setup import decoder_of, load_writer, prompt_room, sampling_of
 from visgrpo.training.processes import Processes
 

@@ -11,12 +11,13 @@ from typing import Any
 from visgrpo.errors import Interrupted, UserError
 from visgrpo.recipes.ending import print_measures
 from visgrpo.recipes.language_best_of_n import best_of_n
-from visgrpo.recipes.language_config import OF_NEW_MODELS, LanguageConfig, allowed
+from visgrpo.recipes.language_config import OF_NEW_MODELS, LanguageConfig
 from visgrpo.recipes.language_pairs import make_preferences
 from visgrpo.recipes.language_policy import train_policy
 from visgrpo.recipes.language_reward import train_reward
 from visgrpo.recipes.language_setup import run_name
 from visgrpo.recipes.language_sft import train_sft
+from visgrpo.recipes.language_stages import allowed
 from visgrpo.recipes.session import begin, open_session
 from visgrpo.reporting import compare_runs
 

@@ -4,95 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive, share
 from visgrpo.recipes.configs import Config, LoopConfig
+from visgrpo.recipes.language_defaults import FOREIGN, LORA_RATE, PRESETS, Budget
+from visgrpo.recipes.language_stages import KL_IN_REWARD, Stage, allowed, stages_of
 
-Stage = Literal[
-    "all",
-    "sft",
-    "preferences",
-    "reward",
-    "grpo",
-    "dr-grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "rloo",
-    "reinforce",
-    "rejection",
-    "ppo",
-    "best-of-n",
-]
-POLICY_STAGES = (
-    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
-    "ppo",
-)
 Preset = Literal["tiny", "nano", "small"]
-
-
-class Budget(NamedTuple):
-    """How long a stage trains, by default."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-
-
-class Defaults(NamedTuple):
-    """What a preset stands for, beside the sizes of its model."""
-
-    context: int
-    max_new_tokens: int
-    pairs: int
-    samples: int
-    sft: Budget
-    reward: Budget
-    policy: Budget
-
-
-PRESETS: Mapping[str, Defaults] = {
-    "tiny": Defaults(
-        context=64,
-        max_new_tokens=24,
-        pairs=400,
-        samples=8,
-        sft=Budget(150, 16, 3e-3),
-        reward=Budget(40, 16, 1e-3),
-        policy=Budget(15, 8, 1e-3),
-    ),
-    "nano": Defaults(
-        context=96,
-        max_new_tokens=64,
-        pairs=3000,
-        samples=32,
-        sft=Budget(700, 24, 4e-3),
-        reward=Budget(150, 32, 1e-3),
-        policy=Budget(60, 8, 2e-4),
-    ),
-    "small": Defaults(
-        context=256,
-        max_new_tokens=128,
-        pairs=8000,
-        samples=64,
-        sft=Budget(3000, 64, 1e-3),
-        reward=Budget(400, 64, 2e-4),
-        policy=Budget(300, 32, 1e-4),
-    ),
-}
-# Of models that were not made here, such as those of the Hub.
-FOREIGN = Defaults(
-    context=0,
-    max_new_tokens=256,
-    pairs=2000,
-    samples=16,
-    sft=Budget(500, 16, 2e-5),
-    reward=Budget(200, 16, 1e-5),
-    policy=Budget(200, 8, 1e-6),
-)
-LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
 
 
 @dataclass(frozen=True)
@@ -209,7 +130,8 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     critic: Literal["separate", "head"] = "separate"
     """ppo: a critic with a transformer of its own, or a head on the policy's."""
     critic_rate: float = 5.0
-    """ppo: the critic learns at this multiple of the learning rate, with --lora the adapters'."""
+    """ppo: the critic learns at this multiple of the learning rate; with --lora of a twentieth of
+    it, since the critic trains whole."""
     gamma: float = 1.0
     """ppo: discount of a token."""
     gae_lambda: float = 0.95
@@ -249,30 +171,109 @@ class LanguageConfig(LoopConfig, SamplingConfig):
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 0.5."
             )
         self._check_stage()
-        if self.token_budget and self.steps:
-            raise UserError("--token-budget and --steps say the same thing: give one of them.")
-        if self.kl_target and not self.beta:
-            raise UserError("--kl-target steers --beta, which must not start at 0.")
+        self._check_together()
+        self._check_data()
+        if self.stage == "all":
+            self._check_story()
 
     def _check_stage(self) -> None:
         """Refuse what the stage would not use, and ask for what it needs."""
         if self.init is None and self.stage not in ("all", "sft"):
             raise UserError(f"--stage {self.stage} needs --init, the model to start from.")
-        for name, default in _DEFAULT.items():
-            if getattr(self, name) == default:
-                continue
+        for name in self._given():
+            if self.init is not None and name in OF_NEW_MODELS:
+                raise UserError(f"{_flag(name)} is for new models: {self.init} has its own.")
             if not allowed(name, self.stage):
                 raise UserError(
                     f"{_flag(name)} does not go with --stage {self.stage}; it is for "
-                    f"{', '.join(_ONLY_FOR[name])}."
+                    f"{', '.join(stages_of(name))}."
                 )
-            if self.init is not None and name in OF_NEW_MODELS:
-                raise UserError(f"{_flag(name)} is for new models: {self.init} has its own.")
+
+    def _check_together(self) -> None:
+        """Refuse options that contradict each other, or leave one another without use."""
+        if self.token_budget and self.steps:
+            raise UserError("--token-budget and --steps say the same thing: give one of them.")
+        if self.kl_target and not self.beta:
+            raise UserError("--kl-target steers --beta, which must not start at 0.")
         if self.architecture == "qwen2" and self.tokenizer == "char":
             raise UserError(
                 "--architecture qwen2 goes with --tokenizer bpe: transformers reads the tokenizer "
                 "of such a model as byte pairs."
             )
+        if self.stage in ("ppo", "all") and self.critic_warmup and self.weight_decay:
+            raise UserError(
+                "--weight-decay would move the policy while the critic learns alone: take "
+                "--critic-warmup 0, or no weight decay."
+            )
+        in_reward = bool(self.beta) and self.kl_place() == "reward"
+        if in_reward and self.combination == "normalize_then_sum":
+            raise UserError(
+                "--combination normalize_then_sum would bring KL in the reward to the spread of a "
+                "reward, however small it is: take --kl-in loss, or sum_then_normalize."
+            )
+        self._refuse_idle(
+            ("lora_rank", not self.lora, "is for --lora"),
+            ("lora_alpha", not self.lora, "is for --lora"),
+            ("vocabulary", self.tokenizer == "char", "is for --tokenizer bpe"),
+            ("kl_horizon", not self.kl_target, "is for --kl-target"),
+            ("kl_in", not self.beta, "has no KL to weigh with --beta 0"),
+            ("kl_estimator", not self.beta, "has no KL to weigh with --beta 0"),
+            ("kl_estimator", in_reward, "is for --kl-in loss: KL in the reward is always k1"),
+            ("track_kl", bool(self.beta), f"is for --beta 0: --beta {self.beta:g} needs KL"),
+        )
+
+    def _check_data(self) -> None:
+        """Refuse options of tables where the data is text, and of text where it is a table."""
+        from visgrpo.data.tables import is_hub_name
+        from visgrpo.data.text_sources import is_text
+
+        text, column = is_text(self.data), self.text_column is not None
+        there = Path(self.data).expanduser().exists()
+        if self.stage == "all" and there and not (text or column):
+            raise UserError(
+                f"--stage all starts from text: name the column of {self.data} that holds it with "
+                "--text-column."
+            )
+        table = not (text or column) and (there or is_hub_name(self.data))
+        self._refuse_idle(
+            ("text_column", text, f"is for a table, and {self.data} is text"),
+            ("prompt_column", text, f"is for a table, and {self.data} is text"),
+            ("prompt_column", column, "does not go with --text-column, which prompts are cut from"),
+            ("prompt_tokens", table, f"is for text, and {self.data} is read as a table of prompts"),
+        )
+
+    def _check_story(self) -> None:
+        """Refuse now what a late stage would refuse after the first ones have trained."""
+        preset = PRESETS[self.preset]
+        longest = self.max_new_tokens or preset.max_new_tokens
+        context = self.context or preset.context
+        if self.prompt_tokens + longest > context:
+            raise UserError(
+                f"--prompt-tokens {self.prompt_tokens} and --max-new-tokens {longest} are more "
+                f"than the model sees at once, --context {context}."
+            )
+        if self.group_size == 1:
+            raise UserError("--group-size 1 leaves grpo nothing to compare: take 2 or more.")
+        steps = preset.policy.steps
+        if self.critic_warmup >= steps:
+            raise UserError(
+                f"--critic-warmup {self.critic_warmup} leaves none of ppo's {steps} steps to the "
+                "policy: take a shorter warm-up."
+            )
+
+    def _refuse_idle(self, *rows: tuple[str, bool, str]) -> None:
+        """Refuse the first option that is given although it is of no use, with the reason."""
+        for name, idle, reason in rows:
+            if idle and name in self._given():
+                raise UserError(f"{_flag(name)} {reason}.")
+
+    def _given(self) -> list[str]:
+        """Return the names of the options that are not at their default."""
+        return [name for name, default in _DEFAULT.items() if getattr(self, name) != default]
+
+    def kl_place(self) -> Literal["loss", "reward"]:
+        """Where KL weighs."""
+        return self.kl_in or ("reward" if self.stage in KL_IN_REWARD else "loss")
 
 
 @dataclass(frozen=True)
@@ -302,59 +303,8 @@ class GenerateConfig(SamplingConfig):
         not_negative(self, "seed")
 
 
-_DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
-_LEARNING = (*POLICY_STAGES, "all")
-_CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
-_WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
-_ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
-_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("steps", "learning_rate", "eval_every", "save_every"), _ONE_BY_ONE),
-    **dict.fromkeys(
-        (
-            *("weight_decay", "warmup", "schedule", "final_learning_rate", "max_grad_norm"),
-            *("log_every", "keep"),
-        ),
-        (*_ONE_BY_ONE, "all"),
-    ),
-    "batch_size": (*_ONE_BY_ONE, "preferences"),
-    "accumulation": _ONE_BY_ONE,
-    "lora": ("sft", *POLICY_STAGES),
-    **dict.fromkeys(("temperature", "top_k", "top_p", "max_new_tokens"), _DRAWING),
-    **dict.fromkeys(("pairs", "noise"), ("preferences", "all")),
-    **dict.fromkeys(("init",), ("sft", "preferences", "reward", *POLICY_STAGES, "best-of-n")),
-    **dict.fromkeys(("reward", "reward_weights"), (*POLICY_STAGES, "best-of-n")),
-    **dict.fromkeys(("combination", "scope", "advantage_baseline", "scale"), _WITH_GROUPS),
-    **dict.fromkeys(("epsilon_low", "epsilon_high"), _CLIPPING),
-    **dict.fromkeys(
-        (
-            *("kl_in", "mask_truncated", "inner_passes", "minibatches", "refresh_every"),
-            "token_budget",
-        ),
-        POLICY_STAGES,
-    ),
-    **dict.fromkeys(
-        (
-            *("group_size", "beta", "kl_estimator", "kl_target", "kl_horizon", "track_kl"),
-            *("entropy_weight", "silent_steps"),
-        ),
-        _LEARNING,
-    ),
-    **dict.fromkeys(
-        (
-            *("critic", "critic_rate", "gamma", "gae_lambda", "value_clip", "value_weight"),
-            *("critic_warmup", "whiten_advantages"),
-        ),
-        ("ppo", "all"),
-    ),
-    "samples": ("best-of-n", "all"),
-}  # fmt: skip
 OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")
 _DEFAULT = {field.name: field.default for field in fields(LanguageConfig)}
-
-
-def allowed(name: str, stage: str) -> bool:
-    """Whether a stage makes use of an option."""
-    return stage in _ONLY_FOR.get(name, (stage,))
 
 
 def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
@@ -374,7 +324,7 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
         "steps": budget.steps,
         "batch_size": budget.batch_size,
         "learning_rate": budget.learning_rate * (LORA_RATE if config.lora else 1.0),
-        "kl_in": "reward" if config.stage in ("ppo", "rloo") else "loss",
+        "kl_in": config.kl_place(),
         "inner_passes": 2 if config.stage == "ppo" else 1,
     }
     missing = {name: value for name, value in found.items() if getattr(config, name) is None}
@@ -396,4 +346,5 @@ def _given(value: int | None) -> int:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """Return an option as whoever changes it from its default writes it."""
+    return ("--no-" if _DEFAULT[name] is True else "--") + name.replace("_", "-")

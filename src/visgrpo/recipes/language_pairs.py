@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from visgrpo.data.batches import BatchLoader
-from visgrpo.data.pairs import write_pairs
+from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
 from visgrpo.errors import UserError
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.language_loading import LanguageParts
+from visgrpo.models.language_loading import LanguageParts, context_of
 from visgrpo.policies.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.recipes.language_config import LanguageConfig, resolved
 from visgrpo.recipes.language_setup import (
@@ -39,7 +38,8 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
     """Draw pairs of completions, let the judge choose, write OUTPUT/pairs.jsonl; return a summary.
 
     Raises:
-        UserError: without text to judge by, and where nearly all pairs are the same text twice.
+        UserError: without text to judge by, and where too few of the pairs that are drawn can be
+            learned from.
     """
     session = open_session(config, run_name(config))
     if session.processes.world_size > 1:
@@ -53,7 +53,7 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
             "what good text looks like."
         )
     began = time.perf_counter()
-    rows = list(itertools.islice(_pairs(full, parts, job, session), _wanted(full)))
+    rows, left_out = _pairs(full, parts, job, session)
     begin(session, "language")
     write_pairs(session.run.path / PAIRS_FILE, rows)
     golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
@@ -63,6 +63,7 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
         "model": str(config.init),
         "data": {"name": config.data, "prompts": len(job.splits.train)},
         "pairs": len(rows),
+        "pairs_left_out": left_out,
         "seconds": round(time.perf_counter() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(session.processes.device),
         "judge_accuracy": float((golds[:, 0] > golds[:, 1]).float().mean()),
@@ -73,19 +74,20 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
         f"{len(rows)} pairs, mean gold score {summary['gold_reward']:.3f}; with noise "
         f"{config.noise:g} the better one was chosen in {100 * summary['judge_accuracy']:.1f} %"
     )
+    if left_out:
+        session.say(
+            f"note: {left_out} more pairs were left out: their text, encoded again, is longer than "
+            f"the {context_of(parts.model)} tokens that the model sees at once."
+        )
     session.say(f"Pairs: {session.run.path / PAIRS_FILE}")
     return summary
 
 
-def _wanted(config: LanguageConfig) -> int:
-    assert config.pairs is not None
-    return config.pairs
-
-
 def _pairs(
     config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
-) -> Iterator[dict[str, Any]]:
-    """Yield pairs for as long as they are asked for."""
+) -> tuple[list[dict[str, Any]], int]:
+    """Return as many pairs as are asked for, and how many were left out because they are long."""
+    assert config.pairs is not None
     judge = job.judge
     assert judge is not None
     model = LanguageModel(parts.model).to(session.processes.device).eval()
@@ -101,19 +103,43 @@ def _pairs(
     assert config.batch_size is not None
     size = min(8 * config.batch_size, len(job.splits.train))
     loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
-    steps = math.ceil(MOST_ROUNDS * _wanted(config) / size)
-    drawn = 0
+    steps = math.ceil(MOST_ROUNDS * config.pairs / size)
+    rows: list[dict[str, Any]] = []
+    left_out = 0
     for step, batch in enumerate(loader.batches(0, steps)):
         batch = batch.to(session.processes.device)
         with session.processes.autocast():
             groups = rollouts.draw(model, batch, step, chunk=size)
-        rows = list(_chosen(groups, config, step))
-        drawn += len(rows)
-        yield from rows
+        drawn = list(_chosen(groups, config, step))
+        fitting = _fitting(drawn, parts)
+        left_out += len(drawn) - len(fitting)
+        rows += fitting
+        if len(rows) >= config.pairs:
+            return rows[: config.pairs], left_out
+    too_long = f", but {left_out} more are too long when encoded again" if left_out else ""
     raise UserError(
-        f"Only {drawn} of {steps * size} pairs of completions differ in text and score: take a "
-        "higher --temperature, longer completions, or fewer --pairs."
+        f"Only {len(rows)} of {steps * size} pairs of completions differ in text and score"
+        f"{too_long}: take a higher --temperature, {'shorter' if left_out else 'longer'} "
+        "completions, or fewer --pairs."
     )
+
+
+def _fitting(rows: Sequence[dict[str, Any]], parts: LanguageParts) -> list[dict[str, Any]]:
+    """Return the rows that a reward model can read.
+
+    Text need not be encoded as the tokens that it was decoded from: a stray byte decodes to a
+    character of three.
+    """
+    pairs = PairDataset(
+        "pairs",
+        prompts=tuple(row["prompt"] for row in rows),
+        chosen=tuple(row["chosen"] for row in rows),
+        rejected=tuple(row["rejected"] for row in rows),
+        columns={name: [row[name] for row in rows] for name in ("chosen_ended", "rejected_ended")},
+    )
+    lengths_M2 = pair_lengths(pairs, parts.tokenizer)
+    fits_M = lengths_M2.amax(dim=-1) <= context_of(parts.model)
+    return [row for row, fits in zip(rows, fits_M.tolist(), strict=True) if fits]
 
 
 def _chosen(groups: TokenGroups, config: LanguageConfig, step: int) -> Iterator[dict[str, Any]]:

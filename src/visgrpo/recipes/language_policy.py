@@ -7,43 +7,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visgrpo.data.batches import batch_columns
 from visgrpo.errors import UserError
 from visgrpo.evaluation.text import HeldOutPrompts
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.card import language_card
-from visgrpo.models.language import LanguageModel, critic_of
+from visgrpo.models.language import critic_of
 from visgrpo.models.language_loading import LanguageParts, stop_tokens
-from visgrpo.models.language_saving import save_language, save_language_adapter
 from visgrpo.models.reward_model import LearnedReward, load_reward_model
 from visgrpo.models.token_reference import reference_of
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.policies.ppo import TokenPPO
-from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
+from visgrpo.policies.token_groups import KLControl, TokenMemory, TokenRollouts
 from visgrpo.policies.tokens import TokenGRPO, TokenTerms
 from visgrpo.recipes.ending import finish
-from visgrpo.recipes.language_config import LORA_RATE, LanguageConfig, resolved
+from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_defaults import LORA_RATE
 from visgrpo.recipes.language_setup import (
     SPLITS,
     PromptJob,
     bytes_of,
     data_of,
     decoder_of,
-    info_of,
     load_prompt_job,
     load_start,
-    loader_of,
     memory_of,
-    options_of,
     run_name,
     sampling_of,
 )
+from visgrpo.recipes.language_training import adapted, loader_of, options_of, save_writer
 from visgrpo.recipes.session import Session, begin, open_session
 from visgrpo.rewards.gold import GoldJudge
 from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL, KLController
+from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
@@ -61,7 +55,8 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     control = _kl_control(config, completions=options.batch_size * config.group_size)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
-    model = _model(full, parts, session)
+    critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
+    model = adapted(config, parts, session, critic)
     reference = reference_of(model) if config.beta or config.track_kl else None
     memory = TokenMemory(control)
     rollouts = TokenRollouts(
@@ -107,7 +102,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
         data=data_of(config, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"),
         before=before,
         after=held_out["test"].measures(model),
-        save=lambda summary: _save(model, parts, config, session, summary),
+        save=lambda summary: save_writer(model, parts, config, session, summary),
         more={
             "sampled_tokens": memory.sampled_tokens,
             "tokens_per_second": round(memory.sampled_tokens / max(result.seconds, 1e-9), 1),
@@ -134,17 +129,11 @@ def objective_of(config: LanguageConfig) -> Objective:
 
 
 def _check_warmup(config: LanguageConfig, steps: int) -> None:
-    if config.stage != "ppo":
-        return
-    if config.critic_warmup and config.weight_decay:
-        raise UserError(
-            "--weight-decay would move the policy while the critic learns alone: take "
-            "--critic-warmup 0, or no weight decay."
-        )
-    if config.critic_warmup >= steps:
+    if config.stage == "ppo" and config.critic_warmup >= steps:
+        more = "a larger --token-budget" if config.token_budget else "more --steps"
         raise UserError(
             f"--critic-warmup {config.critic_warmup} leaves none of {steps} steps to the policy: "
-            "take more --steps, or a shorter warm-up."
+            f"take {more}, or a shorter warm-up."
         )
 
 
@@ -196,7 +185,7 @@ def rewards_of(
                 "beside --init."
             )
         specs = (f"model:{beside}",)
-        session.say(f"note: the reward is model:{beside}.")
+        session.note(f"the reward is model:{beside}.")
 
     def gold(argument: str) -> GoldJudge:
         if job.judge is None:
@@ -211,6 +200,7 @@ def rewards_of(
             load_reward_model(path),
             device=session.processes.device,
             stop_tokens=stop_tokens(parts),
+            policy_tokenizer=parts.tokenizer,
         )
 
     built_in: Mapping[str, Callable[[str], TextReward]] = {"gold": gold, "model": learned}
@@ -225,16 +215,7 @@ def reward_bytes_of(rewards: TextRewards) -> int:
     return sum(bytes_of(function.model) for function in learned)
 
 
-def _model(config: LanguageConfig, parts: LanguageParts, session: Session) -> LanguageModel:
-    critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
-    torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt_language(
-        parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
-    )
-    return LanguageModel(lm, critic).to(session.processes.device)
-
-
-def _kl_control(config: LanguageConfig, completions: int) -> KLController:
+def _kl_control(config: LanguageConfig, completions: int) -> KLControl:
     if not config.kl_target:
         return FixedKL(config.beta)
     control = AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
@@ -249,16 +230,3 @@ def _held_out(
     completions = rollouts.group_size if split == "test" else VALIDATION_COMPLETIONS
     apart = rollouts.apart(dataset.prompts, completions)
     return HeldOutPrompts(apart, dataset, job.inputs[split], session.processes)
-
-
-def _save(
-    model: LanguageModel,
-    parts: LanguageParts,
-    config: LanguageConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-) -> None:
-    folder, info = session.run.path / "model", info_of(config, parts)
-    save_language(model.lm, parts.tokenizer, folder, language_card(summary), info)
-    if model.has_adapter:
-        save_language_adapter(model.lm, session.run.path / "adapter")

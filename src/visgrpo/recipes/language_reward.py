@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from visgrpo.data.batches import CachedInputs
 from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
-from visgrpo.data.text_sources import is_text
 from visgrpo.errors import UserError
 from visgrpo.evaluation.text import pair_accuracy, pair_scores
 from visgrpo.models.card import reward_card
 from visgrpo.models.language_loading import context_of
-from visgrpo.models.reward_model import build_reward_model, save_reward_model, with_own_padding
+from visgrpo.models.reward_model import (
+    RewardModel,
+    build_reward_model,
+    save_reward_model,
+    with_own_padding,
+)
 from visgrpo.policies.text import PreferredCompletion
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.language_config import LanguageConfig, resolved
@@ -24,15 +29,14 @@ from visgrpo.recipes.language_pairs import PAIRS_FILE
 from visgrpo.recipes.language_setup import (
     SPLITS,
     data_of,
+    holds_text,
     info_of,
     load_start,
-    loader_of,
     memory_of,
-    options_of,
     run_name,
 )
-from visgrpo.recipes.session import Session, begin, open_session
-from visgrpo.training.trainer import Trainer
+from visgrpo.recipes.language_training import learn, loader_of, options_of
+from visgrpo.recipes.session import Session, open_session
 
 NORMALISED_ON = 512  # pairs
 
@@ -45,8 +49,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
     options = options_of(full, session)
     spec = _pairs_of(config, session)
     splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
-    for note in splits.notes:
-        session.say(f"note: {note}")
+    session.note(*splits.notes)
     tokenizer = with_own_padding(parts.tokenizer)
     pairs = {
         name: encode_pairs(getattr(splits, name), tokenizer, max_tokens=context_of(parts.model))
@@ -57,28 +60,18 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
     def measures(split: str) -> dict[str, float]:
         return pair_accuracy(model, pairs[split], getattr(splits, split), session.processes)
 
-    trainer = Trainer(
+    before, result = learn(
         model,
         PreferredCompletion(),
         loader_of(full, splits.train, pairs["train"], session),
         options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=lambda: measures("validation"),
-        selection="-nll",
+        session,
+        measures=measures,
         title="reward",
         inputs_are="pairs",
     )
-    before = measures("test")
-    begin(session, "language")
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
     model.eval()
-    # The scale of its scores is no measure of the model: the pairs it learned from tell it best.
-    some = np.arange(min(len(splits.train), NORMALISED_ON))
-    learned_from = pairs["train"].take(some), splits.train.subset(some)
-    scores = torch.cat(pair_scores(model, *learned_from, session.processes))
-    normalising = {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
+    normalising = _normalising(model, splits.train, pairs["train"], session)
 
     def save(summary: Mapping[str, Any]) -> None:
         info = {**info_of(config, parts), **normalising, "data": spec}
@@ -102,7 +95,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
 def _pairs_of(config: LanguageConfig, session: Session) -> str:
     """Return the table of pairs that is named, or the one that was made beside the start."""
     spec = config.data
-    if is_text(spec):
+    if holds_text(config):
         beside = Path(str(config.init)).parent / "pairs" / PAIRS_FILE
         if not beside.exists():
             raise UserError(
@@ -110,8 +103,22 @@ def _pairs_of(config: LanguageConfig, session: Session) -> str:
                 f"there is no {beside} beside --init."
             )
         spec = str(beside)
-        session.say(f"note: the pairs are {spec}.")
+        session.note(f"the pairs are {spec}.")
     return spec
+
+
+def _normalising(
+    model: RewardModel, pairs: PairDataset, encoded: CachedInputs, session: Session
+) -> dict[str, float]:
+    """Return mean and standard deviation of the scores of pairs that the model learned from.
+
+    The scale of its scores is no measure of the model: the pairs it learned from tell it best.
+    """
+    some = np.arange(min(len(pairs), NORMALISED_ON))
+    scores = torch.cat(
+        pair_scores(model, encoded.take(some), pairs.subset(some), session.processes)
+    )
+    return {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
 
 
 def _ceiling(test: PairDataset) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""What the stages of `visgrpo language` share: data, start, sampling, options, the ending."""
+"""What the stages of `visgrpo language` share: data, start, sampling, what is said of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from visgrpo.data.batches import BatchLoader, CachedInputs, Rows
+from visgrpo.data.batches import CachedInputs
 from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, prompts_from_text
 from visgrpo.data.text import TextSplits
 from visgrpo.data.text_sources import is_text, load_text
@@ -22,9 +21,9 @@ from visgrpo.policies.rollout import Sampling
 from visgrpo.recipes.language_config import LanguageConfig, SamplingConfig
 from visgrpo.recipes.session import Session
 from visgrpo.rewards.gold import GoldJudge
-from visgrpo.training.options import TrainingOptions
 
 SPLITS = ("train", "validation", "test")
+LONGEST_BLOCK = 1024  # by default, of models that can see more
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,10 @@ def load_start(config: LanguageConfig, session: Session) -> LanguageParts:
     """Load the model that a stage starts from; say what was decided about it."""
     assert config.init is not None
     parts = load_writer(config.init)
-    for note in parts.notes:
-        session.say(f"note: {note}")
+    session.note(*parts.notes)
     learned = parts.info.get("data")
     if config.stage != "reward" and learned not in (None, config.data):
-        session.say(f"note: {config.init} learned from {learned}; --data is {config.data}.")
+        session.note(f"{config.init} learned from {learned}; --data is {config.data}.")
     return parts
 
 
@@ -78,8 +76,13 @@ def load_documents(config: LanguageConfig, session: Session) -> TextSplits:
     splits = load_text(
         config.data, validation_fraction=config.validation_fraction, text_column=config.text_column
     )
-    _say(splits.notes, session)
+    session.note(*splits.notes)
     return splits
+
+
+def holds_text(config: LanguageConfig) -> bool:
+    """Whether the data is text, by itself or in a column of a table."""
+    return config.text_column is not None or is_text(config.data)
 
 
 def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Session) -> PromptJob:
@@ -91,7 +94,7 @@ def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Sessi
         UserError: for data without prompts, and a prompt that leaves no room for a completion.
     """
     judge = None
-    if config.text_column or is_text(config.data):
+    if holds_text(config):
         documents = load_documents(config, session)
         splits = prompts_from_text(documents, parts.tokenizer, config.prompt_tokens)
         # The judge stands for the truth and learns nothing of a run: it may know the whole text.
@@ -104,7 +107,7 @@ def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Sessi
             validation_fraction=config.validation_fraction,
             seed=config.seed,
         )
-    _say(splits.notes, session)
+    session.note(*splits.notes)
     most = range(config.eval_prompts)
     splits = PromptSplits(
         splits.train,
@@ -147,52 +150,19 @@ def decoder_of(parts: LanguageParts) -> Callable[[list[list[int]]], list[str]]:
     return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def options_of(config: LanguageConfig, session: Session) -> TrainingOptions:
-    """Turn a resolved config into the trainer's options, and check them."""
-    assert config.steps is not None
-    assert config.batch_size is not None
-    assert config.learning_rate is not None
-    assert config.inner_passes is not None
-    eval_every = config.eval_every or max(1, math.ceil(config.steps / 10))
-    options = TrainingOptions(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        schedule=config.schedule,
-        final_learning_rate=config.final_learning_rate,
-        max_grad_norm=config.max_grad_norm,
-        inner_passes=config.inner_passes,
-        minibatches=config.minibatches,
-        accumulation=config.accumulation,
-        refresh_every=config.refresh_every,
-        log_every=config.log_every,
-        eval_every=eval_every,
-        save_every=config.save_every or eval_every,
-        keep=config.keep,
-        seed=config.seed,
-        # In a group of one nothing differs, and ppo and reinforce learn all the same.
-        silent_steps_allowed=config.silent_steps,
-    )
-    options.check(session.processes.world_size)
-    return options
+def block_of(context: int | None, sees: int) -> int:
+    """Return the tokens that are predicted in a block of text.
 
+    Args:
+        context: how many were asked for.
+        sees: tokens that the model sees at once.
 
-def loader_of(
-    config: LanguageConfig, rows: Rows, inputs: CachedInputs, session: Session
-) -> BatchLoader:
-    """Return this process's training batches."""
-    assert config.batch_size is not None
-    return BatchLoader(
-        rows,
-        inputs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=session.processes.rank,
-        world_size=session.processes.world_size,
-        blocks=config.minibatches,
-    )
+    Raises:
+        UserError: for more than it sees.
+    """
+    if context and context > sees:
+        raise UserError(f"--context {context}: the model sees {sees} tokens at once.")
+    return context or min(sees, LONGEST_BLOCK)
 
 
 def data_of(config: LanguageConfig, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
@@ -240,8 +210,3 @@ def memory_of(
 def bytes_of(module: nn.Module) -> int:
     """Return the bytes of a module's weights; those that two layers share count once."""
     return sum(parameter.nbytes for parameter in module.parameters())
-
-
-def _say(notes: tuple[str, ...], session: Session) -> None:
-    for note in notes:
-        session.say(f"note: {note}")

@@ -5,36 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from visgrpo.data.token_blocks import BlockDataset, token_blocks
-from visgrpo.errors import UserError
 from visgrpo.evaluation.text import likelihood
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.card import language_card
-from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of
-from visgrpo.models.language_saving import save_language, save_language_adapter
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.policies.text import NextToken
 from visgrpo.recipes.ending import finish
-from visgrpo.recipes.language_config import PRESETS, LanguageConfig, resolved
+from visgrpo.recipes.language_config import LanguageConfig, resolved
+from visgrpo.recipes.language_defaults import PRESETS
 from visgrpo.recipes.language_setup import (
     SPLITS,
+    block_of,
     data_of,
-    info_of,
     load_documents,
     load_start,
-    loader_of,
     memory_of,
-    options_of,
     run_name,
 )
-from visgrpo.recipes.session import begin, open_session
-from visgrpo.training.trainer import Trainer
-
-LONGEST_BLOCK = 1024  # by default, of models that can see more
+from visgrpo.recipes.language_training import adapted, learn, loader_of, options_of, save_writer
+from visgrpo.recipes.session import open_session
 
 
 def train_sft(config: LanguageConfig) -> dict[str, Any]:
@@ -43,16 +33,12 @@ def train_sft(config: LanguageConfig) -> dict[str, Any]:
     documents = load_documents(config, session)
     parts = load_start(config, session) if config.init else _new_model(config, documents.train)
     full = resolved(config, parts.info)
-    block = _block(full, parts)
+    block = block_of(full.context, context_of(parts.model))
     blocks = {
         name: token_blocks(getattr(documents, name), parts.tokenizer, block) for name in SPLITS
     }
     options = options_of(full, session)
-    torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt_language(
-        parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
-    )
-    model = LanguageModel(lm).to(session.processes.device)
+    model = adapted(config, parts, session)
     rows = {
         name: BlockDataset(f"{documents.name}/{name}", len(blocks[name].inputs_M))
         for name in SPLITS
@@ -61,30 +47,16 @@ def train_sft(config: LanguageConfig) -> dict[str, Any]:
     def measures(split: str) -> dict[str, float]:
         return likelihood(model, blocks[split], parts.tokenizer, session.processes)
 
-    trainer = Trainer(
+    before, result = learn(
         model,
         NextToken(),
         loader_of(full, rows["train"], blocks["train"], session),
         options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=lambda: measures("validation"),
-        selection="-nll",
+        session,
+        measures=measures,
         title="sft",
         inputs_are="blocks",
     )
-    before = measures("test")
-    begin(session, "language")
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-
-    def save(summary: Any) -> None:
-        folder = session.run.path / "model"
-        info = info_of(config, parts)
-        save_language(model.lm, parts.tokenizer, folder, language_card(summary), info)
-        if model.has_adapter:
-            save_language_adapter(model.lm, session.run.path / "adapter")
-
     return finish(
         session,
         result,
@@ -94,7 +66,7 @@ def train_sft(config: LanguageConfig) -> dict[str, Any]:
         data=data_of(config, rows, "blocks"),
         before=before,
         after=measures("test"),
-        save=save,
+        save=lambda summary: save_writer(model, parts, config, session, summary),
         more={
             "tokens_per_second": round(result.examples * block / max(result.seconds, 1e-9), 1),
             "memory": memory_of(model),
@@ -117,11 +89,3 @@ def _new_model(config: LanguageConfig, documents: Sequence[str]) -> LanguagePart
     )
     name = f"{config.architecture} {config.preset}"
     return LanguageParts(name, model, tokenizer, {"preset": config.preset})
-
-
-def _block(config: LanguageConfig, parts: LanguageParts) -> int:
-    """Return the tokens that are predicted in a block."""
-    sees = context_of(parts.model)
-    if config.context and config.context > sees:
-        raise UserError(f"--context {config.context}: the model sees {sees} tokens at once.")
-    return config.context or min(sees, LONGEST_BLOCK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,17 @@ class Session:
         """Print a remark on stderr, once."""
         if self.processes.is_main:
             print(line, file=sys.stderr, flush=True)
+
+    def note(self, *decisions: str) -> None:
+        """Print what was decided on the way."""
+        print_notes(decisions, self.processes)
+
+
+def print_notes(decisions: Iterable[str], processes: Processes) -> None:
+    """Print what was decided on the way on stderr, once."""
+    for decision in decisions:
+        if processes.is_main:
+            print(f"note: {decision}", file=sys.stderr, flush=True)
 
 
 def open_session(
@@ -93,13 +104,12 @@ def load_data(config: RunConfig, session: Session) -> Splits:
 
 def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
     """Say what was decided about the data, and what was left out."""
-    for note in splits.notes:
-        session.say(f"note: {note}")
+    session.note(*splits.notes)
     masked = isinstance(splits, SegmentationSplits)  # a readable pair may not belong together
     bad = "unusable row(s)" if masked else "unreadable image(s)"
     for part in (splits.train, splits.validation, splits.test):
         if part.skipped:
-            session.say(f"note: {part.name}: left out {len(part.skipped)} {bad}:")
+            session.note(f"{part.name}: left out {len(part.skipped)} {bad}:")
             for reason in part.skipped:
                 session.say(f"  {reason}")
 
@@ -121,10 +131,17 @@ def training_options(
             f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
         )
     steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    return loop_options(config, steps, config.batch_size, learning_rate, **more)
+
+
+def loop_options(
+    config: LoopConfig, steps: int, batch_size: int, learning_rate: float, **more: Any
+) -> TrainingOptions:
+    """Return the trainer's options; by default a run is evaluated and saved ten times."""
     eval_every = config.eval_every or max(1, math.ceil(steps / 10))
     return TrainingOptions(
         steps=steps,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=config.weight_decay,
         warmup=config.warmup,

@@ -54,14 +54,6 @@ LANGUAGE = {
     "completions/clipped_ratio": Metric(
         "Completions cut off", "share of completions", is_share=True, short="cut off"
     ),
-    "distinct_2": Metric(
-        "Distinct bigrams",
-        "share of bigrams",
-        "higher",
-        True,
-        about="share of word pairs that are not repeated",
-        short="distinct-2",
-    ),
     "frac_reward_zero_std": Metric("Groups without a signal", "share of groups", is_share=True),
     "clip_ratio/region_mean": Metric("Clipped ratios", "share of tokens", is_share=True),
     "value_loss": Metric("Value loss", "squared error", "lower"),
@@ -107,7 +99,6 @@ LANGUAGE_ORDER = (
     "completions/mean_length",
     "ended",
     "completions/clipped_ratio",
-    "distinct_2",
     "loss",
     "value_loss",
     "explained_variance",

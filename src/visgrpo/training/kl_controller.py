@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 from visgrpo.errors import UserError
 
 MAX_ERROR = 0.2  # of the relative distance to the target that one update acts on
-
-
-class KLController(Protocol):
-    """What PPO asks of a controller; its state is plain data and goes into the checkpoint."""
-
-    @property
-    def coefficient(self) -> float:
-        """The weight of the penalty now."""
-
-    def update(self, kl: float, samples: int) -> None:
-        """Take the KL to the reference that was seen over some completions."""
-
-    def state(self) -> dict[str, float]: ...
-
-    def restore(self, state: Mapping[str, float]) -> None: ...
 
 
 class AdaptiveKL:

@@ -1,0 +1,110 @@
+"""Every option of `visgrpo language` in every stage: used, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visgrpo.errors import UserError
+from visgrpo.recipes import language
+from visgrpo.recipes.language_config import LanguageConfig
+
+EVERYWHERE = (
+    "stage output seed device precision report resume data text_column validation_fraction "
+)
+OPTIMISER = (
+    "weight_decay warmup schedule final_learning_rate max_grad_norm log_every keep report_to "
+)
+TRAINED = f"{OPTIMISER} steps learning_rate eval_every save_every accumulation batch_size "
+NEW = "preset architecture tokenizer vocabulary context "
+ADAPTED = "lora lora_rank lora_alpha "
+DRAWN = "temperature top_k top_p max_new_tokens prompt_tokens "
+REWARDED = f"{DRAWN} init eval_prompts reward reward_weights prompt_column gold "
+LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps "
+UPDATES = "kl_in kl_estimator mask_truncated inner_passes minibatches refresh_every token_budget "
+POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES
+GROUPS = "combination scope advantage_baseline scale "
+CLIP = "epsilon_low epsilon_high "
+CRITIC = (
+    "critic critic_rate critic_warmup gamma gae_lambda value_clip value_weight whiten_advantages "
+)
+USED = {
+    "all": OPTIMISER + NEW + DRAWN + LEARNING + CRITIC + "eval_prompts pairs noise samples",
+    "sft": TRAINED + NEW + ADAPTED + "init",
+    "preferences": DRAWN + "init batch_size pairs noise",
+    "reward": TRAINED + "init",
+    "grpo": POLICY + GROUPS + CLIP,
+    "dr-grpo": POLICY + GROUPS + CLIP,
+    "dapo": POLICY + GROUPS + CLIP,
+    "gspo": POLICY + GROUPS + CLIP,
+    "cispo": POLICY + GROUPS + CLIP,
+    "rloo": POLICY + GROUPS,
+    "reinforce": POLICY + GROUPS,
+    "rejection": POLICY,
+    "ppo": POLICY + CLIP + CRITIC,
+    "best-of-n": REWARDED + "samples",
+}
+
+
+def _another(default: Any) -> Any:
+    """A value that is not the default and in every range."""
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return 0.25
+    return ("x",) if isinstance(default, tuple) else 1 if default is None else "tiny"
+
+
+@pytest.mark.parametrize("stage", USED)
+def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
+    used = set((EVERYWHERE + USED[stage]).split())
+    plain = LanguageConfig(stage=stage, init=None if stage in ("all", "sft") else "m")  # type: ignore[arg-type]
+    for field in fields(LanguageConfig):
+        if field.name == "stage":
+            continue
+        problem = ""
+        try:
+            replace(plain, **{field.name: _another(field.default)}).check()
+        except UserError as error:
+            problem = str(error)
+        refused = f"does not go with --stage {stage}; it is for" in problem
+        # A new model's options are refused for the start that has its own.
+        refused |= "is for new models" in problem
+        assert refused == (field.name not in used), (field.name, problem)
+
+
+def test_the_story_gives_each_stage_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, LanguageConfig] = {}
+
+    def train(config: LanguageConfig) -> dict[str, Any]:
+        config.check()
+        seen[config.stage] = config
+        measures = {"before": {}, "after": {}, "data": {"test": 1}}
+        return {"seconds": 1.0, "samples": 4, **measures}
+
+    for name in ("train_sft", "make_preferences", "train_reward", "best_of_n", "train_policy"):
+        monkeypatch.setattr(language, name, train)
+    monkeypatch.setattr(language, "print_measures", lambda title, rows: None)
+    values = {
+        **{"tokenizer": "bpe", "architecture": "qwen2", "vocabulary": 300, "preset": "tiny"},
+        **{"context": 32, "kl_target": 1.0, "kl_horizon": 99.0, "gamma": 0.9, "eval_prompts": 3},
+        **{"prompt_tokens": 4, "samples": 2, "pairs": 9, "top_k": 5, "log_every": 3},
+    }
+    output = str(tmp_path / "run")
+    language.train_language(LanguageConfig(**values, output=output, report=False, device="cpu"))
+    assert list(seen) == ["sft", "preferences", "reward", "best-of-n", "grpo", "ppo"]
+    for stage, config in seen.items():
+        plain = LanguageConfig()
+        used = set((EVERYWHERE + USED[stage]).split()) - {"output", "stage", "init"}
+        if stage != "sft":
+            used -= set(NEW.split())
+        for name in used:
+            wanted = {**values, "report": False, "device": "cpu"}.get(name, getattr(plain, name))
+            assert getattr(config, name) == wanted, (stage, name)

@@ -1,0 +1,73 @@
+"""What stands before a text: the tokenizer's own choice for strings, the template's for chats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from char_tokenizer import BOS, EOS, PAD, char_tokenizer, ids, opening_tokenizer
+
+from visgrpo.data.pairs import PairDataset, encode_pairs, pair_lengths
+from visgrpo.data.prompts import PromptDataset, encode_prompts, prompts_from_text
+from visgrpo.data.text import TextSplits
+from visgrpo.data.token_blocks import token_blocks
+from visgrpo.data.token_rows import opened_ids, token_ids
+from visgrpo.models.tokenizers import character_tokenizer, make_tokenizer
+
+CHAT = ({"role": "user", "content": "ab"},)
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}:{% endfor %}"
+
+
+def opened(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
+    return [row.tolist() for row in opened_ids(prompts, tokenizer)]
+
+
+def test_a_string_begins_as_the_tokenizer_begins_it() -> None:
+    tokenizer = opening_tokenizer()
+    assert tokenizer("ab")["input_ids"] == [BOS, *ids("ab"), EOS]
+    assert opened(["ab", "c", ""], tokenizer) == [[BOS, *ids("ab")], [BOS, *ids("c")], [BOS]]
+    assert [row.tolist() for row in token_ids(["ab"], tokenizer)] == [ids("ab")]
+
+
+def test_what_is_spelled_is_not_put_there_twice() -> None:
+    tokenizer = opening_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    assert opened([CHAT, "<bos>ab", "ab"], tokenizer) == [
+        [BOS, *ids("ab:")],
+        [BOS, *ids("ab")],
+        [BOS, *ids("ab")],
+    ]
+    tokenizer.chat_template = TEMPLATE.removeprefix("{{ bos_token }}")
+    assert opened([CHAT], tokenizer) == [ids("ab:")]  # the template's choice
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        char_tokenizer(),
+        char_tokenizer(bos_token="<bos>"),  # it has one, and puts it nowhere
+        make_tokenizer("char", ["bad"]),
+        make_tokenizer("bpe", ["bad"], vocabulary=258),
+        character_tokenizer({"\n": 0, "b": 1, "a": 2, "$": 3}, end="$"),  # raises at others
+    ],
+    ids=["characters", "bos that is not put", "char", "bpe", "nanoGPT"],
+)
+def test_others_begin_with_the_text(tokenizer: Any) -> None:
+    assert opened(["ab"], tokenizer) == [row.tolist() for row in token_ids(["ab"], tokenizer)]
+
+
+def test_prompts_documents_and_pairs_begin_alike() -> None:
+    tokenizer = opening_tokenizer()
+    prompts = encode_prompts(PromptDataset("x", ("ab", "c")), tokenizer, max_tokens=3)
+    assert prompts.inputs_M.tolist() == [[BOS, *ids("ab")], [PAD, BOS, *ids("c")]]
+    blocks = token_blocks(["ab", "c"], tokenizer, block=6)
+    assert blocks.inputs_M.tolist() == [[BOS, *ids("ab"), EOS, BOS, *ids("c"), EOS]]
+    rows = PairDataset("x", ("ab",), ("c",), ("de",), {"rejected_ended": [False]})
+    pairs = encode_pairs(rows, tokenizer, max_tokens=5)
+    assert pairs.inputs_M.tolist() == [[[BOS, *ids("abc"), EOS], [BOS, *ids("abde")]]]
+    assert pair_lengths(rows, tokenizer).tolist() == [[5, 5]]
+
+
+def test_prompts_from_text_are_without_it() -> None:
+    text = TextSplits("letters", ("abcdef",), ("bcdefg",), ("cdefgh",))
+    assert prompts_from_text(text, opening_tokenizer(), 3).train.prompts == ("abc",)

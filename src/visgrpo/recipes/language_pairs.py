@@ -49,8 +49,8 @@ def make_preferences(config: LanguageConfig) -> dict[str, Any]:
     job = load_prompt_job(full, parts, session)
     if job.judge is None:
         raise UserError(
-            "--stage preferences needs --data with text, and --gold on: the judge learns from it "
-            "what good text looks like."
+            "--stage preferences needs --data with text: the judge learns from it what good text "
+            "looks like."
         )
     began = time.perf_counter()
     rows, left_out = _pairs(full, parts, job, session)

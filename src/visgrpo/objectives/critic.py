@@ -6,6 +6,7 @@ What stands at masked places is never used and may be anything, NaN included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,18 +56,23 @@ def gae(
     return advantages_BT, advantages_BT + values_BT
 
 
-def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked_moments(
+    values: Tensor, mask: Tensor, gather: Callable[[Tensor], Tensor] = lambda part_1: part_1
+) -> tuple[Tensor, Tensor]:
     """Return mean and unbiased variance (n - 1) of unmasked values, float64 scalars.
 
     Fewer than two values have variance 0, and none at all mean 0.
+
+    Args:
+        gather: brings the numbers (1,) of all processes together, (W,), where each has some of the
+            values.
     """
-    mask = mask.bool()
     # In float64 the mean of equal numbers is off by too little to become a spread.
-    values = values.double().masked_fill(~mask, 0.0)
-    count = mask.sum()
-    mean = values.sum() / count.clamp(min=1)
-    squares = (values - mean).square().masked_fill(~mask, 0.0)
-    return mean, squares.sum() / (count - 1).clamp(min=1)
+    kept = values[mask.bool()].double()
+    count = gather(kept.new_tensor([len(kept)])).sum()
+    mean = gather(kept.sum()[None]).sum() / count.clamp(min=1)
+    squares = gather((kept - mean).square().sum()[None]).sum()
+    return mean, squares / (count - 1).clamp(min=1)
 
 
 def whiten(

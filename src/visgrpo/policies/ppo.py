@@ -11,8 +11,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import surrogate, weighted_sum
-from visgrpo.objectives.critic import gae, value_loss, whiten
-from visgrpo.policies.groups import Shards
+from visgrpo.objectives.critic import gae, masked_moments, value_loss, whiten
 from visgrpo.policies.token_groups import TokenGroups, TokenRollouts
 from visgrpo.policies.tokens import (
     TokenLoss,
@@ -75,10 +74,10 @@ class TokenPPO:
             gamma=self.gamma,
             lam=self.lam,
         )
-        mask_BT, shards = groups.mask_NGT.flatten(0, 1), self.rollouts.shards
+        mask_BT, gather = groups.mask_NGT.flatten(0, 1), self.rollouts.shards.gather
         # The advantages are what is left of the returns once the values are taken away.
-        left = moments_of_all(advantages_BT, mask_BT, shards)
-        _, of_returns = moments_of_all(returns_BT, mask_BT, shards)
+        left = masked_moments(advantages_BT, mask_BT, gather)
+        _, of_returns = masked_moments(returns_BT, mask_BT, gather)
         explained = 1 - left[1] / of_returns if of_returns > 0 else torch.zeros_like(of_returns)
         if self.whiten_advantages:
             advantages_BT = whiten(advantages_BT, mask_BT, statistics=left)
@@ -145,14 +144,3 @@ class TokenPPO:
             kl_NGT = groups.old_log_probs_NGT - groups.reference_log_probs_NGT
             rewards_NGT = rewards_NGT - coefficient * kl_NGT.masked_fill(~groups.mask_NGT, 0.0)
         return rewards_NGT
-
-
-def moments_of_all(values_BT: Tensor, mask_BT: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance of the unmasked values of all processes, float64."""
-    values = values_BT[mask_BT].double()
-    count, total = shards.gather(
-        torch.stack([values.new_tensor(len(values)), values.sum()])[None]
-    ).sum(dim=0)
-    mean = total / count.clamp(min=1)
-    squares = shards.gather((values - mean).square().sum()[None]).sum()
-    return mean, squares / (count - 1).clamp(min=1)

@@ -7,15 +7,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from visgrpo.data.batch import Batch, Collating, MadeRows
 from visgrpo.data.dataset import ImageDataset, is_plain
 from visgrpo.errors import UserError
+
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "CachedInputs",
+    "Collating",
+    "InputFunction",
+    "Made",
+    "MadeRows",
+    "Rows",
+    "batch_columns",
+    "cache_inputs",
+    "check_shapes",
+    "make_all",
+    "sequential",
+]
 
 # The input of a row, or the pair of an input and the label that was made together with it.
 Made = Tensor | tuple[Tensor, Tensor]
@@ -42,52 +59,6 @@ class Rows(Protocol):
 
     def subset(self, indices: np.ndarray, /) -> Rows:
         """Return the rows at some places."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """N rows of a data set.
-
-    Attributes:
-        indices_N: rows of the data set, int64.
-        inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
-        labels_N: class ids, int64: (N,), or masks (N, H, W) that the input function made together
-            with the inputs.
-        columns: those of `batch_columns`, each a list of N values.
-        positions_N: places of the rows in the batch of all processes; None where this is all of
-            it, or all of a consecutive share.
-    """
-
-    indices_N: Tensor
-    inputs: Tensor
-    labels_N: Tensor
-    columns: Mapping[str, list[Any]]
-    positions_N: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices_N)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on `device`."""
-        return Batch(
-            self.indices_N.to(device),
-            self.inputs.to(device),
-            self.labels_N.to(device),
-            self.columns,
-            self.positions_N,
-        )
-
-    def select(self, rows: Sequence[int] | Tensor) -> Batch:
-        """Return the rows at positions `rows` of this batch, in that order."""
-        positions = torch.as_tensor(rows, dtype=torch.long, device=self.indices_N.device)
-        chosen = positions.tolist()
-        return Batch(
-            self.indices_N[positions],
-            self.inputs[positions],
-            self.labels_N[positions],
-            {name: [column[row] for row in chosen] for name, column in self.columns.items()},
-            None if self.positions_N is None else self.positions_N[positions.cpu()],
-        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +156,7 @@ class BatchLoader:
     def __init__(
         self,
         dataset: Rows,
-        inputs: InputFunction,
+        inputs: InputFunction | Collating,
         *,
         batch_size: int,
         seed: int,
@@ -247,7 +218,7 @@ class BatchLoader:
                 raise made
             yield self._placed(rows, made)
 
-    def _placed(self, rows: np.ndarray, made: _MadeRows) -> Batch:
+    def _placed(self, rows: np.ndarray, made: MadeRows) -> Batch:
         batch = _batch(self.dataset, self._columns, rows, made)
         return replace(batch, positions_N=torch.from_numpy(self._share))
 
@@ -268,7 +239,9 @@ def batch_columns(dataset: Rows) -> list[str]:
     return [name for name, column in dataset.columns.items() if is_plain(column)]
 
 
-def sequential(dataset: Rows, inputs: InputFunction, batch_size: int) -> Iterator[Batch]:
+def sequential(
+    dataset: Rows, inputs: InputFunction | Collating, batch_size: int
+) -> Iterator[Batch]:
     """Yield every row once and in order, for evaluation; the last batch may be smaller.
 
     Raises:
@@ -282,36 +255,33 @@ def sequential(dataset: Rows, inputs: InputFunction, batch_size: int) -> Iterato
         yield _batch(dataset, columns, rows, batch_inputs.make(0, rows))
 
 
-class _MadeRows(NamedTuple):
-    """What an input function made of N rows; labels are None where it made none."""
-
-    inputs: Tensor
-    labels_N: Tensor | None = None
-
-
-class _BatchInputs(Dataset["_MadeRows | UserError"]):
+class _BatchInputs(Dataset["MadeRows | UserError"]):
     """Inputs by (epoch, rows): the part of a loader that travels to its workers."""
 
-    def __init__(self, inputs: InputFunction, seed: int) -> None:
+    def __init__(self, inputs: InputFunction | Collating, seed: int) -> None:
         self._inputs = inputs
         self._seed = seed
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> _MadeRows | UserError:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> MadeRows | UserError:
         try:
             return self.make(*key)
         except UserError as error:
             return error  # raised in a worker, its message would arrive wrapped in a traceback
 
-    def make(self, epoch: int, rows: np.ndarray) -> _MadeRows:
+    def make(self, epoch: int, rows: np.ndarray) -> MadeRows:
         if isinstance(self._inputs, CachedInputs):
             taken = self._inputs.take(rows)
-            return _MadeRows(taken.inputs_M, taken.labels_M)
-        made = [
-            _as_parts(self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row])))
+            return MadeRows(taken.inputs_M, taken.labels_M)
+        each = [
+            self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row]))
             for row in rows.tolist()
         ]
+        if isinstance(self._inputs, Collating):
+            return self._inputs.collate(each)
+        made = [_as_parts(row) for row in each]
         check_shapes({tuple(parts[0].shape) for parts in made}, "one batch")
-        return _MadeRows(*(torch.stack(part) for part in zip(*made, strict=True)))
+        whole = [torch.stack(part) for part in zip(*made, strict=True)]
+        return MadeRows(whole[0], whole[1] if len(whole) == 2 else None)
 
 
 def _as_parts(made: Made) -> tuple[Tensor, ...]:
@@ -364,13 +334,15 @@ def _batch(
     dataset: Rows,
     columns: Mapping[str, Sequence[Any]],
     rows: np.ndarray,
-    made: _MadeRows,
+    made: MadeRows,
 ) -> Batch:
     return Batch(
         torch.from_numpy(rows.astype(np.int64)),
         made.inputs,
         _labels(dataset, rows) if made.labels_N is None else made.labels_N.long(),
         {name: [_plain(column[row]) for row in rows.tolist()] for name, column in columns.items()},
+        pictures=made.pictures,
+        answers_NT=made.answers_NT,
     )
 
 

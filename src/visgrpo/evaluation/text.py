@@ -145,6 +145,7 @@ class HeldOutPrompts:
                 groups.lengths_N,
                 groups.tokens_NGT,
                 self.rollouts.sampling.distribution,
+                pictures=groups.pictures,
             )
         rewards = self.rollouts.rewards
         known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)

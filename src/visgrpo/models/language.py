@@ -10,12 +10,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from visgrpo.models.token_cache import rollout_cache, shared_prefix
+from visgrpo.data.pictures import Pictures
+from visgrpo.models.prompt_reading import (
+    ReadPrompts,
+    additive,
+    hidden_after,
+    is_ragged,
+    padding,
+    read_prompts,
+    text_positions,
+)
+from visgrpo.models.token_cache import rollout_cache
 from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
 
 CriticKind = Literal["head", "separate"]
+Engine = Literal["shared", "plain"]
 WHOLE_SOFTMAX = TokenDistribution()
-BLOCKED = -1e4  # added to the scores of places that may not be looked at
 
 
 class Scores(NamedTuple):
@@ -35,17 +45,28 @@ class LanguageModel(nn.Module):
     Attributes:
         lm: the model as it is saved.
         critic: what makes values from hidden states; None where no method asks for them.
+        engine: "shared" runs each prompt once for all completions of its group; "plain" runs every
+            prompt with every completion, as transformers does it: slower, and the same.
     """
 
-    def __init__(self, lm: Any, critic: Critic | None = None) -> None:
+    def __init__(self, lm: Any, critic: Critic | None = None, engine: Engine = "shared") -> None:
         super().__init__()
-        self.lm, self.critic = lm, critic
+        self.lm, self.critic, self.engine = lm, critic, engine
         without_dropout(self)
+
+    def like(self, lm: Any) -> LanguageModel:
+        """Return another model that is used in the same way, without a critic."""
+        return LanguageModel(lm, engine=self.engine)
 
     @property
     def plain(self) -> Any:
         """The transformers model, out of its adapters' wrapper."""
         return self.lm.get_base_model() if self.has_adapter else self.lm
+
+    @property
+    def trunk(self) -> Any:
+        """The transformer that reads and writes text, without its output head."""
+        return self.plain.base_model
 
     @property
     def has_adapter(self) -> bool:
@@ -66,22 +87,23 @@ class LanguageModel(nn.Module):
         completions_NGT: Tensor,
         distribution: TokenDistribution = WHOLE_SOFTMAX,
         *,
+        pictures: Pictures | None = None,
         entropy_gradient: bool = False,
         critic_alone: bool = False,
     ) -> Scores:
         """Score the tokens of G completions of each of N prompts, (N, G, T).
 
-        Each prompt goes through the model once, whatever G. What stands after a completion's end
-        is scored too and means nothing.
+        What stands after a completion's end is scored too and means nothing.
 
         Args:
             prompts_NP: token ids, padded on the left.
             lengths_N: real tokens of each prompt, at least 1.
             completions_NGT: token ids, padded on the right with any id.
+            pictures: the prompts' images, for a model that sees.
             entropy_gradient: whether the entropy is part of the loss.
             critic_alone: whether a critic that reads the policy's states leaves them as they are.
         """
-        hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT)
+        hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
         scores = score_tokens(
             hidden_NGTD.flatten(0, 2),
             self.head,
@@ -103,9 +125,10 @@ class LanguageModel(nn.Module):
         lengths_N: Tensor,
         completions_NGT: Tensor,
         distribution: TokenDistribution = WHOLE_SOFTMAX,
+        pictures: Pictures | None = None,
     ) -> Tensor:
         """Return the log-probs (N, G, T) alone, without gradient."""
-        hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT)
+        hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
         chosen_B = completions_NGT.flatten()
         scores = score_tokens(hidden_NGTD.flatten(0, 2), self.head, chosen_B, distribution)
         return scores.log_probs.view(completions_NGT.shape)
@@ -120,15 +143,72 @@ class LanguageModel(nn.Module):
         return self.critic(hidden_NGTD, prompts_NP, lengths_N, completions_NGT)
 
     @torch.no_grad()
-    def begin(self, prompts_NP: Tensor, lengths_N: Tensor, group_size: int, room: int) -> Decoder:
+    def begin(
+        self,
+        prompts_NP: Tensor,
+        lengths_N: Tensor,
+        group_size: int,
+        room: int,
+        pictures: Pictures | None = None,
+    ) -> Decoder:
         """Read N prompts, and return what generates G completions of each."""
-        hidden_ND, prompts = _read_prompts(self.plain.base_model, prompts_NP, lengths_N)
-        logits_BV = self.head(hidden_ND).repeat_interleave(group_size, dim=0)
-        cache = rollout_cache(prompts, group_size, room)
-        return Decoder(self, cache, logits_BV, prompts_NP.shape[1], lengths_N, group_size, room)
+        if self.engine == "plain":
+            prompts_NP = prompts_NP.repeat_interleave(group_size, dim=0)
+            lengths_N = lengths_N.repeat_interleave(group_size, dim=0)
+            pictures = pictures.repeated(group_size) if pictures is not None else None
+            group_size = 1
+        return Decoder(self, self._read(prompts_NP, lengths_N, pictures), group_size, room)
 
-    def _hidden(self, prompts_NP: Tensor, lengths_N: Tensor, completions_NGT: Tensor) -> Tensor:
-        return hidden_of(self.plain.base_model, prompts_NP, lengths_N, completions_NGT)
+    def _hidden(
+        self,
+        prompts_NP: Tensor,
+        lengths_N: Tensor,
+        completions_NGT: Tensor,
+        pictures: Pictures | None = None,
+    ) -> Tensor:
+        """Return the states (N, G, T, D) that predict the completions' tokens."""
+        if self.engine == "plain":
+            return self._hidden_plainly(prompts_NP, lengths_N, completions_NGT, pictures)
+        read = self._read(prompts_NP, lengths_N, pictures)
+        return hidden_after(self.trunk, read, completions_NGT)
+
+    def _read(
+        self, prompts_NP: Tensor, lengths_N: Tensor, pictures: Pictures | None
+    ) -> ReadPrompts:
+        assert pictures is None, "a language model sees no images"
+        positions_NP = text_positions(lengths_N, prompts_NP.shape[1])
+        return read_prompts(self.trunk, lengths_N, positions_NP, lengths_N, input_ids=prompts_NP)
+
+    def _hidden_plainly(
+        self,
+        prompts_NP: Tensor,
+        lengths_N: Tensor,
+        completions_NGT: Tensor,
+        pictures: Pictures | None,
+    ) -> Tensor:
+        """Run every prompt with every completion through the whole model, in one pass."""
+        group_size, padded = completions_NGT.shape[1], prompts_NP.shape[1]
+        prompts_BP = prompts_NP.repeat_interleave(group_size, dim=0)
+        tokens_BS = torch.cat([prompts_BP, completions_NGT[..., :-1].flatten(0, 1)], dim=1)
+        mask_BS = torch.ones_like(tokens_BS)
+        padding_NP = padding(lengths_N, padded)
+        mask_BS[:, :padded] = (~padding_NP).repeat_interleave(group_size, dim=0)
+        out = self.plain.base_model(
+            **self._plain_inputs(tokens_BS, mask_BS, pictures, group_size),
+            attention_mask=mask_BS,
+            use_cache=False,
+        )
+        return out.last_hidden_state[:, padded - 1 :].unflatten(0, (-1, group_size))
+
+    def _plain_inputs(
+        self, tokens_BS: Tensor, mask_BS: Tensor, pictures: Pictures | None, group_size: int
+    ) -> dict[str, Tensor]:
+        """Return what transformers' own model takes, beside the mask."""
+        assert pictures is None, "a language model sees no images"
+        return {
+            "input_ids": tokens_BS,
+            "position_ids": (mask_BS.cumsum(dim=1) - 1).clamp(min=0),
+        }
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
@@ -144,31 +224,23 @@ class Decoder:
         logits_BV: of the next token of each row.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        cache: Any,
-        logits_BV: Tensor,
-        padded: int,
-        lengths_N: Tensor,
-        group_size: int,
-        room: int,
-    ) -> None:
-        self._model, self._cache, self.logits_BV = model, cache, logits_BV
-        self._positions_B = lengths_N.repeat_interleave(group_size)
-        self._written = padded
+    def __init__(self, model: LanguageModel, read: ReadPrompts, group_size: int, room: int) -> None:
+        self._model, self._written = model, read.padded
+        self._cache = rollout_cache(read.cache, group_size, room)
+        self.logits_BV = model.head(read.hidden_ND).repeat_interleave(group_size, dim=0)
+        self._positions_B = read.next_N.repeat_interleave(group_size)
         self._mask_B1K = None
-        if _is_ragged(lengths_N, padded):
-            blocked = _padding(lengths_N, padded).repeat_interleave(group_size, dim=0)
+        if is_ragged(read.lengths_N, read.padded):
+            blocked = padding(read.lengths_N, read.padded).repeat_interleave(group_size, dim=0)
             blocked = nn.functional.pad(blocked, (0, room))[:, None, None]
-            self._mask_B1K = _additive(blocked, model.plain.dtype)
+            self._mask_B1K = additive(blocked, model.plain.dtype)
 
     @torch.no_grad()
     def feed(self, tokens_B: Tensor) -> None:
         """Take the next token of every row."""
         self._written += 1
         mask = None if self._mask_B1K is None else self._mask_B1K[..., : self._written]
-        out = self._model.plain.base_model(
+        out = self._model.trunk(
             input_ids=tokens_B[:, None],
             attention_mask=mask,
             position_ids=self._positions_B[:, None],
@@ -210,7 +282,11 @@ class Critic(nn.Module):
         completions_NGT: Tensor,
     ) -> Tensor:
         if self.trunk is not None:
-            hidden_NGTD = hidden_of(self.trunk, prompts_NP, lengths_N, completions_NGT)
+            positions_NP = text_positions(lengths_N, prompts_NP.shape[1])
+            read = read_prompts(
+                self.trunk, lengths_N, positions_NP, lengths_N, input_ids=prompts_NP
+            )
+            hidden_NGTD = hidden_after(self.trunk, read, completions_NGT)
         assert hidden_NGTD is not None
         return self.value(hidden_NGTD).squeeze(-1).float()
 
@@ -221,35 +297,6 @@ def critic_of(model: Any, kind: CriticKind) -> Critic:
     return Critic(model.config.get_text_config().hidden_size, trunk)
 
 
-def hidden_of(trunk: Any, prompts_NP: Tensor, lengths_N: Tensor, tokens_NGT: Tensor) -> Tensor:
-    """Return the hidden states (N, G, T, D) that predict the tokens of G completions of N prompts.
-
-    The last state of the prompt predicts the first token; a completion's last token predicts none
-    and is not read.
-    """
-    n_prompts, group_size, length = tokens_NGT.shape
-    first_ND, prompts = _read_prompts(trunk, prompts_NP, lengths_N)
-    first_NG1D = first_ND[:, None, None].expand(-1, group_size, 1, -1)
-    if length == 1:
-        return first_NG1D
-    padded, read = prompts_NP.shape[1], length - 1
-    steps = torch.arange(read, device=prompts_NP.device)
-    later = steps[None, :] > steps[:, None]
-    blocked = nn.functional.pad(later, (padded, 0))[None, None]  # (1, 1, T - 1, P + T - 1)
-    if _is_ragged(lengths_N, padded):
-        rows = _padding(lengths_N, padded).repeat_interleave(group_size, dim=0)
-        blocked = blocked | nn.functional.pad(rows, (0, read))[:, None, None]
-    out = trunk(
-        input_ids=tokens_NGT[..., :-1].flatten(0, 1),
-        attention_mask=_additive(blocked, trunk.dtype),
-        position_ids=(lengths_N[:, None] + steps).repeat_interleave(group_size, dim=0),
-        past_key_values=shared_prefix(prompts, group_size),
-        use_cache=True,
-    )
-    rest = out.last_hidden_state.unflatten(0, (n_prompts, group_size))
-    return torch.cat([first_NG1D, rest], dim=2)
-
-
 def without_dropout(module: nn.Module) -> None:
     """Switch every dropout of a model off, in place."""
     for part in module.modules():
@@ -257,45 +304,3 @@ def without_dropout(module: nn.Module) -> None:
             part.p = 0.0
         if hasattr(part, "attention_dropout") and isinstance(part.attention_dropout, float):
             part.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _read_prompts(trunk: Any, prompts_NP: Tensor, lengths_N: Tensor) -> tuple[Tensor, Any]:
-    """Return the last hidden state (N, D) of each prompt, and the cache of keys and values."""
-    from transformers import DynamicCache
-
-    padded = prompts_NP.shape[1]
-    positions_NP = torch.arange(padded, device=prompts_NP.device) - (padded - lengths_N[:, None])
-    mask = None
-    if _is_ragged(lengths_N, padded):
-        steps = torch.arange(padded, device=prompts_NP.device)
-        later = steps[None, :] > steps[:, None]
-        blocked = later | _padding(lengths_N, padded)[:, None, None]
-        mask = _additive(blocked, trunk.dtype)
-    out = trunk(
-        input_ids=prompts_NP,
-        attention_mask=mask,
-        position_ids=positions_NP.clamp(min=0),
-        past_key_values=DynamicCache(),
-        use_cache=True,
-    )
-    return out.last_hidden_state[:, -1], out.past_key_values
-
-
-def _is_ragged(lengths_N: Tensor, padded: int) -> bool:
-    return int(lengths_N.min()) < padded
-
-
-def _padding(lengths_N: Tensor, padded: int) -> Tensor:
-    """Return which places (N, P) are padding, on the left."""
-    places = torch.arange(padded, device=lengths_N.device)
-    return places < padded - lengths_N[:, None]
-
-
-def _additive(blocked: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention's scores.
-
-    A number whose exponential is 0 stands for -inf: a padded place, which may look at nothing, then
-    gets some finite value instead of NaN, and nobody looks at it. It is finite in every precision.
-    """
-    allowed = torch.zeros(blocked.shape, dtype=dtype, device=blocked.device)
-    return allowed.masked_fill(blocked, BLOCKED)

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from visgrpo.data.pictures import Pictures
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
@@ -24,6 +25,7 @@ class TokenReference(Protocol):
         lengths_N: Tensor,
         completions_NGT: Tensor,
         distribution: TokenDistribution,
+        pictures: Pictures | None = None,
     ) -> Tensor: ...
 
 
@@ -43,9 +45,10 @@ class AdapterOff:
         lengths_N: Tensor,
         completions_NGT: Tensor,
         distribution: TokenDistribution,
+        pictures: Pictures | None = None,
     ) -> Tensor:
         with self._model.adapter_off():
-            return self._model.score(prompts_NP, lengths_N, completions_NGT, distribution)
+            return self._model.score(prompts_NP, lengths_N, completions_NGT, distribution, pictures)
 
 
 class FrozenStart:
@@ -56,7 +59,7 @@ class FrozenStart:
     def __init__(self, model: LanguageModel) -> None:
         shared = {id(p): p for p in model.lm.parameters() if not p.requires_grad}
         frozen = copy.deepcopy(model.lm, shared).requires_grad_(False)
-        self._frozen = LanguageModel(frozen).eval()
+        self._frozen = model.like(frozen).eval()
         own = (p for p in frozen.parameters() if id(p) not in shared)
         self.own_bytes = sum(p.nbytes for p in own)
 
@@ -67,8 +70,9 @@ class FrozenStart:
         lengths_N: Tensor,
         completions_NGT: Tensor,
         distribution: TokenDistribution,
+        pictures: Pictures | None = None,
     ) -> Tensor:
-        return self._frozen.score(prompts_NP, lengths_N, completions_NGT, distribution)
+        return self._frozen.score(prompts_NP, lengths_N, completions_NGT, distribution, pictures)
 
 
 def reference_of(model: LanguageModel) -> TokenReference:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Prompt
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.token_reference import TokenReference
@@ -36,6 +37,7 @@ class TokenGroups:
         old_values_NGT, returns_NGT: of the critic, where there is one.
         explained_variance_N: of its values in the whole batch, the same number for every input.
         texts: the prompt and the completions of each input, as text.
+        pictures: the prompts' images; None where there are none.
     """
 
     prompts_NP: Tensor
@@ -53,6 +55,7 @@ class TokenGroups:
     old_values_NGT: Tensor | None = None
     returns_NGT: Tensor | None = None
     explained_variance_N: Tensor | None = None
+    pictures: Pictures | None = None
 
     def mean_over_tokens(self, values_NGT: Tensor) -> Tensor:
         """Return what these groups add to the mean over all tokens of the whole batch.
@@ -70,6 +73,8 @@ class TokenGroups:
         def pick(value: Any) -> Any:
             if value is None:
                 return None
+            if isinstance(value, Pictures):
+                return value.select(rows)
             return value[rows] if isinstance(value, Tensor) else tuple(value[i] for i in chosen)
 
         return TokenGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)}).trimmed()
@@ -189,12 +194,17 @@ class TokenRollouts:
         for rows in torch.arange(n_inputs).split(chunk):
             prompts_NP, lengths_N = batch.inputs[rows], batch.labels_N[rows]
             prompts_NP = prompts_NP[:, -int(lengths_N.max()) :]
-            drawn = generate(model, prompts_NP, lengths_N, uniforms[rows], self.sampling)
+            pictures = batch.pictures.select(rows) if batch.pictures is not None else None
+            drawn = generate(model, prompts_NP, lengths_N, uniforms[rows], self.sampling, pictures)
             parts.append(drawn)
             if self.reference is not None:
                 references.append(
                     self.reference.log_probs(
-                        prompts_NP, lengths_N, drawn.tokens_NGT, self.sampling.distribution
+                        prompts_NP,
+                        lengths_N,
+                        drawn.tokens_NGT,
+                        self.sampling.distribution,
+                        pictures,
                     )
                 )
         completions = joined(parts, self.sampling.pad)
@@ -222,6 +232,7 @@ class TokenRollouts:
                 (shown_prompt(prompt), tuple(group))
                 for prompt, group in zip(prompts, texts, strict=True)
             ),
+            pictures=batch.pictures,
         ).trimmed()
         if steer and groups.reference_log_probs_NGT is not None:
             kl_NG = sequence_kl(groups)

@@ -70,6 +70,7 @@ class TokenTerms:
             groups.lengths_N,
             groups.tokens_NGT,
             rollouts.sampling.distribution,
+            pictures=groups.pictures,
             entropy_gradient=bool(self.entropy_weight),
             critic_alone=critic_alone,
         )

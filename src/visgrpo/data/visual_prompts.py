@@ -1,0 +1,166 @@
+"""Questions about images as chat prompts, with the answers that SFT imitates beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from visgrpo.data.batch import MadeRows
+from visgrpo.data.chat import Prompt
+from visgrpo.data.pictures import Picture, Pictures
+from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
+from visgrpo.data.visual import VisualDataset
+from visgrpo.errors import UserError
+
+Style = Literal["reasoning", "direct"]
+HOW_TO_ANSWER: Mapping[Style, str] = {
+    "reasoning": "Think in <think> </think>, then answer with a number in <answer> </answer>.",
+    "direct": "Answer with a number in <answer> </answer>.",
+}
+Messages = Sequence[Mapping[str, Any]]  # of a chat; their content names the places of images
+AFTER_THE_END = -1  # no token
+CACHE_BYTES = 2**30
+_NUMBERS = count()
+
+
+class Processor(Protocol):
+    """What makes pixels and tokens; see `visgrpo.models.vision_processor`."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    def picture(self, image: Image.Image) -> Picture: ...
+    def prompt_ids(self, messages: Messages, pictures: Sequence[Picture]) -> np.ndarray: ...
+
+
+class VisualRow(NamedTuple):
+    """What is made of one row: ids of the prompt and of its answer, and the images."""
+
+    prompt: np.ndarray
+    answer: np.ndarray | None
+    pictures: tuple[Picture, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.prompt.nbytes + sum(picture.pixels.nbytes for picture in self.pictures)
+
+
+def visual_prompts(dataset: VisualDataset, style: Style) -> tuple[Prompt, ...]:
+    """Return the words of every row's prompt as a chat, as reward functions are given them."""
+    return tuple(
+        ({"role": "user", "content": asked(question, style)},) for question in dataset.questions
+    )
+
+
+def asked(question: str, style: Style) -> str:
+    """Return a question with how it is to be answered."""
+    return f"{question} {HOW_TO_ANSWER[style]}"
+
+
+def seeing_prompt(question: str, images: int, style: Style) -> Messages:
+    """Return a user's message: some images, then the question and how to answer it."""
+    words = {"type": "text", "text": asked(question, style)}
+    return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), words]}]
+
+
+def answer_targets(dataset: VisualDataset, style: Style) -> tuple[str, ...]:
+    """Return what a model is to write to every row.
+
+    Raises:
+        UserError: where the data has no answer, or no reasoning that could be imitated.
+    """
+    if style == "reasoning" and dataset.traces is None:
+        raise UserError(
+            f"{dataset.name} has no reasoning to imitate: name its --trace-column, or take "
+            "--style direct."
+        )
+    for row, answer in enumerate(dataset.answers):
+        if not answer:
+            raise UserError(f"{dataset.name}: row {row} has no answer to imitate; fill or drop it.")
+    written = [f"<answer>{answer}</answer>" for answer in dataset.answers]
+    if style == "direct" or dataset.traces is None:
+        return tuple(written)
+    return tuple(
+        f"<think>{trace}</think>{answer}"
+        for trace, answer in zip(dataset.traces, written, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class VisualInputs:
+    """Decode the images of a row and make tokens of its prompt and answer. Picklable.
+
+    Rows differ in shape, so it collates them itself. What was made is kept within a budget.
+
+    Attributes:
+        style: how the questions are to be answered.
+        targets: what is to be written to every row; None where nothing is imitated.
+        max_tokens: of prompt and answer together, or of the prompt alone.
+    """
+
+    dataset: VisualDataset
+    style: Style
+    processor: Processor
+    max_tokens: int
+    targets: Sequence[str] | None = None
+    budget_bytes: int = CACHE_BYTES
+    # Features of a frozen tower are kept by keys, which must not name another data set's images.
+    _number: int = field(default_factory=lambda: next(_NUMBERS), repr=False)
+    _made: dict[int, VisualRow] = field(default_factory=dict, repr=False)
+
+    def __call__(self, index: int, rng: np.random.Generator | None = None) -> VisualRow:
+        """Return what is made of row ``index``; nothing is random.
+
+        Raises:
+            UserError: for an image that cannot be read, and a prompt that is too long.
+        """
+        if index in self._made:
+            return self._made[index]
+        row = self._make(index)
+        if row.nbytes + sum(made.nbytes for made in self._made.values()) <= self.budget_bytes:
+            self._made[index] = row
+        return row
+
+    def collate(self, made: Sequence[VisualRow]) -> MadeRows:
+        """Return rows as a batch: prompts padded on the left, answers on the right."""
+        tokenizer = self.processor.tokenizer
+        prompts = [row.prompt for row in made]
+        answers = [row.answer for row in made if row.answer is not None]
+        return MadeRows(
+            padded(prompts, special_id(tokenizer, "pad"), "left"),
+            lengths(prompts),
+            Pictures.of([row.pictures for row in made], [row.keys for row in made]),
+            padded(answers, AFTER_THE_END, "right") if answers else None,
+        )
+
+    def _make(self, index: int) -> VisualRow:
+        pictures = tuple(map(self.processor.picture, self.dataset.images[index]))
+        messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
+        ids = self.processor.prompt_ids(messages, pictures)
+        answer = None
+        if self.targets is not None:
+            end = special_id(self.processor.tokenizer, "eos")
+            written = token_ids([self.targets[index]], self.processor.tokenizer)[0]
+            answer = np.append(written, np.int32(end))
+        self._check_length(index, len(ids), 0 if answer is None else len(answer))
+        keys = tuple(f"{self._number}/{index}/{place}" for place in range(len(pictures)))
+        return VisualRow(ids, answer, pictures, keys)
+
+    def _check_length(self, index: int, prompt: int, answer: int) -> None:
+        if prompt + answer <= self.max_tokens:
+            return
+        what = f"prompt of row {index} has {prompt} tokens"
+        if answer:
+            raise UserError(
+                f"{self.dataset.name}: the {what} and its answer {answer}, together more than "
+                f"the {self.max_tokens} that the model sees; lower --max-pixels or drop the row."
+            )
+        raise UserError(
+            f"{self.dataset.name}: the {what} but at most {self.max_tokens} fit beside the longest "
+            "completion; lower --max-pixels or --max-new-tokens."
+        )

@@ -1,0 +1,140 @@
+"""A vision-language model as a policy over completions: images in, tokens out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.pictures import Pictures
+from visgrpo.errors import UserError
+from visgrpo.models.language import Critic, Engine, LanguageModel
+from visgrpo.models.prompt_reading import ReadPrompts, padding, read_prompts
+from visgrpo.models.vision_families import family_of
+
+FEATURE_BYTES = 2**30
+
+
+class FeatureCache:
+    """What a frozen tower makes of images, by their keys, up to a number of bytes.
+
+    What comes when it is full is not kept: the first images of a run are those of the first epoch,
+    which come again.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes, self.bytes = budget_bytes, 0
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, key: str) -> Tensor | None:
+        return self._kept.get(key)
+
+    def keep(self, key: str, made: Tensor) -> None:
+        """Keep a tensor under a key that is not empty, where there is room."""
+        if not key or key in self._kept or self.bytes + made.nbytes > self.budget_bytes:
+            return
+        self._kept[key] = made.clone()  # a slice would hold all of its batch
+        self.bytes += made.nbytes
+
+
+class VisionLanguageModel(LanguageModel):
+    """A transformers vision-language model, perhaps inside peft adapters.
+
+    Every image goes through the tower once for a prompt, whatever the number of its completions,
+    and once for all steps while the tower is frozen.
+
+    Attributes:
+        feature_bytes: of features of a frozen tower that are kept, at most.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        critic: Critic | None = None,
+        engine: Engine = "shared",
+        feature_bytes: int = FEATURE_BYTES,
+    ) -> None:
+        super().__init__(lm, critic, engine)
+        self.family = family_of(self.plain)
+        self.cache = FeatureCache(feature_bytes)
+
+    def like(self, lm: Any) -> VisionLanguageModel:
+        """Return another model that is used in the same way, with features of its own."""
+        return VisionLanguageModel(lm, None, self.engine, self.cache.budget_bytes)
+
+    @property
+    def trunk(self) -> Any:
+        return self.family.trunk(self.plain)
+
+    def features(self, pictures: Pictures) -> list[Tensor]:
+        """Return the features (tokens, D) of each image, with gradient where something trains.
+
+        Of a frozen tower, its states are kept if the bridge behind it trains, else its features.
+        """
+        model, family = self.plain, self.family
+        bridge = {id(p) for p in family.bridge(model).parameters()}
+        tower = [p for p in family.tower(model).parameters() if id(p) not in bridge]
+        if any(p.requires_grad for p in tower):
+            return list(family.features(model, pictures))
+        if any(p.requires_grad for p in family.bridge(model).parameters()):
+            return list(family.bridged(model, tuple(self._kept(pictures, family.states))))
+        return self._kept(pictures, family.features)
+
+    @torch.no_grad()
+    def _kept(self, pictures: Pictures, make: Any) -> list[Tensor]:
+        """Return what a frozen part makes of each image; what is not kept yet is made together."""
+        found = [self.cache.get(key) for key in pictures.keys]
+        missing = [i for i, kept in enumerate(found) if kept is None]
+        if missing:
+            made = make(self.plain, pictures.images(missing))
+            for i, tensor in zip(missing, made, strict=True):
+                self.cache.keep(pictures.keys[i], tensor)
+                found[i] = tensor
+        return [tensor for tensor in found if tensor is not None]
+
+    def _read(
+        self, prompts_NP: Tensor, lengths_N: Tensor, pictures: Pictures | None
+    ) -> ReadPrompts:
+        model, trunk = self.plain, self.trunk
+        embeds_NPD = trunk.get_input_embeddings()(prompts_NP)
+        places_NP = prompts_NP == model.config.image_token_id
+        self._check_places(places_NP, pictures)
+        if pictures is not None:
+            features = torch.cat(self.features(pictures)).to(embeds_NPD.dtype)
+            embeds_NPD = embeds_NPD.masked_scatter(places_NP.unsqueeze(-1), features)
+        mask_NP = (~padding(lengths_N, prompts_NP.shape[1])).long()
+        positions, next_N = self.family.positions(model, prompts_NP, mask_NP, pictures)
+        return read_prompts(trunk, lengths_N, positions, next_N, inputs_embeds=embeds_NPD)
+
+    def _plain_inputs(
+        self, tokens_BS: Tensor, mask_BS: Tensor, pictures: Pictures | None, group_size: int
+    ) -> dict[str, Any]:
+        self._check_places(tokens_BS == self.plain.config.image_token_id, pictures, group_size)
+        repeated = pictures.repeated(group_size) if pictures is not None else None
+        return self.family.plain_inputs(self.plain, tokens_BS, mask_BS, repeated)
+
+    def _check_places(
+        self, places_NP: Tensor, pictures: Pictures | None, group_size: int = 1
+    ) -> None:
+        """Refuse prompts whose image tokens are not as many as the images' features."""
+        places_N = places_NP.sum(dim=1).tolist()[::group_size]
+        tokens_N = self._tokens(pictures, len(places_N))
+        for row, (places, tokens) in enumerate(zip(places_N, tokens_N, strict=True)):
+            if places != tokens:
+                raise UserError(
+                    f"Prompt {row} of the batch has {places} image tokens for {tokens} features of "
+                    "its images: its text must hold one place for each image and no image token "
+                    "of its own."
+                )
+
+    def _tokens(self, pictures: Pictures | None, prompts: int) -> list[int]:
+        """Return how many features the images of each prompt have."""
+        if pictures is None:
+            return [0] * prompts
+        counts, image = [], 0
+        for number in pictures.counts_N:
+            rows = pictures.rows_I[image : image + number]
+            counts.append(sum(self.family.tokens(self.plain, each) for each in rows))
+            image += number
+        return counts

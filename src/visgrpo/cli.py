@@ -58,6 +58,11 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.recipes.generate:generate_text",
         positional=("model", "prompt"),
     ),
+    "vlm": Command(
+        "train a vision-language model: SFT, then GRPO on what its answers earn",
+        "visgrpo.recipes.vlm_config:VlmConfig",
+        "visgrpo.recipes.vlm:train_vlm",
+    ),
     "pretrain clip": Command(
         "pre-train a small CLIP from random weights",
         "visgrpo.recipes.pretrain_configs:PretrainClipConfig",

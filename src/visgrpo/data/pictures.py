@@ -78,25 +78,26 @@ class Pictures:
         """Return the same on ``device``."""
         return replace(self, pixels=self.pixels.to(device), grids_I3=self.grids_I3.to(device))
 
-    def select(self, rows: Sequence[int] | Tensor) -> Pictures:
-        """Return the images of the prompts at some places, in that order."""
+    def select(self, rows: Sequence[int] | Tensor) -> Pictures | None:
+        """Return the images of the prompts at some places, in order; None where none has any."""
         ends = torch.tensor(self.counts_N).cumsum(0).tolist()
         chosen = torch.as_tensor(rows).tolist()
         images = [i for row in chosen for i in range(ends[row] - self.counts_N[row], ends[row])]
+        if not images:
+            return None
         picked = self.images(images)
         return replace(picked, counts_N=tuple(self.counts_N[row] for row in chosen))
 
-    def repeated(self, times: int) -> Pictures:
+    def repeated(self, times: int) -> Pictures | None:
         """Return every prompt's images ``times`` times, for as many copies of the prompt."""
         return self.select([row for row in range(len(self)) for _ in range(times)])
 
     def images(self, indices: Sequence[int]) -> Pictures:
-        """Return some images, as those of one prompt each."""
+        """Return some images, one or more, as those of one prompt each."""
         parts = self.pixels.split(self.rows_I)
-        pixels = torch.cat([parts[i] for i in indices]) if indices else self.pixels[:0]
         return Pictures(
-            pixels,
-            self.grids_I3[torch.tensor(indices, dtype=torch.long, device=self.grids_I3.device)],
+            torch.cat([parts[i] for i in indices]),
+            self.grids_I3[torch.tensor(indices, device=self.grids_I3.device)],
             tuple(self.rows_I[i] for i in indices),
             (1,) * len(indices),
             tuple(self.keys[i] for i in indices),

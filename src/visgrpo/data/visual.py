@@ -30,6 +30,7 @@ class VisualDataset:
             "answer" is always among them, and is `answers`.
         identity: names the content (see `visgrpo.data.identity`); "" when unknown.
         skipped: the unreadable images whose rows were left out on request, with their reasons.
+        notes: what was decided to read them, such as files that lie elsewhere than the table says.
         rows: (M,) int64 places of the rows in `stored_as`, the data set they were first part of.
 
     Raises:
@@ -44,6 +45,7 @@ class VisualDataset:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     identity: str = ""
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     rows: np.ndarray | None = None
     stored_as: str = ""
 

@@ -14,7 +14,7 @@ from visgrpo.data.batch import MadeRows
 from visgrpo.data.chat import Prompt
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.visual import VisualDataset, require_answers, require_traces
 from visgrpo.errors import UserError
 
 Style = Literal["reasoning", "direct"]
@@ -50,6 +50,23 @@ class VisualRow(NamedTuple):
         return self.prompt.nbytes + sum(picture.pixels.nbytes for picture in self.pictures)
 
 
+class _Kept:
+    """Rows that were made. Another process starts without them: they are not sent there."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, VisualRow] = {}
+        self.bytes = 0
+
+    def keep(self, index: int, row: VisualRow, budget_bytes: int) -> None:
+        """Keep a row where there is room."""
+        if self.bytes + row.nbytes <= budget_bytes:
+            self.rows[index] = row
+            self.bytes += row.nbytes
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
+
+
 def visual_prompts(dataset: VisualDataset, style: Style) -> tuple[Prompt, ...]:
     """Return the words of every row's prompt as a chat, as reward functions are given them."""
     return tuple(
@@ -74,17 +91,12 @@ def answer_targets(dataset: VisualDataset, style: Style) -> tuple[str, ...]:
     Raises:
         UserError: where the data has no answer, or no reasoning that could be imitated.
     """
-    if style == "reasoning" and dataset.traces is None:
-        raise UserError(
-            f"{dataset.name} has no reasoning to imitate: name its --trace-column, or take "
-            "--style direct."
-        )
-    for row, answer in enumerate(dataset.answers):
-        if not answer:
-            raise UserError(f"{dataset.name}: row {row} has no answer to imitate; fill or drop it.")
+    require_answers(dataset)
     written = [f"<answer>{answer}</answer>" for answer in dataset.answers]
-    if style == "direct" or dataset.traces is None:
+    if style == "direct":
         return tuple(written)
+    require_traces(dataset)
+    assert dataset.traces is not None
     return tuple(
         f"<think>{trace}</think>{answer}"
         for trace, answer in zip(dataset.traces, written, strict=True)
@@ -110,8 +122,8 @@ class VisualInputs:
     targets: Sequence[str] | None = None
     budget_bytes: int = CACHE_BYTES
     # Features of a frozen tower are kept by keys, which must not name another data set's images.
-    _number: int = field(default_factory=lambda: next(_NUMBERS), repr=False)
-    _made: dict[int, VisualRow] = field(default_factory=dict, repr=False)
+    _number: int = field(default_factory=lambda: next(_NUMBERS), init=False, repr=False)
+    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> VisualRow:
         """Return what is made of row ``index``; nothing is random.
@@ -119,11 +131,10 @@ class VisualInputs:
         Raises:
             UserError: for an image that cannot be read, and a prompt that is too long.
         """
-        if index in self._made:
-            return self._made[index]
+        if index in self._kept.rows:
+            return self._kept.rows[index]
         row = self._make(index)
-        if row.nbytes + sum(made.nbytes for made in self._made.values()) <= self.budget_bytes:
-            self._made[index] = row
+        self._kept.keep(index, row, self.budget_bytes)
         return row
 
     def collate(self, made: Sequence[VisualRow]) -> MadeRows:
@@ -154,13 +165,13 @@ class VisualInputs:
     def _check_length(self, index: int, prompt: int, answer: int) -> None:
         if prompt + answer <= self.max_tokens:
             return
-        what = f"prompt of row {index} has {prompt} tokens"
+        what = f"{self.dataset.where(index)} has a prompt of {prompt} tokens"
         if answer:
             raise UserError(
-                f"{self.dataset.name}: the {what} and its answer {answer}, together more than "
-                f"the {self.max_tokens} that the model sees; lower --max-pixels or drop the row."
+                f"{what} and an answer of {answer}, together more than the {self.max_tokens} that "
+                "the model sees; lower --max-pixels or drop the row."
             )
         raise UserError(
-            f"{self.dataset.name}: the {what} but at most {self.max_tokens} fit beside the longest "
-            "completion; lower --max-pixels or --max-new-tokens."
+            f"{what}, but at most {self.max_tokens} fit beside the longest completion; lower "
+            "--max-pixels or --max-new-tokens."
         )

@@ -19,7 +19,8 @@ from visgrpo.models.language import LanguageModel
 from visgrpo.models.reward_model import RewardModel
 from visgrpo.objectives import weighted_sum
 from visgrpo.objectives.token_distribution import LOGITS_AT_ONCE
-from visgrpo.policies.token_groups import TokenRollouts, sequence_kl
+from visgrpo.policies.token_groups import TokenGroups, TokenRollouts, sequence_kl
+from visgrpo.rewards.text import TextRewards
 
 PROMPTS_AT_ONCE = 32
 
@@ -108,19 +109,8 @@ class HeldOutPrompts:
         mine = torch.stack([sums.get(name, torch.zeros(())).double() for name in names])
         whole = shards.gather(mine.to(shards.device)[None]).sum(dim=0).tolist()
         found = dict(zip(names, whole, strict=True))
-        completions, tokens = found.pop("completions"), found.pop("tokens")
-        paid = {name: found.pop(f"paid/{name}") for name in self.rollouts.rewards.names}
-        counts = {f"rewards/{name}": max(count, 1.0) for name, count in paid.items()}
-        result = {
-            name: value / counts.get(name, completions)
-            for name, value in found.items()
-            if name != "entropy"
-        }
-        result["entropy"] = found["entropy"] / tokens
-        result["length"] = tokens / completions
-        if "kl" in result:
-            result["kl_per_token"] = found["kl"] / tokens
-        return result
+        entropy, tokens = found.pop("entropy"), found["tokens"]
+        return {**completion_means(found, self.rollouts.rewards), "entropy": entropy / tokens}
 
     def _names(self) -> list[str]:
         names = ["completions", "tokens", "reward", "ended", "entropy"]
@@ -147,20 +137,39 @@ class HeldOutPrompts:
                 self.rollouts.sampling.distribution,
                 pictures=groups.pictures,
             )
-        rewards = self.rollouts.rewards
-        known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
-        sums = {
-            "completions": torch.tensor(groups.ended_NG.numel()),
-            "tokens": groups.mask_NGT.sum(),
-            "reward": weighted_sum(known_NGR, rewards.weights_R).sum(),
-            "ended": groups.ended_NG.sum(),
-            "entropy": scores.entropy.masked_fill(~groups.mask_NGT, 0.0).sum(),
-        }
-        for i, name in enumerate(rewards.names):
-            sums[f"rewards/{name}"] = known_NGR[..., i].sum()
-            sums[f"paid/{name}"] = (~groups.rewards_NGR[..., i].isnan()).sum()
-        if groups.gold_NG is not None:
-            sums["gold_reward"] = groups.gold_NG.sum()
-        if groups.reference_log_probs_NGT is not None:
-            sums["kl"] = sequence_kl(groups).sum()
-        return {name: value.double().cpu() for name, value in sums.items()}
+        sums = completion_sums(groups, self.rollouts.rewards)
+        sums["entropy"] = scores.entropy.masked_fill(~groups.mask_NGT, 0.0).sum(dim=(1, 2))
+        return {name: value.double().cpu().sum() for name, value in sums.items()}
+
+
+def completion_sums(groups: TokenGroups, rewards: TextRewards) -> dict[str, Tensor]:
+    """Return sums (N,) over the completions of each prompt, for `completion_means`."""
+    known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
+    n_prompts, group_size = groups.ended_NG.shape
+    sums = {
+        "completions": torch.full((n_prompts,), group_size),
+        "tokens": groups.mask_NGT.sum(dim=(1, 2)),
+        "reward": weighted_sum(known_NGR, rewards.weights_R).sum(dim=1),
+        "ended": groups.ended_NG.sum(dim=1),
+    }
+    for i, name in enumerate(rewards.names):  # what it paid, and for how many
+        sums[f"rewards/{name}"] = known_NGR[..., i].sum(dim=1)
+        sums[f"paid/{name}"] = (~groups.rewards_NGR[..., i].isnan()).sum(dim=1)
+    if groups.gold_NG is not None:
+        sums["gold_reward"] = groups.gold_NG.sum(dim=1)
+    if groups.reference_log_probs_NGT is not None:
+        sums["kl"] = sequence_kl(groups).sum(dim=1)
+    return sums
+
+
+def completion_means(sums: Mapping[str, float], rewards: TextRewards) -> dict[str, float]:
+    """Return means over completions, of the sums of all prompts; KL is in nats."""
+    rest = dict(sums)
+    completions, tokens = rest.pop("completions"), rest.pop("tokens")
+    paid = {name: rest.pop(f"paid/{name}") for name in rewards.names}
+    counts = {f"rewards/{name}": max(count, 1.0) for name, count in paid.items()}
+    means = {name: value / counts.get(name, completions) for name, value in rest.items()}
+    means["length"] = tokens / completions
+    if "kl" in means:
+        means["kl_per_token"] = rest["kl"] / tokens
+    return means

@@ -24,7 +24,7 @@ def adapt_language(model: Any, *, lora: bool, rank: int, alpha: float, dropout: 
         return model.requires_grad_(True)
     if rank < 1:
         raise UserError(f"--lora-rank {rank}: give 1 or more.")
-    targets = _linear_layers(model)
+    targets = linear_layers(model)
     if not targets:
         raise UserError(
             f"--lora: a {model.config.model_type} has no linear layers for adapters; train it in "
@@ -35,7 +35,8 @@ def adapt_language(model: Any, *, lora: bool, rank: int, alpha: float, dropout: 
         return wrap_in_adapters(model, targets, rank=rank, alpha=alpha, dropout=dropout)
 
 
-def _linear_layers(model: Any) -> list[str]:
+def linear_layers(model: Any) -> list[str]:
+    """Return the names of a model's linear layers, without its output head."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()

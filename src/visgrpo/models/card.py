@@ -53,6 +53,15 @@ def language_card(summary: Mapping[str, Any]) -> str:
     return _text_card(summary, "AutoModelForCausalLM", use)
 
 
+def vlm_card(summary: Mapping[str, Any]) -> str:
+    """Return the README.md of a vision-language model, from its run's summary."""
+    use = (
+        'Image processor: `AutoImageProcessor.from_pretrained(folder, backend="pil")`. Or '
+        '`visgrpo predict path/to/this/folder image.png --ask "How many are there?"`.'
+    )
+    return _text_card(summary, "AutoModelForImageTextToText", use)
+
+
 def reward_card(summary: Mapping[str, Any]) -> str:
     """Return the README.md of a reward model, from its run's summary."""
     use = "Reward = (score - reward_mean) / reward_std, both in `visgrpo.json`."
@@ -67,7 +76,7 @@ def _text_card(summary: Mapping[str, Any], auto_class: str, use: str) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        f"tags: [visgrpo, language, {summary['method']}]",
+        f"tags: [visgrpo, {summary['recipe']}, {summary['method']}]",
         "---",
         "",
         f"# {summary['model']} tuned on {data['name']} with {summary['method']}",

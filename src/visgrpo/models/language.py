@@ -88,6 +88,7 @@ class LanguageModel(nn.Module):
         distribution: TokenDistribution = WHOLE_SOFTMAX,
         *,
         pictures: Pictures | None = None,
+        read: ReadPrompts | None = None,
         entropy_gradient: bool = False,
         critic_alone: bool = False,
     ) -> Scores:
@@ -100,10 +101,15 @@ class LanguageModel(nn.Module):
             lengths_N: real tokens of each prompt, at least 1.
             completions_NGT: token ids, padded on the right with any id.
             pictures: the prompts' images, for a model that sees.
+            read: the prompts where they were read before, with these weights; its gradient flows
+                back into them, once.
             entropy_gradient: whether the entropy is part of the loss.
             critic_alone: whether a critic that reads the policy's states leaves them as they are.
         """
-        hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
+        if read is None:
+            hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
+        else:
+            hidden_NGTD = hidden_after(self.trunk, read, completions_NGT)
         scores = score_tokens(
             hidden_NGTD.flatten(0, 2),
             self.head,
@@ -142,7 +148,6 @@ class LanguageModel(nn.Module):
             hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT)
         return self.critic(hidden_NGTD, prompts_NP, lengths_N, completions_NGT)
 
-    @torch.no_grad()
     def begin(
         self,
         prompts_NP: Tensor,
@@ -151,7 +156,10 @@ class LanguageModel(nn.Module):
         room: int,
         pictures: Pictures | None = None,
     ) -> Decoder:
-        """Read N prompts, and return what generates G completions of each."""
+        """Read N prompts, and return what generates G completions of each.
+
+        The decoder has no gradient; what it has read has one, unless gradients are off.
+        """
         if self.engine == "plain":
             prompts_NP = prompts_NP.repeat_interleave(group_size, dim=0)
             lengths_N = lengths_N.repeat_interleave(group_size, dim=0)
@@ -221,12 +229,14 @@ class Decoder:
     """N·G completions under way, one token at a time; without gradient.
 
     Attributes:
+        read: the prompts.
         logits_BV: of the next token of each row.
     """
 
+    @torch.no_grad()
     def __init__(self, model: LanguageModel, read: ReadPrompts, group_size: int, room: int) -> None:
-        self._model, self._written = model, read.padded
-        self._cache = rollout_cache(read.cache, group_size, room)
+        self._model, self.read, self._written = model, read, read.padded
+        self._cache: Any = rollout_cache(read.cache, group_size, room)
         self.logits_BV = model.head(read.hidden_ND).repeat_interleave(group_size, dim=0)
         self._positions_B = read.next_N.repeat_interleave(group_size)
         self._mask_B1K = None

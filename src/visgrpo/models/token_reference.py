@@ -77,4 +77,10 @@ class FrozenStart:
 
 def reference_of(model: LanguageModel) -> TokenReference:
     """Return the cheapest reference to the model as it is now, before its first update."""
-    return AdapterOff(model) if model.has_adapter else FrozenStart(model)
+    return AdapterOff(model) if adapters_alone(model) else FrozenStart(model)
+
+
+def adapters_alone(model: LanguageModel) -> bool:
+    """Whether low-rank adapters are all that trains: the model without them is its start then."""
+    trained = [name for name, p in model.lm.named_parameters() if p.requires_grad]
+    return model.has_adapter and all(".lora_" in name for name in trained)

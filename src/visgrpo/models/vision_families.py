@@ -174,7 +174,7 @@ class TileVision:
         }
         if pictures is None:
             return inputs
-        images = pictures.pixels.split(pictures.rows_I)
+        images = _not_grey(_as_weights(pictures.pixels, model)).split(pictures.rows_I)
         ends = torch.tensor(pictures.counts_N).cumsum(0).tolist()
         each = [
             torch.cat(images[end - count : end]) if count else pictures.pixels[:0]
@@ -207,3 +207,9 @@ def family_of(model: Any) -> VisionFamily:
 
 def _as_weights(pixels: Tensor, model: Any) -> Tensor:
     return pixels.to(model.dtype)
+
+
+def _not_grey(tiles: Tensor) -> Tensor:
+    """Return tiles of which none is 0 all over, which transformers takes for padding."""
+    grey = (tiles == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1)
+    return tiles.masked_fill(grey, torch.finfo(tiles.dtype).tiny)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from visgrpo.models.prompt_reading import ReadPrompts, padding, read_prompts
 from visgrpo.models.vision_families import family_of
 
 FEATURE_BYTES = 2**30
+# What of the way from pixels to features is the same in every step: none of it, up to the tower's
+# states, or all.
+Frozen = Literal["nothing", "states", "features"]
 
 
 class FeatureCache:
@@ -26,6 +29,12 @@ class FeatureCache:
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes, self.bytes = budget_bytes, 0
         self._kept: dict[str, Tensor] = {}
+        self._holds: Frozen = "nothing"
+
+    def hold(self, frozen: Frozen) -> None:
+        """Forget what was kept when more or less was frozen: it is of another kind, or stale."""
+        if frozen != self._holds:
+            self._kept, self.bytes, self._holds = {}, 0, frozen
 
     def get(self, key: str) -> Tensor | None:
         return self._kept.get(key)
@@ -72,14 +81,21 @@ class VisionLanguageModel(LanguageModel):
 
         Of a frozen tower, its states are kept if the bridge behind it trains, else its features.
         """
-        model, family = self.plain, self.family
-        bridge = {id(p) for p in family.bridge(model).parameters()}
-        tower = [p for p in family.tower(model).parameters() if id(p) not in bridge]
-        if any(p.requires_grad for p in tower):
+        model, family, frozen = self.plain, self.family, self._frozen()
+        self.cache.hold(frozen)
+        if frozen == "nothing":
             return list(family.features(model, pictures))
-        if any(p.requires_grad for p in family.bridge(model).parameters()):
+        if frozen == "states":
             return list(family.bridged(model, tuple(self._kept(pictures, family.states))))
         return self._kept(pictures, family.features)
+
+    def _frozen(self) -> Frozen:
+        bridge = list(self.family.bridge(self.plain).parameters())
+        inside = set(map(id, bridge))
+        tower = (p for p in self.family.tower(self.plain).parameters() if id(p) not in inside)
+        if any(p.requires_grad for p in tower):
+            return "nothing"
+        return "states" if any(p.requires_grad for p in bridge) else "features"
 
     @torch.no_grad()
     def _kept(self, pictures: Pictures, make: Any) -> list[Tensor]:
@@ -105,7 +121,13 @@ class VisionLanguageModel(LanguageModel):
             embeds_NPD = embeds_NPD.masked_scatter(places_NP.unsqueeze(-1), features)
         mask_NP = (~padding(lengths_N, prompts_NP.shape[1])).long()
         positions, next_N = self.family.positions(model, prompts_NP, mask_NP, pictures)
-        return read_prompts(trunk, lengths_N, positions, next_N, inputs_embeds=embeds_NPD)
+        read = read_prompts(trunk, lengths_N, positions, next_N, inputs_embeds=embeds_NPD)
+        if read.padded != prompts_NP.shape[1]:
+            raise UserError(
+                "Gradient checkpointing keeps no cache of prompts while a model trains: take "
+                "--engine plain without --gradient-checkpointing, or put the model in eval mode."
+            )
+        return read
 
     def _plain_inputs(
         self, tokens_BS: Tensor, mask_BS: Tensor, pictures: Pictures | None, group_size: int

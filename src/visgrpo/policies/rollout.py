@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.models.language import LanguageModel
+from visgrpo.models.prompt_reading import ReadPrompts
 from visgrpo.objectives.estimators import draw
 from visgrpo.objectives.token_distribution import TokenDistribution
 
@@ -38,12 +39,14 @@ class Completions:
         mask_NGT: True at the completion's own tokens, the one that ends it included.
         log_probs_NGT: of the distribution that each token was drawn from; 0 after the end.
         ended_NG: False where the length limit cut the completion off.
+        read: the prompts, with gradient, where that was asked for.
     """
 
     tokens_NGT: Tensor
     mask_NGT: Tensor
     log_probs_NGT: Tensor
     ended_NG: Tensor
+    read: ReadPrompts | None = None
 
     def ids(self) -> list[list[list[int]]]:
         """Return each completion's own tokens as plain lists, N × G."""
@@ -62,6 +65,8 @@ def generate(
     uniforms_NGT: Tensor,
     sampling: Sampling,
     pictures: Pictures | None = None,
+    *,
+    keep_read: bool = False,
 ) -> Completions:
     """Draw completions; the same uniforms, prompts and weights give the same ones.
 
@@ -73,6 +78,7 @@ def generate(
         lengths_N: real tokens of each prompt.
         uniforms_NGT: U(0, 1) numbers that decide the draws, one for each token that may come.
         pictures: the prompts' images, for a model that sees.
+        keep_read: whether the prompts are read with gradient, for an update by the same weights.
     """
     n_prompts, group_size, room = uniforms_NGT.shape
     device, rows = prompts_NP.device, n_prompts * group_size
@@ -81,7 +87,8 @@ def generate(
     log_probs_BT = torch.zeros(rows, room, device=device)
     ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
-    decoder = model.begin(prompts_NP, lengths_N, group_size, room, pictures)
+    with torch.set_grad_enabled(keep_read):
+        decoder = model.begin(prompts_NP, lengths_N, group_size, room, pictures)
     # Faster than no_grad by a tenth for a small model. What leaves it was made above, as training
     # must be able to take it.
     with torch.inference_mode():
@@ -112,6 +119,7 @@ def generate(
         mask_BT[:, :longest].unflatten(0, grouped),
         log_probs_BT[:, :longest].unflatten(0, grouped),
         ended_B.unflatten(0, grouped),
+        decoder.read if keep_read else None,
     )
 
 

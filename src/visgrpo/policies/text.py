@@ -1,4 +1,4 @@
-"""Supervised learning on text: the next token, and which of two completions is preferred."""
+"""Supervised learning on text: the next token, answers, which of two completions is preferred."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.objectives.preferences import bradley_terry_loss
+from visgrpo.policies.groups import ONE_PROCESS, Shards
 from visgrpo.policies.metrics import Metrics
 
 
@@ -19,11 +20,11 @@ class SupervisedLoss:
 
     loss: Tensor
     metrics: Metrics
-    groups: None = None
+    groups: AnswerLengths | None = None
 
 
 class _WithoutGroups:
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> None:
+    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any:
         """There is nothing to draw."""
 
     def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]:
@@ -42,6 +43,53 @@ class NextToken(_WithoutGroups):
         loss = -scores.log_probs.mean()
         metrics = {"nll": loss.detach(), "entropy": scores.entropy.detach().mean()}
         return SupervisedLoss(loss, metrics)
+
+
+@dataclass(frozen=True)
+class AnswerLengths:
+    """How many tokens the answers of N prompts have in the mean over the whole batch."""
+
+    mean_tokens_N: Tensor
+
+    def select(self, rows: Tensor) -> AnswerLengths:
+        return AnswerLengths(self.mean_tokens_N[rows])
+
+
+@dataclass(frozen=True)
+class AnswerTokens(_WithoutGroups):
+    """SFT on answers: cross-entropy of their tokens, the end's included, given their prompts.
+
+    What is learned is told by the token ids themselves: prompt and answer are tokenized apart, and
+    an answer's places hold its ids, -1 after the end. The mean is over the answers' tokens in the
+    whole batch, however it was cut up.
+    """
+
+    shards: Shards = ONE_PROCESS
+
+    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> AnswerLengths:
+        """Draw nothing; see how long the answers of the whole batch are."""
+        assert batch.answers_NT is not None
+        mean = self.shards.gather((batch.answers_NT >= 0).sum(dim=1).float().mean()[None]).mean()
+        return AnswerLengths(mean.expand(len(batch)))
+
+    def loss(self, model: Any, batch: Batch, groups: AnswerLengths, step: int) -> SupervisedLoss:
+        answers_NT = batch.answers_NT
+        assert answers_NT is not None
+        mask_NT = answers_NT >= 0
+        scores = model(
+            batch.inputs,
+            batch.labels_N,
+            answers_NT.clamp(min=0).unsqueeze(1),
+            pictures=batch.pictures,
+        )
+        tokens = groups.mean_tokens_N.sum()
+
+        def mean(values_N1T: Tensor) -> Tensor:
+            return values_N1T.squeeze(1).masked_fill(~mask_NT, 0.0).sum() / tokens
+
+        nll = mean(-scores.log_probs)
+        metrics = {"nll": nll.detach(), "entropy": mean(scores.entropy.detach())}
+        return SupervisedLoss(nll, metrics, groups)
 
 
 @dataclass(frozen=True)

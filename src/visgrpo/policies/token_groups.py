@@ -13,6 +13,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Prompt
 from visgrpo.models.language import LanguageModel
+from visgrpo.models.prompt_reading import ReadPrompts
 from visgrpo.models.token_reference import TokenReference
 from visgrpo.policies.groups import ONE_PROCESS, Shards
 from visgrpo.policies.rollout import Completions, Sampling, generate, token_uniforms
@@ -38,6 +39,8 @@ class TokenGroups:
         explained_variance_N: of its values in the whole batch, the same number for every input.
         texts: the prompt and the completions of each input, as text.
         pictures: the prompts' images; None where there are none.
+        read: the prompts as the rollout read them, with gradient, for the one update that its
+            weights serve; None where an update reads them itself.
     """
 
     prompts_NP: Tensor
@@ -56,6 +59,7 @@ class TokenGroups:
     returns_NGT: Tensor | None = None
     explained_variance_N: Tensor | None = None
     pictures: Pictures | None = None
+    read: ReadPrompts | None = None
 
     def mean_over_tokens(self, values_NGT: Tensor) -> Tensor:
         """Return what these groups add to the mean over all tokens of the whole batch.
@@ -68,6 +72,7 @@ class TokenGroups:
 
     def select(self, rows: Tensor) -> TokenGroups:
         """Return the groups of some inputs, for a minibatch, without padding that none needs."""
+        assert self.read is None, "prompts that were read together are learned from together"
         chosen = rows.tolist()
 
         def pick(value: Any) -> Any:
@@ -174,6 +179,7 @@ class TokenRollouts:
         *,
         total: int | None = None,
         steer: bool = True,
+        keep_read: bool = False,
     ) -> TokenGroups:
         """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
 
@@ -182,6 +188,8 @@ class TokenRollouts:
         Args:
             total: inputs of the whole batch; None where all processes have as many.
             steer: whether the control of the KL weight is told.
+            keep_read: whether the groups hold the prompts as they were read, with gradient; the
+                whole batch must be one chunk.
         """
         device, n_inputs = batch.inputs.device, len(batch)
         total = total or n_inputs * self.shards.world_size
@@ -195,7 +203,15 @@ class TokenRollouts:
             prompts_NP, lengths_N = batch.inputs[rows], batch.labels_N[rows]
             prompts_NP = prompts_NP[:, -int(lengths_N.max()) :]
             pictures = batch.pictures.select(rows) if batch.pictures is not None else None
-            drawn = generate(model, prompts_NP, lengths_N, uniforms[rows], self.sampling, pictures)
+            drawn = generate(
+                model,
+                prompts_NP,
+                lengths_N,
+                uniforms[rows],
+                self.sampling,
+                pictures,
+                keep_read=keep_read,
+            )
             parts.append(drawn)
             if self.reference is not None:
                 references.append(
@@ -233,6 +249,7 @@ class TokenRollouts:
                 for prompt, group in zip(prompts, texts, strict=True)
             ),
             pictures=batch.pictures,
+            read=parts[0].read,
         ).trimmed()
         if steer and groups.reference_log_probs_NGT is not None:
             kl_NG = sequence_kl(groups)

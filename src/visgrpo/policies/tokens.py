@@ -71,6 +71,7 @@ class TokenTerms:
             groups.tokens_NGT,
             rollouts.sampling.distribution,
             pictures=groups.pictures,
+            read=groups.read,
             entropy_gradient=bool(self.entropy_weight),
             critic_alone=critic_alone,
         )
@@ -140,6 +141,8 @@ class TokenGRPO:
     Attributes:
         best_only: rejection sampling instead (RAFT, Dong et al. 2023, arXiv 2304.06767): the best
             completion of a group is imitated, with advantage 1, and the others have none.
+        read_once: let the update go on from the prompts as the rollout read them, where one update
+            learns from a batch as a whole, by the weights that drew.
     """
 
     rollouts: TokenRollouts
@@ -147,12 +150,14 @@ class TokenGRPO:
     terms: TokenTerms
     combination: Combination = "sum_then_normalize"
     best_only: bool = False
+    read_once: bool = False
 
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy, and give them their advantages."""
         coefficient = self.rollouts.memory.control.coefficient
-        groups = self.rollouts.draw(model, batch, step, chunk)
+        keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
+        groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read)
         return replace(groups, advantages=self._advantages(groups, coefficient))
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:

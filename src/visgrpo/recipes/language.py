@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from visgrpo.errors import Interrupted, UserError
 from visgrpo.recipes.ending import print_measures
 from visgrpo.recipes.language_best_of_n import best_of_n
 from visgrpo.recipes.language_config import OF_NEW_MODELS, LanguageConfig
@@ -17,9 +15,8 @@ from visgrpo.recipes.language_policy import train_policy
 from visgrpo.recipes.language_reward import train_reward
 from visgrpo.recipes.language_setup import run_name
 from visgrpo.recipes.language_sft import train_sft
-from visgrpo.recipes.language_stages import allowed
-from visgrpo.recipes.session import begin, open_session
-from visgrpo.reporting import compare_runs
+from visgrpo.recipes.language_stages import OPTIONS
+from visgrpo.recipes.story import Summaries, tell_story
 
 Train = Callable[[LanguageConfig], dict[str, Any]]
 # In the order of "all": the name of the run's folder, and the stage.
@@ -57,58 +54,30 @@ def _train_of(stage: str) -> Train:
 
 def _train_all(config: LanguageConfig) -> dict[str, Any]:
     """Train each stage in a folder of its own, and put the last ones on one page."""
-    session = open_session(config, run_name(config), has_checkpoints=False)
-    if session.processes.world_size > 1:
-        raise UserError("--stage all runs in one process: run its stages one by one in several.")
-    output = session.run.path
-    begin(session, "language")
-    summaries = {}
-    for number, (folder, stage) in enumerate(STORY.items(), start=1):
-        session.say(f"[{number}/{len(STORY)}] {stage}")
-        summaries[folder] = _run_stage(config, output, folder, stage)
-    summary = {
-        "recipe": "language",
-        "method": "all",
-        "seconds": round(sum(each["seconds"] for each in summaries.values()), 3),
-        "stages": {
-            name: {key: each[key] for key in ("seconds", "after") if key in each}
-            for name, each in summaries.items()
-        },
-    }
-    session.run.write_summary(summary)
-    _print_story(config, summaries)
-    if config.report:
-        page = compare_runs([output / name for name in COMPARED], None, output / "compare.html")
-        session.say(f"Page: {page}")
-    return summary
+    return tell_story(
+        config,
+        run_name(config),
+        recipe="language",
+        stages=STORY,
+        train=lambda stage, run: _train_of(stage)(_stage_config(config, stage, run)),
+        show=lambda summaries: _print_story(config, summaries),
+        compared=COMPARED,
+    )
 
 
-def _run_stage(config: LanguageConfig, output: Path, folder: str, stage: str) -> dict[str, Any]:
-    """Run a stage, go on with it, or return what it came to before."""
-    run = output / folder
-    finished = run / "summary.json"
-    if finished.exists():
-        return json.loads(finished.read_text(encoding="utf-8"))
-    try:
-        return _train_of(stage)(_stage_config(config, output, folder, stage))
-    except Interrupted as stopped:  # what goes on is the whole run
-        raise Interrupted(stopped.step, output) from None
-
-
-def _stage_config(config: LanguageConfig, output: Path, folder: str, stage: str) -> LanguageConfig:
+def _stage_config(config: LanguageConfig, stage: str, run: Path) -> LanguageConfig:
     """Return the options of one stage: the whole's that go with it, the others at rest."""
-    start = None if stage == "sft" else str(output / "sft")
+    start = None if stage == "sft" else str(run.parent / "sft")
     resting: dict[str, Any] = {
         field.name: field.default
         for field in fields(config)
-        if not allowed(field.name, stage) or (start and field.name in OF_NEW_MODELS)
+        if not OPTIONS.uses(stage, field.name) or (start and field.name in OF_NEW_MODELS)
     }
-    run = output / folder
     changes: dict[str, Any] = {"stage": stage, "init": start, "output": str(run)}
     return replace(config, **{**resting, **changes, "resume": (run / "config.yaml").exists()})
 
 
-def _print_story(config: LanguageConfig, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_story(config: LanguageConfig, summaries: Summaries) -> None:
     rows = {"sft (start)": summaries["grpo"]["before"]}
     best = summaries["best-of-n"]["after"]
     rows[f"best of {summaries['best-of-n']['samples']}"] = best

@@ -75,7 +75,9 @@ def best_of_n(config: LanguageConfig) -> dict[str, Any]:
         "recipe": "language",
         "method": "best-of-n",
         "model": str(config.init),
-        "data": data_of(config, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"),
+        "data": data_of(
+            config.data, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"
+        ),
         "samples": sizes[-1],
         "steps": 0,
         "seconds": round(seconds, 3),

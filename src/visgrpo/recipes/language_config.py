@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive, share
-from visgrpo.recipes.configs import Config, LoopConfig
 from visgrpo.recipes.language_defaults import FOREIGN, LORA_RATE, PRESETS, Budget
-from visgrpo.recipes.language_stages import KL_IN_REWARD, Stage, allowed, stages_of
+from visgrpo.recipes.language_stages import OPTIONS, Stage
+from visgrpo.recipes.token_config import SamplingConfig, TokenPolicyConfig
 
 Preset = Literal["tiny", "nano", "small"]
 
 
 @dataclass(frozen=True)
-class SamplingConfig(Config):
-    """How text is drawn."""
-
-    max_new_tokens: int | None = None
-    """Longest completion; by default 64, 256 for models from elsewhere (tiny 24, small 128)."""
-    temperature: float = 1.0
-    """Tokens are drawn from, and scored by, softmax(logits / temperature)."""
-    top_k: int = 0
-    """Draw among this many most probable tokens; 0 for all."""
-    top_p: float = 1.0
-    """Draw among the most probable tokens that together reach this probability."""
-
-    def check(self) -> None:
-        positive(self, "max_new_tokens", optional=True)
-        positive(self, "temperature", "top_p")
-        not_negative(self, "top_k")
-        share(self, "top_p")
-
-
-@dataclass(frozen=True)
-class LanguageConfig(LoopConfig, SamplingConfig):
+class LanguageConfig(TokenPolicyConfig):
     """A small language model: SFT, a learned reward model, then GRPO, PPO and others beside."""
 
-    steps: int | None = None
-    """Steps of one batch each; by default the preset's for the stage."""
     learning_rate: float | None = None
     """By default the preset's for the stage, 20 times as much with --lora."""
     stage: Stage = "all"
@@ -84,49 +62,6 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     reward: tuple[str, ...] = ()
     """model:RUN, gold, file.py:f or module:f; by default the model of the run "reward" beside
     --init."""
-    reward_weights: tuple[float, ...] | None = None
-    """One number for each reward; by default 1."""
-    combination: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """How several rewards become one advantage."""
-    group_size: int = 8
-    """Completions drawn for each prompt."""
-    token_budget: int | None = None
-    """Tokens to draw at most, instead of --steps: the same for every method."""
-    scope: Literal["group", "batch"] | None = None
-    """What advantages are taken over; by default as the method has it."""
-    advantage_baseline: Literal["mean", "leave_one_out", "none"] | None = None
-    """What a reward is compared with; by default as the method has it."""
-    scale: Literal["std", "batch_std", "mean", "none"] | None = None
-    """What advantages are divided by; by default as the method has it."""
-    epsilon_low: float | None = None
-    """The ratio is clipped below 1 - this; by default as the method has it."""
-    epsilon_high: float | None = None
-    """The ratio is clipped above 1 + this; by default as the method has it."""
-    beta: float = 0.02
-    """Weight of KL(policy ‖ start)."""
-    kl_in: Literal["loss", "reward"] | None = None
-    """Where KL weighs; by default in the reward with ppo and rloo, else in the loss."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of KL in the loss."""
-    kl_target: float | None = None
-    """Steer --beta so that KL stays near this many nats per completion."""
-    kl_horizon: float = 10_000.0
-    """Completions over which --kl-target moves --beta."""
-    track_kl: bool = True
-    """Measure KL to the start also with --beta 0; costs a frozen copy and a pass a step."""
-    entropy_weight: float = 0.0
-    """Weight of the entropy bonus, of the whole softmax."""
-    mask_truncated: bool = False
-    """Leave completions that were cut off by --max-new-tokens out of the loss."""
-    inner_passes: int | None = None
-    """Passes over each batch's completions; by default 2 with ppo, else 1."""
-    minibatches: int = 1
-    """Updates that each pass is split into."""
-    refresh_every: int = 1
-    """Steps after which the old policy, which draws, is brought up to date."""
-    silent_steps: int = 50
-    """Stop when no group's rewards have differed for so many steps, looked at with every line of
-    the log; 0 never stops."""
     critic: Literal["separate", "head"] = "separate"
     """ppo: a critic with a transformer of its own, or a head on the policy's."""
     critic_rate: float = 5.0
@@ -149,21 +84,12 @@ class LanguageConfig(LoopConfig, SamplingConfig):
     elsewhere 16)."""
     lora: bool = False
     """Low-rank adapters on every linear layer, instead of training all weights."""
-    lora_rank: int = 8
-    """Rank of the adapters."""
-    lora_alpha: float = 16.0
-    """Adapters are scaled by this over their rank."""
 
     def check(self) -> None:
-        LoopConfig.check(self)
-        SamplingConfig.check(self)
-        positive(self, "prompt_tokens", "eval_prompts", "vocabulary", "kl_horizon", "critic_rate")
-        positive(self, "context", "batch_size", "pairs", "token_budget", "samples", optional=True)
-        positive(self, "kl_target", "inner_passes", optional=True)
-        positive(self, "group_size", "minibatches", "refresh_every", "lora_rank", "lora_alpha")
-        not_negative(self, "noise", "beta", "entropy_weight", "silent_steps", "value_clip")
-        not_negative(self, "value_weight", "critic_warmup")
-        not_negative(self, "epsilon_low", "epsilon_high", optional=True)
+        super().check()
+        positive(self, "prompt_tokens", "eval_prompts", "vocabulary", "critic_rate")
+        positive(self, "context", "pairs", "samples", optional=True)
+        not_negative(self, "noise", "value_clip", "value_weight", "critic_warmup")
         share(self, "gamma", "gae_lambda")
         named(self.data, "the --data: topics, a file, a folder or a data set")
         if not 0 < self.validation_fraction < 0.5:
@@ -180,21 +106,14 @@ class LanguageConfig(LoopConfig, SamplingConfig):
         """Refuse what the stage would not use, and ask for what it needs."""
         if self.init is None and self.stage not in ("all", "sft"):
             raise UserError(f"--stage {self.stage} needs --init, the model to start from.")
-        for name in self._given():
-            if self.init is not None and name in OF_NEW_MODELS:
-                raise UserError(f"{_flag(name)} is for new models: {self.init} has its own.")
-            if not allowed(name, self.stage):
-                raise UserError(
-                    f"{_flag(name)} does not go with --stage {self.stage}; it is for "
-                    f"{', '.join(stages_of(name))}."
-                )
+        for name in OF_NEW_MODELS:
+            if self.init is not None and name in self.given():
+                raise UserError(f"{self.flag(name)} is for new models: {self.init} has its own.")
+        self.refuse_unused(OPTIONS)
 
     def _check_together(self) -> None:
         """Refuse options that contradict each other, or leave one another without use."""
-        if self.token_budget and self.steps:
-            raise UserError("--token-budget and --steps say the same thing: give one of them.")
-        if self.kl_target and not self.beta:
-            raise UserError("--kl-target steers --beta, which must not start at 0.")
+        self.check_policy()
         if self.architecture == "qwen2" and self.tokenizer == "char":
             raise UserError(
                 "--architecture qwen2 goes with --tokenizer bpe: transformers reads the tokenizer "
@@ -205,21 +124,10 @@ class LanguageConfig(LoopConfig, SamplingConfig):
                 "--weight-decay would move the policy while the critic learns alone: take "
                 "--critic-warmup 0, or no weight decay."
             )
-        in_reward = bool(self.beta) and self.kl_place() == "reward"
-        if in_reward and self.combination == "normalize_then_sum":
-            raise UserError(
-                "--combination normalize_then_sum would bring KL in the reward to the spread of a "
-                "reward, however small it is: take --kl-in loss, or sum_then_normalize."
-            )
-        self._refuse_idle(
+        self.refuse_idle(
             ("lora_rank", not self.lora, "is for --lora"),
             ("lora_alpha", not self.lora, "is for --lora"),
             ("vocabulary", self.tokenizer == "char", "is for --tokenizer bpe"),
-            ("kl_horizon", not self.kl_target, "is for --kl-target"),
-            ("kl_in", not self.beta, "has no KL to weigh with --beta 0"),
-            ("kl_estimator", not self.beta, "has no KL to weigh with --beta 0"),
-            ("kl_estimator", in_reward, "is for --kl-in loss: KL in the reward is always k1"),
-            ("track_kl", bool(self.beta), f"is for --beta 0: --beta {self.beta:g} needs KL"),
         )
 
     def _check_data(self) -> None:
@@ -235,7 +143,7 @@ class LanguageConfig(LoopConfig, SamplingConfig):
                 "--text-column."
             )
         table = not (text or column) and (there or is_hub_name(self.data))
-        self._refuse_idle(
+        self.refuse_idle(
             ("text_column", text, f"is for a table, and {self.data} is text"),
             ("prompt_column", text, f"is for a table, and {self.data} is text"),
             ("prompt_column", column, "does not go with --text-column, which prompts are cut from"),
@@ -260,20 +168,6 @@ class LanguageConfig(LoopConfig, SamplingConfig):
                 f"--critic-warmup {self.critic_warmup} leaves none of ppo's {steps} steps to the "
                 "policy: take a shorter warm-up."
             )
-
-    def _refuse_idle(self, *rows: tuple[str, bool, str]) -> None:
-        """Refuse the first option that is given although it is of no use, with the reason."""
-        for name, idle, reason in rows:
-            if idle and name in self._given():
-                raise UserError(f"{_flag(name)} {reason}.")
-
-    def _given(self) -> list[str]:
-        """Return the names of the options that are not at their default."""
-        return [name for name, default in _DEFAULT.items() if getattr(self, name) != default]
-
-    def kl_place(self) -> Literal["loss", "reward"]:
-        """Where KL weighs."""
-        return self.kl_in or ("reward" if self.stage in KL_IN_REWARD else "loss")
 
 
 @dataclass(frozen=True)
@@ -304,7 +198,6 @@ class GenerateConfig(SamplingConfig):
 
 
 OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")
-_DEFAULT = {field.name: field.default for field in fields(LanguageConfig)}
 
 
 def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
@@ -329,22 +222,4 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
     }
     missing = {name: value for name, value in found.items() if getattr(config, name) is None}
     full = replace(config, **missing)  # type: ignore[arg-type]
-    if config.token_budget:
-        a_step = _given(full.batch_size) * full.group_size * _given(full.max_new_tokens)
-        if config.token_budget < a_step:
-            raise UserError(
-                f"--token-budget {config.token_budget} is less than the {a_step} tokens that one "
-                "step may draw: take fewer prompts, smaller groups or shorter completions."
-            )
-        full = replace(full, steps=config.token_budget // a_step)
-    return full
-
-
-def _given(value: int | None) -> int:
-    assert value is not None
-    return value
-
-
-def _flag(name: str) -> str:
-    """Return an option as whoever changes it from its default writes it."""
-    return ("--no-" if _DEFAULT[name] is True else "--") + name.replace("_", "-")
+    return replace(full, steps=full.steps_of_budget()) if full.token_budget else full

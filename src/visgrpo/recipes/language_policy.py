@@ -14,10 +14,10 @@ from visgrpo.models.language import critic_of
 from visgrpo.models.language_loading import LanguageParts, stop_tokens
 from visgrpo.models.reward_model import LearnedReward, load_reward_model
 from visgrpo.models.token_reference import reference_of
-from visgrpo.objectives import Objective, check_objective, preset
+from visgrpo.objectives import Objective, check_objective
 from visgrpo.policies.ppo import TokenPPO
-from visgrpo.policies.token_groups import KLControl, TokenMemory, TokenRollouts
-from visgrpo.policies.tokens import TokenGRPO, TokenTerms
+from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
+from visgrpo.policies.tokens import TokenGRPO
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.language_config import LanguageConfig, resolved
 from visgrpo.recipes.language_defaults import LORA_RATE
@@ -33,11 +33,17 @@ from visgrpo.recipes.language_setup import (
     run_name,
     sampling_of,
 )
-from visgrpo.recipes.language_training import adapted, loader_of, options_of, save_writer
+from visgrpo.recipes.language_training import adapted, save_writer
 from visgrpo.recipes.session import Session, begin, open_session
+from visgrpo.recipes.token_training import (
+    kl_control_of,
+    loader_of,
+    objective_of,
+    options_of,
+    terms_of,
+)
 from visgrpo.rewards.gold import GoldJudge
 from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
@@ -49,10 +55,10 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     session = open_session(config, run_name(config))
     parts = load_start(config, session)
     full = resolved(config, parts.info)
-    objective = objective_of(full)
+    objective = _objective(full)
     options = options_of(full, session)
     _check_warmup(full, options.steps)
-    control = _kl_control(config, completions=options.batch_size * config.group_size)
+    control = kl_control_of(config, completions=options.batch_size * config.group_size)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
     critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
@@ -76,7 +82,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     held_out = {name: _held_out(rollouts, job, name, session) for name in SPLITS[1:]}
     trainer = Trainer(
         model,
-        method_of(full, rollouts, objective, on_policy=options.updates_per_rollout == 1),
+        _method(full, rollouts, objective, on_policy=options.updates_per_rollout == 1),
         loader_of(full, job.splits.train, job.inputs["train"], session),
         options,
         processes=session.processes,
@@ -99,7 +105,7 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
         recipe="language",
         method=config.stage,
         model=str(config.init),
-        data=data_of(config, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"),
+        data=data_of(config.data, {name: job.inputs[name].inputs_M for name in SPLITS}, "prompts"),
         before=before,
         after=held_out["test"].measures(model),
         save=lambda summary: save_writer(model, parts, config, session, summary),
@@ -111,18 +117,10 @@ def train_policy(config: LanguageConfig) -> dict[str, Any]:
     )
 
 
-def objective_of(config: LanguageConfig) -> Objective:
+def _objective(config: LanguageConfig) -> Objective:
     """Return the stage's objective with the user's changes; refuse one that cannot be taken."""
     name = {"ppo": "grpo", "rejection": "reinforce"}.get(config.stage, config.stage)
-    changes = {
-        "scope": config.scope,
-        "baseline": config.advantage_baseline,
-        "scale": config.scale,
-        "epsilon_low": config.epsilon_low,
-        "epsilon_high": config.epsilon_high,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
-    objective = replace(preset(name.replace("-", "_")), **given)  # type: ignore[arg-type]
+    objective = objective_of(config, name)
     if config.stage != "ppo":
         check_objective(objective, "sampled", config.group_size)
     return objective
@@ -137,17 +135,11 @@ def _check_warmup(config: LanguageConfig, steps: int) -> None:
         )
 
 
-def method_of(
+def _method(
     config: LanguageConfig, rollouts: TokenRollouts, objective: Objective, *, on_policy: bool
 ) -> Method:
     """Return what is optimised."""
-    terms = TokenTerms(
-        kl_in=config.kl_in or "loss",
-        kl_estimator=config.kl_estimator,
-        entropy_weight=config.entropy_weight,
-        mask_truncated=config.mask_truncated,
-        on_policy=on_policy,
-    )
+    terms = terms_of(config, on_policy=on_policy)
     if config.stage == "ppo":
         return TokenPPO(
             rollouts,
@@ -213,14 +205,6 @@ def reward_bytes_of(rewards: TextRewards) -> int:
     """Return the bytes of the reward models' weights."""
     learned = [f for f in rewards.functions if isinstance(f, LearnedReward)]
     return sum(bytes_of(function.model) for function in learned)
-
-
-def _kl_control(config: LanguageConfig, completions: int) -> KLControl:
-    if not config.kl_target:
-        return FixedKL(config.beta)
-    control = AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
-    control.check(completions)
-    return control
 
 
 def _held_out(

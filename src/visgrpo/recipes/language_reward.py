@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ from visgrpo.recipes.language_setup import (
     memory_of,
     run_name,
 )
-from visgrpo.recipes.language_training import learn, loader_of, options_of
 from visgrpo.recipes.session import Session, open_session
+from visgrpo.recipes.token_training import learn, loader_of, options_of
 
 NORMALISED_ON = 512  # pairs
 
@@ -67,6 +66,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
         options,
         session,
         measures=measures,
+        recipe="language",
         title="reward",
         inputs_are="pairs",
     )
@@ -84,7 +84,7 @@ def train_reward(config: LanguageConfig) -> dict[str, Any]:
         recipe="language",
         method="reward",
         model=str(config.init),
-        data=data_of(replace(config, data=spec), vars(splits), "pairs"),
+        data=data_of(spec, vars(splits), "pairs"),
         before=before,
         after=measures("test"),
         save=save,

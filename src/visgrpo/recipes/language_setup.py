@@ -18,8 +18,9 @@ from visgrpo.models.language_loading import LanguageParts, context_of, load_lang
 from visgrpo.models.token_reference import TokenReference
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.policies.rollout import Sampling
-from visgrpo.recipes.language_config import LanguageConfig, SamplingConfig
+from visgrpo.recipes.language_config import LanguageConfig
 from visgrpo.recipes.session import Session
+from visgrpo.recipes.token_config import SamplingConfig
 from visgrpo.rewards.gold import GoldJudge
 
 SPLITS = ("train", "validation", "test")
@@ -134,13 +135,18 @@ def prompt_room(config: SamplingConfig, parts: LanguageParts) -> int:
     return room
 
 
-def sampling_of(config: SamplingConfig, parts: LanguageParts) -> Sampling:
-    """Return how completions are drawn; padding never is, unless it ends them too."""
+def sampling_of(
+    config: SamplingConfig, parts: LanguageParts, never: tuple[int, ...] = ()
+) -> Sampling:
+    """Return how completions are drawn; padding never is, unless it ends them too.
+
+    Args:
+        never: further tokens that are never drawn.
+    """
     assert config.max_new_tokens is not None
     stop, pad = stop_tokens(parts), parts.tokenizer.pad_token_id
-    distribution = TokenDistribution(
-        config.temperature, config.top_k, config.top_p, () if pad in stop else (pad,)
-    )
+    forbidden = tuple(sorted({*never, pad} - set(stop)))
+    distribution = TokenDistribution(config.temperature, config.top_k, config.top_p, forbidden)
     return Sampling(distribution, config.max_new_tokens, stop, pad)
 
 
@@ -165,15 +171,16 @@ def block_of(context: int | None, sees: int) -> int:
     return context or min(sees, LONGEST_BLOCK)
 
 
-def data_of(config: LanguageConfig, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
+def data_of(name: str, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
     """Return what the summary says of the data.
 
     Args:
+        name: as the user wrote it.
         sizes: something with a length by split.
         unit: what the splits are measured in.
     """
     return {
-        "name": config.data,
+        "name": name,
         **{split: len(sizes[split]) for split in SPLITS},
         "unit": unit,
     }

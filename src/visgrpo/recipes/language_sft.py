@@ -23,8 +23,9 @@ from visgrpo.recipes.language_setup import (
     memory_of,
     run_name,
 )
-from visgrpo.recipes.language_training import adapted, learn, loader_of, options_of, save_writer
+from visgrpo.recipes.language_training import adapted, save_writer
 from visgrpo.recipes.session import open_session
+from visgrpo.recipes.token_training import learn, loader_of, options_of
 
 
 def train_sft(config: LanguageConfig) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def train_sft(config: LanguageConfig) -> dict[str, Any]:
         options,
         session,
         measures=measures,
+        recipe="language",
         title="sft",
         inputs_are="blocks",
     )
@@ -63,7 +65,7 @@ def train_sft(config: LanguageConfig) -> dict[str, Any]:
         recipe="language",
         method="sft",
         model=parts.name,
-        data=data_of(config, rows, "blocks"),
+        data=data_of(config.data, rows, "blocks"),
         before=before,
         after=measures("test"),
         save=lambda summary: save_writer(model, parts, config, session, summary),

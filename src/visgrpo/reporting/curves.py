@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Drawn as the band of "reward"; about speed, not learning; or the same curve as another one:
-# entropy over log K, and the two parts of clip_ratio/region_mean.
+# entropy over log K, and the two parts of clip_ratio/region_mean. Then the ends of an interval, and
+# what is the same at every evaluation.
 _NO_CURVE_OF_THEIR_OWN = frozenset(
     {"reward_std", "step_time", "entropy_normalized", "clip_ratio/low_mean", "clip_ratio/high_mean"}
     | {"tokens_per_second", "sampled_tokens"}
+    | {"accuracy_low", "accuracy_high", "majority", "examples"}
 )
 
 

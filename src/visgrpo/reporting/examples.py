@@ -57,8 +57,8 @@ class Example:
 
     @property
     def is_text(self) -> bool:
-        """Whether this is a prompt with its completions, and no picture."""
-        return self.picture is None and self.prompt is not None
+        """Whether this is a prompt with its completions; there may be a picture to it."""
+        return self.prompt is not None
 
     @property
     def has_gold(self) -> bool:

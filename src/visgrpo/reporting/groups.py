@@ -9,7 +9,7 @@ from typing import Any
 
 from visgrpo.errors import UserError
 from visgrpo.reporting.html import flatten
-from visgrpo.reporting.labels import ordered
+from visgrpo.reporting.labels import Subject, ordered
 from visgrpo.reporting.run_reader import Run, common_subject, read_run, scalars
 
 # Options that do not change what a run computes.
@@ -22,6 +22,16 @@ _MEASURES = frozenset(
 _LANGUAGE_MEASURES = frozenset(
     {"gold_reward", "reward", "perplexity", "bits_per_byte", "margin", "length"}
 )
+_ANSWER_MEASURES = frozenset(
+    {"accuracy", "sampled_accuracy", "mean_absolute_error", "unparsed", "format", "reward", "nll"}
+    | {"kl", "length"}
+)
+_MEASURES_OF: dict[Subject, frozenset[str]] = {
+    "images": _MEASURES,
+    "tokens": _MEASURES | _LANGUAGE_MEASURES,
+    "pairs": _MEASURES | _LANGUAGE_MEASURES,
+    "answers": _ANSWER_MEASURES,
+}
 
 
 @dataclass(frozen=True)
@@ -95,9 +105,9 @@ def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
 
 def compared_measures(runs: Sequence[Run]) -> list[str]:
     """Return the measures that at least one of the runs has, in reading order."""
-    found = [key for run in runs for values in (run.before, run.after) for key in scalars(values)]
+    found = [key for run in runs for values in _measured(run) for key in values]
     subject = common_subject(runs)
-    chosen = _MEASURES if subject == "images" else _MEASURES | _LANGUAGE_MEASURES
+    chosen = _MEASURES_OF[subject]
     return ordered([k for k in dict.fromkeys(found) if k.split("/")[0] in chosen], subject)
 
 
@@ -113,7 +123,7 @@ def comparison_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _row(name: str, run: Run, measures: Sequence[str]) -> dict[str, Any]:
-    before, after = scalars(run.before), scalars(run.after)
+    before, after = _measured(run)
     measured = {
         f"{measure}_{when}": values.get(measure)
         for measure in measures
@@ -131,6 +141,17 @@ def _row(name: str, run: Run, measures: Sequence[str]) -> dict[str, Any]:
         "peak_memory_bytes": run.summary.get("peak_memory_bytes"),
         "sampled_tokens": run.sampled_tokens,
     }
+
+
+def _measured(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the measures before and after; of answers, also "accuracy/out" on other data."""
+    found = {"before": scalars(run.before), "after": scalars(run.after)}
+    if run.subject == "answers":
+        for name, values in run.shifts.items():
+            for when, measures in found.items():
+                if "accuracy" in (shifted := scalars(values.get(when) or {})):
+                    measures[f"accuracy/{name}"] = shifted["accuracy"]
+    return found["before"], found["after"]
 
 
 def _compared_options(run: Run) -> dict[str, str]:

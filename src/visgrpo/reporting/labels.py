@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from visgrpo.reporting.answer_labels import ANSWER_ORDER, ANSWERS
 from visgrpo.reporting.language_labels import LANGUAGE, LANGUAGE_ORDER, PAIRS
 from visgrpo.reporting.metric import Metric as Metric
 from visgrpo.reporting.metric import number as number
 from visgrpo.reporting.metric import signed as signed
 
-Subject = Literal["images", "tokens", "pairs"]
+Subject = Literal["images", "tokens", "pairs", "answers"]
 """What a run is measured on: it decides what "accuracy" is a share of."""
 
 _METRICS = {
@@ -118,6 +119,13 @@ _OF_SUBJECT: dict[Subject, dict[str, Metric]] = {
     "images": {},
     "tokens": LANGUAGE,
     "pairs": LANGUAGE | PAIRS,
+    "answers": ANSWERS,
+}
+_ORDER_OF_SUBJECT: dict[Subject, tuple[str, ...]] = {
+    "images": ORDER,
+    "tokens": LANGUAGE_ORDER,
+    "pairs": LANGUAGE_ORDER,
+    "answers": ANSWER_ORDER,
 }
 
 
@@ -131,6 +139,9 @@ def metric(key: str, subject: Subject = "images") -> Metric:
     for known in (special.get(key), special.get(name), _METRICS.get(name)):
         if known is not None:
             return known
+    if name.startswith("accuracy/"):
+        accuracy, data = metric("accuracy", subject), name.removeprefix("accuracy/")
+        return replace(accuracy, title=f"{accuracy.title}, {data}")
     if name.startswith("knn/"):
         neighbours = f"k = {name.removeprefix('knn/')}"
         knn = _METRICS["knn"]
@@ -143,12 +154,12 @@ def metric(key: str, subject: Subject = "images") -> Metric:
 
 def ordered(keys: Sequence[str], subject: Subject = "images") -> list[str]:
     """Sort metric keys: the known ones in reading order, then the others as they came."""
-    order = ORDER if subject == "images" else LANGUAGE_ORDER
+    order = _ORDER_OF_SUBJECT[subject]
     known = {key: place for place, key in enumerate(order)}
 
     def place(key: str) -> int:
         name = key.removeprefix("eval/")
-        return known.get("knn" if name.startswith("knn/") else name, len(order))
+        return known.get(name, known.get(name.split("/")[0], len(order)))
 
     return sorted(keys, key=place)
 

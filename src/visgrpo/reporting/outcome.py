@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from visgrpo.reporting.labels import Metric, metric, ordered
+from visgrpo.reporting.labels import Metric, Subject, metric, ordered
 from visgrpo.reporting.run_reader import Run, is_number, scalars
 
 MAX_CONFUSIONS = 5
 MAX_CLASSES = 200  # above it a table of classes has only those that changed most
 MOST_CHANGED = 20  # in either direction
 _COUNTED = ("tokens", "pairs", "prompts")
+_EXAMPLES: dict[Subject, str] = {
+    "images": "images",
+    "tokens": "examples",
+    "pairs": "examples",
+    "answers": "questions",
+}
+_SAID_IN_WORDS = ("accuracy_low", "accuracy_high", "majority")
 # Counts, and entropy on another scale: no columns of their own.
-_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized", *_COUNTED})
+_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized", *_COUNTED, *_SAID_IN_WORDS})
 _OF_FEATURES = frozenset({"softmax_regression", "knn", "alignment", "uniformity"})
 
 
@@ -43,9 +50,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix, rows the true class and columns the predicted one."""
+    """A confusion matrix, rows the true class and columns the predicted one.
+
+    The first columns are the classes of the rows, in the same order; there may be more.
+    """
 
     names: list[str]
+    columns: list[str]
     cells: list[Cell]
     largest: list[tuple[str, str, int, float]]
 
@@ -70,11 +81,16 @@ def change(name: str, label: Metric, before: object, after: object) -> Change:
 
 def measures(run: Run) -> list[Change]:
     """Return the scalar measures of the run: the known ones in reading order, then any other."""
-    before, after = scalars(run.before), scalars(run.after)
-    keys = [key for key in dict.fromkeys([*before, *after]) if key not in _NOT_SHOWN]
+    return changes_of(run.before, run.after, run.subject)
+
+
+def changes_of(before: dict[str, Any], after: dict[str, Any], subject: Subject) -> list[Change]:
+    """Write the scalars of two evaluations of the same data, in reading order."""
+    old, new = scalars(before), scalars(after)
+    keys = [key for key in dict.fromkeys([*old, *new]) if key not in _NOT_SHOWN]
     return [
-        change(key, metric(f"eval/{key}", run.subject), before.get(key), after.get(key))
-        for key in ordered(keys, run.subject)
+        change(key, metric(f"eval/{key}", subject), old.get(key), new.get(key))
+        for key in ordered(keys, subject)
     ]
 
 
@@ -109,12 +125,14 @@ def per_class(run: Run, measure: str) -> list[Change]:
 
 
 def shifts(run: Run) -> list[Change]:
-    """Return the main measure on shifted copies of the test data, after that on the data itself."""
-    found: dict[str, Any] = run.summary.get("shifts") or {}
-    if not found:
+    """Return the main measure on shifted copies of the test data, after that on the data itself.
+
+    Questions on other data are no such copies: those are in `counting`.
+    """
+    if not run.shifts or run.subject == "answers":
         return []
     key = "miou" if "miou" in run.after else "accuracy"
-    rows = {"not shifted": {"before": run.before, "after": run.after}, **found}
+    rows = {"not shifted": {"before": run.before, "after": run.after}, **run.shifts}
     return [
         change(name, metric(key), v.get("before", {}).get(key), v.get("after", {}).get(key))
         for name, v in rows.items()
@@ -138,6 +156,11 @@ def confusion(run: Run) -> Confusion | None:
         return None
     known = [str(name) for name in run.after.get("per_class_accuracy") or {}]
     names = known if len(known) == len(counts) else [str(k) for k in range(len(counts))]
+    return confusion_of(counts, names, names)
+
+
+def confusion_of(counts: list[list[int]], names: list[str], columns: list[str]) -> Confusion:
+    """Return a matrix of counts with the names of its rows and columns."""
     cells = [
         Cell(row, column, count, count / sum(line))
         for row, line in enumerate(counts)
@@ -145,28 +168,37 @@ def confusion(run: Run) -> Confusion | None:
         if count
     ]
     wrong = sorted((c for c in cells if c.row != c.column), key=lambda c: -c.count)
-    largest = [(names[c.row], names[c.column], c.count, c.share) for c in wrong[:MAX_CONFUSIONS]]
-    return Confusion(names, cells, largest)
+    largest = [(names[c.row], columns[c.column], c.count, c.share) for c in wrong[:MAX_CONFUSIONS]]
+    return Confusion(names, columns, cells, largest)
 
 
 def tested_on(run: Run) -> str | None:
     """Say on how many examples the end was measured, and how sure that makes the accuracy."""
     images, pixels = run.after.get("examples"), run.after.get("pixels")
-    interval = run.after.get("accuracy_interval")
+    ends = accuracy_interval(run.after)
     counts = [f"{pixels:,} labelled pixels"] if pixels is not None else []
-    counts += [f"{images} held-out {_examples(run)}"] if images is not None else []
+    counts += [f"{images} held-out {_EXAMPLES[run.subject]}"] if images is not None else []
     counts += [f"{run.after[key]:,} held-out {key}" for key in _COUNTED if key in run.after]
     if not counts:
         return None
     measured = f"Measured on {' of '.join(counts)}"
-    if not interval:
-        return f"{measured}."
-    low, high = (metric("accuracy").text(end) for end in interval)
-    return f"{measured}; the accuracy at the end lies between {low} and {high} (95 % interval)."
+    if ends:
+        low, high = ends
+        measured += f"; the accuracy at the end lies between {low} and {high} (95 % interval)"
+    if (majority := run.after.get("majority")) is not None:
+        always = metric("accuracy").text(majority)
+        measured += f"; always giving the commonest answer would be right for {always}"
+    return f"{measured}."
 
 
-def _examples(run: Run) -> str:
-    return "images" if run.subject == "images" else "examples"
+def accuracy_interval(measured: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the ends of the accuracy's interval as written, None where it was not measured."""
+    pair = [measured.get("accuracy_low"), measured.get("accuracy_high")]
+    known = [end for end in measured.get("accuracy_interval") or pair if is_number(end)]
+    if len(known) != 2:
+        return None
+    low, high = (metric("accuracy").text(end) for end in known)
+    return low, high
 
 
 def _most(changes: list[Change], verdict: str) -> list[Change]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visgrpo.reporting import outcome
+from visgrpo.reporting import counting, outcome
 from visgrpo.reporting.curves import curve_figure, curve_keys, curve_title, plot_curves
 from visgrpo.reporting.drawing import png_bytes
 from visgrpo.reporting.examples import examples
@@ -33,12 +34,14 @@ def write_report(run_path: Path | str) -> Path:
     """
     run = read_run(run_path)
     shown, logged = examples(run)
+    tables = outcome.measure_tables(run) | counting.measures_elsewhere(run)
     page = render(
         "report.html.j2",
         run=run,
         facts=facts(run),
         headline=headline(run),
-        measure_tables=outcome.measure_tables(run),
+        measure_tables=tables,
+        glossary=glossary(tables),
         tested_on=outcome.tested_on(run),
         baseline=outcome.baseline(run),
         per_class=outcome.per_class(run, "accuracy"),
@@ -46,6 +49,8 @@ def write_report(run_path: Path | str) -> Path:
         confusion=outcome.confusion(run),
         retention=outcome.retention(run),
         shifts=outcome.shifts(run),
+        distributions=counting.distributions(run),
+        count_confusions=counting.confusions(run),
         memory=memory_parts([run]),
         overoptimization=_overoptimization(run),
         plots=_plots(run),
@@ -65,6 +70,12 @@ def headline(run: Run) -> str | None:
         if change.before_value is not None and change.after_value is not None:
             return f"{change.label.title} {change.before} → {change.after} ({change.change})"
     return None
+
+
+def glossary(tables: Mapping[str, Sequence[outcome.Change]]) -> dict[str, str]:
+    """Return what the measures of the tables mean, each once, for readers who do not know them."""
+    labels = [change.label for changes in tables.values() for change in changes]
+    return {label.title: label.about for label in labels if label.about}
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -58,7 +58,9 @@ class Run:
 
     @property
     def subject(self) -> Subject:
-        """What the run is measured on: images, tokens, or, of a reward model, pairs of texts."""
+        """What the run is measured on: images, tokens, answers, or, of a reward model, pairs."""
+        if self.recipe == "vlm":
+            return "answers"
         if self.recipe != "language":
             return "images"
         return "pairs" if "reward" in (self.method, self.config.get("stage")) else "tokens"
@@ -92,6 +94,11 @@ class Run:
         if self.finished:
             return self.summary.get("after") or {}
         return _evaluation_at(self.metrics, self.last_evaluation) if self.last_evaluation else {}
+
+    @property
+    def shifts(self) -> dict[str, Any]:
+        """Measures on data of other distributions: {name: {"before": …, "after": …}}."""
+        return self.summary.get("shifts") or {}
 
     @property
     def last_evaluation(self) -> int:

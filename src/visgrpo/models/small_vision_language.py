@@ -1,0 +1,173 @@
+"""A small Qwen2.5-VL from random weights, with its own tokenizer and image processor: offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from visgrpo.errors import UserError
+from visgrpo.models.qwen_vision import (
+    END,
+    START,
+    VISION_TOKENS,
+    mrope_section,
+    vision_token_ids,
+    with_image_places,
+)
+from visgrpo.models.tokenizers import make_tokenizer
+from visgrpo.models.vision_loading import VisionParts
+from visgrpo.models.vision_processor import VisionProcessor
+
+_MERGE = 2  # patches a side that become one token, as of the large ones
+_WINDOW = 4  # tokens a side that see each other in the blocks without full attention, likewise
+
+
+@dataclass(frozen=True)
+class SmallVisionLanguage:
+    """Sizes of a small Qwen2.5-VL.
+
+    Attributes:
+        layers: blocks of the language model; width, heads likewise.
+        vision_layers: blocks of the vision tower; vision_width, vision_heads likewise.
+        patch: side of a patch, in pixels; a token sees two by two of them.
+        max_pixels: larger images are made smaller, to rows times columns of at most this.
+        context: positions, prompt and completion together.
+        vocabulary: tokens before the special ones of chat and vision, at most.
+    """
+
+    layers: int = 2
+    width: int = 96
+    heads: int = 3
+    vision_layers: int = 2
+    vision_width: int = 96
+    vision_heads: int = 3
+    patch: int = 14
+    max_pixels: int = 224 * 224
+    context: int = 512
+    vocabulary: int = 384
+
+
+SIZES: Mapping[str, SmallVisionLanguage] = {
+    "tiny": SmallVisionLanguage(),
+    "small": SmallVisionLanguage(
+        layers=8,
+        width=384,
+        heads=6,
+        vision_layers=4,
+        vision_width=192,
+        vision_heads=6,
+        context=1024,
+        vocabulary=2048,
+    ),
+}
+
+
+def build_vision_language(
+    documents: Iterable[str], sizes: SmallVisionLanguage, *, seed: int
+) -> VisionParts:
+    """Build the transformers classes themselves, so that everything that loads Qwen2.5-VL loads it.
+
+    Input and output embeddings are one matrix, dropout is 0, weights are float32. One image is one
+    moment (temporal patches of 1), so that no pixel is looked at twice.
+
+    Args:
+        documents: text to make the tokenizer from.
+
+    Raises:
+        UserError: for sizes that do not fit.
+    """
+    from transformers import Qwen2VLImageProcessorPil
+
+    _check(sizes)
+    tokenizer = chat_tokenizer(documents, sizes.vocabulary)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _model(sizes, tokenizer)
+    images = Qwen2VLImageProcessorPil(
+        patch_size=sizes.patch,
+        merge_size=_MERGE,
+        temporal_patch_size=1,
+        min_pixels=(sizes.patch * _MERGE) ** 2,
+    )
+    processor = VisionProcessor.of(model.config, images, tokenizer)
+    processor.limit(sizes.max_pixels)
+    return VisionParts("small-vision-language", model, tokenizer, processor=processor)
+
+
+def chat_tokenizer(documents: Iterable[str], vocabulary: int) -> Any:
+    """Make a byte-level tokenizer that knows the special tokens of chat and vision.
+
+    A turn's end is the end token. Unlike plain text, a rendered chat spells its special tokens.
+    """
+    tokenizer = make_tokenizer("bpe", documents, vocabulary=vocabulary)
+    tokenizer.add_special_tokens(
+        {"eos_token": END, "additional_special_tokens": [START, *VISION_TOKENS]}
+    )
+    tokenizer.split_special_tokens = False
+    tokenizer.chat_template = with_image_places(None)
+    return tokenizer
+
+
+def _check(sizes: SmallVisionLanguage) -> None:
+    for option in ("layers", "heads", "vision_layers", "vision_heads", "patch", "context"):
+        value = getattr(sizes, option)
+        if value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: give 1 or more.")
+    if sizes.width < 1 or sizes.width % sizes.heads:
+        raise UserError(f"--heads {sizes.heads} does not divide --width {sizes.width}.")
+    if sizes.vision_width < 1 or sizes.vision_width % (4 * sizes.vision_heads):
+        raise UserError(
+            f"--vision-width {sizes.vision_width} is no multiple of 4 × {sizes.vision_heads} "
+            "(--vision-heads): every head turns pairs with rows and with columns."
+        )
+
+
+def _model(sizes: SmallVisionLanguage, tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {
+        "depth": sizes.vision_layers,
+        "hidden_size": sizes.vision_width,
+        "num_heads": sizes.vision_heads,
+        "intermediate_size": _gated(sizes.vision_width),
+        "out_hidden_size": sizes.width,
+        "patch_size": sizes.patch,
+        "spatial_merge_size": _MERGE,
+        "temporal_patch_size": 1,
+        "window_size": _WINDOW * _MERGE * sizes.patch,
+        # Every second block, counted from the last, sees the whole image.
+        "fullatt_block_indexes": list(range(sizes.vision_layers - 1, -1, -2))[::-1],
+    }
+    text = {
+        "num_hidden_layers": sizes.layers,
+        "hidden_size": sizes.width,
+        "intermediate_size": _gated(sizes.width),
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "max_position_embeddings": sizes.context,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": mrope_section(sizes.width // sizes.heads),
+        },
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **vision_token_ids(tokenizer),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).float().eval()
+
+
+def _gated(width: int) -> int:
+    """Three matrices of 8/3 the width weigh what two of 4 times the width do."""
+    return 8 * -(-width // 3)

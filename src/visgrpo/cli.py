@@ -86,7 +86,7 @@ COMMANDS: Mapping[str, Command] = {
         positional=("model",),
     ),
     "predict": Command(
-        "classify or segment image files: predict MODEL IMAGE…",
+        "classify, segment or ask about image files: predict MODEL IMAGE…",
         "visgrpo.recipes.use_configs:PredictConfig",
         "visgrpo.recipes.predict:predict",
         positional=("model", "images"),

@@ -19,18 +19,12 @@ from vision_folders import SIZES, asking, logits_about, noise, saved_vision, tin
 from visgrpo.errors import UserError
 from visgrpo.models.join import join
 from visgrpo.models.language_saving import save_language
-from visgrpo.models.qwen_vision import VISION_TOKENS, mrope_section, with_image_places
+from visgrpo.models.qwen_vision import CHATML, VISION_TOKENS
 from visgrpo.models.vision_loading import load_vision_language
 from visgrpo.recipes.join import join_models
 from visgrpo.recipes.join_config import JoinConfig
 
 WIDE = replace(SIZES, width=24, heads=3)  # a tower made for a language model of 24
-QWEN_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}"
-    "{%- endif %}{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +187,7 @@ def test_tokens_that_are_missing_are_added_and_it_is_said(vision: Path, language
 
 def test_tokens_that_the_vocabulary_has_are_found(vision: Path, tmp_path: Path) -> None:
     tokenizer = tiny_vision().tokenizer
-    tokenizer.chat_template = QWEN_TEMPLATE
+    tokenizer.chat_template = CHATML
     parts = join(str(vision), str(saved_qwen(tmp_path, tokenizer=tokenizer)))
     assert parts.notes == ()
     assert parts.model.config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -339,52 +333,3 @@ def test_options_that_cannot_work(options: tuple[Any, ...], message: str) -> Non
 def test_a_folder_that_is_not_free(vision: Path, language: Path) -> None:
     with pytest.raises(UserError, match="is not empty: name another folder"):
         join_models(JoinConfig(str(vision), str(language), str(vision)))
-
-
-@pytest.mark.parametrize(
-    ("head_dim", "sections"),
-    [(128, [16, 24, 24]), (64, [8, 12, 12]), (80, [10, 15, 15]), (8, [2, 1, 1]), (6, [1, 1, 1])],
-)
-def test_rotary_sections(head_dim: int, sections: list[int]) -> None:
-    assert mrope_section(head_dim) == sections
-    assert sum(sections) == head_dim / 2
-
-
-@pytest.mark.parametrize("head_dim", [4, 7])
-def test_heads_that_have_no_sections(head_dim: int) -> None:
-    with pytest.raises(UserError, match=f"Heads {head_dim} wide cannot tell"):
-        mrope_section(head_dim)
-
-
-def test_the_language_model_s_system_prompt_stays() -> None:
-    tokenizer = tiny_vision().tokenizer
-    plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    turned = [{"role": "system", "content": "Count."}, *plain]
-    tokenizer.chat_template = QWEN_TEMPLATE
-    before = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
-        for chat in (plain, turned)
-        for header in (True, False)
-    ]
-    tokenizer.chat_template = with_image_places(QWEN_TEMPLATE)
-    after = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
-        for chat in (plain, turned)
-        for header in (True, False)
-    ]
-    assert after == before
-    assert tokenizer.apply_chat_template(asking("?"), tokenize=False) == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>\n"
-    )
-
-
-def test_a_language_model_without_template_gets_chatml() -> None:
-    tokenizer = tiny_vision().tokenizer
-    tokenizer.chat_template = with_image_places(None)
-    chat = [{"role": "system", "content": "Count."}, *asking("?")]
-    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>system\nCount.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )

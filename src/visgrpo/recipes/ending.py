@@ -15,6 +15,7 @@ from visgrpo.training.trainer import TrainResult
 
 _COLUMNS = {
     "accuracy": "accuracy",
+    "sampled_accuracy": "sampled",
     "reward": "reward",
     "ece": "ECE",
     "nll": "NLL",
@@ -32,7 +33,13 @@ _COLUMNS = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
     "margin": "margin",
+    "format": "format",
+    "unparsed": "unparsed",
+    "mean_absolute_error": "mean error",
+    "majority": "majority",
 }
+
+_SHIFTS_IN_TABLE = ("vlm",)  # recipes with one or two shifts, of which more than accuracy counts
 
 
 def finish(
@@ -105,11 +112,17 @@ def print_outcome(summary: Mapping[str, Any]) -> None:
     if "baseline" in summary:
         rows[summary["baseline"]["name"]] = summary["baseline"]["after"]
     rows[summary["method"]] = summary["after"]
+    shifts = summary.get("shifts", {})
+    if summary["recipe"] in _SHIFTS_IN_TABLE:
+        for name, value in shifts.items():
+            rows[f"start, {name}"] = value["before"]
+            rows[f"{summary['method']}, {name}"] = value["after"]
+        shifts = {}
     data = summary["data"]
     print_measures(f"{data['name']}, {data['test']} held-out {data.get('unit', 'images')}", rows)
     for name, value in summary.get("retention", {}).items():
         print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
-    for name, value in summary.get("shifts", {}).items():
+    for name, value in shifts.items():
         accuracies = (value[when]["accuracy"] for when in ("before", "after"))
         print("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
 

@@ -20,6 +20,7 @@ from visgrpo.recipes.evaluate_backbone import evaluate_classifier
 from visgrpo.recipes.evaluate_language import evaluate_language, evaluate_reward
 from visgrpo.recipes.evaluate_masks import evaluate_segmenter
 from visgrpo.recipes.evaluate_shared import labelled_rows, models_of, show
+from visgrpo.recipes.evaluate_vlm import evaluate_vlm
 from visgrpo.recipes.model_kinds import kind_of, refuse_other_options
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
@@ -48,6 +49,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return evaluate_language(config, processes)
     if kind == "reward":
         return evaluate_reward(config, processes)
+    if kind == "vision-language":
+        return evaluate_vlm(config, processes)
     return evaluate_classifier(config, processes)
 
 

@@ -12,9 +12,12 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
 from visgrpo.models.language_loading import nanogpt_checkpoint
 from visgrpo.models.loading import check_model_name, in_one_line, read_info
+from visgrpo.models.vision_loading import FAMILIES as SEEING_FAMILIES
 from visgrpo.recipes.use_configs import EvaluateConfig, PredictConfig
 
-Kind = Literal["clip", "classification", "segmentation", "backbone", "language", "reward"]
+Kind = Literal[
+    "clip", "classification", "segmentation", "backbone", "language", "reward", "vision-language"
+]
 
 IN_WORDS: Mapping[Kind, str] = {
     "clip": "a CLIP or SigLIP model",
@@ -23,8 +26,15 @@ IN_WORDS: Mapping[Kind, str] = {
     "backbone": "a backbone without a head",
     "language": "a language model",
     "reward": "a reward model",
+    "vision-language": "a vision-language model",
 }
-_TASKS: tuple[Kind, ...] = ("classification", "segmentation", "language", "reward")
+_TASKS: tuple[Kind, ...] = (
+    "classification",
+    "segmentation",
+    "language",
+    "reward",
+    "vision-language",
+)
 # How transformers' classes are called that write text, and those that score it.
 _ARCHITECTURES: Mapping[str, Kind] = {
     "ForCausalLM": "language",
@@ -34,26 +44,36 @@ _ARCHITECTURES: Mapping[str, Kind] = {
 _BACKBONES: tuple[Kind, ...] = ("classification", "segmentation", "backbone")
 _IMAGES: tuple[Kind, ...] = ("clip", *_BACKBONES)
 _LABELLED: tuple[Kind, ...] = ("clip", "classification", "backbone")
+_SEEING: tuple[Kind, ...] = ("vision-language",)
 # Options that go with some kinds only; all others go with every kind.
 _TAKEN_BY: Mapping[str, tuple[Kind, ...]] = {
     "alpha": ("clip",),
+    "answer_column": _SEEING,
+    "ask": _SEEING,
     "batch_size": _LABELLED,
     "classes": ("clip",),
     "classes_file": ("segmentation",),
     "context": ("language",),
     "ignore_index": ("segmentation",),
-    "image_column": _IMAGES,
+    "image_column": (*_IMAGES, *_SEEING),
     "image_size": ("segmentation",),
     "label_column": _LABELLED,
     "mask_column": ("segmentation",),
+    "max_new_tokens": _SEEING,
+    "max_pixels": _SEEING,
     "output": ("segmentation",),
     "pool": ("backbone",),
     "probe": ("classification", "backbone"),
-    "seed": (*_IMAGES, "reward"),
+    "question_column": _SEEING,
+    "seed": (*_IMAGES, "reward", *_SEEING),
     "shifts": ("classification", "backbone"),
-    "skip_bad_images": _IMAGES,
+    "skip_bad_images": (*_IMAGES, *_SEEING),
+    "style": _SEEING,
+    "styles": _SEEING,
+    "task": _SEEING,
     "templates": ("clip",),
     "text_column": ("language",),
+    "top_k": _IMAGES,
     "train_slice": _IMAGES,
 }
 # Of backbones; that images' options do not go with text needs no words.
@@ -88,6 +108,8 @@ def kind_of(name: str) -> Kind:
         config = AutoConfig.from_pretrained(name)
     if config.model_type in FAMILIES:
         return "backbone"
+    if config.model_type in SEEING_FAMILIES:
+        return "vision-language"
     for ending, kind in _ARCHITECTURES.items():
         if any(each.endswith(ending) for each in config.architectures or ()):
             return kind
@@ -113,4 +135,5 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: Kind) -> 
 
 def _kind_of_adapter(settings: Path) -> Kind:
     base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return "language" if base and kind_of(base) == "language" else "clip"
+    kind = kind_of(base) if base else "clip"
+    return kind if kind in ("language", "vision-language") else "clip"

@@ -1,4 +1,4 @@
-"""Classify or segment image files with a saved model: `visgrpo predict`."""
+"""Classify or segment image files with a saved model, or ask about them: `visgrpo predict`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
 from visgrpo.recipes.model_kinds import IN_WORDS, Kind, kind_of, refuse_other_options
 from visgrpo.recipes.predict_backbone import segment_images
+from visgrpo.recipes.predict_vlm import answer_about
 from visgrpo.recipes.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
 
@@ -35,7 +36,7 @@ _INSTEAD: Mapping[Kind, str] = {
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
-    """Return for each image its most probable classes, or what its pixels are; print them.
+    """Return for each image its most probable classes, its pixels' or an answer; print them.
 
     Raises:
         UserError: for an image that cannot be read, a model that knows no class names, and options
@@ -49,6 +50,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             f'"{config.model}" is {IN_WORDS[kind]} and sees no images: {_INSTEAD[kind]}.'
         )
     refuse_other_options(config, kind)
+    if kind == "vision-language":
+        return answer_about(config, [_open(path) for path in config.images])
     classes = config.classes or tuple(read_info(config.model).get("classes", ()))
     if kind == "backbone":
         raise UserError(

@@ -11,6 +11,7 @@ from visgrpo.recipes.checks import named, not_negative, positive
 from visgrpo.recipes.configs import Config
 
 Probe = Literal["knn", "softmax-regression"]
+Style = Literal["reasoning", "direct"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class EvaluateConfig(Config):
 
     model: str = ""
     """Run, folder or Hub name: CLIP, a backbone with a head that visgrpo put on it, or without one,
-    a language model or a reward model."""
+    a language model, a reward model or a vision-language model."""
     data: str = "digits"
     """Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set. Language
-    model: text, as for visgrpo language; reward model: a table of preference pairs."""
+    model: text, as for visgrpo language; reward model: a table of preference pairs;
+    vision-language model: questions, as for visgrpo vlm, or shapes-out."""
     split: str = "test"
     """train, validation or test, perhaps sliced: "train[:2000]"."""
     image_column: str | None = None
@@ -31,6 +33,19 @@ class EvaluateConfig(Config):
     """Column of the labels, where its name is not a usual one."""
     mask_column: str | None = None
     """Segmentation: column of the masks, where its name is not a usual one."""
+    question_column: str | None = None
+    """Vision-language model: column of the questions, where its name is not a usual one."""
+    answer_column: str | None = None
+    """Vision-language model: column of the answers, where its name is not a usual one."""
+    task: Literal["counting"] | None = None
+    """Vision-language model: refuse true answers that are no counts."""
+    styles: tuple[Style, ...] = ()
+    """Vision-language model: ask for reasoning before the answer, or for the answer alone (direct),
+    or both; by default as the model learned it, else reasoning."""
+    max_pixels: int | None = None
+    """Vision-language model: larger images are made smaller, to at most this."""
+    max_new_tokens: int | None = None
+    """Vision-language model: longest completion; by default as for visgrpo vlm."""
     text_column: str | None = None
     """Language model: column of the text of a table, where it is not called text."""
     classes_file: str | None = None
@@ -76,7 +91,7 @@ class EvaluateConfig(Config):
     def check(self) -> None:
         named(self.model, "the model: visgrpo evaluate MODEL --data …")
         positive(self, "batch_size")
-        positive(self, "context", optional=True)
+        positive(self, "context", "max_pixels", "max_new_tokens", optional=True)
         not_negative(self, "seed", optional=True)
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise UserError(
@@ -101,7 +116,7 @@ class EvaluateConfig(Config):
 
 @dataclass(frozen=True)
 class PredictConfig(Config):
-    """Classify images with a saved model, or find a class for every pixel of them."""
+    """Classify images with a saved model, find a class for every pixel, or ask about them."""
 
     model: str = ""
     """Folder or Hub name."""
@@ -113,6 +128,15 @@ class PredictConfig(Config):
     """CLIP: prompts; by default those that the model was trained with."""
     top_k: int = 5
     """Classes to show for each image."""
+    ask: str | None = None
+    """Vision-language model: the question, asked about every image by itself."""
+    style: Style | None = None
+    """Vision-language model: ask for reasoning before the answer, or for the answer alone; by
+    default as the model learned it, else the question is put as it is."""
+    max_pixels: int | None = None
+    """Vision-language model: larger images are made smaller, to at most this."""
+    max_new_tokens: int | None = None
+    """Vision-language model: longest completion; by default as for visgrpo vlm."""
     output: str | None = None
     """Segmentation: folder for NAME-mask.png and NAME-overlay.png; by default masks/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -124,3 +148,4 @@ class PredictConfig(Config):
         named(self.model, "the model: visgrpo predict MODEL photo.jpg")
         named(self.images, "at least one image: visgrpo predict MODEL photo.jpg")
         positive(self, "top_k")
+        positive(self, "max_pixels", "max_new_tokens", optional=True)

@@ -10,7 +10,7 @@ from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive
 from visgrpo.recipes.language_defaults import LORA_RATE, Budget
 from visgrpo.recipes.token_config import TokenPolicyConfig
-from visgrpo.recipes.vlm_defaults import FOREIGN, PRESETS
+from visgrpo.recipes.vlm_defaults import FOREIGN, PRESETS, Defaults
 from visgrpo.recipes.vlm_stages import OPTIONS, Stage
 
 
@@ -118,14 +118,19 @@ class VlmConfig(TokenPolicyConfig):
             raise UserError(f"--group-size 1 leaves {self.stage} nothing to compare: take 2.")
 
 
+def defaults_of(info: Mapping[str, Any]) -> Defaults:
+    """Return what holds by default for a model, by what visgrpo knows of it."""
+    preset = info.get("preset")
+    return PRESETS[preset] if preset else FOREIGN
+
+
 def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
     """Return the options of one stage with every "by default" filled in.
 
     Args:
         info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
     """
-    preset = info.get("preset")
-    defaults = PRESETS[preset] if preset else FOREIGN
+    defaults = defaults_of(info)
     budget: Budget = defaults.sft if config.stage == "sft" else defaults.policy
     rate = budget.learning_rate * (LORA_RATE if config.train == ("lora",) else 1.0)
     found = {

@@ -43,6 +43,7 @@ def build_optimizer(
             for rate, no_decay in ordered
         ],
         lr=learning_rate,
+        fused=True,  # one pass over the weights instead of several
     )
     return optimizer, {name: p for key in ordered for name, p in groups[key].items()}
 

@@ -18,6 +18,7 @@ _SHOWN = {
     "accuracy": "accuracy",
     "eval/reward": "validation reward",
     "eval/accuracy": "validation",
+    "eval/sampled_accuracy": "validation sampled",
     "eval/miou": "validation mIoU",
     "eval/knn": "validation kNN",
     "eval/perplexity": "validation perplexity",

@@ -58,6 +58,11 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.recipes.generate:generate_text",
         positional=("model", "prompt"),
     ),
+    "join": Command(
+        "join a vision tower and a language model to one that sees",
+        "visgrpo.recipes.join_config:JoinConfig",
+        "visgrpo.recipes.join:join_models",
+    ),
     "vlm": Command(
         "train a vision-language model: SFT, then GRPO on what its answers earn",
         "visgrpo.recipes.vlm_config:VlmConfig",

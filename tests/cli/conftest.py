@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from language_runs import speak
+from pictures_of_counts import write_counts
 from pictures_of_masks import write_masks
 from pictures_of_shapes import write_pictures
 from tuning import RESNET, VIT, save_small_backbone
+from vlm_runs import save_seer
 
 from visgrpo.cli import main
 
@@ -85,6 +87,24 @@ def stages(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     speak("preferences", start, short_text, folder / "pairs")
     speak("reward", start, short_text, folder / "reward", "--steps", 6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl file of 60 pictures with up to four red squares, and the steps of counting them."""
+    return write_counts(tmp_path_factory.mktemp("counts"))
+
+
+@pytest.fixture(scope="session")
+def other_counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl file of 10 pictures with blue squares."""
+    return write_counts(tmp_path_factory.mktemp("others"), rows=10, colour="blue", seed=1)
+
+
+@pytest.fixture(scope="session")
+def seer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random vision-language model of two layers, to which a picture is four tokens."""
+    return save_seer(tmp_path_factory.mktemp("seer") / "model")
 
 
 @pytest.fixture

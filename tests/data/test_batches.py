@@ -24,11 +24,13 @@ from visgrpo.data.batches import (
     Batch,
     BatchLoader,
     CachedInputs,
+    MadeRows,
     batch_columns,
     cache_inputs,
     sequential,
 )
 from visgrpo.data.dataset import ImageDataset, LazySequence
+from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 
@@ -322,3 +324,43 @@ def test_a_batch_that_blocks_and_processes_cannot_share() -> None:
             world_size=2,
             blocks=3,
         )
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Rows of as many tokens as their number: they differ in shape and are put together here."""
+
+    def __call__(self, index: int, rng: np.random.Generator) -> tuple[int, float]:
+        return index, rng.random()
+
+    def collate(self, made: list[tuple[int, float]]) -> MadeRows:
+        longest = max(row for row, _ in made)
+        tokens = torch.zeros(len(made), longest, dtype=torch.long)
+        for place, (row, _) in enumerate(made):
+            tokens[place, longest - row :] = row
+        each = [[Picture(torch.full((row, 2), noise), (1, row, 1), row)] for row, noise in made]
+        pictures = Pictures.of(each, [[str(row)] for row, _ in made])
+        labels = torch.tensor([row for row, _ in made], dtype=torch.int32)
+        return MadeRows(tokens, labels, pictures, tokens - 1)
+
+
+def test_an_input_function_may_put_its_rows_together_itself() -> None:
+    """Prompts, lengths, images and answers, with the randomness of each row."""
+    some = BatchLoader(dataset(), Counting(), batch_size=6, seed=7)
+    for batch, noisy in zip(some.batches(0, 3), loader().batches(0, 3), strict=True):
+        rows = batch.indices_N.tolist()
+        assert rows == noisy.indices_N.tolist()
+        assert batch.labels_N.tolist() == rows
+        assert batch.labels_N.dtype == torch.long
+        assert batch.inputs.shape == (6, max(rows))
+        assert batch.answers_NT is not None
+        assert torch.equal(batch.answers_NT, batch.inputs - 1)
+        assert batch.pictures is not None
+        assert batch.pictures.keys == tuple(map(str, rows))
+        first = batch.pictures.pixels[:, 0].split(batch.pictures.rows_I)
+        noise = [values[0].item() if len(values) else None for values in first]
+        expected = [value for _, value in noisy.inputs.tolist()]
+        for row, seen, value in zip(rows, noise, expected, strict=True):
+            assert seen is None if row == 0 else seen == pytest.approx(value)
+    (whole,) = sequential(dataset(4), Counting(), 4)
+    assert whole.inputs.tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 2], [3, 3, 3]]

@@ -83,7 +83,12 @@ def test_a_merger_that_trains_works_on_states_that_are_kept() -> None:
 def test_the_budget_is_kept() -> None:
     """Features of 6, 30 and 4 tokens, 16 float32 numbers each."""
     batch = scene().batch()
-    for budget, kept, again in ((0, 0, 160), (6 * 64, 6, 136), (11 * 64, 10, 120), (40 * 64, 40, 0)):
+    for budget, kept, again in (
+        (0, 0, 160),
+        (6 * 64, 6, 136),
+        (11 * 64, 10, 120),
+        (40 * 64, 40, 0),
+    ):
         model = seeing("language", feature_bytes=budget)
         passes = Passes(model)
         before = model.score(**batch)
@@ -147,9 +152,7 @@ def test_what_was_kept_while_generating_serves_training(train: str) -> None:
     batch = seen.batch()
     sampling = Sampling(TokenDistribution(), 3, (), 0)
     uniforms = torch.full((3, 2, 3), 0.5, dtype=torch.float64)
-    generate(
-        model, batch["prompts_NP"], batch["lengths_N"], uniforms, sampling, batch["pictures"]
-    )
+    generate(model, batch["prompts_NP"], batch["lengths_N"], uniforms, sampling, batch["pictures"])
     assert model.cache.bytes > 0
     assert not any(kept.is_inference() for kept in model.cache._kept.values())
     assert max(differences(answer_of(model, batch), truth_of(model, seen))) < CLOSE
@@ -210,3 +213,19 @@ def test_another_model_is_used_in_the_same_way() -> None:
     assert type(other) is VisionLanguageModel
     assert (other.engine, other.cache.budget_bytes, other.cache.bytes) == ("plain", 77, 0)
     assert other.critic is None
+
+
+@pytest.mark.parametrize("train", ["all", "merger", "language"])
+def test_older_weights_see_with_their_own_eyes(train: str) -> None:
+    """The trainer exchanges the tensors of what trains, and back, to draw with an older policy."""
+    model, batch = seeing(train), scene().batch()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    old = {name: p.detach().clone() for name, p in trained.items()}
+    start = model.score(**batch)
+    stepped(model, batch)
+    now = model.score(**batch)
+    assert (now - start).abs().max() > 0.01
+    for expected in (start, now):
+        for name, parameter in trained.items():
+            parameter.data, old[name] = old[name], parameter.data
+        torch.testing.assert_close(model.score(**batch), expected, atol=1e-5, rtol=0)

@@ -17,14 +17,15 @@ from vision_models import (
     qwen,
     scene,
     seeing,
+    sharing_keys,
     truth_of,
 )
 
 from visgrpo.errors import UserError
-from visgrpo.models import prompt_reading
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.token_cache import shared_prefix
+from visgrpo.models.prompt_reading import ReadPrompts
 from visgrpo.models.vision_families import QwenVision
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 # Norms and rotations are of float32 whatever the weights are.
@@ -42,7 +43,7 @@ SCENES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("engine", ["shared", "plain"])
 @pytest.mark.parametrize("train", TRAINED)
 def test_scores_and_gradients_are_those_of_single_sequences(train: str, engine: Any) -> None:
-    """Prompts with one, two and no image, twice: from frozen parts that are kept the second time."""
+    """Of prompts with one, two and no image; the second time frozen parts are not run again."""
     seen, model = scene(), seeing(train, engine).double()
     expected = truth_of(model, seen)
     for _ in range(2):
@@ -53,6 +54,13 @@ def test_scores_and_gradients_are_those_of_single_sequences(train: str, engine: 
 @pytest.mark.parametrize("name", list(SCENES)[1:])
 def test_batches_of_other_shapes(name: str, engine: Any) -> None:
     seen, model = scene(**SCENES[name]), seeing("all", engine).double()
+    assert max(differences(answer_of(model, seen.batch()), truth_of(model, seen))) < CLOSE
+
+
+@pytest.mark.parametrize("engine", ["shared", "plain"])
+@pytest.mark.parametrize("train", ["all", "lora"])
+def test_heads_that_share_keys(train: str, engine: Any) -> None:
+    seen, model = scene(), seeing(train, engine, sharing_keys()).double()
     assert max(differences(answer_of(model, seen.batch()), truth_of(model, seen))) < CLOSE
 
 
@@ -92,16 +100,17 @@ def test_a_detached_cache_of_prompts_leaves_values_right_and_gradients_wrong(
 ) -> None:
     """The classic: every log-prob is right, and what the prompts should learn is missing."""
 
-    def detached(prompts: Any, group_size: int) -> Any:
-        cache = shared_prefix(prompts, group_size)
-        for layer in cache.layers:
-            layer._prompts.keys = layer._prompts.keys.detach()
-            layer._prompts.values = layer._prompts.values.detach()
-        return cache
+    attached = VisionLanguageModel._read
+
+    def detached(self: VisionLanguageModel, *given: Any) -> ReadPrompts:
+        read = attached(self, *given)
+        for layer in read.cache.layers:
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        return read
 
     seen, model = scene(), seeing().double()
     expected = truth_of(model, seen)
-    monkeypatch.setattr(prompt_reading, "shared_prefix", detached)
+    monkeypatch.setattr(VisionLanguageModel, "_read", detached)
     wrong = differences(answer_of(model, seen.batch()), expected)
     assert max(wrong[:2]) < CLOSE
     assert wrong.gradient > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,14 @@ def qwen() -> VisionParts:
 
 
 @functools.cache
+def sharing_keys() -> VisionParts:
+    """As large ones are built: two heads of the language model share their keys and values."""
+    config = copy.deepcopy(qwen().model.config)
+    config.text_config.num_key_value_heads = 1
+    return spread(replace(qwen(), model=type(qwen().model)(config).eval()))
+
+
+@functools.cache
 def smol(kind: str = "smolvlm") -> VisionParts:
     return spread(tiny_smol(kind))
 
@@ -59,8 +68,6 @@ def seeing(
     feature_bytes: int = FEATURE_BYTES,
 ) -> VisionLanguageModel:
     """A policy of its own weights; adapters, where it has them, are no longer the identity."""
-    import copy
-
     lm = copy.deepcopy((parts or qwen()).model)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -181,7 +188,8 @@ def differences(ours: Answer, theirs: Answer) -> Differences:
     # Some gradients are 0 but for rounding: those are compared with the largest.
     largest = max(gradient.norm().item() for gradient in theirs.gradients.values())
     relative = [
-        (ours.gradients[name] - gradient).norm().item() / max(gradient.norm().item(), 1e-4 * largest)
+        (ours.gradients[name] - gradient).norm().item()
+        / max(gradient.norm().item(), 1e-4 * largest)
         for name, gradient in theirs.gradients.items()
     ]
     return Differences(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -87,11 +89,11 @@ def generate(
     log_probs_BT = torch.zeros(rows, room, device=device)
     ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
-    with torch.set_grad_enabled(keep_read):
+    with _in_eval_mode(model), torch.set_grad_enabled(keep_read):
         decoder = model.begin(prompts_NP, lengths_N, group_size, room, pictures)
     # Faster than no_grad by a tenth for a small model. What leaves it was made above, as training
     # must be able to take it.
-    with torch.inference_mode():
+    with _in_eval_mode(model), torch.inference_mode():
         active_A = torch.arange(rows, device=device)  # rows of B that the decoder goes on with
         uniforms_AT = uniforms_NGT.flatten(0, 1).to(device)
         going_A = ~ended_B
@@ -121,6 +123,17 @@ def generate(
         ended_B.unflatten(0, grouped),
         decoder.read if keep_read else None,
     )
+
+
+@contextmanager
+def _in_eval_mode(model: LanguageModel) -> Iterator[None]:
+    """Draw without gradient checkpointing, which is for training and keeps no cache."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def token_uniforms(

@@ -19,12 +19,11 @@ from visgrpo.recipes.session import print_notes
 from visgrpo.recipes.token_config import SamplingConfig
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.recipes.vlm_config import VlmConfig, defaults_of
+from visgrpo.recipes.vlm_data import say_left_out, say_resized
 from visgrpo.recipes.vlm_setup import (
     confusions,
     held_out_of,
     rollouts_of,
-    say_left_out,
-    say_resized,
 )
 from visgrpo.rewards.answers import ANSWER_REWARDS
 from visgrpo.rewards.text import parse_text_rewards
@@ -35,8 +34,8 @@ def evaluate_vlm(config: EvaluateConfig, processes: Processes) -> dict[str, Any]
     """Measure greedy and sampled answers to questions about images.
 
     Returns:
-        Measures and the confusion of counts under ``model`` and, with a start, under ``start``; with
-        two styles also under ``model, direct`` and so on.
+        Measures and the confusion of counts under ``model`` and, with a start, under ``start``;
+        with two styles also under ``model, direct`` and so on.
 
     Raises:
         UserError: for questions that cannot be used.
@@ -49,7 +48,7 @@ def evaluate_vlm(config: EvaluateConfig, processes: Processes) -> dict[str, Any]
     for row, name in models_of(config):
         parts = load_vision_language(name, max_pixels=config.max_pixels)
         print_notes(parts.notes, processes)
-        say_resized([dataset], parts, processes)
+        say_resized([dataset], parts.processor, processes)
         for style in styles:
             key = row if style == styles[0] else f"{row}, {style}"
             results[key] = _measures(config, parts, dataset, style, processes)

@@ -82,8 +82,7 @@ def _show(answers: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
         return
     for each in answers:
-        print(
-            f"{each['image']}: {each['completion'] if each['answer'] is None else each['answer']}"
-        )
+        print(each["image"])
         if each["answer"] is not None:
-            print(f"  {each['completion']}")
+            print(f"  answer: {each['answer']}")
+        print(f"  {each['completion']}")

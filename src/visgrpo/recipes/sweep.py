@@ -63,6 +63,11 @@ TRAINABLE: Mapping[str, Trainable] = {
         "visgrpo.recipes.language:train_language",
         ("gold_reward", "reward", "kl", "nll", "accuracy"),
     ),
+    "vlm": Trainable(
+        "visgrpo.recipes.vlm_config:VlmConfig",
+        "visgrpo.recipes.vlm:train_vlm",
+        ("accuracy", "sampled_accuracy", "shifts.out.after.accuracy", "mean_absolute_error"),
+    ),
     "pretrain clip": Trainable(
         "visgrpo.recipes.pretrain_configs:PretrainClipConfig",
         "visgrpo.recipes.pretrain_clip:pretrain_clip",

@@ -10,8 +10,8 @@ from typing import Any
 from visgrpo.recipes.ending import print_measures
 from visgrpo.recipes.story import Summaries, tell_story
 from visgrpo.recipes.vlm_config import VlmConfig
+from visgrpo.recipes.vlm_data import run_name
 from visgrpo.recipes.vlm_policy import train_policy
-from visgrpo.recipes.vlm_setup import run_name
 from visgrpo.recipes.vlm_sft import train_sft
 from visgrpo.recipes.vlm_stages import OPTIONS
 

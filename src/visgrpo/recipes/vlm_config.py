@@ -37,8 +37,8 @@ class VlmConfig(TokenPolicyConfig):
     trace_column: str | None = None
     """Column of the reasoning that SFT imitates, where its name is not a usual one."""
     ood: str | None = None
-    """Data from elsewhere that is measured on too, before and after; by default the built-in data's
-    own."""
+    """Data from elsewhere, with usual column names, that is measured on too, before and after; by
+    default the built-in data's own."""
     validation_fraction: float = 0.05
     """Share of the training rows set apart where the data has no validation split."""
     skip_bad_images: bool = False
@@ -92,7 +92,7 @@ class VlmConfig(TokenPolicyConfig):
         positive(self, "sft_learning_rate", optional=True)
         not_negative(self, "vision_cache", "workers")
         named(self.data, "the --data: shapes, a file, a folder or a data set")
-        named(self.train, "what trains: --train all, or parts")
+        named(self.train, "what trains: --train all, or parts of the model")
         if not 0 < self.validation_fraction < 0.5:
             raise UserError(
                 f"--validation-fraction {self.validation_fraction} must lie between 0 and 0.5."
@@ -114,8 +114,8 @@ class VlmConfig(TokenPolicyConfig):
             ("lora_rank", "lora" not in self.train, "is for --train lora"),
             ("lora_alpha", "lora" not in self.train, "is for --train lora"),
         )
-        if self.stage not in ("sft", "all") and self.group_size == 1 and not self.scope:
-            raise UserError(f"--group-size 1 leaves {self.stage} nothing to compare: take 2.")
+        if self.stage == "all" and self.group_size == 1:  # before SFT has trained for it
+            raise UserError("--group-size 1 leaves grpo nothing to compare: take 2 or more.")
 
 
 def defaults_of(info: Mapping[str, Any]) -> Defaults:

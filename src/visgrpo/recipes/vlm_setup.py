@@ -1,19 +1,17 @@
-"""What the stages of `visgrpo vlm` share: questions, the start, what trains, how it is measured."""
+"""What the stages of `visgrpo vlm` share: the start, what trains, how it is measured, saving."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from visgrpo.data.visual import VisualDataset, VisualSplits, require_answers
+from visgrpo.data.visual import VisualDataset, VisualSplits
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
-from visgrpo.data.visual_sources import load_visual, load_visual_test
 from visgrpo.evaluation.counting import confusion
 from visgrpo.evaluation.visual import HeldOutAnswers, SeenAnswers
 from visgrpo.models.adapt_vision import TrainedPart, adapt_vision_language
@@ -25,71 +23,17 @@ from visgrpo.models.vision_loading import VisionParts, load_vision_language
 from visgrpo.models.vision_saving import save_vision_language, save_vision_language_adapter
 from visgrpo.policies.token_groups import TokenMemory, TokenRollouts
 from visgrpo.recipes.language_setup import decoder_of, prompt_room, sampling_of
-from visgrpo.recipes.session import Session, print_notes
+from visgrpo.recipes.session import Session
 from visgrpo.recipes.token_config import SamplingConfig
 from visgrpo.recipes.vlm_config import VlmConfig
+from visgrpo.recipes.vlm_data import first_rows, say_resized
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.text import TextRewards, parse_text_rewards
 from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.processes import Processes
 
-SPLITS = ("train", "validation", "test")
-LOOKED_AT = 32  # images of a data set that are opened to say whether they are made smaller
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
 GIBIBYTE = 2**30
-
-
-def run_name(config: VlmConfig) -> str:
-    """Return the default name of a stage's run."""
-    stem = Path(config.data.rstrip("/")).stem
-    return f"vlm-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
-
-
-def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
-    """Load questions in three splits and out of distribution; say what was decided about them.
-
-    What is held out is cut to ``eval_images``.
-    """
-    splits = load_visual(
-        config.data,
-        image_column=config.image_column,
-        question_column=config.question_column,
-        answer_column=config.answer_column,
-        trace_column=config.trace_column,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        skip_bad_images=config.skip_bad_images,
-    )
-    shifts = dict(splits.shifts)
-    if config.ood is not None:
-        elsewhere = load_visual_test(
-            config.ood, seed=config.seed, skip_bad_images=config.skip_bad_images
-        )
-        require_answers(elsewhere)
-        shifts = {"out": elsewhere}
-    session.note(*splits.notes)
-    for part in (splits.train, splits.validation, splits.test, *shifts.values()):
-        say_left_out(part, session.processes)
-    return replace(
-        splits,
-        validation=first_rows(splits.validation, config.eval_images),
-        test=first_rows(splits.test, config.eval_images),
-        shifts={name: first_rows(rows, config.eval_images) for name, rows in shifts.items()},
-    )
-
-
-def say_left_out(dataset: VisualDataset, processes: Processes) -> None:
-    """Say which rows were left out, and what was decided about a data set."""
-    print_notes(dataset.notes, processes)
-    if dataset.skipped:
-        listed = "".join(f"\n  {reason}" for reason in dataset.skipped)
-        count = len(dataset.skipped)
-        print_notes([f"{dataset.name}: left out {count} unreadable image(s):{listed}"], processes)
-
-
-def first_rows(dataset: VisualDataset, most: int) -> VisualDataset:
-    """Return the first rows of a data set, at most so many."""
-    return dataset.subset(range(most)) if most < len(dataset) else dataset
 
 
 def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> VisionParts:
@@ -102,24 +46,9 @@ def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> 
         style = parts.info.get("style", config.style)
         if style != config.style:
             session.note(f"{config.model} learned to answer in --style {style}.")
-    say_resized((questions.train, *questions.shifts.values()), parts, session.processes)
+    datasets = (questions.train, *questions.shifts.values())
+    say_resized(datasets, parts.processor, session.processes)
     return parts
-
-
-def say_resized(
-    datasets: Sequence[VisualDataset], parts: VisionParts, processes: Processes
-) -> None:
-    """Say once that images are larger than the model takes, where the first ones are."""
-    for dataset in datasets:
-        for row in range(min(len(dataset), LOOKED_AT)):
-            large = [image for image in dataset.images[row] if parts.processor.resizes(image)]
-            if large:
-                size = f"{large[0].width} × {large[0].height}"
-                note = (
-                    f"{dataset.where(row)}: an image of {size} pixels is made smaller for the model"
-                )
-                print_notes([f"{note}, as others may be; see --max-pixels."], processes)
-                return
 
 
 def adapted(config: VlmConfig, parts: VisionParts, session: Session) -> VisionLanguageModel:
@@ -131,7 +60,7 @@ def adapted(config: VlmConfig, parts: VisionParts, session: Session) -> VisionLa
     if session.processes.is_main:
         _print_trained(rows)
     if config.gradient_checkpointing:
-        parts.model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(parts.model)
     engine = "plain" if config.stage == "sft" else config.engine  # one answer shares nothing
     budget = round(config.vision_cache * GIBIBYTE)
     model = VisionLanguageModel(lm, engine=engine, feature_bytes=budget)
@@ -232,6 +161,13 @@ def save_seer(
         save_vision_language_adapter(model.lm, session.run.path / "adapter")
 
 
+def _checkpoint_activations(model: Any) -> None:
+    """Let transformers compute activations again in the backward pass."""
+    former = not hasattr(model, "activation_checkpointing_enable")  # its name in the first 5.x
+    enable = "gradient_checkpointing_enable" if former else "activation_checkpointing_enable"
+    getattr(model, enable)()
+
+
 def _is_count(answer: str) -> bool:
     number = whole_number(answer)
     return number is not None and number >= 0
@@ -244,18 +180,16 @@ def _new_model(config: VlmConfig, train: VisualDataset) -> VisionParts:
         sizes = replace(sizes, max_pixels=config.max_pixels)
     rows = first_rows(train, TOKENIZED)
     questions = (asked(question, config.style) for question in rows.questions)
-    if rows.traces is None or config.style == "direct":
-        answers = answer_targets(rows, "direct")
-    else:
-        answers = answer_targets(rows, "reasoning")
+    answers = answer_targets(rows, "direct" if rows.traces is None else config.style)
     parts = build_vision_language([*questions, *answers], sizes, seed=config.seed)
     return replace(parts, name=f"{config.preset} Qwen2.5-VL", info={"preset": config.preset})
 
 
 def _print_trained(rows: Sequence[TrainedPart]) -> None:
     """Print on stderr how much of each part trains."""
-    table = Table("part", *(("tensors", "parameters that train", "of", "share")))
-    whole = TrainedPart("all", *(sum(row[i] for row in rows) for i in range(1, 4)))  # type: ignore[misc]
+    table = Table("part", "tensors", "parameters that train", "of", "share")
+    tensors, parameters, total = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
+    whole = TrainedPart("all", tensors, parameters, total)
     for row in (*rows, whole):
         numbers = (str(row.tensors), f"{row.parameters:,}", f"{row.total:,}")
         table.add_row(row.part, *numbers, f"{row.parameters / row.total:.1%}")

@@ -13,16 +13,14 @@ from visgrpo.recipes.language_setup import data_of, memory_of
 from visgrpo.recipes.session import open_session
 from visgrpo.recipes.token_training import learn, loader_of, options_of
 from visgrpo.recipes.vlm_config import VlmConfig, resolved
+from visgrpo.recipes.vlm_data import SPLITS, load_questions, run_name
 from visgrpo.recipes.vlm_setup import (
-    SPLITS,
     adapted,
     confusions,
     held_out_of,
-    load_questions,
     load_start,
     rewards_of,
     rollouts_of,
-    run_name,
     save_seer,
 )
 

@@ -261,7 +261,7 @@ REFUSED = {
     "probe": ("REWARD --data PAIRS --probe knn", "--probe does not go with"),
     "batch": ("RUN --data TEXT --batch-size 8", "a language model. It is for a CLIP or SigLIP mod"),
     "image column": ("RUN --data TEXT --image-column i", "--image-column does not go with"),
-    "seed": ("RUN --data TEXT --seed 1", "or a reward model."),
+    "seed": ("RUN --data TEXT --seed 1", "or a vision-language model."),
     "context of pairs": ("REWARD --data PAIRS --context 8", "It is for a language model."),
     "column of pairs": ("REWARD --data PAIRS --text-column t", "It is for a language model."),
     "damaged": ("CHECKPOINT --data TEXT", "is damaged; what could run code is not read."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from visgrpo.models.prompt_reading import (
     read_prompts,
     text_positions,
 )
-from visgrpo.models.token_cache import rollout_cache
+from visgrpo.models.shared_attention import SharedPrompt, after
+from visgrpo.models.token_cache import own_cache, rollout_cache
 from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
 
 CriticKind = Literal["head", "separate"]
@@ -236,10 +237,16 @@ class Decoder:
     @torch.no_grad()
     def __init__(self, model: LanguageModel, read: ReadPrompts, group_size: int, room: int) -> None:
         self._model, self.read, self._written = model, read, read.padded
-        self._cache: Any = rollout_cache(read.cache, group_size, room)
         self.logits_BV = model.head(read.hidden_ND).repeat_interleave(group_size, dim=0)
         self._positions_B = read.next_N.repeat_interleave(group_size)
-        self._mask_B1K = None
+        self._mask_B1K: Tensor | None = None
+        self._prompt: SharedPrompt | None = None
+        self._cache: Any
+        if read.sharing_pays(model.trunk, group_size, 1):
+            self._prompt = read.shared(group_size)
+            self._cache = own_cache(read.cache, group_size, room)
+            return
+        self._cache = rollout_cache(read.cache, group_size, room)
         if is_ragged(read.lengths_N, read.padded):
             blocked = padding(read.lengths_N, read.padded).repeat_interleave(group_size, dim=0)
             blocked = nn.functional.pad(blocked, (0, room))[:, None, None]
@@ -250,13 +257,15 @@ class Decoder:
         """Take the next token of every row."""
         self._written += 1
         mask = None if self._mask_B1K is None else self._mask_B1K[..., : self._written]
-        out = self._model.trunk(
-            input_ids=tokens_B[:, None],
-            attention_mask=mask,
-            position_ids=self._positions_B[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        trunk = self._model.trunk
+        with after(self._prompt, trunk) if self._prompt else nullcontext():
+            out = trunk(
+                input_ids=tokens_B[:, None],
+                attention_mask=mask,
+                position_ids=self._positions_B[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         self._positions_B = self._positions_B + 1
         self.logits_BV = self._model.head(out.last_hidden_state[:, -1])
 
@@ -266,6 +275,7 @@ class Decoder:
             layer.keep(rows_B)
         self.logits_BV, self._positions_B = self.logits_BV[rows_B], self._positions_B[rows_B]
         self._mask_B1K = None if self._mask_B1K is None else self._mask_B1K[rows_B]
+        self._prompt = None if self._prompt is None else self._prompt.rows(rows_B)
 
 
 class Critic(nn.Module):

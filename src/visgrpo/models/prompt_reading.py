@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from visgrpo.models.shared_attention import SharedPrompt, after, pays
 from visgrpo.models.token_cache import shared_prefix
 
 BLOCKED = -1e4  # added to the scores of places that may not be looked at
@@ -31,6 +32,19 @@ class ReadPrompts(NamedTuple):
     def padded(self) -> int:
         """P, the places of the longest prompt."""
         return int(self.cache.get_seq_length())
+
+    def sharing_pays(self, trunk: Any, group_size: int, tokens: int) -> bool:
+        """Whether completions should attend to the prompts themselves, not to copies of them."""
+        return pays(trunk, self.cache.layers[0].keys, group_size, tokens)
+
+    def shared(self, group_size: int) -> SharedPrompt:
+        """Return the prompts as N·G completions attend to them."""
+        blocked = None
+        if is_ragged(self.lengths_N, self.padded):
+            rows_N11P = padding(self.lengths_N, self.padded)[:, None, None]
+            blocked = additive(rows_N11P, self.hidden_ND.dtype)
+        layers = tuple((layer.keys, layer.values) for layer in self.cache.layers)
+        return SharedPrompt(layers, group_size, blocked)
 
 
 def text_positions(lengths_N: Tensor, padded: int) -> Tensor:
@@ -79,17 +93,25 @@ def hidden_after(trunk: Any, read: ReadPrompts, tokens_NGT: Tensor) -> Tensor:
     padded, later_tokens = read.padded, length - 1
     steps = torch.arange(later_tokens, device=tokens_NGT.device)
     later = steps[None, :] > steps[:, None]
-    blocked = nn.functional.pad(later, (padded, 0))[None, None]  # (1, 1, T - 1, P + T - 1)
-    if is_ragged(read.lengths_N, padded):
-        rows = padding(read.lengths_N, padded).repeat_interleave(group_size, dim=0)
-        blocked = blocked | nn.functional.pad(rows, (0, later_tokens))[:, None, None]
-    out = trunk(
-        input_ids=tokens_NGT[..., :-1].flatten(0, 1),
-        attention_mask=additive(blocked, trunk.dtype),
-        position_ids=(read.next_N[:, None] + steps).repeat_interleave(group_size, dim=0),
-        past_key_values=shared_prefix(read.cache, group_size),
-        use_cache=True,
-    )
+    inputs = {
+        "input_ids": tokens_NGT[..., :-1].flatten(0, 1),
+        "position_ids": (read.next_N[:, None] + steps).repeat_interleave(group_size, dim=0),
+    }
+    if read.sharing_pays(trunk, group_size, later_tokens):
+        mask = additive(later[None, None], trunk.dtype)
+        with after(read.shared(group_size), trunk):
+            out = trunk(**inputs, attention_mask=mask, use_cache=False)
+    else:
+        blocked = nn.functional.pad(later, (padded, 0))[None, None]  # (1, 1, T - 1, P + T - 1)
+        if is_ragged(read.lengths_N, padded):
+            rows = padding(read.lengths_N, padded).repeat_interleave(group_size, dim=0)
+            blocked = blocked | nn.functional.pad(rows, (0, later_tokens))[:, None, None]
+        out = trunk(
+            **inputs,
+            attention_mask=additive(blocked, trunk.dtype),
+            past_key_values=shared_prefix(read.cache, group_size),
+            use_cache=True,
+        )
     rest = out.last_hidden_state.unflatten(0, (n_prompts, group_size))
     return torch.cat([first_NG1D, rest], dim=2)
 

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "visgrpo_shared_prompt"  # by which transformers' layers find it in their config
 _USUAL = "sdpa"
+WORTH_SHARING = 2**19  # numbers in the copied keys of a layer; measured on a CPU
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,41 @@ class SharedPrompt:
     """N prompts before N·G completions.
 
     Attributes:
-        layers: keys and values (N, heads, P, width) of every layer.
+        layers: keys and values (N, k, P, d) of every layer.
         group_size: G.
         blocked_N11P: what is added to the scores of places that are padding; None where none is.
     """
 
-    layers: list[tuple[Tensor, Tensor]]
+    layers: tuple[tuple[Tensor, Tensor], ...]
     group_size: int
     blocked_N11P: Tensor | None
+
+    def rows(self, rows_B: Tensor) -> SharedPrompt:
+        """Return the prompts of some completions, one for each: they are no whole groups now."""
+        prompts_B = rows_B // self.group_size
+        blocked = None if self.blocked_N11P is None else self.blocked_N11P[prompts_B]
+        layers = tuple((keys[prompts_B], values[prompts_B]) for keys, values in self.layers)
+        return SharedPrompt(layers, 1, blocked)
 
 
 _PROMPT: ContextVar[SharedPrompt | None] = ContextVar("prompt", default=None)
 
 
-def can_share(trunk: Any) -> bool:
-    """Whether a transformer's layers ask transformers for their attention, as most do."""
-    return trunk.config._attn_implementation in (_USUAL, NAME)
+def pays(trunk: Any, keys_NkPd: Tensor, group_size: int, tokens: int) -> bool:
+    """Whether sharing prompts costs less than copying them for each of their completions.
+
+    For small models the copies cost less than taking attention apart. With many tokens at once the
+    scores of all of them, which are kept for the backward pass, are larger than the copies.
+
+    Args:
+        tokens: of each completion that attend at once.
+    """
+    if trunk.config._attn_implementation not in (_USUAL, NAME):
+        return False  # its layers have another attention than the one that is replaced here
+    _, key_heads, _, width = keys_NkPd.shape
+    heads = trunk.config.num_attention_heads
+    copied = keys_NkPd.numel() * group_size
+    return group_size > 1 and copied >= WORTH_SHARING and tokens * heads < 2 * key_heads * width
 
 
 @contextmanager
@@ -81,34 +101,41 @@ def shared_attention(
         return sdpa_attention_forward(
             module, query_BhTd, key_BkSd, value_BkSd, attention_mask, scaling=scaling, **others
         )
-    keys_NkPd, values_NkPd = prompt.layers[module.layer_idx]
-    heads, width = keys_NkPd.shape[1], query_BhTd.shape[-1]
-    scale = width**-0.5 if scaling is None else scaling
-    # G completions × r heads that share keys × T tokens ask the same prompt the same way.
+    keys_NkPd, values_NkPd = (
+        tensor.to(query_BhTd.dtype) for tensor in prompt.layers[module.layer_idx]
+    )
+    heads, padded, width = keys_NkPd.shape[1:]
+    # G completions, k heads of keys, r = h / k heads of queries to each of them, T tokens.
     grid = (-1, prompt.group_size, heads, query_BhTd.shape[1] // heads, query_BhTd.shape[2])
-    query_NGkrTd = (query_BhTd * scale).view(*grid, width)
-    asking_Nkqd = query_NGkrTd.transpose(1, 2).flatten(2, 4)
-    over_prompt_NkqP = asking_Nkqd @ keys_NkPd.transpose(-1, -2)
+    query_NGkrTd = (query_BhTd * (scaling or width**-0.5)).view(*grid, width)
+    # Of one prompt, all G · r · T queries at a head are one matrix of q rows.
+    over_prompt_NkqP = _by_prompt(query_NGkrTd) @ keys_NkPd.transpose(-1, -2)
     if prompt.blocked_N11P is not None:
         over_prompt_NkqP = over_prompt_NkqP + prompt.blocked_N11P
-    over_own_BkqS = query_NGkrTd.flatten(0, 1).flatten(2, 3) @ key_BkSd.transpose(-1, -2)
-    over_own_NGkrTS = over_own_BkqS.view(*grid, key_BkSd.shape[2])
+    over_own_BkxS = query_NGkrTd.flatten(0, 1).flatten(2, 3) @ key_BkSd.transpose(-1, -2)
+    over_own_NGkrTS = over_own_BkxS.view(*grid, key_BkSd.shape[2])
     if attention_mask is not None:
         over_own_NGkrTS = over_own_NGkrTS + attention_mask
-    over_own_NkqS = over_own_NGkrTS.transpose(1, 2).flatten(2, 4)
-    weights_NkqK = torch.cat([over_prompt_NkqP, over_own_NkqS], dim=-1).softmax(
-        dim=-1, dtype=torch.promote_types(query_BhTd.dtype, torch.float32)
+    scores_Nkq = torch.cat([over_prompt_NkqP, _by_prompt(over_own_NGkrTS)], dim=-1)
+    weights_Nkq = scores_Nkq.softmax(
+        dim=-1, dtype=torch.promote_types(scores_Nkq.dtype, torch.float32)
     )
-    weights_NkqK = weights_NkqK.to(query_BhTd.dtype)
-    padded = keys_NkPd.shape[2]
-    n_prompts, _, group_size = len(keys_NkPd), None, prompt.group_size
-    from_prompt_Nkqd = weights_NkqK[..., :padded] @ values_NkPd
-    by_completion = weights_NkqK[..., padded:].unflatten(2, (group_size, -1)).transpose(1, 2)
-    from_own_BkqD = by_completion.flatten(0, 1) @ value_BkSd
-    taken_NGkqd = from_prompt_Nkqd.unflatten(2, (group_size, -1)).transpose(1, 2)
-    taken_NGkqd = taken_NGkqd + from_own_BkqD.view(n_prompts, group_size, heads, -1, width)
-    taken_BhTd = taken_NGkqd.reshape(query_BhTd.shape)
-    return taken_BhTd.transpose(1, 2).contiguous(), None
+    weights_Nkq = weights_Nkq.to(query_BhTd.dtype)
+    own_NGkxS = _by_completion(weights_Nkq[..., padded:], prompt.group_size)
+    from_own_BkxD = own_NGkxS.flatten(0, 1) @ value_BkSd
+    taken_NGkxd = _by_completion(weights_Nkq[..., :padded] @ values_NkPd, prompt.group_size)
+    taken_NGkxd = taken_NGkxd + from_own_BkxD.view(taken_NGkxd.shape)
+    return taken_NGkxd.reshape(query_BhTd.shape).transpose(1, 2).contiguous(), None
+
+
+def _by_prompt(each_NGkrT: Tensor) -> Tensor:
+    """Put all queries to one prompt together: (N, G, k, r, T, …) to (N, k, q, …)."""
+    return each_NGkrT.transpose(1, 2).flatten(2, 4)
+
+
+def _by_completion(each_Nkq: Tensor, group_size: int) -> Tensor:
+    """Give every completion its own queries back: (N, k, q, …) to (N, G, k, r · T, …)."""
+    return each_Nkq.unflatten(2, (group_size, -1)).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, shared_attention)

@@ -38,19 +38,16 @@ class SharedPrefixLayer(DynamicLayer):
         return torch.cat([prompts.to(new_BhTd.dtype), grouped], dim=-2).flatten(0, 1)
 
 
-class RolloutLayer(DynamicLayer):
-    """Prompts repeated for their completions once, with room for the tokens to come.
+class GrowingLayer(DynamicLayer):
+    """Keys and values of rows, with room for the tokens to come. Without gradient.
 
-    A new token is written in place: generating T tokens copies no cache T times. Without gradient.
+    A new token is written in place: generating T tokens copies no cache T times.
     """
 
-    def __init__(self, prompts: Any, group_size: int, new_tokens: int) -> None:
+    def __init__(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+        """Take buffers (B, h, tokens that may come to be, d) of which ``length`` are filled."""
         super().__init__()
-        self._buffers = [
-            self._with_room(tensor, group_size, new_tokens)
-            for tensor in (prompts.keys, prompts.values)
-        ]
-        self._length = prompts.keys.shape[-2]
+        self._buffers, self._length = buffers, length
         self.keys, self.values = self._filled()
         self.is_initialized = True
 
@@ -66,19 +63,13 @@ class RolloutLayer(DynamicLayer):
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with some rows only."""
-        self._buffers = [buffer[rows_B] for buffer in self._buffers]
+        keys, values = self._buffers
+        self._buffers = keys[rows_B], values[rows_B]
         self.keys, self.values = self._filled()
 
     def _filled(self) -> tuple[Tensor, Tensor]:
         keys, values = (buffer.narrow(-2, 0, self._length) for buffer in self._buffers)
         return keys, values
-
-    @staticmethod
-    def _with_room(prompt_NhPd: Tensor, group_size: int, new_tokens: int) -> Tensor:
-        rows, heads, length, width = prompt_NhPd.shape
-        buffer = prompt_NhPd.new_empty(rows, group_size, heads, length + new_tokens, width)
-        buffer[:, :, :, :length] = prompt_NhPd.unsqueeze(1)
-        return buffer.flatten(0, 1)
 
 
 def shared_prefix(prompts: Cache, group_size: int) -> Cache:
@@ -87,5 +78,29 @@ def shared_prefix(prompts: Cache, group_size: int) -> Cache:
 
 
 def rollout_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
-    """Return a cache of N prompts for generating up to ``new_tokens`` tokens of N·G completions."""
-    return Cache(layers=[RolloutLayer(layer, group_size, new_tokens) for layer in prompts.layers])
+    """Return a cache for generating N·G completions that holds each one's prompt, copied once."""
+
+    def with_room(prompt_NhPd: Tensor) -> Tensor:
+        rows, heads, length, width = prompt_NhPd.shape
+        buffer = prompt_NhPd.new_empty(rows, group_size, heads, length + new_tokens, width)
+        buffer[:, :, :, :length] = prompt_NhPd.unsqueeze(1)
+        return buffer.flatten(0, 1)
+
+    return Cache(
+        layers=[
+            GrowingLayer((with_room(layer.keys), with_room(layer.values)), layer.keys.shape[-2])
+            for layer in prompts.layers
+        ]
+    )
+
+
+def own_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
+    """Return a cache for generating N·G completions that holds their own tokens alone."""
+
+    def room(prompt_NhPd: Tensor) -> Tensor:
+        rows, heads, _, width = prompt_NhPd.shape
+        return prompt_NhPd.new_empty(rows * group_size, heads, new_tokens, width)
+
+    return Cache(
+        layers=[GrowingLayer((room(layer.keys), room(layer.values)), 0) for layer in prompts.layers]
+    )

@@ -1,35 +1,45 @@
-"""The cells of token_step.py in which the model sees: small Qwen2.5-VLs, one image a prompt."""
+"""The cells of token_step.py in which the model sees: small Qwen2.5-VLs, one image to a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from image_operations import Step, plain, shared, sizes_of
 from PIL import Image
-from token_sides import Task
+from token_sides import GROUP, PROMPTS, Goal, Task
 
 from visgrpo.data.batch import Batch
 from visgrpo.data.text_sources import load_text
 from visgrpo.data.visual import VisualDataset
 from visgrpo.data.visual_prompts import VisualInputs, seeing_prompt, visual_prompts
-from visgrpo.models.small_vision_language import (
-    SIZES,
-    SmallVisionLanguage,
-    build_vision_language,
-)
+from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.models.vision_processor import VisionProcessor
 
-PROMPTS = 2
-WORDS = 96  # tokens of a prompt beside its image's: chat, question, how to answer
+STYLE = "direct"
+WORDS = 96  # tokens of a prompt beside its image's: of the chat, the question, how to answer
+SEEN = 28  # pixels a side that become one token
 
 MODELS: Mapping[str, SmallVisionLanguage] = {
-    "tiny": replace(SIZES["tiny"], layers=4, width=128, heads=4, vocabulary=2048),
-    "small": replace(SIZES["small"], vision_width=256, vision_heads=4),
+    "tiny": SmallVisionLanguage(
+        layers=4, width=128, heads=4, vision_layers=2, vision_width=96, vocabulary=2048
+    ),
+    "small": SmallVisionLanguage(
+        layers=8,
+        width=384,
+        heads=6,
+        vision_layers=4,
+        vision_width=256,
+        vision_heads=4,
+        vocabulary=2048,
+    ),
 }
+GOALS = {("tiny", 8): Goal(2.5, 0.33), ("small", 8): Goal(3.5, 0.33), ("small", 32): Goal(7, 0.25)}
+ONE_THREAD = {("small", 8): Goal(4.0, 0.33)}
 
 
 @dataclass(frozen=True)
@@ -38,20 +48,21 @@ class ImageCell:
 
     Attributes:
         size: of the model, a name in MODELS.
-        pixels: side of its square images; a token sees 28 × 28.
-        group: completions of a prompt; each has ``new`` tokens.
+        pixels: side of its square images.
+        group: completions of a prompt, of ``new`` tokens each.
+        frozen: whether the vision tower does not train.
     """
 
     size: str
     pixels: int
-    group: int = 8
+    group: int = GROUP
     new: int = 32
-    goals: tuple[float, float | None] = (1.0, None)
+    frozen: bool = False
 
     @property
     def image(self) -> int:
         """Tokens of an image."""
-        return (self.pixels // 28) ** 2
+        return (self.pixels // SEEN) ** 2
 
     @property
     def prompt(self) -> int:
@@ -60,89 +71,105 @@ class ImageCell:
 
     @property
     def name(self) -> str:
-        many = f"image {self.image}, prompt {self.prompt}, new {self.new}, group {self.group}"
-        return f"{self.size}, {many}"
+        tower = ", frozen tower" if self.frozen else ""
+        return (
+            f"{self.size}{tower}, image {self.image}, prompt {self.prompt}, new {self.new}, "
+            f"group {self.group}"
+        )
+
+    def goal(self, threads: int) -> Goal:
+        key = self.size, self.group
+        if self.frozen:
+            return Goal(1.0)
+        return (ONE_THREAD if threads == 1 and key in ONE_THREAD else GOALS).get(key, Goal(1.0))
+
+    def bounds(self, task: Task) -> dict[str, float]:
+        """Return how many times less there is to do, by tokens read and by operations."""
+        step = Step(self.prompt, self.new, self.group, self.frozen)
+        sizes = sizes_of(task.model, self.pixels)
+        tokens = self.group * (self.prompt + self.new) / (self.prompt + self.group * self.new)
+        return {"by tokens": tokens, "by operations": plain(sizes, step) / shared(sizes, step)}
 
     def task(self) -> Task:
-        """Build the model and its prompts; the same in every process."""
+        """Build the model, the images and the questions; the same in every process."""
         text = load_text("topics").train
         parts = build_vision_language(text, MODELS[self.size], seed=0)
-        processor = parts.processor
+        if self.frozen:
+            parts.model.model.visual.requires_grad_(False)
+        processor, tokenizer = parts.processor, parts.tokenizer
         dataset = _questions(text, processor, self)
-        inputs = VisualInputs(dataset, "direct", processor, max_tokens=self.prompt, budget_bytes=0)
-        prompts = visual_prompts(dataset, "direct")
-        never = {parts.tokenizer.eos_token_id, parts.tokenizer.pad_token_id}
+        prompts = visual_prompts(dataset, STYLE)
+        inputs = VisualInputs(dataset, STYLE, processor, max_tokens=self.prompt, budget_bytes=0)
 
         def batch() -> Batch:
-            rows = range(PROMPTS)
-            made = inputs.collate([inputs(row) for row in rows])
+            made = inputs.collate([inputs(row) for row in range(PROMPTS)])
             assert made.labels_N is not None
-            return Batch(
-                torch.arange(PROMPTS),
-                made.inputs,
-                made.labels_N,
-                {"answer": list(dataset.answers)},
-                pictures=made.pictures,
-            )
+            rows = torch.arange(PROMPTS)
+            return Batch(rows, made.inputs, made.labels_N, {}, pictures=made.pictures)
 
         return Task(
             model=parts.model,
-            tokenizer=parts.tokenizer,
+            tokenizer=tokenizer,
             policy=VisionLanguageModel,
             batch=batch,
             prompts=prompts,
             rows=[
-                {"prompt": list(prompt), "image": dataset.images[row][0], "answer": answer}
-                for row, (prompt, answer) in enumerate(zip(prompts, dataset.answers, strict=True))
+                {"prompt": list(prompt), "images": list(images)}
+                for prompt, images in zip(prompts, dataset.images, strict=True)
             ],
             processing=_processing(processor),
-            never=tuple(sorted(never | set(processor.placeholder_ids))),
+            never=(tokenizer.eos_token_id, tokenizer.pad_token_id, *processor.placeholder_ids),
             group=self.group,
             new=self.new,
         )
 
 
-def _questions(text: Any, processor: VisionProcessor, cell: ImageCell) -> VisualDataset:
-    """Return images of noise with questions as long as prompts of one length need."""
+IMAGES = (
+    ImageCell("tiny", 112),
+    ImageCell("small", 224),
+    ImageCell("small", 224, frozen=True),
+    ImageCell("small", 224, group=32),
+)
+QUICK_IMAGES = (ImageCell("tiny", 112, new=8),)
+
+
+def _questions(text: Sequence[str], processor: VisionProcessor, cell: ImageCell) -> VisualDataset:
+    """Return images of noise, with questions as long as prompts of one length need."""
     rng = np.random.default_rng(0)
-    shape = (cell.pixels, cell.pixels, 3)
-    images = [
-        (Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)),) for _ in range(PROMPTS)
-    ]
-    words = " ".join(text[:100]).split()
+    shape = (PROMPTS, cell.pixels, cell.pixels, 3)
+    images = [(Image.fromarray(pixels),) for pixels in rng.integers(0, 256, shape, dtype=np.uint8)]
+    words = " ".join(text).split()
     questions = tuple(
-        _question(words[1000 * row :], processor, image, cell.prompt)
-        for row, image in enumerate(images)
+        _question(words[1000 * row :], processor, images[row][0], cell.prompt)
+        for row in range(PROMPTS)
     )
-    return VisualDataset("noise", images, questions, ("3",) * PROMPTS)
+    return VisualDataset("noise", images, questions, ("",) * PROMPTS)
 
 
 def _question(
-    words: list[str], processor: VisionProcessor, images: tuple[Image.Image, ...], tokens: int
+    words: Sequence[str], processor: VisionProcessor, image: Image.Image, tokens: int
 ) -> str:
-    """Return the first words of a text that make a prompt of so many tokens."""
-    pictures = [processor.picture(image) for image in images]
-    text = " ".join(words)
+    """Return the letters that a text begins with and that make a prompt of so many tokens."""
+    pictures, text = [processor.picture(image)], " ".join(words[:tokens])
     for end in range(len(text)):
-        made = processor.prompt_ids(seeing_prompt(text[:end], 1, "direct"), pictures)
-        if len(made) == tokens:
-            return text[:end]
-    raise SystemExit(f"No question makes a prompt of {tokens} tokens.")
+        asked = text[:end]
+        if len(processor.prompt_ids(seeing_prompt(asked, 1, STYLE), pictures)) == tokens:
+            return asked
+    raise SystemExit(f"No beginning of the text makes a prompt of {tokens} tokens.")
 
 
 def _processing(processor: VisionProcessor) -> Any:
-    """Return transformers' own processor of the same parts, without one for videos."""
+    """Return transformers' own processor of the same parts, without the one of videos."""
     from transformers import Qwen2_5_VLProcessor
     from transformers.processing_utils import ProcessorMixin
 
-    class ImageProcessing(Qwen2_5_VLProcessor):
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-            self.image_token = "<|image_pad|>"
-            self.video_token = "<|video_pad|>"
+    class WithoutVideos(Qwen2_5_VLProcessor):
+        def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
             self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
             self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+            # Not by way of the class between, which asks for a video processor.
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    return ImageProcessing(
-        processor.images, processor.tokenizer, chat_template=processor.tokenizer.chat_template
-    )
+    tokenizer = processor.tokenizer
+    return WithoutVideos(processor.images, tokenizer, tokenizer.chat_template)

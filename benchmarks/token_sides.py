@@ -1,8 +1,9 @@
-"""The two sides of a token step, ours and TRL's, and the proof that they do the same work.
+"""The two sides of token_step.py, ours and TRL's, and the proof that they do the same work.
 
-"rollout" draws the groups and makes advantages of their rewards: `TokenGRPO.rollout`, and TRL's
-`_generate_and_score_completions`. "update" is the loss, its gradient and the optimiser's step:
-`TokenGRPO.loss`, and TRL's `compute_loss`. Neither side's gradient clipping or log is in.
+"rollout" makes tokens and pixels of the prompts, draws the groups and makes advantages of their
+rewards: `TokenGRPO.rollout`, and TRL's `_generate_and_score_completions`. "update" is the loss, its
+gradient and the optimiser's step: `TokenGRPO.loss`, and TRL's `compute_loss`. Neither side's
+gradient clipping or log is in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from visgrpo.rewards.text import TextRewards
 from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.optimizer import build_optimizer
 
+PROMPTS, GROUP = 2, 8
 LEARNING_RATE = 1e-6
 TOLERANCE = 1e-5  # of losses and, relative to their size, of gradients
 
@@ -40,13 +42,13 @@ class Task:
     """What both sides are given: a model, and N prompts of one length.
 
     Attributes:
-        policy: from a copy of the model to what our methods train.
-        batch: makes the prompts as our loader does, once a step.
+        policy: makes of a copy of the model what our methods train.
+        batch: makes tokens and pixels of the prompts, as our loader does.
         prompts: as reward functions are given them.
-        rows: the N prompts as rows of TRL's data set.
-        processing: makes tokens, and pixels, of them there.
+        rows: the prompts as rows of TRL's data set.
+        processing: what makes tokens and pixels of them there.
         never: tokens that must not be drawn, so that every completion gets its whole length.
-        group: completions of a prompt; each has ``new`` tokens.
+        group: completions of a prompt, of ``new`` tokens each.
     """
 
     model: Any
@@ -61,22 +63,43 @@ class Task:
     new: int
 
 
+class Goal(NamedTuple):
+    """How many times as fast as TRL, and with which share of its memory; None for any."""
+
+    faster: float
+    share: float | None = None
+
+
+class Cell(Protocol):
+    """One line of the table; goes to other processes by pickle."""
+
+    @property
+    def name(self) -> str: ...
+
+    def goal(self, threads: int) -> Goal:
+        """Return what is aimed at with so many threads."""
+
+    def bounds(self, task: Task) -> dict[str, float]:
+        """Return how many times as fast counting says that we can be; empty where nobody counts."""
+
+    def task(self) -> Task:
+        """Make the task; the same in every process."""
+
+
 class Visgrpo:
     """Our step."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self.method = task, _method(task)
         self.model = task.policy(copy.deepcopy(task.model)).to(_device()).train()
         self.batch = task.batch().to(_device())
-        self.method = _method(task)
         self.optimizer, _ = build_optimizer(self.model, LEARNING_RATE, 0.0, lambda name: 1.0)
         self.groups: TokenGroups | None = None
         self._step = 0
 
     def rollout(self) -> None:
         self.batch = self.task.batch().to(_device())
-        chunk = len(self.batch)
-        self.groups = self.method.rollout(self.model, self.batch, self._step, chunk=chunk)
+        self.groups = self.method.rollout(self.model, self.batch, self._step, chunk=PROMPTS)
         self._step += 1
 
     def update(self) -> None:
@@ -106,7 +129,7 @@ class Trl:
         self.optimizer.zero_grad()
 
 
-SIDES = {"visgrpo": Visgrpo, "trl": Trl}
+SIDES: Mapping[SideName, type[Visgrpo] | type[Trl]] = {"visgrpo": Visgrpo, "trl": Trl}
 
 
 def count_letters(*, completions: list[Any], **_: Any) -> list[float]:
@@ -172,7 +195,7 @@ def _method(task: Task) -> TokenGRPO:
         decode=lambda ids: task.tokenizer.batch_decode(ids, skip_special_tokens=True),
         memory=TokenMemory(FixedKL(0.0)),
     )
-    return TokenGRPO(rollouts, preset("grpo"), TokenTerms())
+    return TokenGRPO(rollouts, preset("grpo"), TokenTerms(), read_once=True)
 
 
 def _trl_trainer(task: Task) -> Any:
@@ -190,7 +213,7 @@ def _trl_trainer(task: Task) -> Any:
             loss_type="grpo",
             beta=0.0,
             num_generations=task.group,
-            per_device_train_batch_size=len(task.rows) * task.group,
+            per_device_train_batch_size=PROMPTS * task.group,
             gradient_accumulation_steps=1,
             max_completion_length=task.new,
             generation_kwargs={"suppress_tokens": list(task.never)},
@@ -211,5 +234,6 @@ def _device() -> torch.device:
 
 
 def _gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, trained)
     return torch.cat([gradient.flatten() for gradient in gradients])

@@ -17,6 +17,7 @@ from visgrpo.cli import main
 from visgrpo.recipes.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
+RENDERS = Path(__file__).parents[3] / "shared" / "data" / "clevr"
 ASK = "How many squares are there in the image?"
 
 
@@ -131,3 +132,15 @@ def _generated(folder: Path, picture: Path) -> str:
     )
     written: str = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     return written
+
+
+@pytest.mark.parametrize("file", ["clevr10.parquet", "superclevr10/counting.jsonl"])
+def test_real_renders(file: str, seer: Path, capsys: Capture) -> None:
+    """Ten renders of each kind go through loading, preprocessing and evaluation."""
+    data = RENDERS / file
+    if not data.exists():
+        pytest.skip(f"{data} is not here")
+    found = evaluate(capsys, seer, data, "--task", "counting", "--max-new-tokens", 4)["model"]
+    assert found["examples"] == 10
+    assert found["unparsed"] == 1  # a random model answers nothing
+    assert sum(map(sum, found["confusion"]["rows"])) == 10

@@ -68,7 +68,7 @@ class VlmConfig(TokenPolicyConfig):
     learning_rate: float | None = None
     """By default the preset's for the stage, 20 times as much where lora alone trains."""
     max_new_tokens: int | None = None
-    """Longest completion; by default 256 (new models: tiny 48, small 64)."""
+    """Longest completion; by default 256 (new models: tiny 64, small 96)."""
     reward: tuple[str, ...] = ()
     """format, exact, ordinal:K, length:N, random, file.py:f or module:f; by default format and
     exact."""

@@ -17,8 +17,8 @@ class Defaults(NamedTuple):
 
 
 PRESETS: Mapping[str, Defaults] = {
-    "tiny": Defaults(max_new_tokens=48, sft=Budget(600, 32, 2e-3), policy=Budget(60, 16, 5e-5)),
-    "small": Defaults(max_new_tokens=64, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
+    "tiny": Defaults(max_new_tokens=64, sft=Budget(900, 32, 3e-3), policy=Budget(60, 16, 5e-5)),
+    "small": Defaults(max_new_tokens=96, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
 }
 # Of models that were not made here, such as those of the Hub.
 FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(200, 8, 1e-6))

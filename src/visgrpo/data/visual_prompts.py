@@ -33,6 +33,8 @@ class Processor(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]: ...
     def picture(self, image: Image.Image) -> Picture: ...
     def prompt_ids(self, messages: Messages, pictures: Sequence[Picture]) -> np.ndarray: ...
 
@@ -150,17 +152,26 @@ class VisualInputs:
         )
 
     def _make(self, index: int) -> VisualRow:
-        pictures = tuple(map(self.processor.picture, self.dataset.images[index]))
-        messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
-        ids = self.processor.prompt_ids(messages, pictures)
-        answer = None
-        if self.targets is not None:
-            end = special_id(self.processor.tokenizer, "eos")
-            written = token_ids([self.targets[index]], self.processor.tokenizer)[0]
-            answer = np.append(written, np.int32(end))
+        images = self.dataset.images[index]  # of an unreadable one the message names the place
+        try:
+            pictures = tuple(map(self.processor.picture, images))
+            messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
+            ids = self.processor.prompt_ids(messages, pictures)
+        except UserError as error:
+            raise UserError(f"{self.dataset.where(index)}: {error}") from error
+        answer = None if self.targets is None else self._answer(index, self.targets[index])
         self._check_length(index, len(ids), 0 if answer is None else len(answer))
         keys = tuple(f"{self._number}/{index}/{place}" for place in range(len(pictures)))
         return VisualRow(ids, answer, pictures, keys)
+
+    def _answer(self, index: int, target: str) -> np.ndarray:
+        written = token_ids([target], self.processor.tokenizer)[0]
+        if np.isin(written, self.processor.placeholder_ids).any():
+            raise UserError(
+                f"{self.dataset.where(index)}: its answer spells a token that stands for images; "
+                "take it out."
+            )
+        return np.append(written, np.int32(special_id(self.processor.tokenizer, "eos")))
 
     def _check_length(self, index: int, prompt: int, answer: int) -> None:
         if prompt + answer <= self.max_tokens:

@@ -77,7 +77,7 @@ def shared_prefix(prompts: Cache, group_size: int) -> Cache:
     return Cache(layers=[SharedPrefixLayer(layer, group_size) for layer in prompts.layers])
 
 
-def rollout_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
+def rollout_cache(prompts: Any, group_size: int, new_tokens: int) -> Cache:
     """Return a cache for generating N·G completions that holds each one's prompt, copied once."""
 
     def with_room(prompt_NhPd: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def rollout_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
     )
 
 
-def own_cache(prompts: Cache, group_size: int, new_tokens: int) -> Cache:
+def own_cache(prompts: Any, group_size: int, new_tokens: int) -> Cache:
     """Return a cache for generating N·G completions that holds their own tokens alone."""
 
     def room(prompt_NhPd: Tensor) -> Tensor:

@@ -156,7 +156,12 @@ def _method(
     if config.stage == "rejection":
         objective = replace(objective, aggregation="token_mean")
     return TokenGRPO(
-        rollouts, objective, terms, config.combination, best_only=config.stage == "rejection"
+        rollouts,
+        objective,
+        terms,
+        config.combination,
+        best_only=config.stage == "rejection",
+        read_once=terms.on_policy,
     )
 
 

@@ -78,7 +78,7 @@ def train_policy(config: VlmConfig) -> dict[str, Any]:
     pictures = side_by_side(questions.train)
     trainer = Trainer(
         model,
-        TokenGRPO(rollouts, objective, terms, config.combination),
+        TokenGRPO(rollouts, objective, terms, config.combination, read_once=terms.on_policy),
         loader_of(full, questions.train, inputs, session, workers=config.workers),
         options,
         processes=session.processes,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from visgrpo.errors import UserError
-from visgrpo.rewards.gold import Text
+from visgrpo.rewards.text import Text, completion_text
 
 ORDINAL_SCALE = 10.0
 
@@ -70,11 +70,6 @@ def has_format(text: str, direct: bool = False) -> bool:
     once = all(text.count(tag) == (tag in tags) for tag in _TAGS)
     found = expected.fullmatch(text) if once else None
     return found is not None and bool(found[found.re.groups].strip())
-
-
-def completion_text(completion: Text) -> str:
-    """Return a completion's text: itself, or the content of its last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 @dataclass(frozen=True)

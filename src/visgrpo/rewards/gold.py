@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from visgrpo.errors import UserError
+from visgrpo.rewards.text import Text, completion_text
 
 ENOUGH_LETTERS = 20
 """A completion with fewer letters cannot be perfect, or stopping at once would be the best text."""
@@ -33,9 +34,6 @@ CAPITALS_FROM = 0.8
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 TRIGRAM = 3
-
-Text = str | Sequence[Mapping[str, str]]
-"""A string, or a conversation as a list of {"role", "content"} messages."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class GoldJudge:
         word counts if it ends inside the completion and something follows it, with those of its
         letters that are the completion's own; and the last line cannot be too short.
         """
-        text = _content(completion)
+        text = completion_text(completion)
         # An answer to a conversation goes on with nothing: it starts a line of its own.
         head = prompt.rpartition("\n")[2] if isinstance(prompt, str) else ""
         words = list(_finished_words(head, text))
@@ -119,10 +117,6 @@ class GoldJudge:
         if length > self.longest:
             return self.longest / length
         return min(1.0, length / self.shortest) if finished else 1.0
-
-
-def _content(completion: Text) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def _finished_words(head: str, text: str) -> Iterator[tuple[str, int]]:

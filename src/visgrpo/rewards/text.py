@@ -21,6 +21,10 @@ SHOWN = 60
 """Characters of a prompt or completion that an error message shows."""
 
 
+Text = str | Sequence[Mapping[str, str]]
+"""A string, or a conversation as a list of {"role", "content"} messages."""
+
+
 class TextReward(Protocol):
     """What a completion earns; called by name, with one row for each completion.
 
@@ -145,6 +149,11 @@ class TextRewards(WeightedRewards):
                 f"Every reward ({', '.join(self.names)}) returned None for prompt {prompt}: drop "
                 "the prompt, or add a reward that applies to it."
             )
+
+
+def completion_text(completion: Text) -> str:
+    """Return a completion's text: itself, or the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def parse_text_rewards(

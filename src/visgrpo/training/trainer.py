@@ -226,6 +226,7 @@ class Trainer:
                 with accelerator.autocast():
                     result = self._method.loss(self._model, small, its_groups, self._step)
                 self._check_finite("loss", result.loss, small)
+                self._check_learns(result.loss, small)
                 accelerator.backward(result.loss / len(pieces))
             self._means.add({"loss": result.loss.detach(), **result.metrics})
             if whole:
@@ -252,6 +253,16 @@ class Trainer:
             f"{self._inputs_are} {shown}{', …' if len(batch) > 8 else ''}. Likely causes: a "
             "learning rate that is too high, fp16 overflow (try bf16), or a broken "
             f"{self._inputs_are.removesuffix('s')} or weight. The last checkpoint is kept."
+        )
+
+    def _check_learns(self, loss: Tensor, batch: Batch) -> None:
+        if loss.requires_grad:
+            return
+        shown = ", ".join(map(str, batch.indices_N[:8].tolist()))
+        raise UserError(
+            f"Nothing that trains has a part in the loss of the {self._inputs_are} {shown}, as "
+            "where a vision tower alone trains and a prompt has no image: leave them out, or "
+            "train more."
         )
 
     def _housekeeping(self, batch: Batch, groups: Any, display: ProgressDisplay) -> None:

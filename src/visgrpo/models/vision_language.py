@@ -81,7 +81,7 @@ class VisionLanguageModel(LanguageModel):
 
         Of a frozen tower, its states are kept if the bridge behind it trains, else its features.
         """
-        model, family, frozen = self.plain, self.family, self._frozen()
+        model, family, frozen = self.plain, self.family, self.frozen()
         self.cache.hold(frozen)
         if frozen == "nothing":
             return list(family.features(model, pictures))
@@ -89,7 +89,8 @@ class VisionLanguageModel(LanguageModel):
             return list(family.bridged(model, tuple(self._kept(pictures, family.states))))
         return self._kept(pictures, family.features)
 
-    def _frozen(self) -> Frozen:
+    def frozen(self) -> Frozen:
+        """Return how much of the way from pixels to features does not train, and can be kept."""
         bridge = list(self.family.bridge(self.plain).parameters())
         inside = set(map(id, bridge))
         tower = (p for p in self.family.tower(self.plain).parameters() if id(p) not in inside)
@@ -125,7 +126,7 @@ class VisionLanguageModel(LanguageModel):
         if read.padded != prompts_NP.shape[1]:
             raise UserError(
                 "Gradient checkpointing keeps no cache of prompts while a model trains: take "
-                "--engine plain without --gradient-checkpointing, or put the model in eval mode."
+                "--engine plain with it."
             )
         return read
 

@@ -61,9 +61,11 @@ def adapted(config: VlmConfig, parts: VisionParts, session: Session) -> VisionLa
         _print_trained(rows)
     if config.gradient_checkpointing:
         _checkpoint_activations(parts.model)
-    engine = "plain" if config.stage == "sft" else config.engine  # one answer shares nothing
     budget = round(config.vision_cache * GIBIBYTE)
-    model = VisionLanguageModel(lm, engine=engine, feature_bytes=budget)
+    model = VisionLanguageModel(lm, engine=config.engine, feature_bytes=budget)
+    # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
+    if config.stage == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
+        model.engine = "plain"
     return model.to(session.processes.device)
 
 

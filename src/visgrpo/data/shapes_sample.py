@@ -92,7 +92,7 @@ def sample_scene(
     noise = look.noise if noise is None else noise
     if size < 8 or noise < 0:
         raise UserError(f"size {size} and noise {noise}: use 8 pixels or more and noise from 0.")
-    background = _sample_background(rng, look)
+    background = sample_background(rng, look)
     placed = _place(rng, look, count, size)
     return Scene(
         size=size,
@@ -109,7 +109,7 @@ def _number_of_objects(rng: np.random.Generator, objects: int | range) -> int:
     choices = objects if isinstance(objects, range) else range(objects, objects + 1)
     if not choices or min(choices) < 0:
         raise UserError(f"objects is {objects}; give a number from 0 or a range that is not empty.")
-    return _pick(rng, choices)
+    return pick(rng, choices)
 
 
 def _sample_object(
@@ -121,28 +121,31 @@ def _sample_object(
     y: float,
     radius: float,
 ) -> SceneObject:
-    colour = _pick(rng, colours)
+    colour = pick(rng, colours)
     return SceneObject(
-        shape=_pick(rng, shapes),
+        shape=pick(rng, shapes),
         colour=colour,
-        rgb=_jitter(rng, COLOURS[colour], look.hue_shift),
+        rgb=jittered(rng, COLOURS[colour], look.hue_shift),
         x=x,
         y=y,
         radius=radius,
         rotation=rng.uniform(-look.rotation, look.rotation),
-        fill=_pick(rng, look.fills),
+        fill=pick(rng, look.fills),
     )
 
 
-def _sample_background(rng: np.random.Generator, look: Style) -> Background:
+def sample_background(
+    rng: np.random.Generator, look: Style, brightnesses: tuple[float, float] = (0.2, 1.0)
+) -> Background:
+    """Return a random background of a style, its first tone of a brightness in a range."""
     # Tones are nearly grey, so that colour always tells an object from what is behind it.
     hue = rng.uniform()
-    brightness = rng.uniform(0.2, 1.0)
+    brightness = rng.uniform(*brightnesses)
     # Far enough apart to be seen, and never outside 0 … 1.
     other = brightness + rng.uniform(0.12, 0.22) * (-1 if brightness > 0.6 else 1)
     tones = (_hsv(hue, rng.uniform(0, 0.2), brightness), _hsv(hue, rng.uniform(0, 0.2), other))
     return Background(
-        texture=_pick(rng, look.textures),
+        texture=pick(rng, look.textures),
         tones=tones,
         period=rng.uniform(0.15, 0.35),
         angle=rng.uniform(0, 360),
@@ -191,9 +194,10 @@ def _free_spot(
     return None
 
 
-def _jitter(rng: np.random.Generator, rgb: RGB, hue_shift: tuple[float, float]) -> RGB:
+def jittered(rng: np.random.Generator, rgb: RGB, hue_shift: tuple[float, float]) -> RGB:
+    """Return a colour with its hue turned by some degrees, a little duller and darker."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in rgb))
-    shift = rng.uniform(*hue_shift) * _pick(rng, (-1, 1)) / 360
+    shift = rng.uniform(*hue_shift) * pick(rng, (-1, 1)) / 360
     return _hsv((hue + shift) % 1, saturation * rng.uniform(0.88, 1), value * rng.uniform(0.85, 1))
 
 
@@ -202,5 +206,6 @@ def _hsv(hue: float, saturation: float, value: float) -> RGB:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    """Return one of the choices, each as likely."""
     return choices[int(rng.integers(len(choices)))]

@@ -118,6 +118,11 @@ def caption(scene: Scene) -> str:
     return "a photo of " + (f"{', '.join(first)} and {last}" if first else last)
 
 
+def plural(shape: str) -> str:
+    """Return the name of several of a shape."""
+    return _PLURALS[known("shape", shape, SHAPES)]
+
+
 def _phrase(colour: str, shape: str, number: int) -> str:
     if number == 1:
         return with_article(f"{colour} {shape}")

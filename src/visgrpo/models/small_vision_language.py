@@ -36,6 +36,8 @@ class SmallVisionLanguage:
         max_pixels: larger images are made smaller, to rows times columns of at most this.
         context: positions, prompt and completion together.
         vocabulary: tokens before the special ones of chat and vision, at most.
+        rope_theta: base of the rotations. Images have the slowest of them for columns: with a large
+            base and narrow heads, a model from scratch cannot tell columns apart.
     """
 
     layers: int = 2
@@ -48,10 +50,13 @@ class SmallVisionLanguage:
     max_pixels: int = 224 * 224
     context: int = 512
     vocabulary: int = 384
+    rope_theta: float = 10_000.0
 
 
 SIZES: Mapping[str, SmallVisionLanguage] = {
-    "tiny": SmallVisionLanguage(),
+    "tiny": SmallVisionLanguage(
+        width=64, heads=4, vision_width=64, vision_heads=4, rope_theta=10.0
+    ),
     "small": SmallVisionLanguage(
         layers=8,
         width=384,
@@ -150,7 +155,7 @@ def _model(sizes: SmallVisionLanguage, tokenizer: Any) -> Any:
         "max_position_embeddings": sizes.context,
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 10000.0,
+            "rope_theta": sizes.rope_theta,
             "mrope_section": mrope_section(sizes.width // sizes.heads),
         },
         "vocab_size": len(tokenizer),

@@ -54,7 +54,8 @@ def test_label_step_writes_its_rows(tmp_path: Path) -> None:
 def test_token_step_agrees_with_trl_and_writes_its_rows(tmp_path: Path) -> None:
     rows, printed = run("token_step.py", tmp_path / "rows.json")
     names = [row["name"] for row in rows]
-    assert names == ["gpt2, prompt 32, new 8", "qwen2, prompt 32, new 8"]
+    image = "tiny, image 16, prompt 112, new 8, group 8"
+    assert names == ["gpt2, prompt 32, new 8", "qwen2, prompt 32, new 8", image]
     assert "trl 1." in printed
     for row in rows:
         for part in ("our rollout", "our update", "TRL rollout", "TRL update"):
@@ -63,4 +64,8 @@ def test_token_step_agrees_with_trl_and_writes_its_rows(tmp_path: Path) -> None:
         assert row["spread"] >= 0
         assert row["our memory MB"] > 0
         assert row["TRL memory MB"] > 0
+        assert row["peak share"] > 0
         assert row["verdict"] in ("met", "missed")
+    assert rows[2]["bound by tokens"] == pytest.approx(8 * (112 + 8) / (112 + 8 * 8))
+    share = rows[2]["times as fast"] / rows[2]["bound by operations"]
+    assert rows[2]["share of the latter"] == pytest.approx(share)

@@ -38,6 +38,7 @@ class TokenGroups:
         old_values_NGT, returns_NGT: of the critic, where there is one.
         explained_variance_N: of its values in the whole batch, the same number for every input.
         texts: the prompt and the completions of each input, as text.
+        truths: the true answer to each prompt, to be shown; None where there are none.
         pictures: the prompts' images; None where there are none.
         read: the prompts as the rollout read them, with gradient, for the one update that its
             weights serve; None where an update reads them itself.
@@ -58,6 +59,7 @@ class TokenGroups:
     old_values_NGT: Tensor | None = None
     returns_NGT: Tensor | None = None
     explained_variance_N: Tensor | None = None
+    truths: tuple[str, ...] | None = None
     pictures: Pictures | None = None
     read: ReadPrompts | None = None
 
@@ -155,6 +157,7 @@ class TokenRollouts:
     Attributes:
         prompts: of the training set, as the reward functions are given them.
         decode: from token ids to text, without special tokens.
+        truths: the true answers to the prompts, to be shown beside samples; None without any.
         judge: a reward that is measured and never learned from; None for none.
         reference: of the KL terms; None where nobody asks for KL.
     """
@@ -165,6 +168,7 @@ class TokenRollouts:
     prompts: Sequence[Prompt]
     decode: Callable[[list[list[int]]], list[str]]
     memory: TokenMemory
+    truths: Sequence[str] | None = None
     reference: TokenReference | None = None
     judge: TextReward | None = None
     shards: Shards = ONE_PROCESS
@@ -248,6 +252,7 @@ class TokenRollouts:
                 (shown_prompt(prompt), tuple(group))
                 for prompt, group in zip(prompts, texts, strict=True)
             ),
+            truths=self._truths(batch),
             pictures=batch.pictures,
             read=parts[0].read,
         ).trimmed()
@@ -261,8 +266,18 @@ class TokenRollouts:
         """Return the same for other prompts and without the run's memory, in one process."""
         memory = TokenMemory(_NoControl())
         return replace(
-            self, prompts=prompts, group_size=group_size, memory=memory, shards=ONE_PROCESS
+            self,
+            prompts=prompts,
+            truths=None,
+            group_size=group_size,
+            memory=memory,
+            shards=ONE_PROCESS,
         )
+
+    def _truths(self, batch: Batch) -> tuple[str, ...] | None:
+        if self.truths is None:
+            return None
+        return tuple(self.truths[row] for row in batch.indices_N.tolist())
 
     def _gold(
         self,

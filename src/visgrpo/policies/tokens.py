@@ -259,6 +259,8 @@ def samples_of(groups: TokenGroups, rollouts: TokenRollouts, rows: int) -> list[
             "advantages": advantages[i].tolist(),
             "ended": groups.ended_NG[i].tolist(),
         }
+        if groups.truths is not None:
+            sample["label"] = groups.truths[i]
         if groups.gold_NG is not None:
             sample["gold"] = groups.gold_NG[i].tolist()
         samples.append(sample)

@@ -100,6 +100,7 @@ def rollouts_of(
         sampling=sampling_of(config, parts, parts.processor.placeholder_ids),
         prompts=visual_prompts(dataset, style),
         decode=decoder_of(parts),
+        truths=dataset.answers,
         seed=seed,
         **settings,
     )

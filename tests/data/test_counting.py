@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import pickle
 from collections import Counter
 
@@ -41,8 +43,8 @@ def test_a_row_that_must_not_change() -> None:
     assert train.answers == ("5", "0", "6")
     assert train.traces is not None
     assert train.traces[1] == (
-        "none0 circle0 none0 none0 circle0 none0 none0 none0 "
-        "none0 none0 none0 none0 none0 none0 none0 none0"
+        "circle0 none0 triangle0 circle0 none0 circle0 circle0 none0 "
+        "none0 none0 circle0 none0 none0 none0 none0 none0"
     )
     assert train.traces[2] == (
         "none0 none0 none0 none0 item1 item2 item3 none3 "
@@ -91,6 +93,27 @@ def test_kinds_and_counts_are_as_likely() -> None:
     assert set(counts) == set(range(MOST + 1))
     assert all(abs(n - 2200 / 3) < 120 for n in kinds.values())  # 5 standard deviations
     assert all(abs(n - 200) < 70 for n in counts.values())
+
+
+def test_others_are_not_rare() -> None:
+    # Whoever takes every object of such a question for what is asked must not be right too often.
+    asking = [row for row in rows(many=1200) if row.question.kind != "items"]
+    objects = sum(len(row.scene.objects) for row in asking)
+    # The mean count is 5, that of the others (16 - count) / 2, so 5.5: a share of 10 in 21.
+    assert sum(row.count for row in asking) / objects == pytest.approx(10 / 21, abs=0.02)
+    assert max(len(row.scene.objects) for row in asking) == GRID**2
+
+
+def test_objects_out_of_distribution_are_crowded() -> None:
+    def spread(style: str) -> float:
+        """Mean distance in cells between objects of one scene."""
+        distances = []
+        for row in rows(style, 300):
+            places = [(item.x * GRID, item.y * GRID) for item in row.scene.objects]
+            distances += [math.dist(a, b) for a, b in itertools.combinations(places, 2)]
+        return sum(distances) / len(distances)
+
+    assert spread("out") < spread("in") - 0.2
 
 
 def test_questions_in_words() -> None:

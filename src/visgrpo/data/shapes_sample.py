@@ -134,13 +134,11 @@ def _sample_object(
     )
 
 
-def sample_background(
-    rng: np.random.Generator, look: Style, brightnesses: tuple[float, float] = (0.2, 1.0)
-) -> Background:
-    """Return a random background of a style, its first tone of a brightness in a range."""
+def sample_background(rng: np.random.Generator, look: Style) -> Background:
+    """Return a random background of a style."""
     # Tones are nearly grey, so that colour always tells an object from what is behind it.
     hue = rng.uniform()
-    brightness = rng.uniform(*brightnesses)
+    brightness = rng.uniform(0.2, 1.0)
     # Far enough apart to be seen, and never outside 0 … 1.
     other = brightness + rng.uniform(0.12, 0.22) * (-1 if brightness > 0.6 else 1)
     tones = (_hsv(hue, rng.uniform(0, 0.2), brightness), _hsv(hue, rng.uniform(0, 0.2), other))

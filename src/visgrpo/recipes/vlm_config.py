@@ -72,6 +72,8 @@ class VlmConfig(TokenPolicyConfig):
     reward: tuple[str, ...] = ()
     """format, exact, ordinal:K, length:N, random, file.py:f or module:f; by default format and
     exact."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them alone."""
     kl_in: Literal["loss", "reward"] | None = None
     """Where KL weighs; by default in the reward with rloo, else in the loss."""
     inner_passes: int | None = None

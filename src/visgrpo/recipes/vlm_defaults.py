@@ -17,7 +17,7 @@ class Defaults(NamedTuple):
 
 
 PRESETS: Mapping[str, Defaults] = {
-    "tiny": Defaults(max_new_tokens=64, sft=Budget(900, 32, 3e-3), policy=Budget(60, 16, 5e-5)),
+    "tiny": Defaults(max_new_tokens=64, sft=Budget(1300, 16, 4e-3), policy=Budget(100, 16, 5e-5)),
     "small": Defaults(max_new_tokens=96, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
 }
 # Of models that were not made here, such as those of the Hub.

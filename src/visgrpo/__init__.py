@@ -110,6 +110,8 @@ _HOME = {
     "TextRewards": "visgrpo.rewards.text",
     "parse_text_rewards": "visgrpo.rewards.text",
     "ANSWER_REWARDS": "visgrpo.rewards.answers",
+    "answer_of": "visgrpo.rewards.answers",
+    "whole_number": "visgrpo.rewards.answers",
     "GoldJudge": "visgrpo.rewards.gold",
     "Objective": "visgrpo.objectives",
     "preset": "visgrpo.objectives",

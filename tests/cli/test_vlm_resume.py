@@ -41,7 +41,7 @@ def test_a_stopped_run_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", ["grpo"])
 def test_two_processes_give_the_numbers_of_one(
     stage: str, seer: Path, counts: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

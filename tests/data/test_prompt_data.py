@@ -97,7 +97,7 @@ def test_parquet_and_line_separators(tmp_path: Path) -> None:
         ([{"prompt": "a", "x": 2**70}], r"do not fit together"),
         ([["a"]], r"line 1 is no JSON object"),
         ([{"prompt": "a"}], r"1 distinct prompts are too few"),
-        ([{"promt": "a"}], r"none is called like the prompt; name it with prompt_column"),
+        ([{"promt": "a"}], r"none is called like the prompt; name it with --prompt-column"),
     ],
 )
 def test_bad_rows(tmp_path: Path, rows: list[Any], message: str) -> None:

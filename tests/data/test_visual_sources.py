@@ -131,7 +131,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     assert data.columns["answer"] == ["2"]
     with pytest.raises(UserError, match=r'x has no column "pics". Did you mean "pic"'):
         load_visual_test(spec, **{**columns, "image_column": "pics"})
-    with pytest.raises(UserError, match="none is called like the image; name it with image_colum"):
+    with pytest.raises(UserError, match="none is called like the image; name it with --image-col"):
         load_visual_test(spec)
     with pytest.raises(UserError, match='"ask" is taken for both the question and the trace; name'):
         load_visual_test(spec, **{**columns, "trace_column": "ask"})

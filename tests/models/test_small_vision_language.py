@@ -16,12 +16,15 @@ from visgrpo.models.small_vision_language import SIZES as PRESETS
 def test_sizes_that_are_named() -> None:
     with torch.device("meta"):
         models = {name: tiny_vision(sizes=sizes).model for name, sizes in PRESETS.items()}
-    # 12 · layers · width² in the blocks of both towers, (4 · width)² in the merger, and embeddings.
+    # 12 · layers · width² in the blocks of both towers, (4 · width)² in the merger, and embeddings
+    # of tokens and of patches.
     for name, sizes in PRESETS.items():
         blocks = 12 * (sizes.layers * sizes.width**2 + sizes.vision_layers * sizes.vision_width**2)
         merger = 4 * sizes.vision_width * (4 * sizes.vision_width + sizes.width)
+        tokens = models[name].get_input_embeddings().weight.numel()
+        known = blocks + merger + tokens + 3 * sizes.patch**2 * sizes.vision_width
         count = sum(weight.numel() for weight in models[name].parameters())
-        assert blocks + merger < count < 1.2 * (blocks + merger)
+        assert known < count < 1.15 * known
 
 
 def test_the_seed_decides_alone() -> None:

@@ -118,7 +118,8 @@ def toy_trainer(
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    # Not splitlines(), which also cuts at separators that JSON allows inside strings.
+    return [json.loads(line) for line in file.read_text().split("\n") if line]
 
 
 def metric_lines(run: Path) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def find_column(
     problem = f"{' and '.join(found)} could each be" if found else "none is called like"
     raise UserError(
         f"{name}: of its columns ({', '.join(columns)}) {problem} the {kind}; "
-        f"name it with {kind}_column."
+        f"name it with --{kind}-column."
     )
 
 

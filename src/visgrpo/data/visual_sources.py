@@ -96,7 +96,7 @@ def load_visual_test(
     """
     columns = Columns(image_column, question_column, answer_column, trace_column)
     if spec in BUILT_IN_TESTS:
-        splits = _counting(spec, columns, seed)
+        splits = _counting(spec, columns, seed, train=1, validation=1)
         return splits.shifts["out"] if spec == "shapes-out" else splits.test
     name, stored = _read(spec, columns, skip_bad_images)
     best = next((split for split in ("all", "test", "validation") if split in stored), None)
@@ -136,7 +136,7 @@ def _divided(
     return {split: part.dataset for split, part in splits.items()}, notes
 
 
-def _counting(spec: str, columns: Columns, seed: int) -> VisualSplits:
+def _counting(spec: str, columns: Columns, seed: int, **lengths: int) -> VisualSplits:
     from visgrpo.data.counting import counting_splits
 
     for kind, column in columns._asdict().items():
@@ -145,7 +145,7 @@ def _counting(spec: str, columns: Columns, seed: int) -> VisualSplits:
                 f"--{kind}-column {column}: {spec} is drawn, and no table with columns; leave "
                 f"--{kind}-column out."
             )
-    return counting_splits(seed)
+    return counting_splits(seed, **lengths)
 
 
 def _read(spec: str, columns: Columns, missing_ok: bool) -> tuple[str, dict[str, StoredSplit]]:

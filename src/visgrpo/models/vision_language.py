@@ -69,8 +69,14 @@ class VisionLanguageModel(LanguageModel):
         self.cache = FeatureCache(feature_bytes)
 
     def like(self, lm: Any) -> VisionLanguageModel:
-        """Return another model that is used in the same way, with features of its own."""
-        return VisionLanguageModel(lm, None, self.engine, self.cache.budget_bytes)
+        """Return another model that is used in the same way.
+
+        It has features of its own, unless what makes them is frozen in both and the same.
+        """
+        other = VisionLanguageModel(lm, None, self.engine, self.cache.budget_bytes)
+        if self.frozen() == other.frozen() == "features":
+            other.cache = self.cache
+        return other
 
     @property
     def trunk(self) -> Any:

@@ -135,7 +135,7 @@ def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     for name, row in rows.items():
         table.add_row(name, *[f"{row[key]:z.3f}" if key in row else "" for key in columns])
     print(title)  # not the table's own, which would be wrapped to the width of a small table
-    Console(width=None if Console().is_terminal else 100).print(table)
+    Console(width=None if Console().is_terminal else 120).print(table)
 
 
 def _flat(measures: Mapping[str, Any]) -> dict[str, Any]:

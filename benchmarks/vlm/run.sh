@@ -22,5 +22,8 @@ run direct $SFT --style direct
 run exact $GRPO --model "$OUT/sft" --reward format exact
 run ordinal $GRPO --model "$OUT/sft" --reward format ordinal:5
 run random $GRPO --model "$OUT/sft" --reward random
-run longer $SFT --steps 1300 --learning-rate 1e-3 --model "$OUT/sft"  # at least as long as GRPO takes
-run scratch $GRPO --reward format exact
+run same-time $SFT --steps 550 --learning-rate 1e-3 --model "$OUT/sft"  # about as long as GRPO takes
+run longer $SFT --steps 1300 --learning-rate 1e-3 --model "$OUT/sft"
+run longer-exact $GRPO --model "$OUT/longer" --reward format exact
+run longest $SFT --steps 600 --learning-rate 5e-4 --model "$OUT/longer"  # about as long as GRPO takes
+run scratch $GRPO --reward format exact || true  # stops by itself: no group's rewards ever differ

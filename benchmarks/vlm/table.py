@@ -4,7 +4,8 @@
 
 Accuracy on held-out images, greedy and sampled at temperature 1, and the mean absolute error of the
 greedy answers that are numbers, in and out of distribution: mean ± standard deviation over seeds
-(n - 1). "gain" is the difference to the SFT run of the same seed. Seconds are of training steps.
+(n - 1). "gain" is the difference in greedy accuracy to what a run started from, seed by seed; for
+direct answers, to the first SFT. Seconds are of training steps.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-RUNS = {
-    "sft": "SFT",
-    "exact": "SFT + GRPO, exact reward",
-    "ordinal": "SFT + GRPO, ordinal reward",
-    "random": "SFT + GRPO, random reward",
-    "longer": "SFT, longer",
-    "scratch": "GRPO from scratch",
-    "direct": "SFT, direct answers",
-    "direct-exact": "SFT + GRPO, direct answers",
+RUNS = {  # with the run that each is compared with
+    "sft": ("SFT", "sft"),
+    "exact": ("SFT + GRPO, exact reward", "sft"),
+    "ordinal": ("SFT + GRPO, ordinal reward", "sft"),
+    "random": ("SFT + GRPO, random reward", "sft"),
+    "same-time": ("SFT, as long as GRPO", "sft"),
+    "longer": ("SFT, as long again", "sft"),
+    "direct": ("SFT, direct answers", "sft"),
+    "longer-exact": ("SFT, as long again + GRPO, exact", "longer"),
+    "longest": ("SFT, longer still", "longer"),
 }
-START = "sft"
 MEASURES = {
     "accuracy": "greedy",
     "sampled_accuracy": "sampled",
@@ -39,11 +40,11 @@ def main() -> None:
     seeds = sorted(options.parse_args().folder.glob("seed-*"))
     print(f"{len(seeds)} seeds: mean ± standard deviation\n")
     heads = [f"{name}, {where}" for where in ("in", "out") for name in MEASURES.values()]
-    print("| run | seconds |", " | ".join([*heads, "gain out"]), "|")
-    print("|---|" + "---:|" * (len(heads) + 2))
-    starts = {seed.name: _summary(seed / START) for seed in seeds}
-    for folder, name in RUNS.items():
+    print("| run | seconds |", " | ".join([*heads, "gain in", "gain out"]), "|")
+    print("|---|" + "---:|" * (len(heads) + 3))
+    for folder, (name, start) in RUNS.items():
         found = {seed.name: _summary(seed / folder) for seed in seeds if _is_there(seed / folder)}
+        starts = {seed.name: _summary(seed / start) for seed in seeds if _is_there(seed / start)}
         if found:
             print(f"| {name} |", " | ".join(_cells(found, starts)), "|")
 
@@ -53,11 +54,13 @@ def _cells(found: dict[str, Any], starts: dict[str, Any]) -> list[str]:
     for where in ("in", "out"):
         for measure in MEASURES:
             cells.append(_spread([_measures(run, where).get(measure) for run in found.values()]))
-    gains = [
-        _measures(run, "out")["accuracy"] - _measures(starts[seed], "out")["accuracy"]
-        for seed, run in found.items()
-    ]
-    return [*cells, _spread(gains, "+")]
+    for where in ("in", "out"):
+        gains = [
+            _measures(run, where)["accuracy"] - _measures(starts[seed], where)["accuracy"]
+            for seed, run in found.items()
+        ]
+        cells.append(_spread(gains, "+"))
+    return cells
 
 
 def _measures(run: dict[str, Any], where: str) -> dict[str, float]:

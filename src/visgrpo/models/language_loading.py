@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ class LanguageParts:
     notes: tuple[str, ...] = ()
 
 
+Parts = TypeVar("Parts", bound=LanguageParts)
+
+
 def load_language(name: str) -> LanguageParts:
     """Load a model folder, a run's folder, a Hub name, an adapter or a nanoGPT ``ckpt.pt``.
 
@@ -56,13 +59,52 @@ def load_language(name: str) -> LanguageParts:
     name = model_folder(name)
     check_model_name(name)
     if (Path(name) / "adapter_config.json").exists():
-        return _load_adapter(name)
+        return load_adapter(name, load_language)
     from transformers import AutoTokenizer
 
     with in_one_line(name):
         model = _load_weights(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
     return _checked(LanguageParts(name, model, tokenizer, read_info(name)))
+
+
+def adapter_base(name: str) -> str:
+    """Return the name of the model that an adapter was trained on.
+
+    Raises:
+        UserError: where the adapter does not say.
+    """
+    config = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
+    start = config.get("base_model_name_or_path")
+    if not start:
+        raise UserError(
+            f'Adapter "{name}" does not say which model it belongs to: set '
+            '"base_model_name_or_path" in its adapter_config.json.'
+        )
+    return str(start)
+
+
+def load_adapter(name: str, load: Callable[[str], Parts]) -> Parts:
+    """Load a peft adapter merged into the model that it was trained on.
+
+    Args:
+        load: loads that model by its name.
+
+    Raises:
+        UserError: for an adapter that does not say its model, or does not fit it.
+    """
+    from peft import PeftModel
+
+    start = adapter_base(name)
+    base = load(start)
+    try:
+        with in_one_line(name):
+            merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
+    except RuntimeError as error:  # peft's, for weights of other shapes
+        raise UserError(f'Adapter "{name}" does not fit its base "{start}".') from error
+    # An adapter trained on top of this one belongs to the merged model, not to the first base.
+    merged.name_or_path = merged.config._name_or_path = name
+    return replace(base, name=name, model=merged, info=read_info(name) or base.info)
 
 
 def nanogpt_checkpoint(name: str) -> Path | None:
@@ -118,27 +160,6 @@ def _load_nanogpt(name: str, path: Path) -> LanguageParts:
     with in_one_line(name):
         model, tokenizer = load_nanogpt(path)
     return _checked(LanguageParts(name, model, tokenizer))
-
-
-def _load_adapter(name: str) -> LanguageParts:
-    from peft import PeftModel
-
-    config = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
-    start = config.get("base_model_name_or_path")
-    if not start:
-        raise UserError(
-            f'Adapter "{name}" does not say which model it belongs to: set '
-            '"base_model_name_or_path" in its adapter_config.json.'
-        )
-    base = load_language(start)
-    try:
-        with in_one_line(name):
-            merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
-    except RuntimeError as error:  # peft's, for weights of other shapes
-        raise UserError(f'Adapter "{name}" does not fit its base "{start}".') from error
-    # An adapter trained on top of this one belongs to the merged model, not to the first base.
-    merged.name_or_path = merged.config._name_or_path = name
-    return replace(base, name=name, model=merged, info=read_info(name) or base.info)
 
 
 def _check_scores(parts: LanguageParts) -> None:

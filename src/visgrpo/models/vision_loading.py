@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from visgrpo.errors import UserError
-from visgrpo.models.language_loading import LanguageParts
+from visgrpo.models.language_loading import LanguageParts, adapter_base, load_adapter
 from visgrpo.models.loading import (
     check_model_name,
     in_one_line,
@@ -46,7 +46,7 @@ def is_vision_language(name: str) -> bool:
     name = model_folder(name)
     check_model_name(name)
     if _is_adapter(name):
-        return is_vision_language(_base_of(name))
+        return is_vision_language(adapter_base(name))
     with in_one_line(name):
         return AutoConfig.from_pretrained(name).model_type in FAMILIES
 
@@ -64,7 +64,7 @@ def load_vision_language(name: str, *, max_pixels: int | None = None) -> VisionP
     """
     name = model_folder(name)
     check_model_name(name)
-    parts = _load_adapter(name) if _is_adapter(name) else _load_model(name)
+    parts = load_adapter(name, load_vision_language) if _is_adapter(name) else _load_model(name)
     if max_pixels is not None:
         parts.processor.limit(max_pixels)
     return parts
@@ -131,28 +131,3 @@ def _use_template_of_processor(name: str, tokenizer: Any) -> None:
 
 def _is_adapter(name: str) -> bool:
     return (Path(name) / "adapter_config.json").exists()
-
-
-def _base_of(name: str) -> str:
-    config = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f'Adapter "{name}" does not say which model it belongs to: set '
-            '"base_model_name_or_path" in its adapter_config.json.'
-        )
-    return str(base)
-
-
-def _load_adapter(name: str) -> VisionParts:
-    from peft import PeftModel
-
-    base = load_vision_language(_base_of(name))
-    try:
-        with in_one_line(name):
-            merged = PeftModel.from_pretrained(base.model, name).merge_and_unload()
-    except RuntimeError as error:  # peft's, for weights of other shapes
-        raise UserError(f'Adapter "{name}" does not fit its base "{base.name}".') from error
-    # An adapter trained on top of this one belongs to the merged model, not to the first base.
-    merged.name_or_path = merged.config._name_or_path = name
-    return replace(base, name=name, model=merged, info=read_info(name) or base.info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from visgrpo.data.splitting import parse_split
@@ -13,13 +12,14 @@ from visgrpo.errors import UserError
 from visgrpo.models.loading import read_info
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.models.vision_loading import VisionParts, load_vision_language
-from visgrpo.recipes.evaluate_shared import division_of, models_of, show
+from visgrpo.recipes.evaluate_shared import models_of, show
 from visgrpo.recipes.model_kinds import IN_WORDS, kind_of
 from visgrpo.recipes.session import print_notes
 from visgrpo.recipes.token_config import SamplingConfig
 from visgrpo.recipes.use_configs import EvaluateConfig
 from visgrpo.recipes.vlm_config import VlmConfig, defaults_of
 from visgrpo.recipes.vlm_data import say_left_out, say_resized
+from visgrpo.recipes.vlm_lineage import Learned, learned_from
 from visgrpo.recipes.vlm_setup import (
     confusions,
     held_out_of,
@@ -89,24 +89,27 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _questions(config: EvaluateConfig, processes: Processes) -> VisualDataset:
-    """Return the rows to evaluate on; of what the model was trained on, its own test split."""
+    """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
     split, rows = parse_split(config.split)
     if split == "all":
         raise UserError(f"--split {config.split}: name train, validation or test.")
-    division = division_of(config, validation_fraction=VlmConfig.validation_fraction)
+    known = [learned_from(name, config.data) for name in (config.model, config.start)]
+    learned = next(filter(None, known), None)
+    division = learned or Learned(config.data, 0, VlmConfig.validation_fraction)
+    seed = division.seed if config.seed is None else config.seed
     columns = {
         "image_column": config.image_column,
         "question_column": config.question_column,
         "answer_column": config.answer_column,
         "skip_bad_images": config.skip_bad_images,
-        "seed": division.seed,
+        "seed": seed,
     }
-    if split == "test" and not _trained_on(config):
+    if split == "test" and learned is None:
         dataset = load_visual_test(config.data, **columns)  # type: ignore[arg-type]
     else:
         splits = load_visual(
             config.data,
-            validation_fraction=division.validation_fraction,
+            validation_fraction=config.validation_fraction or division.validation_fraction,
             **columns,  # type: ignore[arg-type]
         )
         print_notes(splits.notes, processes)
@@ -116,9 +119,3 @@ def _questions(config: EvaluateConfig, processes: Processes) -> VisualDataset:
     require = require_counts if config.task == "counting" else require_answers
     require(dataset)
     return dataset
-
-
-def _trained_on(config: EvaluateConfig) -> bool:
-    """Whether the model was trained on a part of this data: an undivided table has others too."""
-    learned = read_info(config.model).get("data")
-    return learned is not None and Path(learned).resolve() == Path(config.data).resolve()

@@ -11,6 +11,7 @@ from visgrpo.data.visual_sources import load_visual, load_visual_test
 from visgrpo.models.vision_processor import VisionProcessor
 from visgrpo.recipes.session import Session, print_notes
 from visgrpo.recipes.vlm_config import VlmConfig
+from visgrpo.recipes.vlm_lineage import Learned, learned_from
 from visgrpo.training.processes import Processes
 
 SPLITS = ("train", "validation", "test")
@@ -26,16 +27,27 @@ def run_name(config: VlmConfig) -> str:
 def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
     """Load questions in three splits and out of distribution; say what was decided about them.
 
-    What is held out is cut to ``eval_images``.
+    What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
+    they were then: by another seed, most of what is held out would be rows that it knows.
     """
+    before = learned_from(config.model, config.data)
+    division = before or Learned(config.data, config.seed, config.validation_fraction)
+    if before and (before.seed, before.validation_fraction) != (
+        config.seed,
+        config.validation_fraction,
+    ):
+        session.note(
+            f"{config.data} is divided as when {config.model} learned from it: seed {before.seed}, "
+            f"validation fraction {before.validation_fraction}."
+        )
     splits = load_visual(
         config.data,
         image_column=config.image_column,
         question_column=config.question_column,
         answer_column=config.answer_column,
         trace_column=config.trace_column,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
+        validation_fraction=division.validation_fraction,
+        seed=division.seed,
         skip_bad_images=config.skip_bad_images,
     )
     shifts = dict(splits.shifts)

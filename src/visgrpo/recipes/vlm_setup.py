@@ -27,6 +27,7 @@ from visgrpo.recipes.session import Session
 from visgrpo.recipes.token_config import SamplingConfig
 from visgrpo.recipes.vlm_config import VlmConfig
 from visgrpo.recipes.vlm_data import first_rows, say_resized
+from visgrpo.recipes.vlm_lineage import with_stage
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.text import TextRewards, parse_text_rewards
 from visgrpo.training.kl_controller import FixedKL
@@ -143,6 +144,7 @@ def info_of(config: VlmConfig, parts: VisionParts) -> dict[str, Any]:
         "start": config.model,
         "method": config.stage,
         "data": config.data,
+        "learned": with_stage(parts.info, config),
         "seed": config.seed,
         "validation_fraction": config.validation_fraction,
         "preset": parts.info.get("preset"),

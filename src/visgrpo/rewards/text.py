@@ -253,5 +253,5 @@ def _place(row: int, rows: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
+    shown = repr(value if isinstance(value, str) else completion_text(value))
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"

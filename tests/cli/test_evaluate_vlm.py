@@ -144,3 +144,13 @@ def test_real_renders(file: str, seer: Path, capsys: Capture) -> None:
     assert found["examples"] == 10
     assert found["unparsed"] == 1  # a random model answers nothing
     assert sum(map(sum, found["confusion"]["rows"])) == 10
+
+
+def test_predict_says_that_an_image_is_made_smaller(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    large = tmp_path / "large.png"
+    Image.new("RGB", (600, 600), "red").save(large)
+    capsys.readouterr()
+    main(["predict", str(run), str(large), "--ask", "How many?", "--max-new-tokens", "2"])
+    assert f"note: {large}: made smaller for the model." in capsys.readouterr().err

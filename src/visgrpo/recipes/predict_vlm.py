@@ -44,6 +44,14 @@ def answer_about(config: PredictConfig, images: Sequence[Image.Image]) -> list[d
     sampling = sampling_of(asked, parts, parts.processor.placeholder_ids)
     room, decode = prompt_room(asked, parts), decoder_of(parts)
     model = VisionLanguageModel(parts.model).requires_grad_(False).to(processes.device).eval()
+    smaller = [
+        path
+        for path, image in zip(config.images, images, strict=True)
+        if parts.processor.resizes(image)
+    ]
+    if smaller:
+        more = f" and {len(smaller) - 1} more" if len(smaller) > 1 else ""
+        print_notes([f"{smaller[0]}{more}: made smaller for the model."], processes)
     messages = _messages(config.ask, config.style or parts.info.get("style"))
     answers = []
     for path, image in zip(config.images, images, strict=True):

@@ -18,12 +18,16 @@ MAY_IMPORT = {
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,
+    "feedback": CORE,
     "models": TABLES,
     "policies": TABLES | {"models"},
     "training": TABLES | {"models", "policies"},
     "evaluation": TABLES | {"models", "policies"},
     "reporting": CORE,
-    "recipes": TABLES | {"models", "policies", "training", "evaluation", "reporting", "arguments"},
+    "collecting": TABLES | {"feedback", "models", "evaluation"},
+    "recipes": TABLES
+    | {"feedback", "models", "policies", "training", "evaluation", "reporting", "collecting"}
+    | {"arguments"},
     "arguments": CORE,
     "cli": CORE | {"arguments", "recipes"},
     "__main__": {"cli"},

@@ -81,7 +81,8 @@ class HeldOut:
     def _reward(self, logits_MK: Tensor) -> dict[str, float]:
         if self.rewards is None:
             return {}
-        return {"reward": expected_reward(self.rewards, logits_MK, self.dataset)}
+        reward = expected_reward(self.rewards, logits_MK, self.dataset)
+        return {} if reward is None else {"reward": reward}
 
 
 def logits_of(
@@ -103,25 +104,25 @@ def pooled_of(
         return run_over(pool, dataset, inputs, processes).float()
 
 
-def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float:
+def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float | None:
     """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
+
+    Images of which no label has a reward are left out; None if that is all of them.
 
     Args:
         logits_MK: of every row of the data set, in its order.
     """
-    total = 0.0
-    n_classes = logits_MK.shape[1]
+    total, images = 0.0, 0
     for batch in sequential(dataset, _no_input, 256):
-        probabilities_NK = logits_MK[batch.indices_N].softmax(dim=-1)
-        rewards_NKR = rewards(
-            torch.arange(n_classes).expand(len(batch), -1),
+        expected_N, decided_N = rewards.expected(
+            logits_MK[batch.indices_N].softmax(dim=-1),
             label=batch.labels_N,
-            probabilities=probabilities_NK,
             classes=dataset.classes,
             **batch.columns,
         )
-        total += float((probabilities_NK * (rewards_NKR @ rewards.weights_R)).sum())
-    return total / len(dataset)
+        total += float(expected_N.sum())
+        images += len(batch) if decided_N is None else int(decided_N.sum())
+    return total / images if images else None
 
 
 def _no_input(index: int, rng: np.random.Generator) -> Tensor:

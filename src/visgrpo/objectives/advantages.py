@@ -35,7 +35,7 @@ def advantages(
     With ``weights_NG`` (the estimator's weights, each row summing to 1: π_old for ``exact``, 1/K
     for ``uniform``) mean and standard deviation are those of that distribution, and the deviation
     is the population's. Without weights every output counts the same and the deviation is the
-    sample's (n - 1), as in TRL.
+    sample's (n - 1), as in TRL. A group whose weights are all 0 is no part of the batch.
 
     A group (or, with batch scope, a batch) whose possible outputs all earn the same has advantages
     of exactly 0, whatever the rounding of its mean; only with neither baseline nor scale are
@@ -57,7 +57,7 @@ def advantages(
         rewards_NG = rewards_NG.float()
     if scope == "batch":
         pool = rewards_NG.reshape(1, -1)
-        weights = None if weights_NG is None else weights_NG.reshape(1, -1) / len(weights_NG)
+        weights = None if weights_NG is None else _over_batch(weights_NG)
     else:
         pool, weights = rewards_NG, weights_NG
     _refuse(pool, scope, baseline, scale, weights)
@@ -67,7 +67,7 @@ def advantages(
     if scale == "std":
         centred = centred / (_std(pool, weights) + eps)
     elif scale == "batch_std":
-        batch_weights = None if weights is None else weights.reshape(1, -1) / len(weights)
+        batch_weights = None if weights is None else _over_batch(weights)
         centred = centred / (_std(pool.reshape(1, -1), batch_weights) + eps)
     elif scale == "mean":
         centred = centred / (mean + eps)
@@ -155,6 +155,12 @@ def _refuse(
             'Scale "mean" divides by the mean reward and needs rewards ≥ 0: shift the rewards or '
             'use scale "std" or "none".'
         )
+
+
+def _over_batch(weights_NG: Tensor) -> Tensor:
+    """Weights (1, N·G) that sum to 1; groups without any weight are no part of the batch."""
+    groups = (weights_NG.sum(dim=1) > 0).sum().clamp(min=1)
+    return weights_NG.reshape(1, -1) / groups
 
 
 def _mean(pool: Tensor, weights: Tensor | None) -> Tensor:

@@ -29,6 +29,8 @@ class LabelGroups:
         labelled_N: which labels the supervised part may see, bool.
         input_weights_N: how much each input counts; None where all count the same. Their mean is
             1, or less where other inputs of the batch have nothing to decide.
+        coverage_N: the old policy's probability of the labels that people's feedback is known of;
+            None where rewards are not from feedback.
     """
 
     outputs_NG: Tensor
@@ -40,6 +42,7 @@ class LabelGroups:
     labels_N: Tensor
     labelled_N: Tensor
     input_weights_N: Tensor | None = None
+    coverage_N: Tensor | None = None
 
     def select(self, rows: Tensor) -> LabelGroups:
         """Return the groups of some inputs, for a minibatch."""

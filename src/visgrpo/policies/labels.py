@@ -17,7 +17,6 @@ from visgrpo.objectives import (
     categorical_kl,
     draw,
     entropy,
-    estimator_weights,
     on_policy_loss,
     surrogate,
     weighted_sum,
@@ -35,6 +34,7 @@ from visgrpo.policies.groups import (
     weights_with_inputs,
 )
 from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics, reward_metrics
+from visgrpo.policies.unknown import Support
 from visgrpo.rewards import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
@@ -89,6 +89,8 @@ class LabelGRPO:
         self.rewards.validate(self.objective.scope)
         if self.beta and self.reference is None:
             raise UserError("A KL weight (beta) needs a reference.")
+        if self.rewards.masks and self.objective.baseline == "leave_one_out":
+            _check_leave_one_out(self.objective)
         if self.class_subset is not None:
             _check_subset(self.class_subset, self.estimator, len(self.classes))
 
@@ -133,7 +135,8 @@ class LabelGRPO:
         log_probs_NG = self._of_outputs(log_probs_NK, groups.outputs_NG)
         loss = on_policy_loss(log_probs_NG, groups.advantages_NG, weights_with_inputs(groups))
         metrics = {name: loss.new_zeros(()) for name in CLIP_METRICS}
-        metrics["ratio_mean"] = mean_over_inputs(torch.ones_like(logits_NK[:, 0]), input_weights_N)
+        ones_N = torch.ones_like(logits_NK[:, 0])
+        metrics["ratio_mean"] = mean_over_inputs(ones_N, groups.input_weights_N)
         loss, more = self._with_terms(loss, logits_NK, log_probs_NK, groups)
         return LossResult(loss, metrics | more, groups)
 
@@ -159,9 +162,9 @@ class LabelGRPO:
     def _groups(
         self, old_NK: Tensor, batch: Batch, step: int, input_weights_N: Tensor | None
     ) -> LabelGroups:
-        outputs_NG = self._outputs(old_NK, batch, step)
-        old_NG = self._of_outputs(old_NK, outputs_NG)
-        weights_NG = estimator_weights(self.estimator, old_NG)
+        support = Support.of(old_NK, self.rewards.pairs(batch.columns, old_NK.device))
+        outputs_NG = self._outputs(support.log_probs_NK, batch, step)
+        weights_NG, old_NG = self._weighted(old_NK, support, outputs_NG, batch)
         rewards_NGR = self.rewards(
             outputs_NG,
             label=batch.labels_N,
@@ -179,13 +182,14 @@ class LabelGRPO:
                 self.objective,
                 self.combination,
                 self.shards,
-                weights_NG,
+                support.weights_in_batch(weights_NG, outputs_NG, self.objective),
             ),
             weights_NG=weights_NG,
             reference_log_probs_NK=self._reference(batch),
             labels_N=batch.labels_N,
             labelled_N=self._labelled(batch),
-            input_weights_N=input_weights_N,
+            input_weights_N=support.input_weights(input_weights_N),
+            coverage_N=support.coverage_N,
         )
 
     def loss_of(self, logits_NK: Tensor, groups: LabelGroups) -> tuple[Tensor, Metrics]:
@@ -249,6 +253,8 @@ class LabelGRPO:
             if self.takes_all_classes:
                 order = groups.old_log_probs_NG[i].cpu().argsort(descending=True)
                 shown = torch.cat([torch.tensor([label]), order[order != label][:9]])
+                if groups.weights_NG is not None:
+                    shown = shown[groups.weights_NG[i].cpu()[shown] > 0]
             outputs = groups.outputs_NG[i].cpu()[shown]
             samples.append(
                 {
@@ -275,6 +281,13 @@ class LabelGRPO:
         uniforms = uniforms_for(self.seed, step, positions_N, total, self.group_size)
         return draw(old_NK, uniforms.to(old_NK.device))
 
+    def _weighted(
+        self, old_NK: Tensor, support: Support, outputs_NG: Tensor, batch: Batch
+    ) -> tuple[Tensor | None, Tensor]:
+        """Weights of the outputs, and the log-probs that ratios are taken to; each (N, G)."""
+        among_NG = self._of_outputs(support.log_probs_NK, outputs_NG)
+        return support.weights(self.estimator, among_NG), self._of_outputs(old_NK, outputs_NG)
+
     def _of_outputs(self, values_NK: Tensor, outputs_NG: Tensor) -> Tensor:
         return values_NK if self.takes_all_classes else values_NK.gather(1, outputs_NG)
 
@@ -300,6 +313,14 @@ def labelled_cross_entropy(logits_NK: Tensor, labels_N: Tensor, labelled_N: Tens
     """
     each_N = F.cross_entropy(logits_NK.float(), labels_N, reduction="none")
     return (each_N * labelled_N).sum() / len(labels_N)
+
+
+def _check_leave_one_out(objective: Objective) -> None:
+    if objective.scope == "batch" or objective.scale == "batch_std":
+        raise UserError(
+            "The leave-one-out baseline over a batch needs a reward for every label: give those "
+            "that nobody has seen one (--unknown prior), or take advantages over groups."
+        )
 
 
 def _check_subset(size: int, estimator: Estimator, n_classes: int) -> None:

@@ -47,7 +47,10 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     expected_NG = weights_NG
     if groups.weights_NG is not None:
         # Log-probs of all classes stay as they are; those of a subset are brought to a sum of 1.
-        expected_NG = groups.old_log_probs_NG.softmax(dim=1)
+        log_probs_NG = groups.old_log_probs_NG
+        if groups.coverage_N is not None:  # labels that nobody has judged are no outputs
+            log_probs_NG = log_probs_NG.masked_fill(groups.weights_NG == 0, -torch.inf)
+        expected_NG = log_probs_NG.softmax(dim=1)
     mean_N1 = (weights_NG * rewards_NG).sum(dim=1, keepdim=True)
     variance_N = (weights_NG * (rewards_NG - mean_N1).square()).sum(dim=1) * correction
     each = {
@@ -58,4 +61,9 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     }
     for i, name in enumerate(rewards.names):
         each[f"rewards/{name}/mean"] = (expected_NG * groups.rewards_NGR[..., i]).sum(dim=1)
-    return {name: mean_over_inputs(value, groups.input_weights_N) for name, value in each.items()}
+    metrics = {
+        name: mean_over_inputs(value, groups.input_weights_N) for name, value in each.items()
+    }
+    if groups.coverage_N is not None:  # of all images, those without any feedback too
+        metrics["feedback/coverage"] = groups.coverage_N.mean()
+    return metrics

@@ -53,18 +53,11 @@ class Supervised:
 
     def _metrics(self, logits_NK: Tensor, batch: Batch) -> dict[str, Tensor]:
         log_probs_NK = logits_NK.float().log_softmax(dim=-1)
-        n_inputs, n_classes = log_probs_NK.shape
-        probabilities_NK = log_probs_NK.exp()
-        rewards_NKR = self.rewards(
-            torch.arange(n_classes, device=log_probs_NK.device).expand(n_inputs, -1),
-            label=batch.labels_N,
-            probabilities=probabilities_NK,
-            classes=self.classes,
-            **batch.columns,
+        expected_N, _ = self.rewards.expected(
+            log_probs_NK.exp(), label=batch.labels_N, classes=self.classes, **batch.columns
         )
-        rewards_NK = rewards_NKR @ self.rewards.weights_R.to(rewards_NKR)
         metrics = policy_metrics(log_probs_NK, batch.labels_N)
-        metrics["reward"] = (probabilities_NK * rewards_NK).sum(dim=-1).mean()
+        metrics["reward"] = expected_N.mean()
         if self.reference is not None:
             reference_NK = self.reference.log_probs(batch)
             metrics["kl"] = categorical_kl(log_probs_NK, reference_NK).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.rewards.custom import ARGUMENTS, CustomReward
+from visgrpo.rewards.feedback import FeedbackReward, KnownPairs, pairs_of
 from visgrpo.rewards.functions import user_function
 from visgrpo.rewards.labels import LABEL_REWARDS, LabelReward, Scope, label_reward
 from visgrpo.rewards.weighted import WeightedRewards
@@ -34,6 +35,53 @@ class RewardSet(WeightedRewards):
     def scope(self) -> Scope:
         """ "batch" if any part makes sense over the batch only."""
         return "batch" if any(part.scope == "batch" for part in self.functions) else "any"
+
+    @property
+    def masks(self) -> bool:
+        """Whether some outputs of an image may have no reward, so that no group can have them."""
+        return any(isinstance(part, FeedbackReward) and part.masks for part in self.functions)
+
+    def pairs(self, columns: Mapping[str, Any], device: torch.device) -> KnownPairs | None:
+        """Return which labels of some images all rewards know; None where each knows all.
+
+        Args:
+            columns: of the images, those of the batch.
+        """
+        return pairs_of(self.functions, columns, device)
+
+    def expected(
+        self,
+        probabilities_NK: Tensor,
+        *,
+        label: Tensor,
+        classes: Sequence[str],
+        **columns: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what N images earn in the mean under a policy, Σ_k π_k r_k, and which earn at all.
+
+        Where some labels of an image have no reward, the mean is over the others, with the policy's
+        probabilities brought to a sum of 1.
+
+        Returns:
+            (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where no label
+            has a reward (the expectation is 0 there), or None where every image has some.
+        """
+        n_inputs, n_classes = probabilities_NK.shape
+        rewards_NKR = self(
+            torch.arange(n_classes, device=probabilities_NK.device).expand(n_inputs, -1),
+            label=label,
+            probabilities=probabilities_NK,
+            classes=classes,
+            **columns,
+        )
+        rewards_NK = rewards_NKR @ self.weights_R.to(rewards_NKR)
+        pairs = self.pairs(columns, probabilities_NK.device)
+        if pairs is None or pairs.usable_NK is None:
+            return (probabilities_NK * rewards_NK).sum(dim=-1), None
+        weights_NK = probabilities_NK * pairs.usable_NK
+        # The smallest number stands in for 0 where nothing is known: the sum above it is 0 too.
+        total_N = weights_NK.sum(dim=-1).clamp(min=torch.finfo(weights_NK.dtype).tiny)
+        return (weights_NK * rewards_NK).sum(dim=-1) / total_N, pairs.usable_NK.any(dim=-1)
 
     def validate(self, scope: str, columns: Iterable[str] | None = None) -> None:
         """Check before any model is loaded that the rewards fit the run.
@@ -98,6 +146,7 @@ def parse_rewards(
     specs: Sequence[str | Callable[..., Any]],
     weights: Sequence[float] | None,
     classes: Sequence[str],
+    feedback: Mapping[str, LabelReward] | None = None,
 ) -> RewardSet:
     """Build rewards from what the user wrote.
 
@@ -107,20 +156,25 @@ def parse_rewards(
             "file.py:function"), or a Python callable. A function's own name names it.
         weights: one for each; None for all 1.
         classes: class names, position = class id.
+        feedback: the rewards that were made of people's behaviour, by name ("clicks", …).
 
     Raises:
         UserError: an unknown name or file (with the nearest), or a mistake in `RewardSet`.
         RewardError: importing the user's function raised.
     """
-    parsed = [_parse(spec, classes) for spec in specs]
+    parsed = [_parse(spec, classes, feedback or {}) for spec in specs]
     return RewardSet.of(parsed, weights)
 
 
-def _parse(spec: str | Callable[..., Any], classes: Sequence[str]) -> tuple[str, LabelReward]:
+def _parse(
+    spec: str | Callable[..., Any], classes: Sequence[str], feedback: Mapping[str, LabelReward]
+) -> tuple[str, LabelReward]:
     if isinstance(spec, str):
         spec = spec.strip()
         name, _, argument = spec.partition(":")
+        if spec in feedback:
+            return spec, feedback[spec]
         if name in LABEL_REWARDS:
             return name, label_reward(name, argument, classes)
-    name, function = user_function(spec, LABEL_REWARDS)
+    name, function = user_function(spec, (*LABEL_REWARDS, *feedback))
     return name, CustomReward(name, function)

@@ -1,0 +1,88 @@
+"""What people's behaviour says a label of an image is worth: a table over (image, label)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+from visgrpo.rewards.scope import Scope
+
+ROW_COLUMN = "feedback_row"
+"""Column of a data set that says which row of the tables an image is."""
+
+
+class KnownPairs(NamedTuple):
+    """What is known about the K labels of N images.
+
+    Attributes:
+        observed_NK: bool: people's behaviour was seen for this pair.
+        usable_NK: bool: the pair may be an output of a group; None where all may, since a reward
+            was put in for what was not seen.
+    """
+
+    observed_NK: Tensor
+    usable_NK: Tensor | None
+
+
+@dataclass(eq=False)
+class FeedbackReward:
+    """The entry [image, output] of a table (M, K).
+
+    The tables move to the outputs' device at a call, and stay there for the next.
+
+    Attributes:
+        worth_MK: the reward of every pair; that of a pair never seen stands there too, and counts
+            unless it is masked.
+        observed_MK: bool, which pairs were seen.
+        masks: pairs that were not seen take no part in a group.
+
+    Raises:
+        UserError: shapes that do not fit, or a reward that is not finite.
+    """
+
+    worth_MK: Tensor
+    observed_MK: Tensor
+    masks: bool = True
+    scope: ClassVar[Scope] = "any"
+
+    def __post_init__(self) -> None:
+        if self.worth_MK.shape != self.observed_MK.shape:
+            shapes = f"{tuple(self.worth_MK.shape)} and {tuple(self.observed_MK.shape)}"
+            raise UserError(f"The tables of feedback have the shapes {shapes}: give equal ones.")
+        if not self.worth_MK.isfinite().all():
+            raise UserError("A reward from feedback is not finite: mend its table.")
+
+    def __call__(self, outputs_NG: Tensor, /, *, feedback_row: Sequence[int], **_: Any) -> Tensor:
+        rows_N = self._rows(feedback_row, outputs_NG.device)
+        return self.worth_MK[rows_N[:, None], outputs_NG]
+
+    def pairs(self, feedback_row: Sequence[int], device: torch.device) -> KnownPairs:
+        """Return what is known about all labels of some images."""
+        observed_NK = self.observed_MK[self._rows(feedback_row, device)]
+        return KnownPairs(observed_NK, observed_NK if self.masks else None)
+
+    def _rows(self, feedback_row: Sequence[int], device: torch.device) -> Tensor:
+        self.worth_MK = self.worth_MK.to(device)
+        self.observed_MK = self.observed_MK.to(device)
+        return torch.as_tensor(feedback_row, device=device)
+
+
+def pairs_of(
+    rewards: Sequence[Any], columns: Mapping[str, Any], device: torch.device
+) -> KnownPairs | None:
+    """Return the pairs that every reward from feedback knows; None if none is from feedback."""
+    found = [
+        reward.pairs(columns[ROW_COLUMN], device)
+        for reward in rewards
+        if isinstance(reward, FeedbackReward)
+    ]
+    if not found:
+        return None
+    observed_NK = torch.stack([pairs.observed_NK for pairs in found]).all(dim=0)
+    masked = [pairs.usable_NK for pairs in found if pairs.usable_NK is not None]
+    return KnownPairs(observed_NK, torch.stack(masked).all(dim=0) if masked else None)

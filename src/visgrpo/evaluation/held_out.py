@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction, sequential
 from visgrpo.data.dataset import ImageDataset
+from visgrpo.evaluation.agreement import agreement
 from visgrpo.evaluation.classification import evaluate_logits, scalar_measures
 from visgrpo.evaluation.zero_shot import Shards, predict_logits, run_over
 from visgrpo.rewards import RewardSet
@@ -31,6 +32,7 @@ class HeldOut:
     Attributes:
         start_logits_MK: of the classifier when this was made; KL is taken to them.
         rewards: what the run optimises; their expectation under the policy is one of the measures.
+        votes_MK: people's votes on these images, to measure agreement with; None where unknown.
     """
 
     classifier: nn.Module
@@ -39,6 +41,7 @@ class HeldOut:
     processes: Precision
     start_logits_MK: Tensor
     rewards: RewardSet | None = None
+    votes_MK: Tensor | None = None
 
     @classmethod
     def at_start(
@@ -48,10 +51,11 @@ class HeldOut:
         inputs: InputFunction,
         processes: Precision,
         rewards: RewardSet | None = None,
+        votes_MK: Tensor | None = None,
     ) -> HeldOut:
         """Remember the logits of the classifier as it is now."""
         logits_MK = logits_of(classifier, dataset, inputs, processes)
-        return cls(classifier, dataset, inputs, processes, logits_MK, rewards)
+        return cls(classifier, dataset, inputs, processes, logits_MK, rewards, votes_MK)
 
     def start(self) -> dict[str, Any]:
         """Return all measures of the start."""
@@ -68,6 +72,7 @@ class HeldOut:
         return {
             **scalar_measures(logits_MK, labels_M, self.start_logits_MK),
             **self._reward(logits_MK),
+            **self._agreement(logits_MK),
         }
 
     def _logits(self) -> Tensor:
@@ -76,7 +81,12 @@ class HeldOut:
     def _all(self, logits_MK: Tensor) -> dict[str, Any]:
         labels_M = torch.from_numpy(self.dataset.labels)
         measures = evaluate_logits(logits_MK, labels_M, self.dataset.classes, self.start_logits_MK)
-        return {**measures, **self._reward(logits_MK)}
+        return {**measures, **self._reward(logits_MK), **self._agreement(logits_MK)}
+
+    def _agreement(self, logits_MK: Tensor) -> dict[str, float]:
+        if self.votes_MK is None or not self.votes_MK.any():
+            return {}
+        return agreement(logits_MK, self.votes_MK, torch.from_numpy(self.dataset.labels))
 
     def _reward(self, logits_MK: Tensor) -> dict[str, float]:
         if self.rewards is None:

@@ -26,7 +26,7 @@ class LabelGroups:
         weights_NG: the estimator's weights; None for 1/G.
         reference_log_probs_NK: the reference's distribution; None without a KL term.
         labels_N: true class ids, for the supervised part and the accuracy.
-        labelled_N: which labels the supervised part may see, bool.
+        labelled_N: which labels the supervised part may see, bool; or how much each counts there.
         input_weights_N: how much each input counts; None where all count the same. Their mean is
             1, or less where other inputs of the batch have nothing to decide.
         coverage_N: the old policy's probability of the labels that people's feedback is known of;

@@ -65,6 +65,7 @@ class LabelGRPO:
         beta: weight of the KL term, per nat. Needs a reference.
         entropy_weight: weight α of the entropy bonus, per nat.
         supervised_weight: weight λ of cross-entropy on the labelled images of a batch.
+        supervised_schedule: what λ is multiplied by in a step; None for 1.
         labelled: which rows of the training set have a label the supervised part may see.
         seed: of the draws.
     """
@@ -82,6 +83,7 @@ class LabelGRPO:
     combination: Combination = "sum_then_normalize"
     reference: ReferenceLike | None = None
     supervised_weight: float = 0.0
+    supervised_schedule: Callable[[int], float] | None = None
     labelled: Callable[[Tensor], Tensor] | None = None
     seed: int = 0
 
@@ -187,7 +189,7 @@ class LabelGRPO:
             weights_NG=weights_NG,
             reference_log_probs_NK=self._reference(batch),
             labels_N=batch.labels_N,
-            labelled_N=self._labelled(batch),
+            labelled_N=self._labelled(batch, step),
             input_weights_N=support.input_weights(input_weights_N),
             coverage_N=support.coverage_N,
         )
@@ -300,10 +302,16 @@ class LabelGRPO:
             return log_probs_NK
         return (log_probs_NK / self.temperature).log_softmax(dim=-1)
 
-    def _labelled(self, batch: Batch) -> Tensor:
+    def _labelled(self, batch: Batch, step: int) -> Tensor:
         if self.labelled is None:
-            return torch.ones_like(batch.labels_N, dtype=torch.bool)
-        return self.labelled(batch.indices_N)
+            labelled_N = torch.ones_like(batch.labels_N, dtype=torch.bool)
+        else:
+            labelled_N = self.labelled(batch.indices_N)
+        return (
+            labelled_N
+            if self.supervised_schedule is None
+            else (labelled_N * self.supervised_schedule(step))
+        )
 
 
 def labelled_cross_entropy(logits_NK: Tensor, labels_N: Tensor, labelled_N: Tensor) -> Tensor:

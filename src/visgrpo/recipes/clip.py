@@ -24,10 +24,13 @@ from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.saving import save_adapter, save_classifier
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.policies.labels import LabelGRPO
+from visgrpo.policies.logged import Log, LoggedGRPO
 from visgrpo.policies.supervised import Supervised, WarmStart
 from visgrpo.recipes.baseline import supervised_baseline
+from visgrpo.recipes.clip_feedback import read_feedback
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish
+from visgrpo.recipes.feedback_model import use_feedback
 from visgrpo.recipes.session import (
     Session,
     batches_of,
@@ -42,6 +45,7 @@ from visgrpo.recipes.session import (
 )
 from visgrpo.rewards import RewardSet, parse_rewards
 from visgrpo.training.method import Method
+from visgrpo.training.options import falling
 from visgrpo.training.trainer import Trainer
 
 REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
@@ -58,7 +62,15 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     check_model_name(config.model)
     splits = load_data(config, session)
     class_prompts(splits.train.classes, config.templates)
-    rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
+    feedback = read_feedback(config, splits, session) if config.feedback else None
+    if feedback is not None:
+        splits = feedback.splits
+    rewards = parse_rewards(
+        config.reward,
+        config.reward_weights,
+        splits.train.classes,
+        feedback.rewards if feedback else None,
+    )
     objective = objective_of(config)
     supervised = config.method == "supervised"  # no groups, so any reward is a metric of its own
     rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
@@ -87,15 +99,26 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     adapt(classifier, adaptation_of(config))
     classifier.to(session.processes.device)
     inputs = _inputs(classifier, parts, splits, config, session)
+    log = None
+    if feedback is not None:
+        in_groups = objective.scope == "group"
+        log = use_feedback(feedback, classifier, inputs, config, session, in_groups=in_groups)
     held_out = {
         name: HeldOut.at_start(
-            classifier, getattr(splits, name), inputs[name], session.processes, rewards
+            classifier,
+            getattr(splits, name),
+            inputs[name],
+            session.processes,
+            rewards,
+            feedback.votes_of(getattr(splits, name)) if feedback else None,
         )
         for name in ("validation", "test")
     }
     retention = _retention(classifier, parts, retained, config, session)
     reference = _reference(classifier, splits.train, inputs["train"], config, session)
-    method = method_of(config, objective, rewards, splits.train, reference, session)
+    method = method_of(
+        config, objective, rewards, splits.train, reference, session, options.steps, log
+    )
     trainer = Trainer(
         classifier,
         method,
@@ -103,7 +126,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         options,
         processes=session.processes,
         run=session.run,
-        evaluate=held_out["validation"].scalars,
+        evaluate=lambda: _with_objective(held_out["validation"].scalars(), config),
         selection=config.resolved_select(),
         title=config.method,
         image_of=lambda index: save_picture(session, splits.train.images, index),
@@ -131,6 +154,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
             for name, scores in retention.items()
         },
         save=lambda summary: _save(classifier, parts, config, session, summary),
+        more={"feedback": feedback.report} if feedback else None,
     )
     return summary
 
@@ -167,13 +191,22 @@ def method_of(
     train: ImageDataset,
     reference: Reference | None,
     session: Session,
+    steps: int,
+    log: Log | None = None,
 ) -> Method:
-    """Return what is optimised: cross-entropy, GRPO, or one after the other."""
+    """Return what is optimised: cross-entropy, GRPO, or one after the other.
+
+    Args:
+        steps: of the whole run, over which the supervised part falls if it does.
+        log: what groups are made of, where the run learns from a log.
+    """
     labelled = _labelled(len(train), config)
     supervised = Supervised(rewards, train.classes, reference, labelled)
     if config.method == "supervised":
         return supervised
-    grpo = LabelGRPO(
+    fades = config.supervised_schedule
+    options: dict[str, Any] = {} if log is None else {"log": log, "correction": config.off_policy}
+    grpo = (LabelGRPO if log is None else LoggedGRPO)(
         rewards=rewards,
         objective=objective,
         classes=train.classes,
@@ -186,8 +219,12 @@ def method_of(
         combination=config.combination,
         reference=reference,
         supervised_weight=config.supervised_weight,
+        supervised_schedule=(
+            None if fades == "constant" else lambda step: falling(fades, step / steps)
+        ),
         labelled=labelled,
         seed=config.seed,
+        **options,
     )
     return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
 
@@ -257,6 +294,14 @@ def _retention(
         inputs = pixel_inputs(dataset, parts.preprocess)
         scores[name] = HeldOut.at_start(other, dataset, inputs, session.processes)
     return scores
+
+
+def _with_objective(measures: dict[str, float], config: ClipConfig) -> dict[str, float]:
+    """Add what GRPO maximises, E[reward] + α·H - β·KL, where images have rewards."""
+    if "reward" not in measures:
+        return measures
+    regular = config.entropy_weight * measures["entropy"] - config.beta * measures["kl"]
+    return {**measures, "objective": measures["reward"] + regular}
 
 
 def _labelled(rows: int, config: ClipConfig) -> Callable[[Tensor], Tensor] | None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive, share
+from visgrpo.recipes.feedback_options import FeedbackOptions
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
 
@@ -112,7 +113,7 @@ class RunConfig(LoopConfig, DataConfig):
 
 
 @dataclass(frozen=True)
-class ClipConfig(RunConfig):
+class ClipConfig(FeedbackOptions, RunConfig):
     """Fine-tune a CLIP or SigLIP zero-shot classifier with rewards over class labels."""
 
     model: str = "openai/clip-vit-base-patch32"
@@ -124,7 +125,8 @@ class ClipConfig(RunConfig):
     templates: tuple[str, ...] = ("a photo of a {}.",)
     """Prompts with {} for the class name; several are averaged. "a {}" turns into "an apple"."""
     reward: tuple[str, ...] = ("hard",)
-    """hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f."""
+    """hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f; with
+    --feedback: clicks, dwell, votes, log-votes, preferences or grades."""
     reward_weights: tuple[float, ...] | None = None
     """One number for each reward; by default 1."""
     combination: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
@@ -159,6 +161,8 @@ class ClipConfig(RunConfig):
     """First steps trained by cross-entropy."""
     supervised_weight: float = 0.0
     """Weight of cross-entropy added to the GRPO loss, on the labelled images."""
+    supervised_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How that weight falls to 0 over the run."""
     labelled_fraction: float = 1.0
     """Share of training images whose labels cross-entropy may see (drawn by the seed)."""
     train: Literal["image", "text", "full", "projections"] = "image"
@@ -177,9 +181,10 @@ class ClipConfig(RunConfig):
     """Whether the similarity's scale trains; clamped keeps it at 100 or less."""
     reference: Literal["auto", "cached", "live"] = "auto"
     """Reference log-probs: computed once, or in every step; auto caches unless augmenting."""
-    select: Literal["accuracy", "reward"] | None = None
-    """What decides the best step on validation data; by default accuracy where the reward is hard
-    and in supervised runs, else the expected reward."""
+    select: Literal["accuracy", "reward", "objective"] | None = None
+    """What decides the best step on validation data: the expected reward, or that with the entropy
+    bonus and the KL term (objective). By default accuracy where the reward is hard and in
+    supervised runs, else the reward, and with an entropy bonus the objective."""
     retention: tuple[str, ...] = ()
     """Data sets that are not tuned on: their accuracy is reported before and after."""
 
@@ -207,11 +212,16 @@ class ClipConfig(RunConfig):
             )
         if self.lora and self.train == "projections":
             raise UserError("--lora adapts towers: choose --train image, text or full.")
+        if self.supervised_schedule != "constant" and not self.supervised_weight:
+            raise UserError("--supervised-schedule is of --supervised-weight: give one above 0.")
+        self.check_feedback(self.reward, self.estimator, self.method == "supervised")
 
     def resolved_select(self) -> str:
         """What decides the best step."""
         labels_are_the_point = self.method == "supervised" or self.reward == ("hard",)
-        return self.select or ("accuracy" if labels_are_the_point else "reward")
+        if self.select or labels_are_the_point:
+            return self.select or "accuracy"
+        return "objective" if self.entropy_weight else "reward"
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default."""

@@ -57,8 +57,8 @@ class FeedbackReward:
         if not self.worth_MK.isfinite().all():
             raise UserError("A reward from feedback is not finite: mend its table.")
 
-    def __call__(self, outputs_NG: Tensor, /, *, feedback_row: Sequence[int], **_: Any) -> Tensor:
-        rows_N = self._rows(feedback_row, outputs_NG.device)
+    def __call__(self, outputs_NG: Tensor, /, **columns: Any) -> Tensor:
+        rows_N = self._rows(columns[ROW_COLUMN], outputs_NG.device)
         return self.worth_MK[rows_N[:, None], outputs_NG]
 
     def pairs(self, feedback_row: Sequence[int], device: torch.device) -> KnownPairs:

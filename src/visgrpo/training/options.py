@@ -85,12 +85,18 @@ class TrainingOptions:
         progress = (step - warmup_steps) / max(self.steps - warmup_steps, 1)
         if self.schedule == "constant":
             return self.learning_rate
-        if self.schedule == "linear":
-            share = 1 - progress
-        else:
-            share = (1 + math.cos(math.pi * progress)) / 2
+        share = falling(self.schedule, progress)
         end = self.final_learning_rate
         return self.learning_rate * (end + (1 - end) * share)
+
+
+def falling(schedule: Schedule, progress: float) -> float:
+    """Return what a schedule leaves of a number that falls to 0 as progress goes from 0 to 1."""
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1 - progress
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _flag(name: str) -> str:

@@ -1,0 +1,1 @@
+"""What people did with a model's answers, as numbers: tables of events, cells, posteriors."""

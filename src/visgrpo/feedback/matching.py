@@ -1,0 +1,271 @@
+"""Find the images and classes of a data set that rows of feedback speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from visgrpo.errors import UserError, nearest
+from visgrpo.feedback.events import Events
+from visgrpo.feedback.schemas import SCHEMAS
+from visgrpo.feedback.sql import identifier, only_row
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+KEY_COLUMNS = ("id", "image_id", "path", "image_path", "file", "filename", "file_name", "name")
+"""Columns of a data set that may name its images."""
+MOST_LISTED = 20
+
+# Below, a path is written with "/" and without "./" or "/" at its beginning.
+_MACROS = r"""
+    CREATE OR REPLACE TEMP MACRO plain_path(text) AS
+        regexp_replace(replace(text, '\', '/'), '^(\.{0,2}/)+', '');
+    CREATE OR REPLACE TEMP MACRO is_path(text) AS
+        regexp_matches(text, '[/\\]|\.[A-Za-z][A-Za-z0-9]{1,4}$');
+    CREATE OR REPLACE TEMP MACRO endings(text) AS
+        list_transform(
+            range(1, len(string_split(plain_path(text), '/')) + 1),
+            lambda i: array_to_string(list_slice(string_split(plain_path(text), '/'), i, -1), '/')
+        );
+"""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Feedback on images and labels that are known.
+
+    The connection of `events` also has the tables images(image, m) and labels(label, k), from the
+    log's words to positions in the data, and the view `matched`: the rows of `events` about images
+    that were found, with m and k (of preferences preferred_k and rejected_k).
+
+    Attributes:
+        classes: class names, K of them.
+        images: rows of the data, M.
+        rows: rows of the log whose image was found.
+        unmatched_rows: the others.
+        unmatched_images: the images most often named in those, with their rows; at most 20.
+        unmatched_image_count: how many images they name.
+    """
+
+    events: Events
+    classes: tuple[str, ...]
+    images: int
+    rows: int
+    unmatched_rows: int
+    unmatched_images: tuple[tuple[str, int], ...]
+    unmatched_image_count: int
+
+
+def key_columns(columns: Mapping[str, Sequence[Any]], id_column: str | None = None) -> list[str]:
+    """Return the columns that name images; none means that row numbers do.
+
+    Raises:
+        UserError: there is no column `id_column`.
+    """
+    if id_column is None:
+        return [name for name in KEY_COLUMNS if name in columns]
+    if id_column not in columns:
+        hint = nearest(id_column, columns) if columns else "It has none."
+        raise UserError(f'The data have no column "{id_column}". {hint}')
+    return [id_column]
+
+
+def image_keys(
+    columns: Mapping[str, Sequence[Any]], rows: int, id_column: str | None = None
+) -> list[list[str]]:
+    """Return the names of each of M images, which a log may call it by.
+
+    Args:
+        columns: those of the data set, without its images.
+        rows: M.
+        id_column: the only column that names images; None takes all of `KEY_COLUMNS`, and the
+            number of the row, from 0, where there is none of them.
+
+    Returns:
+        M lists of names. Nulls name nothing.
+
+    Raises:
+        UserError: there is no column `id_column`.
+    """
+    names = key_columns(columns, id_column)
+    if not names:
+        return [[str(row)] for row in range(rows)]
+    keys: list[list[str]] = [[] for _ in range(rows)]
+    for name in names:
+        for row, value in enumerate(columns[name]):
+            if value is not None and (text := str(value)) not in keys[row]:
+                keys[row].append(text)
+    return keys
+
+
+def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str]) -> Matched:
+    """Find the image and the classes of every row.
+
+    An image is found by a name that is exactly one of its keys, and of no other image. Failing
+    that, paths may have longer beginnings on one side: "photos/cat/1.png" is "cat/1.png" if just
+    one of the images, and just one of the log's paths, ends like that. Labels are class names,
+    with other capitals if that is clear, or class ids if no class is named by a number.
+
+    Args:
+        keys: M lists, of `image_keys`.
+        classes: K class names.
+
+    Raises:
+        UserError: a label is no class, or no image was found.
+    """
+    connection = events.connection
+    _match_labels(events, classes)
+    _match_images(connection, keys)
+    _create_view(events)
+    (rows,) = only_row(
+        connection, "SELECT coalesce(sum(rows), 0)::BIGINT FROM seen SEMI JOIN images USING (image)"
+    )
+    missing = connection.execute(
+        "SELECT image, rows FROM seen ANTI JOIN images USING (image) "
+        f"ORDER BY rows DESC, image LIMIT {MOST_LISTED}"
+    ).fetchall()
+    if not rows:
+        raise UserError(_none_found(events, missing[0][0], keys))
+    (count,) = only_row(connection, "SELECT count(*) FROM seen ANTI JOIN images USING (image)")
+    return Matched(
+        events,
+        tuple(classes),
+        len(keys),
+        rows,
+        events.rows - rows,
+        tuple(missing),
+        count,
+    )
+
+
+def _match_images(connection: DuckDBPyConnection, keys: Sequence[Sequence[str]]) -> None:
+    import pyarrow as pa
+
+    pairs = [(key, row) for row, names in enumerate(keys) for key in names]
+    given = pa.table(
+        {
+            "key": pa.array([key for key, _ in pairs], pa.string()),
+            "m": pa.array([row for _, row in pairs], pa.int32()),
+        }
+    )
+    connection.execute(_MACROS)
+    connection.register("given_keys", given)
+    connection.execute(
+        """
+        CREATE OR REPLACE TABLE seen AS SELECT image, count(*) AS rows FROM events GROUP BY image;
+        CREATE OR REPLACE TABLE keys AS FROM given_keys;
+        CREATE OR REPLACE TABLE images AS
+            SELECT image, m FROM seen JOIN (
+                SELECT key, min(m) AS m FROM keys GROUP BY key HAVING count(DISTINCT m) = 1
+            ) ON image = key;
+        """
+    )
+    connection.unregister("given_keys")
+    # The log's path is the end of one of the data's.
+    connection.execute(
+        """
+        INSERT INTO images
+        WITH shorter AS (
+            SELECT ending, min(m) AS m
+            FROM (SELECT DISTINCT m, unnest(endings(key)) AS ending FROM keys WHERE is_path(key))
+            GROUP BY ending HAVING count(DISTINCT m) = 1
+        )
+        SELECT image, m FROM (FROM seen ANTI JOIN images USING (image))
+        JOIN shorter ON plain_path(image) = ending
+        """
+    )
+    # One of the data's paths is the end of the log's.
+    connection.execute(
+        """
+        INSERT INTO images
+        WITH whole AS (
+            SELECT plain_path(key) AS ending, min(m) AS m FROM keys WHERE is_path(key)
+            GROUP BY ending HAVING count(DISTINCT m) = 1
+        ),
+        rest AS (
+            SELECT image, unnest(endings(image)) AS ending
+            FROM (FROM seen ANTI JOIN images USING (image)) WHERE is_path(image)
+        ),
+        claims AS (
+            SELECT image, arg_max(m, length(ending)) AS m FROM rest JOIN whole USING (ending)
+            GROUP BY image
+        )
+        SELECT min(image), m FROM claims ANTI JOIN images USING (m)
+        GROUP BY m HAVING count(*) = 1
+        """
+    )
+
+
+def _match_labels(events: Events, classes: Sequence[str]) -> None:
+    """Create the table labels(label, k).
+
+    Raises:
+        UserError: a label is no class.
+    """
+    import pyarrow as pa
+
+    connection = events.connection
+    places = pa.array(range(len(classes)), pa.int32())
+    connection.register(
+        "given_classes", pa.table({"name": pa.array(classes, pa.string()), "k": places})
+    )
+    union = " UNION ALL ".join(
+        f"SELECT {identifier(column)} AS label, row FROM events"
+        for column in SCHEMAS[events.kind].labels
+    )
+    connection.execute(
+        rf"""
+        CREATE OR REPLACE TABLE classes AS FROM given_classes;
+        CREATE OR REPLACE TEMP TABLE said AS
+            SELECT label, min(row) AS row FROM ({union}) GROUP BY label;
+        CREATE OR REPLACE TABLE labels AS
+        WITH folded AS (
+            SELECT lower(name) AS name, min(k) AS k FROM classes
+            GROUP BY lower(name) HAVING count(*) = 1
+        ),
+        ids AS (
+            SELECT k FROM classes
+            WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
+        )
+        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
+        LEFT JOIN classes AS exact ON exact.name = label
+        LEFT JOIN folded ON folded.name = lower(label)
+        LEFT JOIN ids
+            ON ids.k = CASE WHEN regexp_full_match(label, '\d+') THEN TRY_CAST(label AS BIGINT) END
+        """
+    )
+    connection.unregister("given_classes")
+    unknown = connection.execute(
+        "SELECT label, row, count(*) OVER () FROM labels WHERE k IS NULL ORDER BY row LIMIT 1"
+    ).fetchall()
+    for label, row, count in unknown:
+        more = f" ({count:,} labels are unknown.)" if count > 1 else ""
+        raise UserError(
+            f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
+        )
+    connection.execute("ALTER TABLE labels DROP COLUMN row")
+
+
+def _create_view(events: Events) -> None:
+    labels = SCHEMAS[events.kind].labels
+    aliases = ["k"] if len(labels) == 1 else [f"{label}_k" for label in labels]
+    selected = ", ".join(f"l{n}.k AS {alias}" for n, alias in enumerate(aliases))
+    joins = " ".join(
+        f"JOIN labels AS l{n} ON l{n}.label = events.{identifier(label)}"
+        for n, label in enumerate(labels)
+    )
+    events.connection.execute(
+        f"CREATE OR REPLACE VIEW matched AS SELECT events.*, m, {selected} "
+        f"FROM events JOIN images USING (image) {joins}"
+    )
+
+
+def _none_found(events: Events, image: str, keys: Sequence[Sequence[str]]) -> str:
+    known = next((names[0] for names in keys if names), None)
+    data = "the data name none" if known is None else f'the data as "{known}"'
+    return (
+        f'{events.name}: none of its images is in the data. It names them as "{image}", {data}: '
+        "say which column has the log's names with --id-column."
+    )

@@ -1,0 +1,282 @@
+"""How a policy would have done, estimated from the log of another one.
+
+An impression i showed label a_i of image x_i with propensity p_i and earned the click c_i. A policy
+π would have shown that label ρ_i = π(a_i|x_i) / p_i times as often, so over n impressions
+
+    IPS            (1/n) Σ ρ_i c_i
+    SNIPS          Σ ρ_i c_i / Σ ρ_i
+    direct         (1/n) Σ_i Σ_k π(k|x_i) q(x_i, k)
+    doubly robust  direct + (1/n) Σ ρ_i (c_i - q(x_i, a_i))
+
+where q predicts click rates. IPS is unbiased (Horvitz and Thompson 1952); SNIPS trades a bias of
+order 1/n for less variance and does not change when all rewards are shifted by a constant
+(Swaminathan and Joachims 2015); doubly robust is consistent if p or q is right (Dudík, Langford and
+Li 2011).
+
+π is the same for all impressions of one image and label, so sums over the cells of a log are
+enough. Every estimate is a ratio of two sums over images. Its standard error comes from the
+influence of each image on that ratio: impressions of one image may depend on each other, images do
+not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import t as student
+
+from visgrpo.errors import UserError
+from visgrpo.feedback.cells import LogCells
+
+CONFIDENCE = 0.95
+_SUM_TOLERANCE = 1e-4  # of probabilities that a model gave in float32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error and 95 % interval, by Student's t over the logged images.
+
+    Attributes:
+        influence_I: what each of the I logged images adds to the estimate's error; sums to 0.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+    influence_I: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much a log says about a policy.
+
+    Attributes:
+        effective_samples: (Σρ)² / Σρ², impressions of the policy's own that say as much (Kong
+            1992).
+        effective_share: the same as a share of the impressions.
+        mean_ratio: of ρ. Its expectation is 1 wherever propensities are right and the logging
+            policy could show every label that the policy would.
+        largest_ratio: largest mean of ρ over the impressions of one image and label; the largest ρ
+            itself where the logging policy did not change.
+        impressions: n.
+        images: images with impressions.
+        uncovered: share of the policy's choices that fall on labels which the log never showed
+            for their image.
+    """
+
+    effective_samples: float
+    effective_share: float
+    mean_ratio: Estimate
+    largest_ratio: float
+    impressions: float
+    images: int
+    uncovered: float
+
+
+@dataclass(frozen=True)
+class OffPolicy(Overlap):
+    """What a policy would have earned per impression, by four estimators, and what supports it.
+
+    The direct estimate's interval covers the choice of images alone, not what is wrong with q.
+    """
+
+    ips: Estimate
+    snips: Estimate
+    direct: Estimate
+    doubly_robust: Estimate
+
+
+def estimate_policy(
+    cells: LogCells, probabilities_MK: np.ndarray, rewards_MK: np.ndarray
+) -> OffPolicy:
+    """Estimate the clicks per impression of a policy on the images of a log.
+
+    Args:
+        probabilities_MK: the policy's; the rows of logged images sum to 1.
+        rewards_MK: q, predicted click rates. Predictions for an image must not have seen its own
+            clicks, or the doubly robust estimate repeats their noise: see
+            `out_of_fold_click_rates`.
+
+    Raises:
+        UserError: for probabilities that are none, arrays that do not fit the cells, fewer than two
+            logged images, and a policy that never shows what was logged.
+    """
+    sums = _Sums(cells, probabilities_MK)
+    if rewards_MK.shape != probabilities_MK.shape:
+        raise UserError(
+            f"Predicted rewards are {rewards_MK.shape}, probabilities {probabilities_MK.shape}: "
+            "give one of each for every image and label."
+        )
+    logged_MK = rewards_MK[sums.images_I]
+    expected_I = sums.shown_I * np.einsum("ik,ik->i", probabilities_MK[sums.images_I], logged_MK)
+    q_C = rewards_MK[cells.image_C, cells.label_C]
+    residual_I = sums.clicks_I - sums.per_image(sums.policy_C * cells.inverse_C * q_C)
+    overlap = _overlap(cells, sums)
+    return OffPolicy(
+        **vars(overlap),
+        ips=_ratio(sums.clicks_I, sums.shown_I),
+        snips=_ratio(sums.clicks_I, sums.ratio_I),
+        direct=_ratio(expected_I, sums.shown_I),
+        doubly_robust=_ratio(expected_I + residual_I, sums.shown_I),
+    )
+
+
+def overlap(cells: LogCells, probabilities_MK: np.ndarray) -> Overlap:
+    """Return how much a log says about a policy.
+
+    Raises:
+        UserError: as `estimate_policy`.
+    """
+    return _overlap(cells, _Sums(cells, probabilities_MK))
+
+
+def logged_value(cells: LogCells) -> Estimate:
+    """Return the clicks per impression of the policy that wrote the log.
+
+    Raises:
+        UserError: for fewer than two logged images.
+    """
+    images_I, index_C = np.unique(cells.image_C, return_inverse=True)
+    clicks_I = np.bincount(index_C, weights=cells.clicks_C, minlength=len(images_I))
+    shown_I = np.bincount(index_C, weights=cells.count_C, minlength=len(images_I))
+    return _ratio(clicks_I, shown_I)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """Return second - first on the same log, paired: what both share cancels out of the error."""
+    if first.influence_I.shape != second.influence_I.shape:
+        raise UserError(
+            f"The estimates are from logs of {len(first.influence_I)} and "
+            f"{len(second.influence_I)} images: compare policies on one log."
+        )
+    return _estimate(second.value - first.value, second.influence_I - first.influence_I)
+
+
+def out_of_fold_click_rates(
+    cells: LogCells, images: int, classes: int, *, folds: int = 5, strength: float = 20.0, seed: int
+) -> np.ndarray:
+    """Predict click rates (M, K) by label, each image's from the images of the other folds.
+
+    A label's rate is its clicks over its impressions, both counted 1/p times so that the logging
+    policy's preferences do not matter, and shrunken to the rate of all labels as if that had been
+    seen on `strength` more impressions.
+
+    Args:
+        images: M.
+        classes: K.
+        seed: chooses which images make a fold.
+
+    Raises:
+        UserError: for fewer logged images than folds.
+    """
+    logged_I = np.unique(cells.image_C)
+    if len(logged_I) < folds:
+        raise UserError(
+            f"The log has {len(logged_I)} images; {folds} folds need one each: give more logs."
+        )
+    fold_M = np.full(images, -1)  # of an image without impressions: it learns from all others
+    fold_M[logged_I] = np.random.default_rng((seed, images)).permutation(len(logged_I)) % folds
+    rates_MK = np.empty((images, classes))
+    for fold in range(-1, folds):
+        others_C = fold_M[cells.image_C] != fold
+        rates_MK[fold_M == fold] = _label_rates(cells, others_C, classes, strength)
+    return rates_MK
+
+
+def _label_rates(
+    cells: LogCells, chosen_C: np.ndarray, classes: int, strength: float
+) -> np.ndarray:
+    """Shrunken click rates (K,) of the chosen cells."""
+
+    def per_label(values_C: np.ndarray) -> np.ndarray:
+        chosen = values_C[chosen_C]
+        return np.bincount(cells.label_C[chosen_C], weights=chosen, minlength=classes)
+
+    count_K, weight_K = per_label(cells.count_C), per_label(cells.inverse_C)
+    clicks_K = per_label(cells.clicks_inverse_C)
+    overall = clicks_K.sum() / weight_K.sum()
+    seen_K = count_K > 0
+    rate_K = np.divide(clicks_K, weight_K, out=np.full(classes, overall), where=seen_K)
+    return (count_K * rate_K + strength * overall) / (count_K + strength)
+
+
+class _Sums:
+    """Sums over the cells of each logged image; all that estimates are made of.
+
+    Attributes:
+        images_I: the logged images, rows of the probabilities.
+        policy_C: π of every cell.
+        shown_I: impressions.
+        ratio_I: Σρ.
+        clicks_I: Σρc.
+        covered_I: the policy's mass on labels that were logged for the image.
+    """
+
+    def __init__(self, cells: LogCells, probabilities_MK: np.ndarray) -> None:
+        self.images_I, self._index_C = np.unique(cells.image_C, return_inverse=True)
+        _check_probabilities(cells, probabilities_MK, self.images_I)
+        self.policy_C = probabilities_MK[cells.image_C, cells.label_C].astype(np.float64)
+        self.shown_I = self.per_image(cells.count_C)
+        self.ratio_I = self.per_image(self.policy_C * cells.inverse_C)
+        self.clicks_I = self.per_image(self.policy_C * cells.clicks_inverse_C)
+        self.covered_I = self.per_image(self.policy_C)
+        if not self.ratio_I.sum() > 0:
+            raise UserError(
+                "The policy gives no probability to any label that the log showed: the log says "
+                "nothing about it. Explore more when logging."
+            )
+
+    def per_image(self, values_C: np.ndarray) -> np.ndarray:
+        return np.bincount(self._index_C, weights=values_C, minlength=len(self.images_I))
+
+
+def _overlap(cells: LogCells, sums: _Sums) -> Overlap:
+    impressions = float(sums.shown_I.sum())
+    squares = float((sums.policy_C**2 * cells.inverse_square_C).sum())
+    effective = float(sums.ratio_I.sum()) ** 2 / squares
+    return Overlap(
+        effective_samples=effective,
+        effective_share=effective / impressions,
+        mean_ratio=_ratio(sums.ratio_I, sums.shown_I),
+        largest_ratio=float((sums.policy_C * cells.inverse_C / cells.count_C).max()),
+        impressions=impressions,
+        images=len(sums.images_I),
+        uncovered=max(0.0, float(sums.shown_I @ (1 - sums.covered_I)) / impressions),
+    )
+
+
+def _ratio(above_I: np.ndarray, below_I: np.ndarray) -> Estimate:
+    """Estimate Σ above / Σ below by the delta method: image i moves it by (a_i - r b_i) / Σ b."""
+    total = below_I.sum()
+    value = above_I.sum() / total
+    return _estimate(float(value), (above_I - value * below_I) / total)
+
+
+def _estimate(value: float, influence_I: np.ndarray) -> Estimate:
+    images = len(influence_I)
+    if images < 2:
+        raise UserError(f"An interval needs two logged images or more, not {images}: log more.")
+    error = float(np.sqrt(images / (images - 1) * (influence_I**2).sum()))
+    reach = error * float(student.ppf((1 + CONFIDENCE) / 2, images - 1))
+    return Estimate(value, error, value - reach, value + reach, influence_I)
+
+
+def _check_probabilities(
+    cells: LogCells, probabilities_MK: np.ndarray, images_I: np.ndarray
+) -> None:
+    images, classes = probabilities_MK.shape
+    if len(images_I) and (images_I[-1] >= images or cells.label_C.max() >= classes):
+        raise UserError(
+            f"Probabilities are for {images} images and {classes} labels; the log has image "
+            f"{images_I[-1]} and label {cells.label_C.max()}: give a row for every image."
+        )
+    logged_IK = probabilities_MK[images_I]
+    wrong_I = ~np.isfinite(logged_IK).all(axis=1) | (logged_IK < 0).any(axis=1)
+    wrong_I |= np.abs(logged_IK.sum(axis=1) - 1) > _SUM_TOLERANCE
+    if wrong_I.any():
+        raise UserError(
+            f"Probabilities of image {images_I[wrong_I.argmax()]} are not a distribution: they "
+            "must not be negative and must sum to 1."
+        )

@@ -78,6 +78,22 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.recipes.pretrain_configs:PretrainBackboneConfig",
         "visgrpo.recipes.pretrain_backbone:pretrain_backbone",
     ),
+    "feedback summarize": Command(
+        "what is in a table of clicks, votes, preferences or grades",
+        "visgrpo.recipes.feedback_config:SummarizeConfig",
+        "visgrpo.recipes.feedback_summarize:summarize",
+        positional=("events",),
+    ),
+    "feedback collect": Command(
+        "a local page on which people judge a model's answers",
+        "visgrpo.recipes.collect_config:CollectConfig",
+        "visgrpo.recipes.feedback_collect:collect",
+    ),
+    "feedback replay": Command(
+        "how models would have done, estimated from a log of another",
+        "visgrpo.recipes.replay_config:ReplayConfig",
+        "visgrpo.recipes.feedback_replay:replay",
+    ),
     "sweep": Command(
         "train with many settings and seeds: one table, mean ± spread",
         "visgrpo.recipes.sweep_config:SweepConfig",
@@ -167,6 +183,10 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
             return name, words[length:]
     if words[0] == "pretrain":
         raise UserError('Say what to pre-train: "visgrpo pretrain clip" or "pretrain backbone".')
+    if words[0] == "feedback":
+        raise UserError(
+            'Say what to do: "visgrpo feedback summarize", "feedback collect" or "feedback replay".'
+        )
     raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], COMMANDS)}')
 
 

@@ -76,8 +76,8 @@ def check_duplicates(
 ) -> None:
     """Refuse rows that repeat another one in every column.
 
-    Only where the log has a column that tells events apart: without a time or a user two people
-    may well have done the same.
+    Only where a row has a value that tells events apart: without a time or a user two people may
+    well have done the same.
 
     Raises:
         UserError: there are duplicates.
@@ -115,10 +115,13 @@ def _mark_duplicates(
     into memory.
     """
     names = ", ".join(identifier(c.name) for c in schema.columns if c.name in columns)
+    told = [f"{identifier(name)} IS NOT NULL" for name in schema.identifying if name in columns]
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE duplicates AS
-        WITH hashed AS (SELECT hash({names}) AS h, row FROM events),
+        WITH hashed AS (
+            SELECT hash({names}) AS h, row FROM events WHERE {" OR ".join(told)}
+        ),
         repeated AS (SELECT h FROM hashed GROUP BY h HAVING count(*) > 1),
         suspects AS (SELECT row FROM hashed SEMI JOIN repeated USING (h)),
         numbered AS (

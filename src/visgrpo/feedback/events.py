@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 MEMORY_LIMIT = "512MB"
+_FAULTY = {"faulty": "common_subplan"}
 _THREADS = 4  # each has buffers of its own, beside the limit
 
 
@@ -98,23 +99,14 @@ def open_events(
         else:
             name, schema, found = _stage_database(connection, address, query, kind)
         columns = frozenset(found) & {column.name for column in schema.columns}
-        if not _count(connection):
-            raise UserError(f"{name} has no rows.")
-        check_events(connection, name, schema, columns, now=time.time())
-        notes = []
-        if drop_duplicates:
-            dropped = drop_duplicate_rows(connection, schema, columns)
-            notes += [f"{dropped:,} duplicate rows dropped"] if dropped else []
-        else:
-            check_duplicates(connection, name, schema, columns)
-        clock = note_clock(connection) if "time" in columns else None
-        notes += [clock] if clock else []
+        with reading(name):
+            notes = _check(connection, name, schema, columns, drop_duplicates)
         return Events(
             name,
             schema.kind,
             columns,
             _count(connection),
-            tuple(notes),
+            notes,
             connection,
             resources.pop_all(),
         )
@@ -133,12 +125,37 @@ def _connect(folder: Path) -> DuckDBPyConnection:
             "autoload_known_extensions": "false",
         },
     )
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    # It takes parts of a query that differ in their columns for the same, and answers wrongly, in
+    # many versions from 1.5.1 to 2.0.0 (duckdb/duckdb issues 24624, 25819 and others).
+    if connection.execute("FROM duckdb_optimizers() WHERE name = $faulty", _FAULTY).fetchall():
+        connection.execute("SET disabled_optimizers = $faulty", _FAULTY)
     return connection
 
 
 def _count(connection: DuckDBPyConnection) -> int:
     return int(only_row(connection, "SELECT count(*) FROM events")[0])
+
+
+def _check(
+    connection: DuckDBPyConnection,
+    name: str,
+    schema: Schema,
+    columns: frozenset[str],
+    drop_duplicates: bool,
+) -> tuple[str, ...]:
+    """Check the staged rows; return remarks on them."""
+    if not _count(connection):
+        raise UserError(f"{name} has no rows.")
+    check_events(connection, name, schema, columns, now=time.time())
+    notes = []
+    if drop_duplicates:
+        dropped = drop_duplicate_rows(connection, schema, columns)
+        notes += [f"{dropped:,} duplicate rows dropped"] if dropped else []
+    else:
+        check_duplicates(connection, name, schema, columns)
+    clock = note_clock(connection) if "time" in columns else None
+    return (*notes, *([clock] if clock else []))
 
 
 def _stage_files(

@@ -27,7 +27,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import LogCells
+from visgrpo.feedback.cells import Floats, LogCells, Whole
+from visgrpo.feedback.posterior import add_up
 
 CONFIDENCE = 0.95
 _SUM_TOLERANCE = 1e-4  # of probabilities that a model gave in float32
@@ -45,7 +46,7 @@ class Estimate:
     error: float
     low: float
     high: float
-    influence_I: np.ndarray = field(repr=False, compare=False)
+    influence_I: Floats = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Overlap:
 
     Attributes:
         effective_samples: (Σρ)² / Σρ², impressions of the policy's own that say as much (Kong
-            1992).
+            1992); 0 where it would show nothing that was logged.
         effective_share: the same as a share of the impressions.
         mean_ratio: of ρ. Its expectation is 1 wherever propensities are right and the logging
             policy could show every label that the policy would.
@@ -88,16 +89,13 @@ class OffPolicy(Overlap):
     doubly_robust: Estimate
 
 
-def estimate_policy(
-    cells: LogCells, probabilities_MK: np.ndarray, rewards_MK: np.ndarray
-) -> OffPolicy:
+def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Floats) -> OffPolicy:
     """Estimate the clicks per impression of a policy on the images of a log.
 
     Args:
         probabilities_MK: the policy's; the rows of logged images sum to 1.
         rewards_MK: q, predicted click rates. Predictions for an image must not have seen its own
-            clicks, or the doubly robust estimate repeats their noise: see
-            `out_of_fold_click_rates`.
+            clicks, or the doubly robust estimate repeats their noise: see `predicted_clicks`.
 
     Raises:
         UserError: for probabilities that are none, arrays that do not fit the cells, fewer than two
@@ -109,13 +107,17 @@ def estimate_policy(
             f"Predicted rewards are {rewards_MK.shape}, probabilities {probabilities_MK.shape}: "
             "give one of each for every image and label."
         )
+    if not sums.ratio_I.sum() > 0:
+        raise UserError(
+            "The policy gives no probability to any label that the log showed: the log says "
+            "nothing about it. Explore more when logging."
+        )
     logged_MK = rewards_MK[sums.images_I]
     expected_I = sums.shown_I * np.einsum("ik,ik->i", probabilities_MK[sums.images_I], logged_MK)
     q_C = rewards_MK[cells.image_C, cells.label_C]
     residual_I = sums.clicks_I - sums.per_image(sums.policy_C * cells.inverse_C * q_C)
-    overlap = _overlap(cells, sums)
     return OffPolicy(
-        **vars(overlap),
+        **vars(_overlap(cells, sums)),
         ips=_ratio(sums.clicks_I, sums.shown_I),
         snips=_ratio(sums.clicks_I, sums.ratio_I),
         direct=_ratio(expected_I, sums.shown_I),
@@ -123,11 +125,11 @@ def estimate_policy(
     )
 
 
-def overlap(cells: LogCells, probabilities_MK: np.ndarray) -> Overlap:
+def overlap(cells: LogCells, probabilities_MK: Floats) -> Overlap:
     """Return how much a log says about a policy.
 
     Raises:
-        UserError: as `estimate_policy`.
+        UserError: for probabilities that are none, and fewer than two logged images.
     """
     return _overlap(cells, _Sums(cells, probabilities_MK))
 
@@ -138,9 +140,9 @@ def logged_value(cells: LogCells) -> Estimate:
     Raises:
         UserError: for fewer than two logged images.
     """
-    images_I, index_C = np.unique(cells.image_C, return_inverse=True)
-    clicks_I = np.bincount(index_C, weights=cells.clicks_C, minlength=len(images_I))
-    shown_I = np.bincount(index_C, weights=cells.count_C, minlength=len(images_I))
+    images_I, index_C = _logged_images(cells)
+    clicks_I = add_up(index_C, cells.clicks_C, len(images_I))
+    shown_I = add_up(index_C, cells.count_C, len(images_I))
     return _ratio(clicks_I, shown_I)
 
 
@@ -152,54 +154,6 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
             f"{len(second.influence_I)} images: compare policies on one log."
         )
     return _estimate(second.value - first.value, second.influence_I - first.influence_I)
-
-
-def out_of_fold_click_rates(
-    cells: LogCells, images: int, classes: int, *, folds: int = 5, strength: float = 20.0, seed: int
-) -> np.ndarray:
-    """Predict click rates (M, K) by label, each image's from the images of the other folds.
-
-    A label's rate is its clicks over its impressions, both counted 1/p times so that the logging
-    policy's preferences do not matter, and shrunken to the rate of all labels as if that had been
-    seen on `strength` more impressions.
-
-    Args:
-        images: M.
-        classes: K.
-        seed: chooses which images make a fold.
-
-    Raises:
-        UserError: for fewer logged images than folds.
-    """
-    logged_I = np.unique(cells.image_C)
-    if len(logged_I) < folds:
-        raise UserError(
-            f"The log has {len(logged_I)} images; {folds} folds need one each: give more logs."
-        )
-    fold_M = np.full(images, -1)  # of an image without impressions: it learns from all others
-    fold_M[logged_I] = np.random.default_rng((seed, images)).permutation(len(logged_I)) % folds
-    rates_MK = np.empty((images, classes))
-    for fold in range(-1, folds):
-        others_C = fold_M[cells.image_C] != fold
-        rates_MK[fold_M == fold] = _label_rates(cells, others_C, classes, strength)
-    return rates_MK
-
-
-def _label_rates(
-    cells: LogCells, chosen_C: np.ndarray, classes: int, strength: float
-) -> np.ndarray:
-    """Shrunken click rates (K,) of the chosen cells."""
-
-    def per_label(values_C: np.ndarray) -> np.ndarray:
-        chosen = values_C[chosen_C]
-        return np.bincount(cells.label_C[chosen_C], weights=chosen, minlength=classes)
-
-    count_K, weight_K = per_label(cells.count_C), per_label(cells.inverse_C)
-    clicks_K = per_label(cells.clicks_inverse_C)
-    overall = clicks_K.sum() / weight_K.sum()
-    seen_K = count_K > 0
-    rate_K = np.divide(clicks_K, weight_K, out=np.full(classes, overall), where=seen_K)
-    return (count_K * rate_K + strength * overall) / (count_K + strength)
 
 
 class _Sums:
@@ -214,28 +168,23 @@ class _Sums:
         covered_I: the policy's mass on labels that were logged for the image.
     """
 
-    def __init__(self, cells: LogCells, probabilities_MK: np.ndarray) -> None:
-        self.images_I, self._index_C = np.unique(cells.image_C, return_inverse=True)
+    def __init__(self, cells: LogCells, probabilities_MK: Floats) -> None:
+        self.images_I, self._index_C = _logged_images(cells)
         _check_probabilities(cells, probabilities_MK, self.images_I)
         self.policy_C = probabilities_MK[cells.image_C, cells.label_C].astype(np.float64)
         self.shown_I = self.per_image(cells.count_C)
         self.ratio_I = self.per_image(self.policy_C * cells.inverse_C)
         self.clicks_I = self.per_image(self.policy_C * cells.clicks_inverse_C)
         self.covered_I = self.per_image(self.policy_C)
-        if not self.ratio_I.sum() > 0:
-            raise UserError(
-                "The policy gives no probability to any label that the log showed: the log says "
-                "nothing about it. Explore more when logging."
-            )
 
-    def per_image(self, values_C: np.ndarray) -> np.ndarray:
-        return np.bincount(self._index_C, weights=values_C, minlength=len(self.images_I))
+    def per_image(self, values_C: Floats) -> Floats:
+        return add_up(self._index_C, values_C, len(self.images_I))
 
 
 def _overlap(cells: LogCells, sums: _Sums) -> Overlap:
     impressions = float(sums.shown_I.sum())
     squares = float((sums.policy_C**2 * cells.inverse_square_C).sum())
-    effective = float(sums.ratio_I.sum()) ** 2 / squares
+    effective = float(sums.ratio_I.sum()) ** 2 / squares if squares else 0.0
     return Overlap(
         effective_samples=effective,
         effective_share=effective / impressions,
@@ -247,27 +196,33 @@ def _overlap(cells: LogCells, sums: _Sums) -> Overlap:
     )
 
 
-def _ratio(above_I: np.ndarray, below_I: np.ndarray) -> Estimate:
+def _logged_images(cells: LogCells) -> tuple[Whole, Whole]:
+    """Return the images of a log, ascending, and the place of each cell's image among them."""
+    images_I, index_C = np.unique(cells.image_C, return_inverse=True)
+    if len(images_I) < 2:
+        raise UserError(
+            f"An interval needs impressions of two images or more, not {len(images_I)}: log more."
+        )
+    return images_I, index_C
+
+
+def _ratio(above_I: Floats, below_I: Floats) -> Estimate:
     """Estimate Σ above / Σ below by the delta method: image i moves it by (a_i - r b_i) / Σ b."""
     total = below_I.sum()
     value = above_I.sum() / total
     return _estimate(float(value), (above_I - value * below_I) / total)
 
 
-def _estimate(value: float, influence_I: np.ndarray) -> Estimate:
+def _estimate(value: float, influence_I: Floats) -> Estimate:
     images = len(influence_I)
-    if images < 2:
-        raise UserError(f"An interval needs two logged images or more, not {images}: log more.")
     error = float(np.sqrt(images / (images - 1) * (influence_I**2).sum()))
     reach = error * float(student.ppf((1 + CONFIDENCE) / 2, images - 1))
     return Estimate(value, error, value - reach, value + reach, influence_I)
 
 
-def _check_probabilities(
-    cells: LogCells, probabilities_MK: np.ndarray, images_I: np.ndarray
-) -> None:
+def _check_probabilities(cells: LogCells, probabilities_MK: Floats, images_I: Whole) -> None:
     images, classes = probabilities_MK.shape
-    if len(images_I) and (images_I[-1] >= images or cells.label_C.max() >= classes):
+    if images_I[-1] >= images or cells.label_C.max() >= classes:
         raise UserError(
             f"Probabilities are for {images} images and {classes} labels; the log has image "
             f"{images_I[-1]} and label {cells.label_C.max()}: give a row for every image."

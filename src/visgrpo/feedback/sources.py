@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ FORMATS = {
 SQLITE_ENDINGS = (".db", ".sqlite", ".sqlite3")
 SUPPORTED = "Feedback is a .csv, .tsv, .jsonl, .parquet or .db file, sqlite:///… or postgresql://…"
 _DELIMITERS = ",;\t|"
+_ADVICE = re.compile(r"Possible |\n\s*LINE \d|\n\s*(?i:query)( was)?:")
 
 
 def find_files(spec: str) -> list[Path]:
@@ -113,8 +115,8 @@ def reading(name: str) -> Iterator[None]:
 
 
 def first_line(message: str) -> str:
-    """Return a database's message up to its advice, which speaks of options that no one has set."""
-    told = message.partition("Possible ")[0].partition("\n\nLINE ")[0]
+    """Return a database's message without its advice and without a copy of the query."""
+    told = _ADVICE.split(message, maxsplit=1)[0]
     return "; ".join(line.strip() for line in told.splitlines() if line.strip())
 
 

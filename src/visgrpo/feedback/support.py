@@ -50,8 +50,8 @@ def unsupported(found: Overlap, least_share: float) -> str | None:
         return (
             f"its effective sample size is {found.effective_samples:.3g} of "
             f"{found.impressions:.0f} impressions, {found.effective_share:.2%}, below "
-            f"{least_share:.2%}: explore more when logging, hold the policy nearer to the logging "
-            "one (KL), or give more logs"
+            f"{least_share:.2%}: explore more when logging, or hold the policy nearer to the "
+            "logging one (KL)"
         )
     ratio = found.mean_ratio
     distance = abs(ratio.value - 1)

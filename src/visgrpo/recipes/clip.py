@@ -37,12 +37,12 @@ from visgrpo.recipes.session import (
     begin,
     data_info,
     data_summary,
-    load_data,
     open_session,
     run_stem,
     save_picture,
     training_options,
 )
+from visgrpo.recipes.unlabelled import load_images
 from visgrpo.rewards import RewardSet, parse_rewards
 from visgrpo.training.method import Method
 from visgrpo.training.options import falling
@@ -60,7 +60,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     """
     session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
     check_model_name(config.model)
-    splits = load_data(config, session)
+    splits = load_images(config, session)
     class_prompts(splits.train.classes, config.templates)
     feedback = read_feedback(config, splits, session) if config.feedback else None
     if feedback is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -93,17 +95,12 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
     parts = (splits.train, splits.validation, splits.test)
     rows, classes = sum(map(len, parts)), splits.train.classes
     _check_size(rows, len(classes))
-    names = [name for name in config.reward if name in FEEDBACK_REWARDS]
-    kinds = {_KIND_OF[name] for name in names}
-    if len(kinds) > 1:
-        raise UserError(
-            f"One table cannot hold {' and '.join(sorted(kinds))}: take rewards of one kind."
-        )
+    names = _names(config.reward)
     keys = keys_of(parts, config.id_column)
     with open_events(
         str(config.feedback),
         query=config.query,
-        kind=kinds.pop(),
+        kind=kind_of_rewards(config.reward),
         drop_duplicates=config.drop_duplicates,
     ) as events:
         matched = match(events, keys, classes)
@@ -127,13 +124,47 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
         )
         for name, posterior in posteriors.items()
     }
-    observed_MK = np.stack([p.known_MK for p in posteriors.values()]).all(axis=0)
+    observed_MK = reduce(and_, (posterior.known_MK for posterior in posteriors.values()))
     report["coverage"] = float(observed_MK[fit_M].mean())
     report["images_with_feedback"] = int(observed_MK[fit_M].any(axis=1).sum())
     report["unknown"] = config.unknown
     _say_coverage(report, len(splits.train), session)
     with_rows = _with_rows(splits, observed_MK, config, session)
     return Feedback(with_rows, rewards, posteriors, fit_M, votes_MK, cells, report)
+
+
+def read_votes(spec: str, dataset: ImageDataset) -> Tensor:
+    """Return people's votes on the images of a data set, (M, K); other votes are left out.
+
+    Raises:
+        UserError: for a table that holds no votes on these images.
+    """
+    with open_events(spec, kind="votes") as events:
+        return _votes(match(events, keys_of((dataset,), None), dataset.classes))
+
+
+def kind_of_rewards(reward: Sequence[str]) -> Kind:
+    """Return which of the four tables rewards are made of.
+
+    Raises:
+        UserError: they are made of several.
+    """
+    kinds = {_KIND_OF[name] for name in _names(reward)}
+    if len(kinds) > 1:
+        raise UserError(
+            f"One table cannot hold {' and '.join(sorted(kinds))}: take rewards of one kind."
+        )
+    return kinds.pop()
+
+
+def best_answers(matched: Matched, config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label that people liked best for each image, (M,), and who has feedback at all."""
+    name = _names(config.reward)[0]
+    size = matched.images, len(matched.classes)
+    posterior = _fit(name, _cells(name, matched, config), size, config, {})
+    known_MK = posterior.known_MK
+    best_M = np.where(known_MK, posterior.mean_MK, -np.inf).argmax(axis=1)
+    return best_M, np.asarray(known_MK.any(axis=1))
 
 
 def keys_of(parts: Sequence[ImageDataset], id_column: str | None) -> list[list[str]]:
@@ -166,6 +197,10 @@ def unmatched_notes(matched: Matched) -> list[str]:
         f"about {matched.unmatched_image_count:,} images that the data does not have, and were "
         f"left out: {listed}{more}."
     ]
+
+
+def _names(reward: Sequence[str]) -> list[str]:
+    return [name for name in reward if name in FEEDBACK_REWARDS]
 
 
 def _posterior(
@@ -240,7 +275,7 @@ def _with_rows(
         replace(part, columns={**part.columns, ROW_COLUMN: start + np.arange(len(part))})
         for part, start in zip((splits.train, splits.validation, splits.test), starts, strict=True)
     )
-    teaches_M = observed_MK.any(axis=1)[: len(train)]
+    teaches_M = np.asarray(observed_MK.any(axis=1))[: len(train)]
     labels_teach = config.supervised_weight > 0 or config.warm_start > 0
     if config.unknown == "mask" and not labels_teach and not teaches_M.all():
         session.note(

@@ -12,10 +12,12 @@ from torch import Tensor
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.evaluation import evaluate_logits, interpolate
+from visgrpo.evaluation.agreement import agreement
 from visgrpo.evaluation.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import ClipParts, load_clip, model_folder
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
+from visgrpo.recipes.clip_feedback import read_votes
 from visgrpo.recipes.evaluate_backbone import evaluate_classifier
 from visgrpo.recipes.evaluate_language import evaluate_language, evaluate_reward
 from visgrpo.recipes.evaluate_masks import evaluate_segmenter
@@ -59,7 +61,8 @@ def _evaluate_clip(config: EvaluateConfig, processes: Processes) -> dict[str, An
     parts = load_clip(config.model)
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     class_prompts(dataset.classes, templates)
-    evaluator = _Evaluator(parts, dataset, templates, processes, config.batch_size)
+    votes_MK = read_votes(config.votes, dataset) if config.votes else None
+    evaluator = _Evaluator(parts, dataset, templates, processes, config.batch_size, votes_MK)
     start = load_clip(config.start) if config.start else None
     start_logits = evaluator.logits(start.model) if start else None
     results: dict[str, Any] = {}
@@ -85,9 +88,11 @@ class _Evaluator:
         templates: tuple[str, ...],
         processes: Processes,
         batch_size: int,
+        votes_MK: Tensor | None = None,
     ) -> None:
         self._parts, self._dataset, self._templates = parts, dataset, templates
         self._processes, self._batch_size = processes, batch_size
+        self._votes_MK = votes_MK
         self._inputs = pixel_inputs(dataset, parts.preprocess)
 
     def logits(self, model: Any) -> Tensor:
@@ -100,7 +105,10 @@ class _Evaluator:
 
     def measures(self, logits_MK: Tensor, start_logits_MK: Tensor | None) -> dict[str, Any]:
         labels_M = torch.from_numpy(self._dataset.labels)
-        return evaluate_logits(logits_MK, labels_M, self._dataset.classes, start_logits_MK)
+        measures = evaluate_logits(logits_MK, labels_M, self._dataset.classes, start_logits_MK)
+        if self._votes_MK is not None:
+            measures.update(agreement(logits_MK, self._votes_MK, labels_M))
+        return measures
 
 
 class _Weights:

@@ -11,8 +11,9 @@ from torch import Tensor
 from visgrpo.data.batches import InputFunction
 from visgrpo.evaluation.held_out import logits_of, pooled_of
 from visgrpo.feedback.cells import LogCells, of_images
+from visgrpo.feedback.click_prediction import predicted_clicks
 from visgrpo.feedback.posterior import Floats, scatter
-from visgrpo.feedback.prediction import predict_unknown, reward_model
+from visgrpo.feedback.prediction import predict_unknown
 from visgrpo.feedback.support import check_support
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.policies.logged import Log
@@ -72,7 +73,7 @@ def use_feedback(
     feedback.report["effective_share"] = overlap.effective_share
     if config.off_policy == "doubly-robust":
         features_MD = _features(feedback, classifier, inputs, session)
-        _doubly_robust(feedback, feedback.cells, features_MD, session)
+        _doubly_robust(feedback, feedback.cells, features_MD, config)
         return None
     return _logged(feedback, feedback.cells)
 
@@ -115,31 +116,29 @@ def _logged(feedback: Feedback, cells: LogCells) -> Log:
 
 
 def _doubly_robust(
-    feedback: Feedback, cells: LogCells, features_MD: Floats, session: Session
+    feedback: Feedback, cells: LogCells, features_MD: Floats, config: ClipConfig
 ) -> None:
-    """Make the reward a doubly robust one, of every label (Dudík et al. 2011).
+    """Make the reward a doubly robust one, of every label (Dudík, Langford and Li 2011).
 
     Σ_k π_k r_k is then the doubly robust estimate of the policy's value at an image with n
     impressions, for every policy:
 
         r_k = q_k + (1/n) Σ_i 1[a_i = k] (c_i - q_k) / p_i
+
+    Click rates q are predicted from image features, each image's without its own clicks.
     """
-    reward, posterior = feedback.rewards["clicks"], feedback.posteriors["clicks"]
-    shape = posterior.mean_MK.shape
+    reward = feedback.rewards["clicks"]
+    images, classes = reward.worth_MK.shape
 
-    def table(values_C: np.ndarray) -> np.ndarray:
-        return scatter(cells.image_C, cells.label_C, values_C, *shape)
+    def table(values_C: Floats) -> Floats:
+        return scatter(cells.image_C, cells.label_C, values_C, images, classes)
 
-    count_MK = table(cells.count_C)
-    rate_MK = np.divide(table(cells.clicks_C), count_MK, out=np.zeros(shape), where=count_MK > 0)
-    model = reward_model(rate_MK, count_MK > 0, features_MD, _present(feedback) & feedback.fit_M)
-    correction_MK = table(cells.clicks_inverse_C) - model.predicted_MK * table(cells.inverse_C)
-    per_image_M1 = count_MK.sum(axis=1, keepdims=True).clip(min=1)
-    worth_MK = model.predicted_MK + correction_MK / per_image_M1
-    reward.worth_MK = torch.from_numpy(worth_MK).float()
+    training = of_images(cells, feedback.fit_M)
+    rate_MK = predicted_clicks(training, features_MD, classes, seed=config.seed)
+    correction_MK = table(cells.clicks_inverse_C) - rate_MK * table(cells.inverse_C)
+    impressions_M1 = table(cells.count_C).sum(axis=1, keepdims=True).clip(min=1)
+    reward.worth_MK = torch.from_numpy(rate_MK + correction_MK / impressions_M1).float()
     reward.masks = False
-    feedback.report["reward_model_r2"] = model.r2
-    session.say(f"Doubly robust: the reward model's R² is {model.r2:.3f}, cross-validated.")
 
 
 def _features(
@@ -173,11 +172,3 @@ def _rows_of(feedback: Feedback, names: Sequence[str], make: Callable[[str], Ten
 
 def _split_rows(feedback: Feedback, name: str) -> np.ndarray:
     return np.asarray(getattr(feedback.splits, name).columns[ROW_COLUMN])
-
-
-def _present(feedback: Feedback) -> np.ndarray:
-    """Which rows of the table are images that were kept, (M,) bool."""
-    present_M = np.zeros(len(feedback.fit_M), dtype=bool)
-    for name in ("train", "validation", "test"):
-        present_M[_split_rows(feedback, name)] = True
-    return present_M

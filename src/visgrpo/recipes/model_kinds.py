@@ -75,6 +75,7 @@ _TAKEN_BY: Mapping[str, tuple[Kind, ...]] = {
     "text_column": ("language",),
     "top_k": _IMAGES,
     "train_slice": _IMAGES,
+    "votes": ("clip",),
 }
 # Of backbones; that images' options do not go with text needs no words.
 _BECAUSE: Mapping[str, str] = {

@@ -81,6 +81,9 @@ class EvaluateConfig(Config):
     interpolated."""
     alpha: tuple[float, ...] = ()
     """CLIP: WiSE-FT, evaluate (1 - alpha) · start + alpha · model for each of these."""
+    votes: str | None = None
+    """CLIP: table of people's votes on these images, as for visgrpo clip --feedback: agreement with
+    them is measured."""
     batch_size: int = 256
     """Images at a time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,0 +1,1 @@
+"""Collecting judgements: which labels are offered, the store, and the page people judge on."""

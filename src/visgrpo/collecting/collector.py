@@ -1,0 +1,163 @@
+"""What the page's server does, without the server: offers, judgements, the model behind them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from visgrpo.collecting.design import draw_group
+from visgrpo.collecting.judging import Answer, Ask
+from visgrpo.collecting.pictures import Picture, Pictures
+from visgrpo.collecting.records import Drawn, Offer
+from visgrpo.collecting.store import Progress, Store
+from visgrpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model says of every image.
+
+    Attributes:
+        model: its name, which offers carry.
+        probability_MK: rows sum to 1.
+    """
+
+    model: str
+    probability_MK: np.ndarray
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is asked, and how the labels are drawn (see `visgrpo.collecting.design`)."""
+
+    ask: Ask = "click"
+    group_size: int = 4
+    exploration: float = 0.1
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LearningState:
+    """What the page says of the learner.
+
+    Attributes:
+        state: idle, learning or failed.
+        rounds: models learned and swapped in since the start.
+        detail: why the last round failed.
+    """
+
+    state: str = "idle"
+    rounds: int = 0
+    detail: str = ""
+
+
+class Learner(Protocol):
+    """Learns from the store in the background."""
+
+    @property
+    def state(self) -> LearningState:
+        """What it is doing."""
+
+    def judged(self, judgements: int) -> None:
+        """Take note of how many judgements there are now."""
+
+
+class Collector:
+    """Offers images to people and keeps what they answer. Safe between threads.
+
+    Args:
+        store: opened on `names`.
+        names: of the images, as the log calls them.
+        images: M images, decoded on access.
+        classes: class names.
+        answers: of the model that labels are first drawn from.
+
+    Raises:
+        UserError: for a group size that the classes do not allow.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        images: Sequence[Image.Image],
+        classes: Sequence[str],
+        answers: Answers,
+        design: Design,
+    ) -> None:
+        self._store, self._classes, self.design = store, tuple(classes), design
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._pictures = Pictures(images)
+        self._answers = answers
+        self.learner: Learner | None = None
+        self.skipped: list[str] = []
+        self._draw(names[0], 0)  # settings that cannot work are refused before anyone is asked
+
+    @property
+    def model(self) -> str:
+        """The name of the model that labels are drawn from now."""
+        return self._answers.model
+
+    def swap(self, answers: Answers) -> None:
+        """Draw from another model; offers that were made stay as they are."""
+        self._answers = answers
+
+    def next_offer(self, user: str) -> Offer | None:
+        """Return what a person is to judge now, None where they have judged everything.
+
+        An image that cannot be read is left out, counted and said.
+        """
+        while (offer := self._store.next_offer(user, self.design.ask, self._draw)) is not None:
+            try:
+                self._pictures[self._rows[offer.image]]
+                return offer
+            except UserError as error:
+                self._store.skip(offer.image)
+                self.skipped.append(str(error))
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+        return None
+
+    def picture(self, key: str, user: str) -> Picture:
+        """Return the picture of a person's offer.
+
+        Raises:
+            UserError: there is no such offer, or its image cannot be read.
+        """
+        return self._pictures[self._rows[self._store.offer(key, user).image]]
+
+    def judge(self, key: str, user: str, answer: Answer) -> None:
+        """Store an answer, as `Store.judge`, and tell the learner."""
+        self._store.judge(key, user, answer)
+        if self.learner is not None:
+            self.learner.judged(self.progress(user).judgements)
+
+    def undo(self, user: str) -> None:
+        """Take back a person's last judgement, as `Store.undo`."""
+        self._store.undo(user, self.design.ask)
+
+    def progress(self, user: str) -> Progress:
+        """Return how far judging has come, and how far people agree with the model."""
+        return self._store.progress(user, self.design.ask, self.model)
+
+    def _draw(self, image: str, number: int) -> Drawn:
+        answers, design, row = self._answers, self.design, self._rows[image]
+        probability_K = answers.probability_MK[row]
+        group = draw_group(
+            probability_K,
+            design.group_size,
+            np.random.default_rng((design.seed, row, number)),
+            exploration=design.exploration,
+            temperature=design.temperature,
+        )
+        return Drawn(
+            labels=tuple(self._classes[k] for k in group.label_G),
+            propensities=tuple(group.propensity_G.tolist()),
+            best=self._classes[int(probability_K.argmax())],
+            model=answers.model,
+        )

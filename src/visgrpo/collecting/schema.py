@@ -1,0 +1,165 @@
+"""The SQLite file behind the page: its tables, how it is opened, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from visgrpo.errors import UserError
+
+APPLICATION = 0x56475250  # "VGRP": tells a store from any other program's database
+VERSION = 1
+WAIT_SECONDS = 10.0  # for another process that is writing
+
+# impressions, preferences and grades have the columns that feedback is read by, so that the store
+# is a log as it stands. labels, propensities and answer are JSON; an offer's labels are in the
+# order of the page. A judgement that was taken back stays, without rows in those three. Pages know
+# an offer by its key: a page left open must not answer the offer of another store.
+_TABLES = """
+CREATE TABLE clock (time REAL NOT NULL);
+INSERT INTO clock VALUES (0);
+CREATE TABLE offers (
+  id INTEGER PRIMARY KEY,
+  key TEXT NOT NULL UNIQUE,
+  image TEXT NOT NULL,
+  user TEXT NOT NULL,
+  ask TEXT NOT NULL,
+  labels TEXT NOT NULL,
+  propensities TEXT NOT NULL,
+  best TEXT NOT NULL,
+  model TEXT NOT NULL,
+  time REAL NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'judged', 'skipped'))
+);
+CREATE INDEX offers_by_image ON offers (ask, image, state);
+CREATE INDEX offers_by_user ON offers (user, ask);
+CREATE TABLE judgements (
+  id INTEGER PRIMARY KEY,
+  offer INTEGER NOT NULL REFERENCES offers (id),
+  user TEXT NOT NULL,
+  ask TEXT NOT NULL,
+  time REAL NOT NULL,
+  answer TEXT NOT NULL,
+  agreement REAL,
+  undone INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX judgements_by_user ON judgements (user, ask, undone);
+CREATE TABLE impressions (
+  image TEXT NOT NULL, label TEXT NOT NULL, shown INTEGER NOT NULL, clicked INTEGER NOT NULL,
+  dwell REAL, position INTEGER NOT NULL, propensity REAL NOT NULL, time REAL NOT NULL,
+  user TEXT NOT NULL, judgement INTEGER NOT NULL REFERENCES judgements (id)
+);
+CREATE INDEX impressions_of ON impressions (judgement);
+CREATE TABLE preferences (
+  image TEXT NOT NULL, preferred TEXT NOT NULL, rejected TEXT NOT NULL, tie INTEGER NOT NULL,
+  user TEXT NOT NULL, judgement INTEGER NOT NULL REFERENCES judgements (id)
+);
+CREATE INDEX preferences_of ON preferences (judgement);
+CREATE TABLE grades (
+  image TEXT NOT NULL, label TEXT NOT NULL, grade INTEGER NOT NULL,
+  user TEXT NOT NULL, judgement INTEGER NOT NULL REFERENCES judgements (id)
+);
+CREATE INDEX grades_of ON grades (judgement);
+"""
+_MENDS = {
+    sqlite3.SQLITE_BUSY: "is locked by another program: close what writes to it, and try again",
+    sqlite3.SQLITE_LOCKED: "is locked by another program: close what writes to it, and try again",
+    sqlite3.SQLITE_READONLY: "cannot be written: make the file and its folder writable, or name "
+    "another --store",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: check the path, and that its folder is writable",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full; make room, and try again",
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another --store",
+    sqlite3.SQLITE_CORRUPT: "is damaged: restore it from a copy, or name another --store",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: check the disk, and try again",
+}
+
+
+class StoreTrouble(UserError):
+    """The store cannot be used now; what was to be written is not in it."""
+
+
+def open_store(path: Path) -> sqlite3.Connection:
+    """Open a store, or make a new one, for use by several threads one at a time.
+
+    Every commit is on the disk when it returns: write-ahead log, synchronous=FULL.
+
+    Raises:
+        UserError: when it cannot be read or written, is another program's database, or was made by
+            another version.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f'Store "{path}" cannot be made: there is no folder "{path.parent}".')
+    if path.is_dir():
+        raise UserError(f'Store "{path}" is a folder: name a file, such as {path}/feedback.db.')
+    with in_one_line(path):
+        connection = sqlite3.connect(
+            path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _check_ours(connection, path)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            with transaction(connection):
+                if not _check_ours(connection, path):
+                    _make_tables(connection)
+        except (sqlite3.Error, UserError):
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything inside becomes durable together, or nothing does; waits for other writers."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def in_one_line(path: Path) -> Iterator[None]:
+    """Say what SQLite raises inside in one line, with the mend.
+
+    Raises:
+        StoreTrouble: for whatever the database refuses.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where in SQLite
+        raise StoreTrouble(f'Store "{path}" {_MENDS.get(code, f"fails: {error}")}.') from error
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether the tables are there; refuse tables that are not a store's."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not tables and application in (0, APPLICATION):
+        return False
+    if application != APPLICATION:
+        raise UserError(
+            f'Store "{path}" is another program\'s database: name a new file with --store. '
+            "Feedback in it is read by --feedback."
+        )
+    if version != VERSION:
+        raise UserError(
+            f'Store "{path}" was made by another version of visgrpo (its tables are version '
+            f"{version}, here {VERSION}): use that version, or name a new file with --store."
+        )
+    return True
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _TABLES.split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")

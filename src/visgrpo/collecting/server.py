@@ -1,0 +1,237 @@
+"""The page's server: a few addresses around a `Collector`."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import unicodedata
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, unquote
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, StrictInt, StrictStr
+
+from visgrpo.collecting.collector import Collector, LearningState
+from visgrpo.collecting.guard import Guard
+from visgrpo.collecting.judging import BadAnswer
+from visgrpo.collecting.records import NoSuchOffer
+from visgrpo.collecting.schema import StoreTrouble
+from visgrpo.collecting.store import AlreadyJudged, NothingToUndo
+from visgrpo.errors import UserError
+
+PERSON_COOKIE = "visgrpo_person"
+LONGEST_NAME = 80
+_YEAR = 365 * 24 * 3600
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_STATUS: dict[type[UserError], int] = {
+    BadAnswer: 422,
+    NoSuchOffer: 404,
+    AlreadyJudged: 409,
+    NothingToUndo: 409,
+    StoreTrouble: 503,
+}
+
+
+class Person(BaseModel):
+    """Who judges."""
+
+    name: StrictStr
+
+
+class Judged(BaseModel):
+    """An answer to an offer, as `visgrpo.collecting.judging.rows_of` takes it."""
+
+    offer: StrictStr
+    answer: list[StrictInt | StrictStr]
+
+
+class Unnamed(UserError):
+    """The browser has not said who judges."""
+
+
+def create_app(collector: Collector, guard: Guard) -> FastAPI:
+    """Return the application. Mistakes are answered as {"error": one line}.
+
+    GET / is the page; GET /api/next an offer; POST /api/judge its answer; POST /api/undo takes the
+    last one back; GET /api/progress; POST /api/person says who judges; GET /image/{offer}.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _add_guard(app, guard)
+    _add_errors(app)
+    _add_files(app)
+
+    @app.post("/api/person")
+    def person(body: Person, response: Response) -> dict[str, str]:
+        name = _clean_name(body.name)
+        response.set_cookie(
+            PERSON_COOKIE, quote(name), max_age=_YEAR, httponly=True, samesite="strict"
+        )
+        return {"person": name}
+
+    @app.get("/api/next")
+    def next_offer(request: Request) -> dict[str, Any]:
+        user = _user(request)
+        offer = collector.next_offer(user)
+        shown = None if offer is None else {"key": offer.key, "labels": offer.drawn.labels}
+        return {"ask": collector.design.ask, "offer": shown, **_progress(collector, user)}
+
+    @app.post("/api/judge")
+    def judge(body: Judged, request: Request) -> dict[str, Any]:
+        user = _user(request)
+        collector.judge(body.offer, user, body.answer)
+        return _progress(collector, user)
+
+    @app.post("/api/undo")
+    def undo(request: Request) -> dict[str, Any]:
+        user = _user(request)
+        collector.undo(user)
+        return _progress(collector, user)
+
+    @app.get("/api/progress")
+    def progress(request: Request) -> dict[str, Any]:
+        return _progress(collector, _user(request))
+
+    @app.get("/image/{offer}")
+    def image(offer: str, request: Request) -> Response:
+        picture = collector.picture(offer, _user(request))
+        # An offer's key is used once, so its picture never changes.
+        headers = {"Cache-Control": "private, max-age=86400, immutable"}
+        return Response(picture.content, media_type=picture.kind, headers=headers)
+
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 takes a free one.
+
+    Raises:
+        UserError: when the address is not this machine's, or the port is taken.
+    """
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return _bound(socket.socket(family, socket.SOCK_STREAM), address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"--port {port} is in use: name another, or 0 for a free one."
+            ) from error
+        raise UserError(f"--host {host} --port {port} cannot be used: {error.strerror}.") from error
+
+
+def _bound(listener: socket.socket, address: Any) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """Return a server whose `run(sockets=[…])` ends at Ctrl-C. It logs no addresses: the first
+    one that a person opens may hold the token."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+
+def _add_guard(app: FastAPI, guard: Guard) -> None:
+    @app.middleware("http")
+    async def check(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        refusal = guard.refusal(request)
+        if refusal is not None:
+            response: Response = JSONResponse({"error": refusal.reason}, refusal.status)
+        else:
+            response = await call_next(request)
+        if guard.token is not None and refusal is None and guard.brings_token(request):
+            response.set_cookie(
+                guard.cookie, guard.token, max_age=_YEAR, httponly=True, samesite="strict"
+            )
+        for name, value in _HEADERS.items():
+            response.headers[name] = value
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        content: dict[str, Any] = {"error": str(error)}
+        if isinstance(error, AlreadyJudged):
+            content["answer"] = error.answer
+        if isinstance(error, Unnamed):
+            content["needs"] = "name"
+            return JSONResponse(content, 401)
+        return JSONResponse(content, _STATUS.get(type(error), 422))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return JSONResponse({"error": f"{place}: {first['msg']}."}, 422)
+
+
+def _add_files(app: FastAPI) -> None:
+    folder = files("visgrpo.collecting") / "templates"
+    for path, (name, kind) in _FILES.items():
+        app.get(path)(_answering((folder / name).read_bytes(), kind))
+
+
+def _answering(content: bytes, kind: str) -> Callable[[], Response]:
+    return lambda: Response(content, media_type=kind)
+
+
+def _progress(collector: Collector, user: str) -> dict[str, Any]:
+    learning = collector.learner.state if collector.learner else LearningState()
+    return {
+        "person": user,
+        "progress": {**asdict(collector.progress(user)), "skipped": len(collector.skipped)},
+        "learning": asdict(learning) if collector.learner else None,
+    }
+
+
+def _user(request: Request) -> str:
+    name = request.cookies.get(PERSON_COOKIE)
+    if name is None:
+        raise Unnamed("Say who judges first.")
+    return _clean_name(unquote(name))
+
+
+def _clean_name(name: str) -> str:
+    """Return a name without spaces around it; it is only ever shown as text."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UserError(f"A name has 1 to {LONGEST_NAME} letters, and no line breaks.")
+    return name

@@ -1,0 +1,133 @@
+"""The staged table: types, memory, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from event_files import IMPRESSIONS, write_csv, write_parquet
+
+from visgrpo.errors import UserError
+from visgrpo.feedback.events import open_events
+
+
+def column(events_path: Path, name: str) -> list[object]:
+    with open_events(str(events_path)) as events:
+        rows = events.connection.execute(f'SELECT "{name}" FROM events ORDER BY row').fetchall()
+    return [row[0] for row in rows]
+
+
+def test_what_is_known_of_a_table(tmp_path: Path) -> None:
+    with open_events(str(write_csv(tmp_path / "log.csv", IMPRESSIONS))) as events:
+        assert (events.name, events.kind, events.rows) == ("log.csv", "impressions", 5)
+        assert events.columns == set(IMPRESSIONS)
+        rows = events.connection.execute("SELECT row, shown FROM events ORDER BY row").fetchall()
+    assert rows == [(n, 1.0) for n in range(1, 6)]  # shown was not given
+
+
+def test_times_are_seconds_in_utc(tmp_path: Path) -> None:
+    texts = ["1700000000.5", "2023-11-14T22:13:20.5Z", "2023-11-14 22:13:20.5",
+             "2023-11-15 00:13:20.5+02:00"]  # fmt: skip
+    columns = {"image": ["a"] * 4, "label": list("wxyz"), "clicked": [0] * 4, "time": texts}
+    assert column(write_csv(tmp_path / "log.csv", columns), "time") == [1700000000.5] * 4
+    moment = datetime(2023, 11, 14, 22, 13, 20, 500_000)
+    for typed in (pa.array([moment]), pa.array([moment.replace(tzinfo=UTC)])):
+        table = pa.table({"image": ["a"], "label": ["x"], "clicked": [0], "time": typed})
+        pq.write_table(table, tmp_path / "log.parquet")
+        assert column(tmp_path / "log.parquet", "time") == [1700000000.5]
+
+
+def test_typed_numbers_and_ids(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image_id": pa.array([7], pa.int64()),
+            "label": pa.array(["x"]).dictionary_encode(),
+            "votes": pa.array([3], pa.uint8()),
+        }
+    )
+    pq.write_table(table, tmp_path / "votes.parquet")
+    with open_events(str(tmp_path / "votes.parquet")) as events:
+        assert events.connection.execute("FROM events").fetchall() == [(1, "7", "x", 3.0)]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    clicks = [True] * 4 + ([True] if ends == "well" else [7])
+    path = write_csv(tmp_path / "log.csv", {**IMPRESSIONS, "clicked": clicks})
+    if ends == "well":
+        with open_events(str(path)):
+            assert list(scratch.iterdir())
+    else:
+        with pytest.raises(UserError, match="clicked is 7"):
+            open_events(str(path))
+    assert not list(scratch.iterdir())
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "it's; --.parquet", IMPRESSIONS)
+    with open_events(str(path)) as events:
+        found = events.connection.execute("SELECT image, label FROM events ORDER BY row")
+        rows = found.fetchall()
+    assert rows[2] == ("<script>alert(1)</script>", "cat")
+    assert rows[4] == ("a.png", "'; DROP TABLE events; --")
+
+
+def test_parts_of_a_query_are_not_confused(tmp_path: Path) -> None:
+    """DuckDB 2.0.0 answers (1,), (2,), (1,), (2,) with an optimizer that is switched off here."""
+    with open_events(str(write_csv(tmp_path / "log.csv", IMPRESSIONS))) as events:
+        events.connection.execute(
+            """
+            CREATE TABLE pairs AS FROM (VALUES ('x', 'y'), ('y', 'z')) AS t(p, r);
+            CREATE TABLE names AS FROM (VALUES ('x', 0), ('y', 1), ('z', 2)) AS t(name, k);
+            CREATE VIEW joined AS SELECT l.k AS pk, r.k AS rk FROM pairs
+                JOIN names AS l ON l.name = pairs.p JOIN names AS r ON r.name = pairs.r
+            """
+        )
+        found = events.connection.execute("SELECT pk FROM joined UNION ALL SELECT rk FROM joined")
+        assert sorted(found.fetchall()) == [(0,), (1,), (1,), (2,)]
+
+
+def test_no_extension_is_fetched(tmp_path: Path) -> None:
+    with open_events(str(write_csv(tmp_path / "log.csv", IMPRESSIONS))) as events:
+        for setting in ("autoinstall_known_extensions", "autoload_known_extensions"):
+            asked = f"SELECT current_setting('{setting}')"
+            assert events.connection.execute(asked).fetchall() == [(False,)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read in /proc")
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """The limit is made small here: 100 MB, for texts of 130 MB. Nothing else is printed."""
+    path = tmp_path / "large.parquet"
+    duckdb.execute(
+        f"""
+        COPY (SELECT 'photos/' || n || '.png' AS image, 'x' AS label, n % 2 AS clicked, n AS time,
+              repeat('u', 200) || n AS user FROM range(600000) AS r(n)) TO '{path}'
+        """
+    )
+    # ru_maxrss would begin with what this process has.
+    script = f"""
+import json, sys
+from visgrpo.feedback import events
+events.MEMORY_LIMIT = "100MB"
+with events.open_events({str(path)!r}) as table:
+    (peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    print(json.dumps([table.rows, int(peak.split()[1]) * 1024, "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows, peak, torch = json.loads(done.stdout)
+    assert rows == 600_000
+    assert peak < 230e6
+    assert not torch

@@ -297,8 +297,8 @@ def _retention(
 
 
 def _with_objective(measures: dict[str, float], config: ClipConfig) -> dict[str, float]:
-    """Add what GRPO maximises, E[reward] + α·H - β·KL, where images have rewards."""
-    if "reward" not in measures:
+    """Add what GRPO maximises, E[reward] + α·H - β·KL, where it decides."""
+    if config.resolved_select() != "objective":
         return measures
     regular = config.entropy_weight * measures["entropy"] - config.beta * measures["kl"]
     return {**measures, "objective": measures["reward"] + regular}

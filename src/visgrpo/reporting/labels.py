@@ -11,6 +11,7 @@ from visgrpo.reporting.language_labels import LANGUAGE, LANGUAGE_ORDER, PAIRS
 from visgrpo.reporting.metric import Metric as Metric
 from visgrpo.reporting.metric import number as number
 from visgrpo.reporting.metric import signed as signed
+from visgrpo.reporting.people_labels import PEOPLE, PEOPLE_ORDER
 
 Subject = Literal["images", "tokens", "pairs", "answers"]
 """What a run is measured on: it decides what "accuracy" is a share of."""
@@ -106,6 +107,7 @@ ORDER = (
     "nll",
     "kl",
     "entropy",
+    *PEOPLE_ORDER,
     "reward",
     "loss",
     "frac_reward_zero_std",
@@ -116,7 +118,7 @@ ORDER = (
 
 
 _OF_SUBJECT: dict[Subject, dict[str, Metric]] = {
-    "images": {},
+    "images": PEOPLE,
     "tokens": LANGUAGE,
     "pairs": LANGUAGE | PAIRS,
     "answers": ANSWERS,

@@ -22,6 +22,7 @@ from visgrpo.reporting.overoptimization import (
     overoptimization_figure,
     overoptimization_title,
 )
+from visgrpo.reporting.people_labels import feedback_facts
 from visgrpo.reporting.run_reader import Run, read_run
 from visgrpo.reporting.segments import segments
 
@@ -86,6 +87,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Method": run.method,
         "Model": run.summary.get("model", run.config.get("model")),
         "Data": _data_name(run),
+        **feedback_facts(run.summary.get("feedback")),
         "Last written": written.strftime("%Y-%m-%d %H:%M"),
         "Time": None if run.seconds is None else duration(run.seconds),
         "Steps": run.steps,

@@ -86,7 +86,7 @@ class Shape:
 FULL = (Shape("vit-b/32", 8, 1, 7), Shape("small", 64, 4, 11))
 QUICK = (
     Shape("vit-b/32", 4, 1, 2, epoch=2, groups=1, features=False, memory_steps=2),
-    Shape("small", 32, 2, 3, epoch=2, memory_steps=2),
+    Shape("small", 8, 1, 2, epoch=2, memory_steps=2),
 )
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: several tests may run at once
 
 import numpy as np
 import pytest

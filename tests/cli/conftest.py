@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -131,3 +134,31 @@ def environment(feature_cache: Path) -> dict[str, str]:
     source = str(Path(__file__).parents[2] / "src")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def on_two_processes(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[list[str]], str]]:
+    """Run a command on two processes, which must end well, and return what they printed."""
+    script = Path(__file__).with_name("paired_runs.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def run(words: list[str]) -> str:
+            folder = tmp_path_factory.mktemp("printed")
+            server.stdin.write(json.dumps({"words": words, "folder": str(folder)}) + "\n")
+            code = server.stdout.readline().strip()
+            assert code == "0", (folder / "stderr.txt").read_text()[-3000:]
+            return (folder / "stdout.txt").read_text()
+
+        yield run
+        server.stdin.close()

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from visgrpo.cli import main
 
 TIMES = {"seconds", "step_time"}
 SMALL = ["--device", "cpu", "--batch-size", "8", "--learning-rate", "1e-3", "--log-every", "1"]
+
+
+@contextlib.contextmanager
+def blank_plots() -> Iterator[None]:
+    """Leave out of every plot its rendering, which takes most of the time of a page."""
+
+    def print_png(canvas: FigureCanvasAgg, file: Any) -> None:
+        Image.new("RGB", (2, 2)).save(file, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", print_png)
+        yield
 
 
 def clip(start: Path, data: Path | str, output: Path, *options: str) -> Path:

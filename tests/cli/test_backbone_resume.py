@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from tuning import PROBES, Job, same_tuned_run, tune, words
 from visgrpo.cli import main
 
 EIGHT = ["--steps", "8", "--save-every", "2", "--eval-every", "2", "--keep", "last"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 class Killed(NamedTuple):
@@ -142,25 +142,16 @@ def test_two_processes_give_the_numbers_of_one(
     pictures: Path,
     masks: Path,
     tmp_path: Path,
-    no_page: None,
-    environment: dict[str, str],
+    on_two_processes: Callable[[list[str]], str],
 ) -> None:
     job, way = PROCESSES[name]
     data = pictures if job == "representation" else masks
-    options = ["--keep", "last", *way.split(), "--cache"]
+    options = ["--keep", "last", "--no-report", *way.split(), "--cache"]
     one = tune(job, vit, data, tmp_path / "one", *options, str(tmp_path / "cache of one"))
     its_cache = str(tmp_path / "cache of two")
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "visgrpo", *words(job, vit, data, tmp_path / "two", *options, its_cache)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("held-out") == 1  # one process prints
     two = tmp_path / "two"
+    printed = on_two_processes(words(job, vit, data, two, *options, its_cache))
+    assert printed.count("held-out") == 1  # one process prints
     for our, their in zip(training_lines(two), training_lines(one), strict=True):
         assert our == pytest.approx(their, abs=2e-5, rel=1e-3)
     steps = [[line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (two, one)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from running import read_json
+from running import blank_plots, read_json
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from visgrpo.cli import main
@@ -33,7 +33,7 @@ class Story(NamedTuple):
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     runs = tmp_path_factory.mktemp("story") / "all"
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), blank_plots():
         main(["language", "--preset", "tiny", "--output", str(runs), "--device", "cpu"])
     return Story(runs, out.getvalue(), err.getvalue())
 

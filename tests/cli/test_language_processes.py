@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ from safetensors.torch import load_file
 
 from visgrpo.training.processes import Processes
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TWO = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo"]
 WAYS = {
     "mean over tokens, accumulated": ("dapo", "--accumulation 2 --kl-target 0.05"),
     "ppo, updates on old groups": ("ppo", "--minibatches 2 --kl-in loss"),
@@ -25,23 +22,19 @@ WAYS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_give_the_numbers_of_one(
-    way: str, stages: Path, short_text: Path, tmp_path: Path, environment: dict[str, str]
+    way: str,
+    stages: Path,
+    short_text: Path,
+    tmp_path: Path,
+    on_two_processes: Callable[[list[str]], str],
 ) -> None:
     stage, options = WAYS[way]
     # An odd number of held-out prompts: the processes' shares of them differ.
     more = [*options.split(), "--keep", "last", "--batch-size", "8", "--eval-prompts", "3"]
     one = speak(stage, stages / "sft", short_text, tmp_path / "one", *more)
     two = tmp_path / "two"
-    done = subprocess.run(
-        [*TWO, *language_words(stage, stages / "sft", short_text, two, *more)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("held-out") == 1  # one process prints
+    printed = on_two_processes(language_words(stage, stages / "sft", short_text, two, *more))
+    assert printed.count("held-out") == 1  # one process prints
     lines = [speechless(run) for run in (two, one)]
     for our, their in zip(*lines, strict=True):  # one process writes
         assert our["step"] == their["step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,11 @@ import torch
 from running import SMALL, clip, read_lines, training_lines
 from safetensors.torch import load_file
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TWO_CLIP = [*TORCHRUN, "--nproc-per-node", "2", "-m", "visgrpo", "clip"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 WAYS = {
-    "group scope": "--keep last",
+    "group scope": "",
     "minibatches, batch scope, old policy, text side": (
-        "--method reinforce --train full --minibatches 2 --inner-passes 2 --refresh-every 2 "
-        "--keep last"
+        "--method reinforce --train full --minibatches 2 --inner-passes 2 --refresh-every 2"
     ),
 }
 
@@ -29,12 +28,20 @@ def test_two_processes_give_the_numbers_of_one(
     start: Path,
     pictures: Path,
     tmp_path: Path,
-    no_page: None,
     environment: dict[str, str],
+    on_two_processes: Callable[[list[str]], str],
 ) -> None:
-    options = WAYS[way].split()
-    one = clip(start, pictures, tmp_path / "one", *options)
-    two = _on_two_processes(start, pictures, tmp_path / "two", options, environment)
+    options = ["--keep", "last", "--no-report", *WAYS[way].split()]
+    one, two = tmp_path / "one", tmp_path / "two"
+    clip(start, pictures, one, *options)
+    words = _words(start, pictures, two, *options)
+    if way == "group scope":  # started as users start it
+        done = _torchrun(words, environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed = done.stdout
+    else:
+        printed = on_two_processes(words)
+    assert printed.count("held-out") == 1  # one process prints
     ours, theirs = training_lines(two), training_lines(one)
     assert [line["step"] for line in ours] == [1, 2, 3, 4]
     for our, their in zip(ours, theirs, strict=True):
@@ -44,28 +51,20 @@ def test_two_processes_give_the_numbers_of_one(
     _assert_close(two, one)
 
 
-def _on_two_processes(
-    start: Path, data: Path, output: Path, options: list[str], environment: dict[str, str]
-) -> Path:
+def _words(start: Path, data: Path, output: Path, *options: str) -> list[str]:
     paths = ["--model", str(start), "--data", str(data), "--output", str(output)]
-    done = subprocess.run(
-        [
-            *TWO_CLIP,
-            *paths,
-            *SMALL,
-            "--steps",
-            "4",
-            *options,
-        ],
+    return ["clip", *paths, *SMALL, "--steps", "4", *options]
+
+
+def _torchrun(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, "-m", "visgrpo", *words],
         env=environment,
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("held-out") == 1  # one process prints
-    return output
 
 
 def _assert_close(two: Path, one: Path) -> None:
@@ -92,20 +91,7 @@ def test_a_mistake_in_one_process_ends_both(
         "        raise ValueError('cannot judge this')\n"
         "    return (outputs == label[:, None]).float()\n"
     )
-    paths = ["--model", str(start), "--data", str(pictures), "--output", str(tmp_path / "run")]
-    done = subprocess.run(
-        [
-            *TWO_CLIP,
-            *paths,
-            *SMALL,
-            "--reward",
-            f"{reward}:fussy",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = _words(start, pictures, tmp_path / "run", "--reward", f"{reward}:fussy")
+    done = _torchrun(words, environment)
     assert done.returncode != 0
     assert "cannot judge this" in done.stderr

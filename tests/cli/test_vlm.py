@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import metric_lines, read_json, read_lines, training_lines
+from running import blank_plots, metric_lines, read_json, read_lines, training_lines
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 from vlm_runs import see
@@ -119,7 +119,8 @@ def test_a_finished_stage_is_not_run_again(story: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pages_of_a_story(seer: Path, counts: Path, tmp_path: Path, capsys: Capture) -> None:
-    run = see("all", seer, counts, tmp_path / "run", "--report")
+    with blank_plots():
+        run = see("all", seer, counts, tmp_path / "run", "--report")
     for page in (run / "sft" / "report.html", run / "grpo" / "report.html", run / "compare.html"):
         text = page.read_text()
         assert "<img" in text

@@ -1,0 +1,83 @@
+#!/bin/sh
+# The runs of docs/results/feedback.md for one seed, one after the other, into OUT/seed-SEED.
+#
+#     python benchmarks/feedback/prepare.py ../shared/data/cifar10 runs/data/feedback
+#     sh benchmarks/feedback/run.sh SEED [DATA] [OUT]    # runs/data/feedback, runs/results/feedback
+#     python benchmarks/feedback/table.py runs/results/feedback
+#
+# Pre-training takes 9 minutes on one core, each of the runs about one. What is finished is not
+# repeated. RATE and STEPS change the learning rate and the length of every run but the start's.
+set -e
+SEED=$1
+DATA=${2:-runs/data/feedback}
+OUT=${3:-runs/results/feedback}/seed-$SEED
+STEPS=${STEPS:-400}
+RATE=${RATE:-1e-4}
+HERE=$(dirname "$0")
+
+EVERY="--data $DATA/images --seed $SEED --steps $STEPS --keep last --no-report"
+CLIP="--model $OUT/start/model --beta 0 --eval-every 100 --log-every 20"
+GRPO="--method grpo --scale none --learning-rate $RATE"
+EXACT="$GRPO --estimator exact"
+SAMPLED="$GRPO --estimator sampled --group-size 8"
+PEOPLE="--entropy-weight 1"  # with log shares the optimum is people's own distribution
+SEEN=$OUT/behaviour
+
+measure() {
+    [ -e "$OUT/$1/people.json" ] && return
+    visgrpo evaluate "$OUT/$1/model" --data "$DATA/images" --votes "$DATA/votes.parquet" \
+        --json "$OUT/$1/people.json"
+}
+
+run() {
+    name=$1
+    shift
+    [ -e "$OUT/$name/summary.json" ] || visgrpo clip $EVERY $CLIP --output "$OUT/$name" "$@"
+    measure "$name"
+}
+
+learn() {
+    name=$1 table=$2
+    shift 2
+    run "$name" --feedback "$table" "$@"
+}
+
+[ -e "$OUT/start/summary.json" ] || visgrpo pretrain clip --data "$DATA/captions" --seed "$SEED" \
+    --templates "a photo of a {}." --patch-size 8 --width 96 --steps 2000 --batch-size 128 \
+    --learning-rate 1e-3 --weight-decay 0.05 --augment crop flip --keep last --eval-every 250 \
+    --log-every 50 --no-report --output "$OUT/start"
+[ -e "$SEEN/log-uniform.parquet" ] ||
+    python "$HERE/simulate.py" "$DATA/train-votes.parquet" "$SEEN" --seed "$SEED"
+measure start
+
+# (a) True labels.
+run supervised --method supervised --learning-rate $RATE
+
+# (b) Vote shares, whose optimum is the majority's answer, and log shares, whose optimum is people's.
+learn votes-exact "$DATA/train-votes.parquet" $EXACT --reward votes
+learn votes-sampled "$DATA/train-votes.parquet" $SAMPLED --reward votes
+learn log-votes-exact "$DATA/train-votes.parquet" $EXACT --reward log-votes $PEOPLE
+learn log-votes-sampled "$DATA/train-votes.parquet" $SAMPLED --reward log-votes $PEOPLE
+
+# (c) Clicks: events of an image and noise, then a list in which the top is looked at most.
+for events in 2 8 32; do
+    for noise in 0 0.2 0.4; do
+        learn clicks-$events-$noise "$SEEN/clicks-$events-$noise.parquet" $EXACT --reward clicks
+    done
+done
+for bias in auto none; do
+    learn positions-$bias "$SEEN/clicks-positions.parquet" $EXACT --reward clicks --position-bias $bias
+done
+
+# (d) Preferences between pairs: Bradley-Terry scores are log shares too.
+for events in 2 8 32; do
+    learn preferences-$events "$SEEN/preferences-$events.parquet" $EXACT --reward preferences $PEOPLE
+done
+
+# (e) The log of a policy that is confidently wrong, and what an unbiased one would have given.
+for how in uncorrected ratio self-normalized doubly-robust; do
+    learn biased-$how "$SEEN/log-biased.parquet" $EXACT --reward clicks --off-policy $how
+done
+learn biased-averaged "$SEEN/log-biased.parquet" $EXACT --reward clicks
+learn uniform-ratio "$SEEN/log-uniform.parquet" $EXACT --reward clicks --off-policy ratio
+learn uniform-averaged "$SEEN/log-uniform.parquet" $EXACT --reward clicks

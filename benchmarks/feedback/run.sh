@@ -58,6 +58,9 @@ learn votes-exact "$DATA/train-votes.parquet" $EXACT --reward votes
 learn votes-sampled "$DATA/train-votes.parquet" $SAMPLED --reward votes
 learn log-votes-exact "$DATA/train-votes.parquet" $EXACT --reward log-votes $PEOPLE
 learn log-votes-sampled "$DATA/train-votes.parquet" $SAMPLED --reward log-votes $PEOPLE
+# A vote for every label as the prior, instead of half of one: chosen on validation images.
+learn log-votes-prior "$DATA/train-votes.parquet" $EXACT --reward log-votes $PEOPLE \
+    --prior-strength 1
 
 # (c) Clicks: events of an image and noise, then a list in which the top is looked at most.
 for events in 2 8 32; do

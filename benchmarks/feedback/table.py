@@ -26,6 +26,7 @@ ROWS = {
     "votes-sampled": "(b) vote share, sampled",
     "log-votes-exact": "(b) log vote share + entropy, exact",
     "log-votes-sampled": "(b) log vote share + entropy, sampled",
+    "log-votes-prior": "(b) the same, exact, prior of one vote for each label",
     "clicks-32-0.2": "(c) clicks, 32 events, noise 0.2",
     "positions-none": "(c) clicks in a list, uncorrected",
     "positions-auto": "(c) clicks in a list, corrected",

@@ -98,7 +98,7 @@ def test_duplicates(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"row 3 repeats row 1 .*\(2 rows in all.*--drop-dup"):
         opened(tmp_path, text)
     with opened(tmp_path, text, drop_duplicates=True) as events:
-        assert events.notes == ("2 duplicate rows dropped",)
+        assert events.notes == ("2 rows dropped as duplicates",)
         assert events.rows == 2
         kept = events.connection.execute("SELECT row FROM events ORDER BY row").fetchall()
         assert kept == [(1,), (2,)]

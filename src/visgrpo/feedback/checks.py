@@ -19,6 +19,11 @@ DAY = 86_400.0
 _ROWS_NAMED = 3
 
 
+def rows_text(count: int) -> str:
+    """Write a number of rows: "1 row", "2,000 rows"."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 @dataclass(frozen=True)
 class Rule:
     """What no row may be.
@@ -90,8 +95,8 @@ def check_duplicates(
     )
     if count:
         raise UserError(
-            f"{name}, row {row} repeats row {first} in every column ({_rows(count)} in all do so). "
-            "Log every event once, or drop them with --drop-duplicates."
+            f"{name}, row {row} repeats row {first} in every column ({rows_text(count)} in all do "
+            "so). Log every event once, or drop them with --drop-duplicates."
         )
 
 
@@ -193,16 +198,12 @@ def _complaint(
     more = ""
     if count > 1:
         numbers = ", ".join(str(row) for row, _ in rows)
-        more = f" ({_rows(count)}: {numbers}{', …' if count > len(rows) else ''}.)"
+        more = f" ({rows_text(count)}: {numbers}{', …' if count > len(rows) else ''}.)"
     return f"{name}, row {rows[0][0]}: {rows[0][1]}. {rule.mend}{more}"
 
 
 def _parameters(sql: str, now: float) -> dict[str, float]:
     return {"now": now} if "$now" in sql else {}
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _times(count: int) -> str:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from visgrpo.errors import UserError, nearest
-from visgrpo.feedback.checks import check_duplicates, check_events, note_clock
+from visgrpo.feedback.checks import check_duplicates, check_events, note_clock, rows_text
 from visgrpo.feedback.checks import drop_duplicates as drop_duplicate_rows
 from visgrpo.feedback.databases import Address, Database, open_database, parse_address
 from visgrpo.feedback.schemas import Kind, Schema, canonical_columns, find_schema, kinds_of
@@ -151,7 +151,7 @@ def _check(
     notes = []
     if drop_duplicates:
         dropped = drop_duplicate_rows(connection, schema, columns)
-        notes += [f"{dropped:,} duplicate rows dropped"] if dropped else []
+        notes += [f"{rows_text(dropped)} dropped as duplicates"] if dropped else []
     else:
         check_duplicates(connection, name, schema, columns)
     clock = note_clock(connection) if "time" in columns else None

@@ -117,7 +117,7 @@ def pooled_of(
 def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float | None:
     """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
 
-    Images of which no label has a reward are left out; None if that is all of them.
+    Images of which nobody has judged any label are left out; None if that is all of them.
 
     Args:
         logits_MK: of every row of the data set, in its order.

@@ -134,7 +134,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     start = held_out["test"].start()  # asks the rewards, too, for the first time
     retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
-    baseline = supervised_baseline(train_clip, config, session, warm_start=0)
+    baseline = supervised_baseline(train_clip, config, session, warm_start=0, off_policy="none")
     session.start_trackers()
     result = trainer.train(session.checkpoint)
     classifier.eval()

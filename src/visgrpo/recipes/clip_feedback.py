@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from itertools import chain
 from operator import and_
@@ -105,13 +105,7 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
     ) as events:
         matched = match(events, keys, classes)
         session.note(*events.notes, *unmatched_notes(matched))
-        report: dict[str, Any] = {
-            "source": events.name,
-            "kind": events.kind,
-            "events": events.rows,
-            "matched": matched.rows,
-            "unmatched_images": matched.unmatched_image_count,
-        }
+        report = _source_report(matched)
         fit_M = np.arange(rows) < len(splits.train)
         posteriors = {name: _posterior(name, matched, fit_M, config, report) for name in names}
         votes_MK = _votes(matched) if events.kind == "votes" else None
@@ -125,8 +119,7 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
         for name, posterior in posteriors.items()
     }
     observed_MK = reduce(and_, (posterior.known_MK for posterior in posteriors.values()))
-    report["coverage"] = float(observed_MK[fit_M].mean())
-    report["images_with_feedback"] = int(observed_MK[fit_M].any(axis=1).sum())
+    report |= _coverage_report(posteriors, observed_MK, fit_M)
     report["unknown"] = config.unknown
     _say_coverage(report, len(splits.train), session)
     with_rows = _with_rows(splits, observed_MK, config, session)
@@ -212,7 +205,10 @@ def _posterior(
     """
     cells = _cells(name, matched, config)
     size = matched.images, len(matched.classes)
-    training = _fit(name, of_images(cells, fit_M), size, config, report)
+    of_training = of_images(cells, fit_M)
+    if not len(getattr(of_training, fields(of_training)[0].name)):
+        raise UserError("No training image has feedback: check --data, or --train-slice.")
+    training = _fit(name, of_training, size, config, report)
     every = _fit(name, cells, size, config, {})
     return Posterior(
         np.where(fit_M[:, None], training.mean_MK, every.mean_MK),
@@ -283,16 +279,37 @@ def _with_rows(
             "were left out; --unknown prior or predict keeps them."
         )
         train = train.subset(np.flatnonzero(teaches_M))
-    if not len(train):
-        raise UserError("No training image has feedback: check --data, or --train-slice.")
     of_validation = starts[1] + np.arange(len(validation))
-    known = config.unknown != "mask" or bool(observed_MK[of_validation].any())
-    if config.resolved_select() != "accuracy" and not known:
+    if config.resolved_select() != "accuracy" and not observed_MK[of_validation].any():
         raise UserError(
             "No validation image has feedback, so the best step cannot be chosen by the reward: "
             "--select accuracy, or a larger --validation-fraction."
         )
     return replace(splits, train=train, validation=validation, test=test)
+
+
+def _source_report(matched: Matched) -> dict[str, Any]:
+    return {
+        "source": matched.events.name,
+        "kind": matched.events.kind,
+        "events": matched.events.rows,
+        "matched": matched.rows,
+        "unmatched_images": matched.unmatched_image_count,
+    }
+
+
+def _coverage_report(
+    posteriors: Mapping[str, Posterior], observed_MK: np.ndarray, fit_M: np.ndarray
+) -> dict[str, Any]:
+    """What is known of the training images, and how surely: the rewards' mean deviation."""
+    return {
+        "coverage": float(observed_MK[fit_M].mean()),
+        "images_with_feedback": int(observed_MK[fit_M].any(axis=1).sum()),
+        "mean_sd": {
+            name: float(posterior.sd_MK[fit_M][posterior.known_MK[fit_M]].mean())
+            for name, posterior in posteriors.items()
+        },
+    }
 
 
 def _say_coverage(report: Mapping[str, Any], images: int, session: Session) -> None:

@@ -139,6 +139,7 @@ def _doubly_robust(
     impressions_M1 = table(cells.count_C).sum(axis=1, keepdims=True).clip(min=1)
     reward.worth_MK = torch.from_numpy(rate_MK + correction_MK / impressions_M1).float()
     reward.masks = False
+    feedback.report["unknown"] = "doubly robust"
 
 
 def _features(

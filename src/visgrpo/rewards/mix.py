@@ -63,8 +63,9 @@ class RewardSet(WeightedRewards):
         probabilities brought to a sum of 1.
 
         Returns:
-            (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where no label
-            has a reward (the expectation is 0 there), or None where every image has some.
+            (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where nobody has
+            judged any label (so that the expectation is 0, or all guesswork), or None where rewards
+            are not from feedback.
         """
         n_inputs, n_classes = probabilities_NK.shape
         rewards_NKR = self(
@@ -77,7 +78,8 @@ class RewardSet(WeightedRewards):
         rewards_NK = rewards_NKR @ self.weights_R.to(rewards_NKR)
         pairs = self.pairs(columns, probabilities_NK.device)
         if pairs is None or pairs.usable_NK is None:
-            return (probabilities_NK * rewards_NK).sum(dim=-1), None
+            decided_N = None if pairs is None else pairs.observed_NK.any(dim=-1)
+            return (probabilities_NK * rewards_NK).sum(dim=-1), decided_N
         weights_NK = probabilities_NK * pairs.usable_NK
         # The smallest number stands in for 0 where nothing is known: the sum above it is 0 too.
         total_N = weights_NK.sum(dim=-1).clamp(min=torch.finfo(weights_NK.dtype).tiny)

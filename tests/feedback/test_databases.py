@@ -224,5 +224,5 @@ def test_postgres_gives_the_same_rows(tmp_path: Path) -> None:
     assert [row[1:] for row in rows_of(address, newest_first)] == [
         row[1:] for row in reversed(rows_of(path))
     ]
-    with pytest.raises(UserError, match='column "vots" does not exist$'):
+    with pytest.raises(UserError, match=r'column "vots" does not exist$'):
         rows_of(address, "SELECT image, label, vots FROM visgrpo_log")

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
-from visgrpo.objectives import weighted_sum
 from visgrpo.policies.groups import LabelGroups, LossResult
 from visgrpo.policies.labels import LabelGRPO, Model
 from visgrpo.policies.metrics import Metrics, mean_over_inputs
@@ -99,8 +98,13 @@ class LoggedGRPO(LabelGRPO):
         """What the policy itself would earn, by the log: its groups only say what the log did."""
         shares_NK, logged_NK = self.log.of(batch, logits_NK.device)
         weights_NK = _self_normalized(shares_NK, logged_NK, self.log_probs(logits_NK))
-        earned_N = (weights_NK * weighted_sum(groups.rewards_NGR, self.rewards.weights_R)).sum(-1)
-        return {"reward": mean_over_inputs(earned_N, groups.input_weights_N)}
+        earned_NR = (weights_NK.unsqueeze(-1) * groups.rewards_NGR).sum(dim=1)
+        each = {"reward": earned_NR @ self.rewards.weights_R.to(earned_NR)}
+        for i, name in enumerate(self.rewards.names):
+            each[f"rewards/{name}/mean"] = earned_NR[:, i]
+        return {
+            name: mean_over_inputs(value, groups.input_weights_N) for name, value in each.items()
+        }
 
 
 def _self_normalized(shares_NK: Tensor, logged_NK: Tensor, log_probs_NK: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ class RewardSet(WeightedRewards):
         probabilities brought to a sum of 1.
 
         Returns:
-            (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where nobody has
-            judged any label (so that the expectation is 0, or all guesswork), or None where rewards
-            are not from feedback.
+            (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where nobody
+            has judged any label (so that the expectation is 0, or all guesswork), or None where
+            rewards are not from feedback.
         """
         n_inputs, n_classes = probabilities_NK.shape
         rewards_NKR = self(

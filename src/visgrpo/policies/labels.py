@@ -203,7 +203,9 @@ class LabelGRPO:
             groups.old_log_probs_NG.unsqueeze(-1),
             groups.advantages_NG,
             weights_NG=weights_with_inputs(groups),
-            aggregation=self.objective.aggregation,
+            # Of one token all aggregations are the same; this one divides by all inputs, also
+            # where some of them weigh nothing.
+            aggregation="sequence_mean",
             ratio_level=self.objective.ratio_level,
             clip=self.objective.clip,
             epsilon_low=self.objective.epsilon_low,

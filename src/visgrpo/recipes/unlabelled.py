@@ -16,7 +16,7 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.events import open_events
 from visgrpo.feedback.matching import image_keys, match
 from visgrpo.feedback.schemas import SCHEMAS
-from visgrpo.recipes.clip_feedback import best_answers, kind_of_rewards, unmatched_notes
+from visgrpo.recipes.clip_feedback import best_answers, kind_of_rewards
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.session import Session, load_data, say_notes
 
@@ -48,14 +48,13 @@ def _judged_photos(config: ClipConfig, session: Session) -> Source:
         drop_duplicates=config.drop_duplicates,
     ) as events:
         labels = SCHEMAS[kind].labels
-        union = " UNION ".join(f"SELECT {label} FROM events" for label in labels)
+        union = " UNION ".join(f"SELECT DISTINCT {label} FROM events" for label in labels)
         classes = tuple(sorted(row[0] for row in events.connection.execute(union).fetchall()))
         if len(classes) < 2:
             raise UserError(
                 f'{events.name} has only the label "{classes[0]}": a classifier needs two or more.'
             )
         matched = match(events, image_keys({"file": names}, len(names)), classes)
-        session.note(*unmatched_notes(matched))
         best_M, judged_M = best_answers(matched, config)
     kept = np.flatnonzero(judged_M)
     session.note(

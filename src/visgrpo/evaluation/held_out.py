@@ -130,8 +130,10 @@ def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset
             classes=dataset.classes,
             **batch.columns,
         )
+        if decided_N is not None:
+            expected_N = expected_N[decided_N]
         total += float(expected_N.sum())
-        images += len(batch) if decided_N is None else int(decided_N.sum())
+        images += len(expected_N)
     return total / images if images else None
 
 

@@ -28,6 +28,10 @@ TOLERANCE = 1e-8
 MEND = "Take --position-bias none, or show labels at several positions."
 
 
+class NotComparable(UserError):
+    """A log in which positions cannot be told apart from the labels that stood there."""
+
+
 @dataclass(frozen=True)
 class Examination:
     """How often the positions of a log are looked at.
@@ -81,9 +85,9 @@ def fit_examination(cells: ImpressionCells) -> Examination:
     position without any click has e = 0.
 
     Raises:
-        UserError: an impression has no position, nothing was clicked, or positions cannot be told
-            apart from labels: no clicked pair was shown at two positions, or such pairs do not
-            connect all positions.
+        UserError: an impression has no position.
+        NotComparable: nothing was clicked, no clicked pair was shown at two positions, or such
+            pairs do not connect all positions.
     """
     cells = _shown(cells)
     if (cells.position_C < 1).any():
@@ -95,7 +99,7 @@ def fit_examination(cells: ImpressionCells) -> Examination:
     shown_IP, clicks_IP = _by_pair(cells, slot_C, len(positions_P))
     pairs = int((np.diff(shown_IP.indptr) > 1).sum())
     if pairs == 0:
-        raise UserError(
+        raise NotComparable(
             "Every clicked label of an image was shown at one position only, so position bias "
             f"cannot be told from the labels' own worth. {MEND}"
         )
@@ -194,7 +198,7 @@ def _by_pair(cells: ImpressionCells, slot_C: Whole, P: int) -> tuple[csr_array, 
     pairs_I, inverse_C = np.unique(pair_C, return_inverse=True)
     clicks_I = add_up(inverse_C, cells.clicked_C, len(pairs_I))
     if not clicks_I.any():
-        raise UserError(f"Nothing was clicked, so positions cannot be compared. {MEND}")
+        raise NotComparable(f"Nothing was clicked, so positions cannot be compared. {MEND}")
     shape = (len(pairs_I), P)
     shown_IP = csr_array((cells.shown_C, (inverse_C, slot_C)), shape=shape)
     clicks_IP = csr_array((cells.clicked_C, (inverse_C, slot_C)), shape=shape)
@@ -203,7 +207,7 @@ def _by_pair(cells: ImpressionCells, slot_C: Whole, P: int) -> tuple[csr_array, 
 
 
 def _check_comparable(shown_IP: csr_array, clicks_IP: csr_array, positions_P: Whole) -> None:
-    """Raise `UserError` unless the likelihood has a single highest point.
+    """Raise `NotComparable` unless the likelihood has a single highest point.
 
     It has one if clicked pairs lead from every position to every other, a pair leading from where
     it was shown to where it was clicked (the condition of Ford 1957 for paired comparisons).
@@ -212,7 +216,7 @@ def _check_comparable(shown_IP: csr_array, clicks_IP: csr_array, positions_P: Wh
     parts, part_P = connected_components(leads_PP, connection="strong")
     if parts > 1:
         apart = positions_P[part_P != part_P[0]][0]
-        raise UserError(
+        raise NotComparable(
             f"Positions {positions_P[0]} and {apart} cannot be compared: too few labels were shown "
             f"at both and clicked. {MEND}"
         )

@@ -18,7 +18,7 @@ from visgrpo.evaluation.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, check_model_name, load_clip
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip, model_folder
 from visgrpo.models.prompts import class_prompts
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.saving import save_adapter, save_classifier
@@ -59,7 +59,8 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         Interrupted: when asked to stop; the run can be resumed.
     """
     session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
-    check_model_name(config.model)
+    start = model_folder(config.model)
+    check_model_name(start)
     splits = load_images(config, session)
     class_prompts(splits.train.classes, config.templates)
     feedback = read_feedback(config, splits, session) if config.feedback else None
@@ -87,7 +88,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     )
     options.check(session.processes.world_size)
 
-    parts = load_clip(config.model)
+    parts = load_clip(start)
     classifier = ClipClassifier(
         parts.model,
         parts.tokenizer,
@@ -131,7 +132,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         title=config.method,
         image_of=lambda index: save_picture(session, splits.train.images, index),
     )
-    start = held_out["test"].start()  # asks the rewards, too, for the first time
+    at_start = held_out["test"].start()  # asks the rewards, too, for the first time
     retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
     baseline = supervised_baseline(train_clip, config, session, warm_start=0, off_policy="none")
@@ -146,7 +147,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         method=config.method,
         model=config.model,
         data=data_summary(config, splits),
-        before=start,
+        before=at_start,
         after=held_out["test"].now(),
         baseline=baseline,
         retention={
@@ -162,6 +163,10 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
 def objective_of(config: ClipConfig) -> Objective:
     """Return the method's preset with the options that override it."""
     base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
+    if config.feedback and base.scale == "std":
+        # Labels of an image that nobody clicked differ in how often they were shown, and in little
+        # else: divided by its own deviation, that would count as much as a clear verdict.
+        base = replace(base, scale="none")
     overrides: dict[str, Any] = {
         "scope": config.scope,
         "baseline": config.advantage_baseline,

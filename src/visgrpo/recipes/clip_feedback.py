@@ -16,6 +16,7 @@ from torch import Tensor
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import (
+    ImpressionCells,
     LogCells,
     dwell_cells,
     grade_cells,
@@ -26,7 +27,12 @@ from visgrpo.feedback.cells import (
     rater_votes,
     vote_cells,
 )
-from visgrpo.feedback.clicks import click_posterior, fit_examination
+from visgrpo.feedback.clicks import (
+    Examination,
+    NotComparable,
+    click_posterior,
+    fit_examination,
+)
 from visgrpo.feedback.comparisons import davidson_scores
 from visgrpo.feedback.events import open_events
 from visgrpo.feedback.matching import Matched, image_keys, key_columns, match
@@ -122,6 +128,8 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
     report |= _coverage_report(posteriors, observed_MK, fit_M)
     report["unknown"] = config.unknown
     _say_coverage(report, len(splits.train), session)
+    if "no_examination" in report:
+        session.note(f"clicks are not corrected for positions: {report['no_examination']}")
     with_rows = _with_rows(splits, observed_MK, config, session)
     return Feedback(with_rows, rewards, posteriors, fit_M, votes_MK, cells, report)
 
@@ -187,8 +195,8 @@ def unmatched_notes(matched: Matched) -> list[str]:
     more = ", …" if matched.unmatched_image_count > 5 else ""
     return [
         f"{matched.events.name}: {matched.unmatched_rows:,} of {matched.events.rows:,} events are "
-        f"about {matched.unmatched_image_count:,} images that the data does not have, and were "
-        f"left out: {listed}{more}."
+        f"about {matched.unmatched_image_count:,} images that are not in the data as loaded, and "
+        f"were left out: {listed}{more}."
     ]
 
 
@@ -237,9 +245,7 @@ def _fit(
     if name == "clicks":
         examination = None
         if config.position_bias == "auto" and cells.position_C.any():
-            examination = fit_examination(cells)
-            shares = zip(examination.positions_P, examination.examination_P, strict=True)
-            report["examination"] = {str(position): float(share) for position, share in shares}
+            examination = _examination(cells, report)
         return click_posterior(cells, *size, prior_strength=strength, examination=examination)
     if name in ("dwell", "grades"):
         return value_posterior(cells, *size, prior_strength=strength)
@@ -254,6 +260,18 @@ def _fit(
         cells = weighted_votes(cells, raters, *size)
     shares_of = share_posterior if name == "votes" else log_share_posterior
     return shares_of(cells, *size, prior=strength)
+
+
+def _examination(cells: ImpressionCells, report: dict[str, Any]) -> Examination | None:
+    """Estimate and report how positions are looked at; None, with the reason, if that fails."""
+    try:
+        examination = fit_examination(cells)
+    except NotComparable as error:
+        report["no_examination"] = str(error)
+        return None
+    shares = zip(examination.positions_P, examination.examination_P, strict=True)
+    report["examination"] = {str(position): float(share) for position, share in shares}
+    return examination
 
 
 def _votes(matched: Matched) -> Tensor:

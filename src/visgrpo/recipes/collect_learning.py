@@ -19,6 +19,13 @@ _LOG_FOR: Mapping[str, tuple[str, str]] = {  # the reward and the store's table,
 }
 
 
+# There may be two dozen judged images, and hardly one among those for validation.
+_FOR_FEW_JUDGEMENTS = (
+    *("--estimator", "exact", "--batch-size", "16"),
+    *("--select", "accuracy", "--keep", "last"),
+)
+
+
 class LearningFailed(UserError):
     """A round of learning ended without a model."""
 
@@ -78,6 +85,8 @@ def clip_words(config: CollectConfig, templates: Sequence[str]) -> list[str]:
             words += ["--" + option.replace("_", "-"), getattr(config, option)]
     if config.learn_config is not None:
         words += ["--config", config.learn_config]
+    else:
+        words += _FOR_FEW_JUDGEMENTS
     return [sys.executable, "-m", "visgrpo", "clip", *words]
 
 

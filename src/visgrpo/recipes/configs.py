@@ -142,7 +142,8 @@ class ClipConfig(FeedbackOptions, RunConfig):
     advantage_baseline: Literal["mean", "leave_one_out", "none"] | None = None
     """What a reward is compared with; by default as the method has it."""
     scale: Literal["std", "batch_std", "mean", "none"] | None = None
-    """What advantages are divided by; by default as the method has it."""
+    """What advantages are divided by; by default as the method has it, but with --feedback none
+    where that is std."""
     epsilon_low: float | None = None
     """The ratio is clipped below 1 - this; by default as the method has it."""
     epsilon_high: float | None = None

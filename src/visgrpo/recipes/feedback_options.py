@@ -29,7 +29,8 @@ class FeedbackOptions:
     """How many observations the prior is worth: impressions (by default 2), dwell times and
     grades (1), votes for every label (0.5), or the precision of the scores of preferences (1)."""
     position_bias: Literal["auto", "none"] = "auto"
-    """Clicks: how often each position is looked at is estimated where the log has positions."""
+    """Clicks: how often each position is looked at is estimated where the log has positions that
+    can be compared."""
     half_life: float | None = None
     """Clicks, dwell: seconds after which an event counts half; by default all count the same."""
     raters: Literal["none", "dawid-skene"] = "none"

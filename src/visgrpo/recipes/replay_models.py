@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
@@ -15,6 +16,7 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.decoding import without_bad_images
 from visgrpo.data.folders import images_of
 from visgrpo.data.inputs import PixelInputs
+from visgrpo.data.photos import holds_photos, read_photos
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
@@ -54,6 +56,9 @@ def images_of_log(config: ReplayConfig, events: Events) -> ImageDataset:
     """
     if config.data is None:
         dataset = _named_files(config, events)
+    elif holds_photos(Path(config.data).expanduser()):
+        names, images = read_photos(Path(config.data).expanduser())
+        dataset = _unlabelled(config, events, names, images)
     else:
         stored = load_split(
             config.data,
@@ -125,11 +130,15 @@ def _named_files(config: ReplayConfig, events: Events) -> ImageDataset:
             f'{events.name}: none of its {len(names)} images is a file, such as "{names[0]}": '
             "name the images with --data."
         )
+    return _unlabelled(config, events, list(files), images_of(list(files.values())))
+
+
+def _unlabelled(
+    config: ReplayConfig, events: Events, names: list[str], images: Sequence[Image.Image]
+) -> ImageDataset:
     labels = config.classes or _saved_classes(config) or _logged_labels(events)
-    nothing_M = np.zeros(len(files), dtype=np.int64)
-    return ImageDataset(
-        events.name, labels, nothing_M, images_of(list(files.values())), {"file": list(files)}
-    )
+    nothing_M = np.zeros(len(names), dtype=np.int64)
+    return ImageDataset(events.name, labels, nothing_M, images, {"file": names})
 
 
 def _file(config: ReplayConfig, name: str) -> Path | None:

@@ -31,6 +31,7 @@ class LabelGroups:
             1, or less where other inputs of the batch have nothing to decide.
         coverage_N: the old policy's probability of the labels that people's feedback is known of;
             None where rewards are not from feedback.
+        usable_NK: bool, the outputs that the policy is conditioned on; None for all.
     """
 
     outputs_NG: Tensor
@@ -43,6 +44,16 @@ class LabelGroups:
     labelled_N: Tensor
     input_weights_N: Tensor | None = None
     coverage_N: Tensor | None = None
+    usable_NK: Tensor | None = None
+
+    @property
+    def metric_weights_N(self) -> Tensor | None:
+        """How much each input counts in what is logged: means are over those with feedback."""
+        if self.usable_NK is None or self.input_weights_N is None:
+            return self.input_weights_N
+        # Where nobody has judged any image of a piece, the smallest number stands in for 0.
+        tiny = torch.finfo(self.input_weights_N.dtype).tiny
+        return self.input_weights_N / self.input_weights_N.mean().clamp(min=tiny)
 
     def select(self, rows: Tensor) -> LabelGroups:
         """Return the groups of some inputs, for a minibatch."""

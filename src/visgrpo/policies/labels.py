@@ -34,7 +34,7 @@ from visgrpo.policies.groups import (
     weights_with_inputs,
 )
 from visgrpo.policies.metrics import Metrics, mean_over_inputs, policy_metrics, reward_metrics
-from visgrpo.policies.unknown import Support
+from visgrpo.policies.unknown import Support, conditioned
 from visgrpo.rewards import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
@@ -134,11 +134,11 @@ class LabelGRPO:
         """Return the loss of logits that are the old policy's as well; every ratio is 1."""
         log_probs_NK = self.log_probs(logits_NK)
         groups = self._groups(log_probs_NK.detach(), batch, step, input_weights_N)
-        log_probs_NG = self._of_outputs(log_probs_NK, groups.outputs_NG)
+        log_probs_NG = self._scored(log_probs_NK, groups)
         loss = on_policy_loss(log_probs_NG, groups.advantages_NG, weights_with_inputs(groups))
         metrics = {name: loss.new_zeros(()) for name in CLIP_METRICS}
         ones_N = torch.ones_like(logits_NK[:, 0])
-        metrics["ratio_mean"] = mean_over_inputs(ones_N, groups.input_weights_N)
+        metrics["ratio_mean"] = mean_over_inputs(ones_N, groups.metric_weights_N)
         loss, more = self._with_terms(loss, logits_NK, log_probs_NK, groups)
         return LossResult(loss, metrics | more, groups)
 
@@ -164,7 +164,8 @@ class LabelGRPO:
     def _groups(
         self, old_NK: Tensor, batch: Batch, step: int, input_weights_N: Tensor | None
     ) -> LabelGroups:
-        support = Support.of(old_NK, self.rewards.pairs(batch.columns, old_NK.device))
+        pairs = self.rewards.pairs(batch.columns, old_NK.device)
+        support = Support.of(old_NK, pairs)
         outputs_NG = self._outputs(support.log_probs_NK, batch, step)
         weights_NG, old_NG = self._weighted(old_NK, support, outputs_NG, batch)
         rewards_NGR = self.rewards(
@@ -192,12 +193,13 @@ class LabelGRPO:
             labelled_N=self._labelled(batch, step),
             input_weights_N=support.input_weights(input_weights_N),
             coverage_N=support.coverage_N,
+            usable_NK=None if pairs is None else pairs.usable_NK,
         )
 
     def loss_of(self, logits_NK: Tensor, groups: LabelGroups) -> tuple[Tensor, Metrics]:
         """Return the loss of some groups and its metrics, each a scalar mean over the groups."""
         new_NK = self.log_probs(logits_NK)
-        new_NG = self._of_outputs(new_NK, groups.outputs_NG)
+        new_NG = self._scored(new_NK, groups)
         result = surrogate(
             new_NG.unsqueeze(-1),
             groups.old_log_probs_NG.unsqueeze(-1),
@@ -212,7 +214,8 @@ class LabelGRPO:
             epsilon_high=self.objective.epsilon_high,
         )
         # Inputs without a row count as 0 here, as they do in every other mean.
-        share = 1.0 if groups.input_weights_N is None else groups.input_weights_N.mean()
+        weights_N = groups.metric_weights_N
+        share = 1.0 if weights_N is None else weights_N.mean()
         metrics = {
             "clip_ratio/low_mean": result.clip_low * share,
             "clip_ratio/high_mean": result.clip_high * share,
@@ -226,14 +229,16 @@ class LabelGRPO:
         self, loss: Tensor, logits_NK: Tensor, new_NK: Tensor, groups: LabelGroups
     ) -> tuple[Tensor, Metrics]:
         """Add KL, entropy bonus and supervised part to a surrogate loss, and the other metrics."""
+        # Of feedback, the images that nobody judged have labels to be accurate about all the same.
+        weights_N = groups.input_weights_N if groups.usable_NK is None else None
         metrics = {
             **reward_metrics(groups, self.rewards),
-            **policy_metrics(new_NK.detach(), groups.labels_N, groups.input_weights_N),
+            **policy_metrics(new_NK.detach(), groups.labels_N, weights_N),
         }
         if groups.reference_log_probs_NK is not None:
             kl_N = categorical_kl(new_NK, groups.reference_log_probs_NK)
             kl = mean_over_inputs(kl_N, groups.input_weights_N)
-            metrics["kl"] = kl.detach()
+            metrics["kl"] = mean_over_inputs(kl_N.detach(), weights_N)
             loss = loss + self.beta * kl
         if self.entropy_weight:
             bonus = mean_over_inputs(entropy(new_NK), groups.input_weights_N)
@@ -290,7 +295,13 @@ class LabelGRPO:
     ) -> tuple[Tensor | None, Tensor]:
         """Weights of the outputs, and the log-probs that ratios are taken to; each (N, G)."""
         among_NG = self._of_outputs(support.log_probs_NK, outputs_NG)
-        return support.weights(self.estimator, among_NG), self._of_outputs(old_NK, outputs_NG)
+        return support.weights(self.estimator, among_NG), among_NG
+
+    def _scored(self, log_probs_NK: Tensor, groups: LabelGroups) -> Tensor:
+        """The log-probs of a group's outputs whose ratios are taken, (N, G)."""
+        if groups.usable_NK is not None:
+            log_probs_NK = conditioned(log_probs_NK, groups.usable_NK)
+        return self._of_outputs(log_probs_NK, groups.outputs_NG)
 
     def _of_outputs(self, values_NK: Tensor, outputs_NG: Tensor) -> Tensor:
         return values_NK if self.takes_all_classes else values_NK.gather(1, outputs_NG)

@@ -94,6 +94,10 @@ class LoggedGRPO(LabelGRPO):
             return shares_NK, old_NK
         return _self_normalized(shares_NK, logged_NK, old_NK), old_NK
 
+    def _scored(self, log_probs_NK: Tensor, groups: LabelGroups) -> Tensor:
+        """Of the policy itself: what was not shown was left out by chance, and has a propensity."""
+        return log_probs_NK
+
     def _earned(self, logits_NK: Tensor, batch: Batch, groups: LabelGroups) -> Metrics:
         """What the policy itself would earn, by the log: its groups only say what the log did."""
         shares_NK, logged_NK = self.log.of(batch, logits_NK.device)

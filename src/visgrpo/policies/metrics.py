@@ -62,7 +62,7 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     for i, name in enumerate(rewards.names):
         each[f"rewards/{name}/mean"] = (expected_NG * groups.rewards_NGR[..., i]).sum(dim=1)
     metrics = {
-        name: mean_over_inputs(value, groups.input_weights_N) for name, value in each.items()
+        name: mean_over_inputs(value, groups.metric_weights_N) for name, value in each.items()
     }
     if groups.coverage_N is not None:  # of all images, those without any feedback too
         metrics["feedback/coverage"] = groups.coverage_N.mean()

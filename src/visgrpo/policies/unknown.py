@@ -1,12 +1,12 @@
 """Groups without the outputs whose reward nobody knows.
 
-The old policy is conditioned on the outputs S of an input that have a reward,
+The policy is conditioned on the outputs S of an input that have a reward,
 
     π_S(k) = π(k) / Σ_{j ∈ S} π(j),
 
-and groups are drawn from π_S, or enumerated with its weights. Advantages with a mean baseline then
-sum to 0 over S, so that the gradient of Σ_{k ∈ S} π_S(k) A_k log π(k) is 0 at every logit outside
-S: what nobody has seen is neither praised nor blamed.
+when groups are drawn or enumerated, and when they are scored: ratios are π_S / π_S,old. π_S does
+not change with the odds between S and the rest: whatever the advantages are, no gradient reaches a
+logit outside S: what nobody has seen is neither praised nor blamed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from torch import Tensor
 from visgrpo.objectives import Objective
 from visgrpo.objectives.estimators import Estimator, estimator_weights
 from visgrpo.rewards.feedback import KnownPairs
+
+
+def conditioned(log_probs_NK: Tensor, usable_NK: Tensor) -> Tensor:
+    """Return log π_S (N, K), -inf outside S; log π where S is empty, so that numbers are finite."""
+    outside_NK = ~usable_NK & usable_NK.any(dim=1, keepdim=True)
+    return log_probs_NK.masked_fill(outside_NK, -torch.inf).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,7 @@ class Support:
         if pairs.usable_NK is None:
             return cls(old_NK, coverage_N=coverage_N)
         decided_N = pairs.usable_NK.any(dim=1)
-        outside_NK = ~pairs.usable_NK & decided_N[:, None]
-        among_NK = old_NK.masked_fill(outside_NK, -torch.inf).log_softmax(dim=-1)
-        return cls(among_NK, decided_N, coverage_N)
+        return cls(conditioned(old_NK, pairs.usable_NK), decided_N, coverage_N)
 
     def input_weights(self, given_N: Tensor | None) -> Tensor | None:
         """Return how much each input counts: nothing where no output is possible."""

@@ -83,6 +83,8 @@ done
 for how in uncorrected ratio self-normalized doubly-robust; do
     learn biased-$how "$SEEN/log-biased.parquet" $EXACT $REWARD --reward clicks --off-policy $how
 done
+CAPPED=$(echo "$EXACT" | sed s/grpo/cispo/)  # ratios are capped at 5, and not clipped near 1
+learn biased-capped "$SEEN/log-biased.parquet" $CAPPED $REWARD --reward clicks --off-policy ratio
 learn biased-averaged "$SEEN/log-biased.parquet" $EXACT $REWARD --reward clicks
 learn uniform-ratio "$SEEN/log-uniform.parquet" $EXACT $REWARD --reward clicks --off-policy ratio
 learn uniform-averaged "$SEEN/log-uniform.parquet" $EXACT $REWARD --reward clicks

@@ -35,6 +35,7 @@ ROWS = {
     "preferences-32": "(d) preferences, 32 pairs",
     "biased-uncorrected": "(e) biased log, uncorrected",
     "biased-ratio": "(e) biased log, ratio",
+    "biased-capped": "(e) biased log, ratio capped at 5 (cispo)",
     "biased-self-normalized": "(e) biased log, self-normalized",
     "biased-doubly-robust": "(e) biased log, doubly robust",
     "biased-averaged": "(e) biased log, clicks averaged for each label",

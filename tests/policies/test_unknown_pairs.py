@@ -64,6 +64,35 @@ def test_the_gradient_stays_within_what_is_known(estimator: Any, scale: Any) -> 
     assert np.abs(slope[0][KNOWN[0]]).min() > 1e-3
 
 
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(scope="batch"),
+        Objective(scope="batch", scale="none"),
+        Objective(baseline="none", scale="none"),
+        preset("reinforce"),
+    ],
+)
+def test_no_baseline_makes_a_gradient_outside_what_is_known(
+    objective: Objective, estimator: Any
+) -> None:
+    """Advantages that do not sum to 0 over the known labels say nothing of the others either."""
+    policy = learner(table(WORTH, KNOWN), objective=objective, estimator=estimator)
+    first = gradient(policy, LOGITS).numpy()
+    groups = policy.groups(LOGITS, rows(LOGITS), 0)
+    at = (LOGITS + 0.05 * LOGITS.flip(1)).requires_grad_()
+    later = torch.autograd.grad(policy.loss_of(at, groups)[0], at)[0].numpy()
+    for slope in (first, later):
+        assert np.abs(slope[~KNOWN]).max() < 1e-15
+        assert np.abs(slope[0][KNOWN[0]]).max() > 1e-3
+
+
+def test_a_subset_of_classes_needs_every_reward() -> None:
+    with pytest.raises(UserError, match="subset"):
+        learner(table(WORTH, KNOWN), estimator="uniform", class_subset=2)
+
+
 def test_temperature() -> None:
     policy = learner(table(WORTH, KNOWN), estimator="exact", temperature=0.5)
     sharper = np.exp(LOGITS.numpy() / 0.5)
@@ -102,8 +131,8 @@ def test_draws_follow_the_policy_among_what_is_known() -> None:
         known = among(n)[KNOWN[n]]
         assert stats.chisquare(counts[KNOWN[n]], 4000 * known).pvalue > 1e-3
     assert (groups.outputs_NG[3] == 1).all()
-    # Ratios are to the policy itself, not to the one that draws were made from.
-    scored = np.log(POLICY[0])[groups.outputs_NG[0].numpy()]
+    # Ratios are to the policy among what is known, as it is scored later.
+    scored = np.log(among(0)[groups.outputs_NG[0].numpy()])
     np.testing.assert_allclose(groups.old_log_probs_NG[0].numpy(), scored, rtol=1e-12)
 
 
@@ -159,8 +188,9 @@ def test_images_without_feedback_change_nothing(name: str, estimator: Any) -> No
     assert torch.equal(slope, other_slope)
     assert slope[2].abs().max() == 0
     assert slope[0].abs().max() > 1e-3
+    of_all_images = {"feedback/coverage", "accuracy", "entropy", "entropy_normalized", "kl"}
     for metric in first.metrics:
-        if metric != "feedback/coverage":
+        if metric not in of_all_images:
             assert first.metrics[metric].item() == second.metrics[metric].item(), metric
 
 
@@ -242,14 +272,16 @@ def test_what_the_metrics_say() -> None:
     policy = learner(table(WORTH, KNOWN), weights=[2.0], estimator="exact")
     metrics = policy.loss(lambda inputs: LOGITS, rows(LOGITS), None, 0).metrics
     earned = [2 * among(n) @ WORTH[n] for n in (0, 1, 3)]
-    # Images without feedback count as 0 in means over inputs, and in coverage as they are.
-    assert metrics["reward"].item() == pytest.approx(sum(earned) / 4)
-    assert metrics["rewards/clicks/mean"].item() == pytest.approx(sum(earned) / 8)
+    # Means are over images with feedback; of what needs no feedback, over all.
+    assert metrics["reward"].item() == pytest.approx(sum(earned) / 3)
+    assert metrics["rewards/clicks/mean"].item() == pytest.approx(sum(earned) / 6)
+    all_entropies = -(POLICY * np.log(POLICY)).sum() / 4
+    assert metrics["entropy"].item() == pytest.approx(all_entropies)
     assert metrics["feedback/coverage"].item() == pytest.approx((POLICY * KNOWN).sum() / 4)
-    assert metrics["frac_reward_zero_std"].item() == 0.25  # the image with one known label
+    assert metrics["frac_reward_zero_std"].item() == pytest.approx(1 / 3)  # one known label
     spread = [math.sqrt(among(n) @ (2 * WORTH[n] - 2 * among(n) @ WORTH[n]) ** 2) for n in (0, 1)]
-    assert metrics["reward_std"].item() == pytest.approx(sum(spread) / 4)
-    assert metrics["ratio_mean"].item() == 0.75
+    assert metrics["reward_std"].item() == pytest.approx(sum(spread) / 3)
+    assert metrics["ratio_mean"].item() == pytest.approx(1.0)
 
 
 def test_coverage_of_filled_tables_is_what_people_saw() -> None:

@@ -95,6 +95,8 @@ class LabelGRPO:
             _check_leave_one_out(self.objective)
         if self.class_subset is not None:
             _check_subset(self.class_subset, self.estimator, len(self.classes))
+            if self.rewards.masks:
+                raise UserError("A class subset needs a reward for every label: none masked.")
 
     @property
     def takes_all_classes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,10 @@ def test_a_stopped_run_goes_on_and_repeats_to_the_bit(
     assert ours == theirs
     line = refused(capsys, ["clip", "--resume", "--output", str(run), "--unknown", "mask"])
     assert "unknown was 'predict', now 'mask'" in line
+    kept = read_json(run / "feedback.json")
+    (run / "feedback.json").write_text(json.dumps(kept | {"fingerprint": "of another table"}))
+    line = refused(capsys, ["clip", "--resume", "--output", str(run)])
+    assert "clicks.csv has changed since" in line
 
 
 @pytest.mark.parametrize("correction", ["ratio", "doubly-robust"])
@@ -246,7 +251,7 @@ def test_photos_need_feedback_about_two_labels(
         ("feedback sumarize log.csv", 'Say what to do: "visgrpo feedback summarize"'),
         ("fedback", 'Unknown command "fedback". Did you mean "feedback'),
         ("clip --reward clicks", "name it with --feedback"),
-        ("clip --feedback log.csv", "--feedback needs a reward that is made of it"),
+        ("clip --feedback log.csv", "--feedback needs a --reward that is made of it"),
         ("clip --feedback nowhere.csv --reward clicks", "nowhere.csv"),
         ("clip --unknown prior", "--unknown is about feedback"),
         ("clip --feedback l.csv --reward clicks --off-policy ratio", "add --estimator exact"),

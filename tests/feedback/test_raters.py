@@ -9,6 +9,7 @@ import visgrpo.feedback.raters
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import RaterVotes
 from visgrpo.feedback.raters import dawid_skene, posterior_of_raters, weighted_votes
+from visgrpo.feedback.votes import share_posterior
 
 # Dawid & Skene (1979), Table 1: five anaesthetists on 45 patients, the first of them three times.
 ANAESTHETISTS = """
@@ -76,35 +77,57 @@ def test_the_paper_s_anaesthetists() -> None:
     assert fitted.share_MK[:6].round(2).tolist() == np.eye(4)[[0, 3, 1, 1, 1, 1]].tolist()
 
 
-def plain_loops(votes: RaterVotes, images: int, K: int, smoothing: float, iterations: int):
-    """Equations 2.3 to 2.5 of the paper, one number at a time, with the smoothing."""
-    count: dict[tuple[int, int, int], float] = {}
-    columns = (votes.image_V, votes.user_V, votes.label_V, votes.votes_V)
-    for m, u, label, n in zip(*columns, strict=True):
-        count[int(m), int(u), int(label)] = float(n)
-    total = [sum(n for (i, _, _), n in count.items() if i == m) for m in range(images)]
-    share = [
-        [sum(n for (i, _, a), n in count.items() if (i, a) == (m, k)) / total[m] for k in range(K)]
-        for m in range(images)
-    ]
+Table = dict[tuple[int, int, int], float]
+
+
+def plain_em(count: Table, share, K: int, base, smoothing: float, iterations: int):
+    """Equations 2.3 to 2.5 of the paper, one number at a time, with `base` votes added.
+
+    `count` has votes by image, rater and answer, `base` rows by rater and truth.
+    """
     for _ in range(iterations):
-        prior = [sum(share[m][k] for m in range(images)) + smoothing for k in range(K)]
+        prior = [sum(row[k] for row in share) + smoothing / K for k in range(K)]
         prior = [p / sum(prior) for p in prior]
         confusion = {}
-        for u in range(len(votes.users)):
-            for k in range(K):
-                row = [
-                    sum(n * share[m][k] for (m, v, a), n in count.items() if (v, a) == (u, label))
-                    + smoothing
-                    for label in range(K)
-                ]
-                confusion[u, k] = [value / sum(row) for value in row]
-        for m in range(images):
+        for u, k in base:
+            row = [
+                sum(n * share[m][k] for (m, v, a), n in count.items() if (v, a) == (u, answer))
+                + smoothing * base[u, k][answer]
+                for answer in range(K)
+            ]
+            confusion[u, k] = [value / sum(row) for value in row]
+        share = []
+        for m in sorted({m for m, _, _ in count}):
             joint = list(prior)
-            for (i, u, label), n in count.items():
+            for (i, u, answer), n in count.items():
                 for k in range(K if i == m else 0):
-                    joint[k] *= confusion[u, k][label] ** n
-            share[m] = [value / sum(joint) for value in joint]
+                    joint[k] *= confusion[u, k][answer] ** n
+            share.append([value / sum(joint) for value in joint])
+    return share, prior, confusion
+
+
+def plain_loops(votes: RaterVotes, images: int, K: int, smoothing: float, iterations: int):
+    """All raters as one, then each with a prior between that one and their own record."""
+    columns = (votes.image_V, votes.user_V, votes.label_V, votes.votes_V)
+    count = {(int(m), int(u), int(a)): float(n) for m, u, a, n in zip(*columns, strict=True)}
+    together: Table = {}
+    for (m, _, a), n in count.items():
+        together[m, 0, a] = together.get((m, 0, a), 0) + n
+    total = [sum(n for (i, _, _), n in count.items() if i == m) for m in range(images)]
+    start = [[together.get((m, 0, k), 0) / total[m] for k in range(K)] for m in range(images)]
+    even = {(0, k): [1 / K] * K for k in range(K)}
+    share, prior, crowd = plain_em(together, start, K, even, smoothing, iterations)
+    of_all = sum(prior[k] * crowd[0, k][k] for k in range(K))
+    base = {}
+    for u in range(len(votes.users)):
+        own = [(n, n * share[m][a]) for (m, v, a), n in count.items() if v == u]
+        right = sum(hit for _, hit in own) + smoothing * of_all
+        right /= sum(n for n, _ in own) + smoothing
+        times = right / (1 - right) / (of_all / (1 - of_all))
+        for k in range(K):
+            row = [crowd[0, k][a] * (times if a == k else 1) for a in range(K)]
+            base[u, k] = [value / sum(row) for value in row]
+    share, prior, confusion = plain_em(count, start, K, base, smoothing, iterations)
     return np.array(share), np.array(prior), confusion
 
 
@@ -164,6 +187,56 @@ def test_a_rater_who_always_says_the_same_has_no_weight() -> None:
     direct = np.zeros((800, 3))
     np.add.at(direct, (votes.image_V, votes.label_V), fitted.weight_U[votes.user_V])
     np.testing.assert_allclose(table, direct)
+
+
+def crowd(right_U: np.ndarray, K: int, images: int, each: int, seed: int):
+    """Raters who vote `each` times, on any images; right at their rate, or always class 0 (-1)."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(K, size=images)
+    user = np.repeat(np.arange(len(right_U)), each)
+    image = rng.permutation(np.arange(len(user)) % images)
+    wrong = (truth[image] + rng.integers(1, K, len(user))) % K
+    answer = np.where(rng.random(len(user)) < right_U[user], truth[image], wrong)
+    answer[right_U[user] < 0] = 0
+    return votes_of(list(zip(image, user, answer, strict=True)), len(right_U)), truth
+
+
+@pytest.mark.parametrize("K", [3, 10, 100])
+def test_good_raters_of_few_votes_keep_their_weight(K: int) -> None:
+    votes, truth = crowd(np.full(500, 0.95), K, images=100, each=8, seed=0)  # 40 for each image
+    fitted = dawid_skene(votes, 100, K)
+    kappa = (0.95 - 1 / K) / (1 - 1 / K)
+    assert fitted.weight_U.mean() == pytest.approx(kappa, abs=0.02)
+    assert np.quantile(fitted.weight_U, 0.05) > 0.6  # 2 of 8 answers were wrong
+    cells = weighted_votes(votes, fitted, 100, K)
+    found = share_posterior(cells, 100, K, prior=0.5).mean_MK[np.arange(100), truth].mean()
+    plain = (0.5 + 0.95 * 40) / (K / 2 + 40)  # the share if every vote counted whole
+    assert plain - 0.05 < found < plain + 0.01
+
+
+@pytest.mark.parametrize("K", [3, 10, 100])
+@pytest.mark.parametrize("bad", ["anything", "always the same"])
+def test_bad_raters_of_few_votes_have_little_weight(K: int, bad: str) -> None:
+    spammer_U = np.arange(150) % 4 == 0
+    right_U = np.where(spammer_U, 1 / K if bad == "anything" else -1.0, 0.95)
+    votes, truth = crowd(right_U, K, images=200, each=8, seed=1)  # 6 for each image
+    fitted = dawid_skene(votes, 200, K)
+    assert fitted.weight_U[~spammer_U].mean() > 0.87
+    assert fitted.weight_U[spammer_U].mean() < 0.16
+    right = (fitted.share_MK.argmax(axis=1) == truth).mean()
+    assert right > max(0.97, (majority(votes, 200, K) == truth).mean())
+    assert (np.diff(fitted.objective) >= -1e-9).all()
+
+
+def test_a_rater_of_one_vote_is_like_the_others() -> None:
+    votes, _ = crowd(np.array([0.9] * 20), 5, images=100, each=40, seed=2)
+    first = np.ones(len(votes.user_V), dtype=bool)
+    first[votes.user_V == 19] = False
+    first[np.flatnonzero(votes.user_V == 19)[0]] = True
+    columns = (votes.image_V, votes.user_V, votes.label_V, votes.votes_V)
+    fitted = dawid_skene(RaterVotes(*(c[first] for c in columns), votes.users), 100, 5)
+    assert fitted.reliability_U[19] == pytest.approx(0.9, abs=0.06)
+    np.testing.assert_allclose(fitted.confusion_UKK.sum(axis=2), 1)
 
 
 def test_images_without_votes_are_unknown() -> None:

@@ -25,8 +25,9 @@ from visgrpo.feedback.events import open_events
 from visgrpo.feedback.matching import match
 from visgrpo.recipes import clip_feedback
 from visgrpo.recipes.clip import objective_of
-from visgrpo.recipes.clip_feedback import Feedback, best_answers, read_feedback, read_votes
+from visgrpo.recipes.clip_feedback import Feedback, read_feedback, read_votes
 from visgrpo.recipes.configs import ClipConfig
+from visgrpo.recipes.feedback_posteriors import best_answers
 
 Rows = list[tuple[Any, ...]]
 
@@ -352,7 +353,12 @@ def test_images_without_names(tiny_dataset: ImageDataset, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"feedback": None}, 'Reward "clicks" is of what people did: name it with --feedback'),
-        ({"reward": ("hard",)}, "--feedback needs a reward that is made of it"),
+        ({"reward": ("hard",)}, "--feedback needs a --reward that is made of it. Choose from"),
+        ({"reward": ("vote",)}, 'made of it. Did you mean "votes"'),
+        ({"reward": ("votes",), "position_bias": "none"}, "--position-bias is of clicks"),
+        ({"least_effective_share": 0.5}, "--least-effective-share is for learning with --off"),
+        ({"off_policy": "doubly-robust", "prior_strength": 9.0}, "--prior-strength changes"),
+        ({"off_policy": "doubly-robust", "position_bias": "none"}, "--position-bias changes"),
         ({"prior_strength": 0.0}, "--prior-strength must be above 0"),
         ({"half_life": -1.0}, "--half-life must be above 0"),
         ({"pessimism": -0.5}, "--pessimism must not be negative"),

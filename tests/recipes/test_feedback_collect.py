@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 import webbrowser
 from collections.abc import Callable
@@ -25,7 +26,6 @@ import pytest
 import torch
 from PIL import Image
 
-from visgrpo.arguments import parse
 from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
 from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
@@ -33,15 +33,15 @@ from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.recipes import collect_learning
 from visgrpo.recipes.collect_config import CollectConfig
 from visgrpo.recipes.collect_learning import (
     BackgroundLearner,
     ClipProcess,
     LearningFailed,
-    clip_words,
+    LearningStopped,
 )
 from visgrpo.recipes.collect_model import AnsweringModel
-from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.feedback_collect import add_learner, collect
 from visgrpo.recipes.predict import predict
 from visgrpo.recipes.use_configs import PredictConfig
@@ -81,6 +81,9 @@ def photos(tmp_path: Path) -> Path:
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"learn": 0}, "--learn must be above 0"),
         ({"learn_config": "c.yaml"}, "--learn-config is for the training of --learn"),
+        ({"learn": 5, "learn_config": "c.yaml"}, "--learn-config c.yaml: there is no such file"),
+        ({"learn": 5, "split": "test"}, "trains on the training rows: .* not --split test"),
+        ({"learn": 5, "split": "all[:9]"}, "trains on the training rows"),
         ({"port": 65536}, "--port 65536 must lie between"),
         ({"host": "0.0.0.0"}, "--host 0.0.0.0 lets other machines in: give a --token"),
         ({"host": "example.org"}, "--host example.org lets other machines in"),
@@ -96,6 +99,7 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 def test_options_that_can(tmp_path: Path) -> None:
     CollectConfig(model="m", data="d", host="0.0.0.0", token="a-long~token_1").check()
     CollectConfig(model="m", data="d", host="::1", group_size=9, learn=10).check()
+    CollectConfig(model="m", data="d", learn=10, split="train[:20]").check()
 
 
 def test_help_needs_no_torch_and_no_server() -> None:
@@ -165,6 +169,8 @@ def small_head(tmp_path: Path) -> Path:
 def test_models_that_offer_no_labels(tmp_path: Path, photos: Path, tiny_clip_folder: Path) -> None:
     with pytest.raises(UserError, match="names no classes, and photos have none: give them with"):
         AnsweringModel(config_of(tiny_clip_folder, photos), Processes("cpu"))
+    with pytest.raises(UserError, match="--split is of data that is stored in splits: .*photos is"):
+        AnsweringModel(config_of(tiny_clip_folder, photos, split="all"), Processes("cpu"))
     language = tmp_path / "language"
     language.mkdir()
     (language / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
@@ -198,6 +204,15 @@ def test_a_second_column_helps_where_the_first_is_not_unique(
     assert model.names == ["0.png", "8", "2.png", "9", "10", "11"]
 
 
+def test_learning_knows_the_data_s_classes_alone(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    data = write_table(tmp_path / "train.parquet", {"path": [f"{row}.png" for row in range(6)]})
+    foreign = {"classes": ("cat", "cow"), "learn": 5}
+    with pytest.raises(UserError, match='--learn trains on the classes of .*which has no "cow"'):
+        AnsweringModel(config_of(tiny_clip_folder, data, **foreign), Processes("cpu"))
+    some = config_of(tiny_clip_folder, data, classes=("cat", "dog"), learn=5)
+    assert AnsweringModel(some, Processes("cpu")).classes == ("cat", "dog")
+
+
 def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "png")
@@ -210,34 +225,8 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
 # ---- learning -----------------------------------------------------------------------------------
 
 
-def test_the_learner_s_command_line_is_one_of_visgrpo_clip(tmp_path: Path) -> None:
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("epochs: 3\nlora_rank: 2\n")
-    config = config_of(
-        "start", "photos", store=str(tmp_path / "f.db"), ask="rank", seed=3, learn=5,
-        learn_config=str(settings), id_column="path",
-    )  # fmt: skip
-    words = clip_words(config, ("a photo of a {}.", "{}"))
-    assert words[:4] == [sys.executable, "-m", "visgrpo", "clip"]
-    learned = parse(ClipConfig, "clip", [*words[4:], "--output", "out"])
-    learned.check()
-    assert (learned.model, learned.data, learned.output) == ("start", "photos", "out")
-    assert learned.feedback == f"sqlite:///{tmp_path}/f.db?table=preferences"
-    assert (learned.reward, learned.lora, learned.report) == (("preferences",), True, False)
-    assert learned.templates == ("a photo of a {}.", "{}")
-    assert (learned.seed, learned.epochs, learned.lora_rank) == (3, 3.0, 2)
-    assert learned.id_column == "path"
-
-
-def test_positions_are_random_so_nothing_is_estimated_of_them() -> None:
-    words = clip_words(config_of("start", "photos", ask="click", learn=5), ("{}",))
-    learned = parse(ClipConfig, "clip", words[4:])
-    learned.check()
-    assert (learned.reward, learned.position_bias) == (("clicks",), "none")
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+def python(code: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-c", code]
 
 
 def test_a_process_trains_into_the_run_it_is_given(tmp_path: Path) -> None:
@@ -260,6 +249,37 @@ def test_a_process_trains_into_the_run_it_is_given(tmp_path: Path) -> None:
 def test_a_process_that_fails_says_its_last_line(tmp_path: Path, code: str, message: str) -> None:
     with pytest.raises(LearningFailed, match=message):
         ClipProcess(python(code))(tmp_path / "0001")
+
+
+def waiting(seconds: int) -> str:
+    """Code that says it has begun, and takes that long to end, whoever asks."""
+    return (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"pathlib.Path(sys.argv[2] + '.begun').touch(); time.sleep({seconds})"
+    )
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+def test_a_round_that_is_ended_with_the_command_has_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_learning, "_PATIENCE", 0.1)
+    train = ClipProcess(python(waiting(60)))
+    learner = background(tmp_path, train, every=1)
+    learner.judged(1)
+    wait_for(tmp_path / "f.db-learned" / "0001.begun")
+    train.stop()
+    learner.wait(10)
+    assert "Training was ended" in learner.state.detail
+    assert capsys.readouterr().err == ""
+    with pytest.raises(LearningStopped, match="did not begin"):
+        train(tmp_path / "0002")
 
 
 def background(tmp_path: Path, train: Callable[[Path], None], every: int = 2) -> BackgroundLearner:
@@ -299,13 +319,13 @@ def test_a_failed_round_is_said_and_collecting_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(output: Path) -> None:
-        raise LearningFailed("CUDA out of memory")
+        raise LearningFailed("CUDA out of \x1b[2Jmemory")
 
     learner = background(tmp_path, fail, every=1)
     learner.judged(1)
     learner.wait()
-    assert learner.state == LearningState("failed", 0, "CUDA out of memory")
-    assert "Learning failed: CUDA out of memory" in capsys.readouterr().err
+    assert learner.state == LearningState("failed", 0, "CUDA out of \x1b[2Jmemory")
+    assert "Learning failed: CUDA out of \\x1b[2Jmemory" in capsys.readouterr().err
 
 
 def test_what_was_learned_is_swapped_in(tmp_path: Path) -> None:
@@ -334,7 +354,9 @@ def test_what_was_learned_is_swapped_in(tmp_path: Path) -> None:
 # ---- the whole command --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_page_is_served_until_ctrl_c(
+    number: signal.Signals,
     tmp_path: Path,
     photos: Path,
     tiny_clip_folder: Path,
@@ -346,7 +368,7 @@ def test_the_page_is_served_until_ctrl_c(
     def visit(address: str) -> None:
         with urllib.request.urlopen(address, timeout=10) as page:
             pages.append(page.read().decode())
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     def browse(address: str) -> None:
         Thread(target=visit, args=(address,)).start()
@@ -370,6 +392,7 @@ def test_the_page_is_served_until_ctrl_c(
     assert re.match(r"Judge at http://127\.0\.0\.1:\d+/\?token=correct-horse  \(Ctrl-C", said.out)
     assert said.out.endswith(f"0 judgements on 0 of 3 images are in {store}.\n")
     assert "broken.png cannot be read" in said.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:

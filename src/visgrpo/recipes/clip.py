@@ -27,7 +27,7 @@ from visgrpo.policies.labels import LabelGRPO
 from visgrpo.policies.logged import Log, LoggedGRPO
 from visgrpo.policies.supervised import Supervised, WarmStart
 from visgrpo.recipes.baseline import supervised_baseline
-from visgrpo.recipes.clip_feedback import read_feedback
+from visgrpo.recipes.clip_feedback import keep_report, read_feedback
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.ending import finish
 from visgrpo.recipes.feedback_model import use_feedback
@@ -135,6 +135,8 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     at_start = held_out["test"].start()  # asks the rewards, too, for the first time
     retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
+    if feedback is not None:
+        keep_report(feedback, session)
     baseline = supervised_baseline(train_clip, config, session, warm_start=0, off_policy="none")
     session.start_trackers()
     result = trainer.train(session.checkpoint)

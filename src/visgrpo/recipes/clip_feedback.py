@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -16,48 +18,25 @@ from torch import Tensor
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import (
-    ImpressionCells,
     LogCells,
-    dwell_cells,
-    grade_cells,
-    impression_cells,
     log_cells,
-    of_images,
-    preference_cells,
-    rater_votes,
-    vote_cells,
 )
-from visgrpo.feedback.clicks import (
-    Examination,
-    NotComparable,
-    click_posterior,
-    fit_examination,
-)
-from visgrpo.feedback.comparisons import davidson_scores
 from visgrpo.feedback.events import open_events
 from visgrpo.feedback.matching import Matched, image_keys, key_columns, match
-from visgrpo.feedback.posterior import Posterior, scatter
-from visgrpo.feedback.raters import dawid_skene, weighted_votes
-from visgrpo.feedback.schemas import Kind
-from visgrpo.feedback.values import value_posterior
-from visgrpo.feedback.votes import log_share_posterior, share_posterior
+from visgrpo.feedback.posterior import Posterior
 from visgrpo.recipes.configs import ClipConfig
-from visgrpo.recipes.feedback_options import FEEDBACK_REWARDS
+from visgrpo.recipes.feedback_posteriors import (
+    kind_of_rewards,
+    posterior_of,
+    rewards_of_table,
+    votes_of,
+)
 from visgrpo.recipes.session import Session
 from visgrpo.rewards.feedback import ROW_COLUMN, FeedbackReward
 
-_KIND_OF: Mapping[str, Kind] = {
-    "clicks": "impressions",
-    "dwell": "impressions",
-    "votes": "votes",
-    "log-votes": "votes",
-    "preferences": "preferences",
-    "grades": "grades",
-}
-_PRIOR_STRENGTH = {"clicks": 2.0, "dwell": 1.0, "grades": 1.0, "preferences": 1.0}
-_VOTES_FOR_EACH_LABEL = 0.5
-MOST_PAIRS = 500_000_000
-"""Images × labels whose rewards fit in memory: 2 GB for every table of float32."""
+FEEDBACK_FILE = "feedback.json"
+MOST_PAIRS = 100_000_000
+"""Images × labels whose rewards fit in memory: about 10 GB while they are made, 1 GB after."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +80,7 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
     parts = (splits.train, splits.validation, splits.test)
     rows, classes = sum(map(len, parts)), splits.train.classes
     _check_size(rows, len(classes))
-    names = _names(config.reward)
+    names = rewards_of_table(config.reward)
     keys = keys_of(parts, config.id_column)
     with open_events(
         str(config.feedback),
@@ -113,8 +92,8 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
         session.note(*events.notes, *unmatched_notes(matched))
         report = _source_report(matched)
         fit_M = np.arange(rows) < len(splits.train)
-        posteriors = {name: _posterior(name, matched, fit_M, config, report) for name in names}
-        votes_MK = _votes(matched) if events.kind == "votes" else None
+        posteriors = {name: posterior_of(name, matched, fit_M, config, report) for name in names}
+        votes_MK = votes_of(matched) if events.kind == "votes" else None
         cells = log_cells(matched) if config.off_policy != "none" else None
     rewards = {
         name: FeedbackReward(
@@ -130,6 +109,12 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
     _say_coverage(report, len(splits.train), session)
     if "no_examination" in report:
         session.note(f"clicks are not corrected for positions: {report['no_examination']}")
+    if report.get("positions", 1) > 1:
+        session.note(
+            "--off-policy takes clicks as they are, whatever position the label stood at: they "
+            "must have been shuffled."
+        )
+    report["fingerprint"] = _fingerprint(posteriors, cells)
     with_rows = _with_rows(splits, observed_MK, config, session)
     return Feedback(with_rows, rewards, posteriors, fit_M, votes_MK, cells, report)
 
@@ -141,31 +126,7 @@ def read_votes(spec: str, dataset: ImageDataset) -> Tensor:
         UserError: for a table that holds no votes on these images.
     """
     with open_events(spec, kind="votes") as events:
-        return _votes(match(events, keys_of((dataset,), None), dataset.classes))
-
-
-def kind_of_rewards(reward: Sequence[str]) -> Kind:
-    """Return which of the four tables rewards are made of.
-
-    Raises:
-        UserError: they are made of several.
-    """
-    kinds = {_KIND_OF[name] for name in _names(reward)}
-    if len(kinds) > 1:
-        raise UserError(
-            f"One table cannot hold {' and '.join(sorted(kinds))}: take rewards of one kind."
-        )
-    return kinds.pop()
-
-
-def best_answers(matched: Matched, config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label that people liked best for each image, (M,), and who has feedback at all."""
-    name = _names(config.reward)[0]
-    size = matched.images, len(matched.classes)
-    posterior = _fit(name, _cells(name, matched, config), size, config, {})
-    known_MK = posterior.known_MK
-    best_M = np.where(known_MK, posterior.mean_MK, -np.inf).argmax(axis=1)
-    return best_M, np.asarray(known_MK.any(axis=1))
+        return votes_of(match(events, keys_of((dataset,), None), dataset.classes))
 
 
 def keys_of(parts: Sequence[ImageDataset], id_column: str | None) -> list[list[str]]:
@@ -200,86 +161,6 @@ def unmatched_notes(matched: Matched) -> list[str]:
     ]
 
 
-def _names(reward: Sequence[str]) -> list[str]:
-    return [name for name in reward if name in FEEDBACK_REWARDS]
-
-
-def _posterior(
-    name: str, matched: Matched, fit_M: np.ndarray, config: ClipConfig, report: dict[str, Any]
-) -> Posterior:
-    """Fit the training images by themselves, so that nothing held out takes part in a prior.
-
-    Held-out images, whose rewards are only measured with, have theirs from a fit to all images.
-    """
-    cells = _cells(name, matched, config)
-    size = matched.images, len(matched.classes)
-    of_training = of_images(cells, fit_M)
-    if not len(getattr(of_training, fields(of_training)[0].name)):
-        raise UserError("No training image has feedback: check --data, or --train-slice.")
-    training = _fit(name, of_training, size, config, report)
-    every = _fit(name, cells, size, config, {})
-    return Posterior(
-        np.where(fit_M[:, None], training.mean_MK, every.mean_MK),
-        np.where(fit_M[:, None], training.sd_MK, every.sd_MK),
-        every.known_MK,
-    )
-
-
-def _cells(name: str, matched: Matched, config: ClipConfig) -> Any:
-    if name == "clicks":
-        return impression_cells(matched, half_life=config.half_life)
-    if name == "dwell":
-        return dwell_cells(matched, half_life=config.half_life)
-    if name == "grades":
-        return grade_cells(matched)
-    if name == "preferences":
-        return preference_cells(matched)
-    return rater_votes(matched) if config.raters == "dawid-skene" else vote_cells(matched)
-
-
-def _fit(
-    name: str, cells: Any, size: tuple[int, int], config: ClipConfig, report: dict[str, Any]
-) -> Posterior:
-    """Return the posterior of one reward, and note in the report what was estimated besides."""
-    strength = config.prior_strength or _PRIOR_STRENGTH.get(name, _VOTES_FOR_EACH_LABEL)
-    if name == "clicks":
-        examination = None
-        if config.position_bias == "auto" and cells.position_C.any():
-            examination = _examination(cells, report)
-        return click_posterior(cells, *size, prior_strength=strength, examination=examination)
-    if name in ("dwell", "grades"):
-        return value_posterior(cells, *size, prior_strength=strength)
-    if name == "preferences":
-        scores = davidson_scores(cells, *size, prior_sd=strength**-0.5)
-        report["tie"] = scores.tie
-        return scores.posterior
-    if config.raters == "dawid-skene":
-        raters = dawid_skene(cells, *size)
-        report["raters"] = len(cells.users)
-        report["rater_reliability"] = float(raters.reliability_U.mean())
-        cells = weighted_votes(cells, raters, *size)
-    shares_of = share_posterior if name == "votes" else log_share_posterior
-    return shares_of(cells, *size, prior=strength)
-
-
-def _examination(cells: ImpressionCells, report: dict[str, Any]) -> Examination | None:
-    """Estimate and report how positions are looked at; None, with the reason, if that fails."""
-    try:
-        examination = fit_examination(cells)
-    except NotComparable as error:
-        report["no_examination"] = str(error)
-        return None
-    shares = zip(examination.positions_P, examination.examination_P, strict=True)
-    report["examination"] = {str(position): float(share) for position, share in shares}
-    return examination
-
-
-def _votes(matched: Matched) -> Tensor:
-    cells = vote_cells(matched)
-    size = matched.images, len(matched.classes)
-    return torch.from_numpy(scatter(cells.image_C, cells.label_C, cells.votes_C, *size))
-
-
 def _with_rows(
     splits: Splits, observed_MK: np.ndarray, config: ClipConfig, session: Session
 ) -> Splits:
@@ -290,7 +171,9 @@ def _with_rows(
         for part, start in zip((splits.train, splits.validation, splits.test), starts, strict=True)
     )
     teaches_M = np.asarray(observed_MK.any(axis=1))[: len(train)]
-    labels_teach = config.supervised_weight > 0 or config.warm_start > 0
+    labels_teach = (
+        config.method == "supervised" or config.supervised_weight > 0 or config.warm_start > 0
+    )
     if config.unknown == "mask" and not labels_teach and not teaches_M.all():
         session.note(
             f"{int((~teaches_M).sum()):,} of {len(train):,} training images have no feedback and "
@@ -328,6 +211,35 @@ def _coverage_report(
             for name, posterior in posteriors.items()
         },
     }
+
+
+def _fingerprint(posteriors: Mapping[str, Posterior], cells: LogCells | None) -> str:
+    """Name what was made of the table, so that a run goes on with what it began with."""
+    digest = hashlib.sha256()
+    for posterior in posteriors.values():
+        digest.update(posterior.mean_MK.tobytes() + posterior.known_MK.tobytes())
+    for column in () if cells is None else fields(cells):
+        digest.update(getattr(cells, column.name).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def keep_report(feedback: Feedback, session: Session) -> None:
+    """Write RUN/feedback.json, what the run begins with; or check that it goes on with the same.
+
+    Raises:
+        UserError: a run is resumed, and its feedback has changed, as that of a database may.
+    """
+    file = session.run.path / FEEDBACK_FILE
+    report = feedback.report
+    if not session.config.resume:
+        if session.processes.is_main:
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            file.write_text(text, encoding="utf-8")
+    elif json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != report["fingerprint"]:
+        raise UserError(
+            f"--resume: the feedback in {report['source']} has changed since {session.run.path} "
+            "began: go on with a copy as it was then, or start a new run."
+        )
 
 
 def _say_coverage(report: Mapping[str, Any], images: int, session: Session) -> None:

@@ -54,9 +54,11 @@ def use_feedback(
     probabilities_MK = _rows_of(
         feedback,
         ["train"],
-        lambda name: logits_of(
-            classifier, getattr(feedback.splits, name), inputs[name], session.processes
-        ).softmax(dim=1),
+        lambda name: (
+            logits_of(classifier, getattr(feedback.splits, name), inputs[name], session.processes)
+            .div(config.temperature)
+            .softmax(dim=1)
+        ),
     )
     overlap, remarks = check_support(
         cells,
@@ -83,7 +85,7 @@ def _predict(feedback: Feedback, features_MD: Floats, config: ClipConfig, sessio
     for name, posterior in feedback.posteriors.items():
         found = predict_unknown(posterior, features_MD, feedback.fit_M)
         worth_MK = found.posterior.pessimistic(config.pessimism).mean_MK
-        feedback.rewards[name].worth_MK = torch.from_numpy(worth_MK).float()
+        feedback.rewards[name].put(torch.from_numpy(worth_MK).float())
         feedback.report[f"{name}_predicted_r2"] = found.r2
         session.say(
             f"Reward {name}: {found.predicted_pairs:,} unseen pairs predicted from "
@@ -109,8 +111,7 @@ def _logged(feedback: Feedback, cells: LogCells) -> Log:
     rate_MK = np.divide(
         table(cells.clicks_inverse_C), inverse_MK, out=np.zeros(shape), where=shown_MK
     )
-    reward.worth_MK = torch.from_numpy(rate_MK).float()
-    reward.observed_MK = torch.from_numpy(shown_MK)
+    reward.put(torch.from_numpy(rate_MK).float(), observed_MK=torch.from_numpy(shown_MK))
     shares_MK = np.divide(count_MK, total_M1, out=np.zeros(shape), where=total_M1 > 0)
     return Log(torch.from_numpy(shares_MK).float(), torch.from_numpy(np.log(propensity_MK)).float())
 
@@ -137,8 +138,8 @@ def _doubly_robust(
     rate_MK = predicted_clicks(training, features_MD, classes, seed=config.seed)
     correction_MK = table(cells.clicks_inverse_C) - rate_MK * table(cells.inverse_C)
     impressions_M1 = table(cells.count_C).sum(axis=1, keepdims=True).clip(min=1)
-    reward.worth_MK = torch.from_numpy(rate_MK + correction_MK / impressions_M1).float()
-    reward.masks = False
+    worth_MK = rate_MK + correction_MK / impressions_M1
+    reward.put(torch.from_numpy(worth_MK).float(), masks=False)
     feedback.report["unknown"] = "doubly robust"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from visgrpo.errors import UserError
+from visgrpo.errors import UserError, nearest
 from visgrpo.recipes.checks import not_negative, positive
 
 FEEDBACK_REWARDS = ("clicks", "dwell", "votes", "log-votes", "preferences", "grades")
+_OF_AVERAGES = ("pessimism", "half_life", "unknown", "prior_strength", "position_bias")
 _OF_VOTES = ("votes", "log-votes")
 
 
@@ -56,8 +57,8 @@ class FeedbackOptions:
             return
         if not wanted:
             raise UserError(
-                f"--feedback needs a reward that is made of it: --reward with one of "
-                f"{', '.join(FEEDBACK_REWARDS)}."
+                "--feedback needs a --reward that is made of it. "
+                f"{nearest(reward[0], FEEDBACK_REWARDS)}"
             )
         positive(self, "prior_strength", "half_life", optional=True)
         not_negative(self, "pessimism")
@@ -71,8 +72,14 @@ class FeedbackOptions:
             raise UserError(
                 f"--half-life is of impressions: it does not go with --reward {wanted[0]}."
             )
+        if self.position_bias == "none" and "clicks" not in wanted:
+            raise UserError(
+                f"--position-bias is of clicks: it does not go with --reward {wanted[0]}."
+            )
         if self.off_policy != "none":
             self._check_off_policy(reward, estimator, supervised)
+        elif self.least_effective_share != FeedbackOptions.least_effective_share:
+            raise UserError("--least-effective-share is for learning with --off-policy: add that.")
 
     def _check_off_policy(self, reward: tuple[str, ...], estimator: str, supervised: bool) -> None:
         if supervised:
@@ -84,8 +91,8 @@ class FeedbackOptions:
                 f"--off-policy {self.off_policy} takes the labels that were shown as the group: "
                 "add --estimator exact."
             )
-        for name, resting in (("pessimism", 0.0), ("half_life", None), ("unknown", "mask")):
-            if getattr(self, name) != resting:
+        for name in _OF_AVERAGES:
+            if getattr(self, name) != getattr(FeedbackOptions, name):
                 raise UserError(
                     f"--{name.replace('_', '-')} changes averaged rewards: it does not go with "
                     "--off-policy, which takes single clicks."

@@ -16,8 +16,8 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.events import open_events
 from visgrpo.feedback.matching import image_keys, match
 from visgrpo.feedback.schemas import SCHEMAS
-from visgrpo.recipes.clip_feedback import best_answers, kind_of_rewards
 from visgrpo.recipes.configs import ClipConfig
+from visgrpo.recipes.feedback_posteriors import best_answers, kind_of_rewards
 from visgrpo.recipes.session import Session, load_data, say_notes
 
 

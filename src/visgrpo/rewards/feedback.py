@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -33,7 +33,8 @@ class KnownPairs(NamedTuple):
 class FeedbackReward:
     """The entry [image, output] of a table (M, K).
 
-    The tables move to the outputs' device at a call, and stay there for the next.
+    Each device that outputs lie on gets a copy of the tables at its first call: training may ask on
+    a GPU and evaluation on the CPU.
 
     Attributes:
         worth_MK: the reward of every pair; that of a pair never seen stands there too, and counts
@@ -49,6 +50,7 @@ class FeedbackReward:
     observed_MK: Tensor
     masks: bool = True
     scope: ClassVar[Scope] = "any"
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.worth_MK.shape != self.observed_MK.shape:
@@ -58,18 +60,34 @@ class FeedbackReward:
             raise UserError("A reward from feedback is not finite: mend its table.")
 
     def __call__(self, outputs_NG: Tensor, /, **columns: Any) -> Tensor:
-        rows_N = self._rows(columns[ROW_COLUMN], outputs_NG.device)
-        return self.worth_MK[rows_N[:, None], outputs_NG]
+        worth_MK, _ = self._on(outputs_NG.device)
+        rows_N = torch.as_tensor(columns[ROW_COLUMN], device=outputs_NG.device)
+        return worth_MK[rows_N[:, None], outputs_NG]
 
     def pairs(self, feedback_row: Sequence[int], device: torch.device) -> KnownPairs:
         """Return what is known about all labels of some images."""
-        observed_NK = self.observed_MK[self._rows(feedback_row, device)]
+        _, observed_MK = self._on(device)
+        observed_NK = observed_MK[torch.as_tensor(feedback_row, device=device)]
         return KnownPairs(observed_NK, observed_NK if self.masks else None)
 
-    def _rows(self, feedback_row: Sequence[int], device: torch.device) -> Tensor:
-        self.worth_MK = self.worth_MK.to(device)
-        self.observed_MK = self.observed_MK.to(device)
-        return torch.as_tensor(feedback_row, device=device)
+    def put(
+        self,
+        worth_MK: Tensor,
+        *,
+        observed_MK: Tensor | None = None,
+        masks: bool | None = None,
+    ) -> None:
+        """Take other tables, checked as the first were; None leaves what was there."""
+        self.worth_MK = worth_MK
+        self.observed_MK = self.observed_MK if observed_MK is None else observed_MK
+        self.masks = self.masks if masks is None else masks
+        self._copies.clear()
+        self.__post_init__()
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._copies:
+            self._copies[device] = self.worth_MK.to(device), self.observed_MK.to(device)
+        return self._copies[device]
 
 
 def pairs_of(

@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_and_repeats_to_the_bit(
     assert "unknown was 'predict', now 'mask'" in line
     kept = read_json(run / "feedback.json")
     (run / "feedback.json").write_text(json.dumps(kept | {"fingerprint": "of another table"}))
-    line = refused(capsys, ["clip", "--resume", "--output", str(run)])
+    line = refused(capsys, ["clip", "--resume", "--output", str(run)], notes=True)
     assert "clicks.csv has changed since" in line
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from visgrpo.arguments import parse
-from visgrpo.errors import Interrupted, UserError, nearest
+from visgrpo.errors import Interrupted, UserError, nearest, printable
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _quiet_libraries()
         _load(command.function)(config)
     except UserError as error:
-        print(f"visgrpo: {error}", file=sys.stderr)
+        print(f"visgrpo: {printable(str(error))}", file=sys.stderr)
         details = getattr(error, "details", "")
         if details:
             print(details, file=sys.stderr)

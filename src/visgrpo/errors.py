@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+# Besides control characters those that turn the direction of a line, and halves of characters,
+# as in file names that are no text.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -35,3 +40,11 @@ def nearest(name: str, choices: Iterable[str], *, most: int = 12) -> str:
         return f'Did you mean "{close[0]}"?'
     shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
     return f"Choose from: {shown}."
+
+
+def printable(text: str) -> str:
+    r"""Return one line of text for a terminal, with control characters escaped, such as ``\x1b``.
+
+    Names and labels in the text may be anyone's: raw, they could rewrite what is on the screen.
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from visgrpo.collecting.judging import Answer, Ask
 from visgrpo.collecting.records import Drawn
 from visgrpo.collecting.store import Store
 from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 from visgrpo.models.loading import load_clip
 from visgrpo.recipes.clip import train_clip
@@ -55,8 +55,7 @@ def test_it_is_one_of_visgrpo_clip(tmp_path: Path) -> None:
         id_column="path", split="train[-20:]",
     )  # fmt: skip
     words = clip_words(config, ("a photo of a {}.", "{}"), images=40)
-    assert words[:4] == [sys.executable, "-m", "visgrpo", "clip"]
-    learned = parse(ClipConfig, "clip", [*words[4:], "--output", "out"])
+    learned = parse(ClipConfig, "clip", [*words, "--output", "out"])
     learned.check()
     assert (learned.model, learned.data, learned.output) == ("start", "photos", "out")
     assert learned.feedback == f"sqlite:///{tmp_path}/f.db?table=preferences"
@@ -74,7 +73,7 @@ def test_positions_are_random_so_nothing_is_estimated_of_them() -> None:
 def test_batches_follow_what_there_is() -> None:
     config = config_of("start", "photos", learn=5)
     for images, expected in ((0, 1), (1, 1), (7, 7), (16, 16), (500, 16)):
-        learned = parse(ClipConfig, "clip", clip_words(config, TEMPLATES, images)[4:])
+        learned = parse(ClipConfig, "clip", clip_words(config, TEMPLATES, images))
         assert learned.batch_size == expected
 
 
@@ -83,7 +82,7 @@ def test_the_file_s_options_come_first(tmp_path: Path) -> None:
     config = config_of(
         "start", "photos", learn=5, learn_config=settings_file(tmp_path, text), seed=3
     )
-    learned = parse(ClipConfig, "clip", clip_words(config, TEMPLATES, 16)[4:])
+    learned = parse(ClipConfig, "clip", clip_words(config, TEMPLATES, 16))
     assert (learned.batch_size, learned.lora, learned.keep) == (4, False, "best")
     assert (learned.epochs, learned.reward) == (3.0, ("clicks", "hard"))
     assert (learned.estimator, learned.seed) == ("exact", 3)  # not in the file
@@ -169,28 +168,50 @@ def test_ten_judged_photos_in_a_process_of_its_own(
     assert changed(tiny_clip_folder, tmp_path / "0001")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_twenty_judged_rows_of_three_hundred(
-    seed: int,
+@pytest.mark.parametrize(
+    ("split", "judged", "ask"), [("train", 20, "click"), ("train[:60]", 12, "rank")]
+)
+def test_a_few_judged_rows_of_three_hundred(
+    split: str,
+    judged: int,
+    ask: Ask,
     tmp_path: Path,
     tiny_clip_folder: Path,
     tiny_dataset: ImageDataset,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = write_rows(tmp_path / "train.parquet", tiny_dataset, 300)
-    names = [str(1000 + row) for row in range(300)]
-    answers = {name: CLASSES[row % 3] for row, name in enumerate(names)}
-    order = np.random.default_rng(seed).permutation(60)  # of the slice, less what is for the test
+    data = write_rows(tmp_path / "data.parquet", tiny_dataset, 300)
+    rows = load_split(data, split)
+    names = [str(name) for name in rows.columns["image_id"]]
+    answers = {name: CLASSES[label] for name, label in zip(names, rows.labels, strict=True)}
+    settings = settings_file(tmp_path, "epochs: 1")
     config = config_of(
-        tiny_clip_folder, data, store=str(tmp_path / "f.db"), learn=20, seed=seed,
-        split="train[:60]", learn_config=settings_file(tmp_path, "epochs: 1"), ask="rank",
+        tiny_clip_folder, data, store=str(tmp_path / "f.db"), ask=ask, split=split,
+        learn=judged, learn_config=settings,
     )  # fmt: skip
-    kept = sorted(training_names(config, Training, names))
+    order = np.random.default_rng(1).permutation(len(names))
     with Store(tmp_path / "f.db", [names[row] for row in order]) as store:
-        judge(store, 20, answers, "rank")
-        judged = store.judged_images("rank")
-        words = Training(config, clip_config(config), TEMPLATES, lambda: judged).words()
+        judge(store, judged, answers, ask)
+        images = partial(store.judged_images, ask)
+        words = Training(config, clip_config(config), TEMPLATES, images).words()
     learned = parse(ClipConfig, "clip", [*words[4:], "--output", str(tmp_path / "run")])
-    assert learned.batch_size == min(16, len(set(judged) & set(kept)))
     summary = train_clip(learned)
-    assert summary["data"]["train"] == len(set(judged) & set(kept))
+    # Those that nobody judged are left out, and some that were are for validation.
+    assert 5 <= summary["data"]["train"] < judged
+    assert learned.batch_size == min(16, summary["data"]["train"])
+
+
+def write_rows(path: Path, dataset: ImageDataset, rows: int) -> str:
+    """Write the pictures of a data set, again and again, under numbers of their own."""
+    files = []
+    for image in dataset.images:
+        buffer = io.BytesIO()
+        image.save(buffer, "png")
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    which = [row % len(files) for row in range(rows)]
+    table = {
+        "image": [files[row] for row in which],
+        "label": [CLASSES[dataset.labels[row]] for row in which],
+        "image_id": [1000 + row for row in range(rows)],
+    }
+    pq.write_table(pa.table(table), path)
+    return str(path)

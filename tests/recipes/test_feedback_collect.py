@@ -169,7 +169,9 @@ def small_head(tmp_path: Path) -> Path:
 def test_models_that_offer_no_labels(tmp_path: Path, photos: Path, tiny_clip_folder: Path) -> None:
     with pytest.raises(UserError, match="names no classes, and photos have none: give them with"):
         AnsweringModel(config_of(tiny_clip_folder, photos), Processes("cpu"))
-    with pytest.raises(UserError, match="--split is of data that is stored in splits: .*photos is"):
+    with pytest.raises(
+        UserError, match=r"--split is of data that is stored in splits: .*photos is"
+    ):
         AnsweringModel(config_of(tiny_clip_folder, photos, split="all"), Processes("cpu"))
     language = tmp_path / "language"
     language.mkdir()
@@ -198,7 +200,10 @@ def test_images_that_a_log_could_not_tell_apart(
 def test_a_second_column_helps_where_the_first_is_not_unique(
     tmp_path: Path, tiny_clip_folder: Path
 ) -> None:
-    columns = {"image_id": [7, 8, 7, 9, 10, 11], "path": [f"{row}.png" for row in range(6)]}
+    columns: dict[str, list[Any]] = {
+        "image_id": [7, 8, 7, 9, 10, 11],
+        "path": [f"{row}.png" for row in range(6)],
+    }
     data = write_table(tmp_path / "train.parquet", columns)
     model = AnsweringModel(config_of(tiny_clip_folder, data, split="all"), Processes("cpu"))
     assert model.names == ["0.png", "8", "2.png", "9", "10", "11"]
@@ -206,8 +211,8 @@ def test_a_second_column_helps_where_the_first_is_not_unique(
 
 def test_learning_knows_the_data_s_classes_alone(tmp_path: Path, tiny_clip_folder: Path) -> None:
     data = write_table(tmp_path / "train.parquet", {"path": [f"{row}.png" for row in range(6)]})
-    foreign = {"classes": ("cat", "cow"), "learn": 5}
-    with pytest.raises(UserError, match='--learn trains on the classes of .*which has no "cow"'):
+    foreign: dict[str, Any] = {"classes": ("cat", "cow"), "learn": 5}
+    with pytest.raises(UserError, match=r'--learn trains on the classes of .*which has no "cow"'):
         AnsweringModel(config_of(tiny_clip_folder, data, **foreign), Processes("cpu"))
     some = config_of(tiny_clip_folder, data, classes=("cat", "dog"), learn=5)
     assert AnsweringModel(some, Processes("cpu")).classes == ("cat", "dog")

@@ -149,6 +149,23 @@ def test_data_instead_of_files(models: tuple[str, str], photos: Path, log: str) 
     ]  # fmt: skip
 
 
+def test_photos_instead_of_files(
+    models: tuple[str, str], photos: Path, log: str, tmp_path: Path
+) -> None:
+    """A folder without class folders: the same images under the same names, and one more."""
+    folder = tmp_path / "flat"
+    shutil.copytree(photos, folder, ignore=shutil.ignore_patterns("*.csv"))
+    Image.new("RGB", (16, 16)).save(folder / "nobody saw this.png")
+    by_files = replay(config_of(log, *models))
+    by_photos = replay(config_of(log, *models, data=str(folder)))
+    assert by_photos["log"] == by_files["log"]
+    for model in models:
+        ours, theirs = by_photos["models"][model], by_files["models"][model]
+        assert ours["doubly_robust"] == pytest.approx(theirs["doubly_robust"])
+    # No model names the labels: they are the log's.
+    assert replay(config_of(log, models[0], data=str(folder)))["log"]["labels"] == sorted(LABELS)
+
+
 def test_labels_of_the_log_where_no_model_names_any(models: tuple[str, str], log: str) -> None:
     assert replay(config_of(log, models[0]))["log"]["labels"] == sorted(LABELS)
 

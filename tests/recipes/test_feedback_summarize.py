@@ -37,7 +37,7 @@ def test_it_prints_what_is_there_and_what_is_not(
         "log.csv",
         "66.7 %",
         "[bold]blue",
-        "note: the clock goes backwards once, first at row 2",
+        "note: the clock of log.csv goes backwards once, first at row 2",
         "missing: propensity, so learning from the log off-policy and replay are not possible",
     ):
         assert text in printed
@@ -73,12 +73,50 @@ def test_coverage_of_a_folder_of_images(
     assert 'not in the data: "lost.png" (1)' in capsys.readouterr().out
 
 
+def test_coverage_of_photos(log: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    for name in ("a.png", "b.png", "2024/c.png", "2024/d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+    log.write_text("image,label,clicked\na.png,red,1\n2024/c.png,blue,0\nlost.png,green,1\n")
+    coverage = summarize(SummarizeConfig(events=str(log), data=str(folder)))["coverage"]
+    # Four photos, and the three labels in the table.
+    assert (coverage["images"], coverage["labels"], coverage["pairs"]) == (4, 3, 2)
+    assert (coverage["share"], coverage["unmatched_rows"]) == (2 / 12, 1)
+    log.write_text("image,preferred,rejected\na.png,red,blue\n2024/d.png,blue,grey\n")
+    coverage = summarize(SummarizeConfig(events=str(log), data=str(folder)))["coverage"]
+    assert (coverage["labels"], coverage["pairs"], coverage["share"]) == (3, 4, 4 / 12)
+
+
+def test_escapes_in_labels_are_shown_and_not_obeyed(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for number in range(20):
+        file = tmp_path / "photos" / ("red" if number % 2 else "blue") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+    log.write_text("image,label,clicked\n\x1b[31mlost.png,red,1\n1.png,red,1\n")
+    summarize(SummarizeConfig(events=str(log), data=str(tmp_path / "photos")))
+    assert r'not in the data: "\x1b[31mlost.png" (1)' in capsys.readouterr().out
+    log.rename(hostile := tmp_path / "\x1b[31mlog.csv")
+    hostile.write_text("image,label,clicked\n1.png,\x1b]0;owned\x07,1\n1.png,red,0\n")
+    summarize(SummarizeConfig(events=str(hostile)))
+    printed = capsys.readouterr().out
+    assert r"\x1b[31mlog.csv" in printed
+    assert r"\x1b]0;owned\x07" in printed
+    assert "\x1b" not in printed
+
+
 def test_a_query_and_duplicates(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.write_text(LOG + "dog/1.png,red,1,110\n")
     with pytest.raises(UserError, match="row 4 repeats row 3"):
         summarize(SummarizeConfig(events=str(log)))
     found = summarize(SummarizeConfig(events=str(log), drop_duplicates=True))
-    assert (found["rows"], found["notes"][0]) == (3, "1 row dropped as duplicates")
+    assert (found["rows"], found["notes"][0]) == (3, "1 row of log.csv dropped as duplicates")
     query = "SELECT image, label, clicked FROM events WHERE label = 'red'"
     assert summarize(SummarizeConfig(events=str(log), query=query))["rows"] == 3
 

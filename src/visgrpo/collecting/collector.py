@@ -15,7 +15,7 @@ from visgrpo.collecting.judging import Answer, Ask
 from visgrpo.collecting.pictures import Picture, Pictures
 from visgrpo.collecting.records import Drawn, Offer
 from visgrpo.collecting.store import Progress, Store
-from visgrpo.errors import UserError
+from visgrpo.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Collector:
             except UserError as error:
                 self._store.skip(offer.image)
                 self.skipped.append(str(error))
-                print(f"skipped: {error}", file=sys.stderr, flush=True)
+                print(f"skipped: {printable(str(error))}", file=sys.stderr, flush=True)
         return None
 
     def picture(self, key: str, user: str) -> Picture:

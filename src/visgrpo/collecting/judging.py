@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, cast
@@ -12,6 +12,8 @@ from visgrpo.errors import UserError, nearest
 Ask = Literal["click", "rank", "grade"]
 Answer = Sequence[str | int]
 HIGHEST_GRADE = 5
+TABLES: Mapping[Ask, str] = {"click": "impressions", "rank": "preferences", "grade": "grades"}
+"""The store's table that the answers to each question go to."""
 
 
 @dataclass(frozen=True)

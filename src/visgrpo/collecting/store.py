@@ -17,7 +17,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from visgrpo.collecting.judging import Answer, Ask, agreement, rows_of
+from visgrpo.collecting.judging import TABLES, Answer, Ask, agreement, rows_of
 from visgrpo.collecting.records import (
     OFFER_COLUMNS,
     Drawn,
@@ -165,7 +165,7 @@ class Store:
             if found is None:
                 raise NothingToUndo("There is no judgement of yours to undo.")
             judgement, offer, key = found
-            for table in ("impressions", "preferences", "grades"):
+            for table in TABLES.values():
                 connection.execute(f"DELETE FROM {table} WHERE judgement = ?", (judgement,))
             connection.execute("UPDATE judgements SET undone = 1 WHERE id = ?", (judgement,))
             connection.execute(
@@ -180,6 +180,12 @@ class Store:
             connection.execute(
                 "UPDATE offers SET state = 'skipped' WHERE image = ? AND state = 'open'", (image,)
             )
+
+    def judged_images(self, ask: Ask) -> list[str]:
+        """Return the images at hand that a question's table says something of."""
+        query = f"SELECT DISTINCT image FROM {TABLES[ask]} JOIN choices USING (image)"
+        with self._using() as connection:
+            return [image for (image,) in connection.execute(query)]
 
     def progress(self, user: str, ask: Ask, model: str) -> Progress:
         """Return how far judging has come.

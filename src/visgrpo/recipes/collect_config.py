@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from visgrpo.arguments import options_as_flags, read_options
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
 from visgrpo.recipes.checks import named, not_negative, positive
-from visgrpo.recipes.configs import Config
+from visgrpo.recipes.configs import ClipConfig, Config
 
 MOST_LABELS = 9  # each has a key of its own
 _LEAST_TOKEN = 8
+# Options of visgrpo clip that follow from what is collected.
+_SET_BY_COLLECT = (
+    *("model", "data", "train_slice", "image_column", "label_column", "id_column", "templates"),
+    *("feedback", "query", "output", "resume"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class CollectConfig(Config):
     """CLIP: after so many new judgements, train LoRA adapters on all of them in the background and
     draw labels from the result."""
     learn_config: str | None = None
-    """YAML file of options of visgrpo clip for that training."""
+    """YAML file of options of visgrpo clip for that training, instead of those it has here."""
     seed: int = 0
     """Of the labels that are drawn and of the order of the images."""
     batch_size: int = 256
@@ -90,9 +97,40 @@ class CollectConfig(Config):
             )
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port {self.port} must lie between 0 and 65535.")
-        if self.learn_config is not None and self.learn is None:
-            raise UserError("--learn-config is for the training of --learn: give that too.")
+        self._check_learning()
         self._check_token()
+
+    def learn_options(self) -> dict[str, Any]:
+        """Return the options in --learn-config, by their names in `ClipConfig`.
+
+        Raises:
+            UserError: for a file that cannot be read, and options that are not to be in it.
+        """
+        if self.learn_config is None:
+            return {}
+        origin, file = f"--learn-config {self.learn_config}", Path(self.learn_config)
+        if not file.is_file():
+            raise UserError(f"{origin}: there is no such file.")
+        options = read_options(file)
+        options_as_flags(options, ClipConfig, origin)
+        options = {name.replace("-", "_"): value for name, value in options.items()}
+        for name in _SET_BY_COLLECT:
+            if name in options:
+                raise UserError(
+                    f'{origin}: leave out "{name}", which follows from what is collected.'
+                )
+        return options
+
+    def _check_learning(self) -> None:
+        if self.learn is None:
+            if self.learn_config is not None:
+                raise UserError("--learn-config is for the training of --learn: give that too.")
+            return
+        self.learn_options()
+        if self.split.partition("[")[0] != "train":
+            raise UserError(
+                f"--learn trains on the training rows: judge those, and not --split {self.split}."
+            )
 
     def _check_token(self) -> None:
         if self.token is None:

@@ -4,90 +4,82 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock, Thread
+from typing import IO
 
 from visgrpo.collecting.collector import LearningState
-from visgrpo.errors import UserError
-from visgrpo.recipes.collect_config import CollectConfig
+from visgrpo.errors import UserError, printable
 
-_LOG_FOR: Mapping[str, tuple[str, str]] = {  # the reward and the store's table, by the question
-    "click": ("clicks", "impressions"),
-    "rank": ("preferences", "preferences"),
-    "grade": ("grades", "grades"),
-}
-
-
-# There may be two dozen judged images, and hardly one among those for validation.
-_FOR_FEW_JUDGEMENTS = (
-    *("--estimator", "exact", "--batch-size", "16"),
-    *("--select", "accuracy", "--keep", "last"),
-)
+_PATIENCE = 5.0  # seconds for training that is told to end
 
 
 class LearningFailed(UserError):
     """A round of learning ended without a model."""
 
 
+class LearningStopped(UserError):
+    """A round of learning was ended with the command."""
+
+
 class ClipProcess:
     """Trains by a command line, one at a time.
 
     Args:
-        words: what is run, but for --output.
+        words: returns what is run, but for --output.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = list(words)
+    def __init__(self, words: Callable[[], Sequence[str]]) -> None:
+        self._words = words
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = Lock()  # no process starts once it was told to stop
 
     def __call__(self, output: Path) -> None:
         """Train into the run `output`; what the process prints goes to a log beside it.
 
         Raises:
             LearningFailed: it did not end well; says its last line.
+            LearningStopped: it was ended by `stop`.
         """
         log = output.with_name(f"{output.name}.log")
+        words = [*self._words(), "--output", str(output)]
         with log.open("wb") as file:
-            words = [*self._words, "--output", str(output)]
-            self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
-            code = self._process.wait()
+            process = self._start(words, file)
+            code = process.wait()
+        if self._stopped:
+            raise LearningStopped(f"Training was ended; what it said is in {log}.")
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
             said = [line.strip() for line in lines if line.strip()] or ["It said nothing."]
             raise LearningFailed(f"{said[-1]} (exit code {code}; all of it is in {log})")
 
     def stop(self) -> None:
-        """End the training that is under way, if any."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        """End the training that is under way, if any, and begin no other."""
+        with self._lock:
+            self._stopped, process = True, self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:  # it may be saving what nobody needs
+            process.kill()
+            process.wait()
 
-
-def clip_words(config: CollectConfig, templates: Sequence[str]) -> list[str]:
-    """Return the command line that learns from the store, but for --output.
-
-    Every round begins at the model that collecting began with, and learns from all judgements.
-    """
-    reward, table = _LOG_FOR[config.ask]
-    feedback = f"sqlite:///{Path(config.store).resolve()}?table={table}"
-    words = ["--model", config.model, "--data", config.data, "--feedback", feedback]
-    words += ["--reward", reward, "--lora", "--no-report", "--seed", str(config.seed)]
-    words += ["--device", config.device, "--templates", *templates]
-    if config.ask == "click":
-        # Labels are shuffled for each person: no label is favoured by where it stands, and one
-        # person's look at an image could not tell how much positions matter.
-        words += ["--position-bias", "none"]
-    for option in ("image_column", "label_column", "id_column"):
-        if getattr(config, option) is not None:
-            words += ["--" + option.replace("_", "-"), getattr(config, option)]
-    if config.learn_config is not None:
-        words += ["--config", config.learn_config]
-    else:
-        words += _FOR_FEW_JUDGEMENTS
-    return [sys.executable, "-m", "visgrpo", "clip", *words]
+    def _start(self, words: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise LearningStopped("Training did not begin.")
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the page, which then ends this
+            )
+            return self._process
 
 
 class BackgroundLearner:
@@ -141,9 +133,11 @@ class BackgroundLearner:
             self._learn(output)
             self._swap(str(output / "model"))
             ending = ""
+        except LearningStopped as stop:  # there is nobody left to tell
+            ending = str(stop)
         except UserError as error:
             ending = str(error)
-            print(f"Learning failed: {error}", file=sys.stderr, flush=True)
+            print(f"Learning failed: {printable(ending)}", file=sys.stderr, flush=True)
         finally:
             now = LearningState("failed", rounds, ending) if ending else _learned(rounds)
             self._state = now

@@ -53,6 +53,8 @@ class AnsweringModel:
         self.dataset = without_bad_images(named)
         self.names = list(self.dataset.columns["name"])
         self.classes = self.classes or self.dataset.classes
+        if config.learn is not None:
+            _check_learnable(self.classes, self.dataset)
         if self._kind == "clip":
             class_prompts(self.classes, self.templates)
 
@@ -101,6 +103,16 @@ def _kind(config: CollectConfig) -> Kind:
     return kind
 
 
+def _check_learnable(classes: tuple[str, ...], dataset: ImageDataset) -> None:
+    """Refuse labels that training, which has the data's classes, would not know."""
+    foreign = [label for label in classes if label not in dataset.classes]
+    if foreign:
+        raise UserError(
+            f'--learn trains on the classes of {dataset.name}, which has no "{foreign[0]}": name '
+            "its own with --classes, or leave out --learn."
+        )
+
+
 def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
     folder = Path(config.data).expanduser()
     if not holds_photos(folder):
@@ -110,6 +122,10 @@ def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
             image_column=config.image_column,
             label_column=config.label_column,
             seed=config.seed,
+        )
+    if config.split != "train":
+        raise UserError(
+            f"--split is of data that is stored in splits: {folder} is a folder of photos."
         )
     if not classes:
         raise UserError(

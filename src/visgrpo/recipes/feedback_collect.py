@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +19,12 @@ from visgrpo.collecting.collector import Answers, Collector, Design
 from visgrpo.collecting.guard import Guard
 from visgrpo.collecting.server import create_app, listen, server_of
 from visgrpo.collecting.store import Store
+from visgrpo.errors import printable
 from visgrpo.models.loading import model_folder
 from visgrpo.recipes.collect_config import CollectConfig
-from visgrpo.recipes.collect_learning import BackgroundLearner, ClipProcess, clip_words
+from visgrpo.recipes.collect_learning import BackgroundLearner, ClipProcess
 from visgrpo.recipes.collect_model import AnsweringModel
+from visgrpo.recipes.collect_training import Training, clip_config
 from visgrpo.training.processes import Processes
 
 _DEFAULT_GROUP = 4
@@ -33,7 +38,9 @@ def collect(config: CollectConfig) -> None:
     """
     config.check()
     config = replace(config, model=model_folder(config.model))
+    settings = None if config.learn is None else clip_config(config)
     with ExitStack() as resources:
+        resources.enter_context(_signals_like_ctrl_c())
         # What fails at once comes before what takes long.
         listener = resources.enter_context(closing(listen(config.host, config.port)))
         model = AnsweringModel(config, Processes(config.device))
@@ -41,8 +48,9 @@ def collect(config: CollectConfig) -> None:
         order = [names[row] for row in order_seed.permutation(len(names))]
         store = resources.enter_context(Store(Path(config.store), order))
         collector = _collector(config, store, model)
-        if config.learn is not None:
-            train = ClipProcess(clip_words(config, model.templates))
+        if config.learn is not None and settings is not None:
+            judged = partial(store.judged_images, config.ask)
+            train = ClipProcess(Training(config, settings, model.templates, judged).words)
             resources.callback(train.stop)
             add_learner(config.learn, store.path, collector, model.answers, train)
         _serve(config, collector, listener)
@@ -81,7 +89,7 @@ def _collector(config: CollectConfig, store: Store, model: AnsweringModel) -> Co
     )
     collector.skipped += dataset.skipped
     for reason in dataset.skipped:
-        print(f"skipped: {reason}", file=sys.stderr, flush=True)
+        print(f"skipped: {printable(reason)}", file=sys.stderr, flush=True)
     return collector
 
 
@@ -94,6 +102,31 @@ def _serve(config: CollectConfig, collector: Collector, listener: socket.socket)
     server = server_of(create_app(collector, Guard(config.host, port, config.token)))
     with suppress(KeyboardInterrupt):  # how this command ends
         server.run(sockets=[listener])
+
+
+@contextmanager
+def _signals_like_ctrl_c() -> Iterator[None]:
+    """Have a terminate signal and a closed terminal end the command in order, as Ctrl-C does.
+
+    Otherwise training in the background would go on alone.
+    """
+
+    def terminate(number: int, frame: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    wanted: dict[signal.Signals, Callable[[int, Any], Any]] = {
+        signal.SIGTERM: signal.default_int_handler
+    }
+    if hasattr(signal, "SIGHUP"):
+        wanted[signal.SIGHUP] = terminate
+    replaced = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    for number in replaced:  # those that nohup or a caller took are theirs
+        signal.signal(number, wanted[number])
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _address(config: CollectConfig, port: int) -> str:

@@ -23,6 +23,7 @@ from visgrpo.errors import UserError
 from visgrpo.evaluation.zero_shot import predict_logits, run_over
 from visgrpo.feedback.cells import Floats
 from visgrpo.feedback.events import Events
+from visgrpo.feedback.schemas import SCHEMAS
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
@@ -136,7 +137,7 @@ def _named_files(config: ReplayConfig, events: Events) -> ImageDataset:
 def _unlabelled(
     config: ReplayConfig, events: Events, names: list[str], images: Sequence[Image.Image]
 ) -> ImageDataset:
-    labels = config.classes or _saved_classes(config) or _logged_labels(events)
+    labels = config.classes or _saved_classes(config) or logged_labels(events)
     nothing_M = np.zeros(len(names), dtype=np.int64)
     return ImageDataset(events.name, labels, nothing_M, images, {"file": names})
 
@@ -155,6 +156,8 @@ def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:
     return next(filter(None, saved), ())
 
 
-def _logged_labels(events: Events) -> tuple[str, ...]:
-    found = events.connection.execute("SELECT DISTINCT label FROM events ORDER BY label").fetchall()
-    return tuple(label for (label,) in found)
+def logged_labels(events: Events) -> tuple[str, ...]:
+    """Return the labels that a table of feedback speaks of, sorted."""
+    columns = SCHEMAS[events.kind].labels
+    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
+    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))

@@ -16,7 +16,7 @@ from visgrpo.data.batches import BatchLoader, InputFunction, Rows
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.sources import load_splits
-from visgrpo.errors import UserError
+from visgrpo.errors import UserError, printable
 from visgrpo.recipes.configs import LoopConfig, RunConfig
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.metrics import reset_peak_memory
@@ -44,7 +44,7 @@ class Session:
     def say(self, line: str) -> None:
         """Print a remark on stderr, once."""
         if self.processes.is_main:
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
     def note(self, *decisions: str) -> None:
         """Print what was decided on the way."""
@@ -55,7 +55,7 @@ def print_notes(decisions: Iterable[str], processes: Processes) -> None:
     """Print what was decided on the way on stderr, once."""
     for decision in decisions:
         if processes.is_main:
-            print(f"note: {decision}", file=sys.stderr, flush=True)
+            print(f"note: {printable(decision)}", file=sys.stderr, flush=True)
 
 
 def open_session(

@@ -219,7 +219,7 @@ def test_photos_have_the_labels_that_people_liked_best(
     run = clip(start, photos, tmp_path / "run", "--feedback", judged(tmp_path / "log.csv"), *CLICKS)
     said = capsys.readouterr().err
     assert "has no labels: 36 of 40 photos have feedback" in said
-    assert said.count("are not in the data") == 1
+    assert said.count("not in the data as loaded") == 1
     summary = read_json(run / "summary.json")
     counts = [summary["data"][name] for name in ("train", "validation", "test", "classes")]
     assert sum(counts[:3]) == 36

@@ -105,7 +105,9 @@ def test_impression_cells(tmp_path: Path, half_life: float | None) -> None:
     check(lines(c.image_C, c.label_C, c.position_C, c.shown_C, c.clicked_C), expected)
 
     def seconds(row: Row) -> tuple[float, ...]:
-        x = math.log(1 + (row["dwell"] or 0))
+        if row["dwell"] is None:  # only what was not clicked is known to be 0
+            return weight(row) * (row["shown"] - row["clicked"]), 0.0, 0.0
+        x = math.log(1 + row["dwell"])
         return tuple(
             weight(row) * v for v in (row["shown"], row["clicked"] * x, row["clicked"] * x**2)
         )
@@ -211,10 +213,36 @@ def test_grades(tmp_path: Path) -> None:
     )  # fmt: skip
     with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
         c = cells.grade_cells(table)
-        late = cells.grade_cells(table, half_life=1e-3)
+        late = cells.grade_cells(table, half_life=0.5)
     expected = sums(columns, pair, lambda row: (1, row["grade"], row["grade"] ** 2))
     check(lines(c.image_C, c.label_C, c.count_C, c.sum_C, c.square_C), expected)
-    assert late.count_C.max() == 1
+    assert len(late.count_C) == len(c.count_C)
+    assert 0 < late.count_C.min() < 1e-15 < 1 <= late.count_C.max()
+
+
+def test_clicks_without_a_dwell_time_are_left_out(tmp_path: Path) -> None:
+    columns = {
+        "image": ["i0"] * 4 + ["i1"] * 2 + ["i2"], "label": ["cat"] * 7,
+        "shown": [1, 1, 1, 5, 1, 1, 2], "clicked": [1, 1, 0, 2, 1, 0, 2],
+        "dwell": [math.e - 1, None, 30.0, None, None, None, None],
+    }  # fmt: skip
+    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
+        c = cells.dwell_cells(table)
+    # i0: a click of ln e, none, a row that was passed over and 3 of 5; i2: nothing is known.
+    assert lines(c.image_C, c.count_C, c.sum_C, c.square_C) == [(0, 5, 1, 1), (1, 1, 0, 0)]
+
+
+def test_what_was_shown_long_ago_was_still_shown(tmp_path: Path) -> None:
+    columns = {
+        "image": ["i0", "i1", "i2"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
+        "dwell": [1.0, None, 2.0], "time": [0.0, 1e5, 1e5 + 1],
+    }  # fmt: skip
+    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
+        c = cells.impression_cells(table, half_life=1.0)
+        dwell = cells.dwell_cells(table, half_life=1.0)
+    assert c.shown_C.tolist() == [1e-100, 0.5, 1]
+    assert c.clicked_C.tolist() == [1e-100, 0, 1]
+    assert dwell.count_C.tolist() == [1e-100, 0.5, 1]
 
 
 def test_every_source_gives_the_same_bits(tmp_path: Path) -> None:
@@ -286,6 +314,37 @@ def test_clicks_alone_are_not_everything(tmp_path: Path) -> None:
         ):
             with pytest.raises(UserError, match=message):
                 ask(table)
+
+
+@pytest.mark.parametrize("ask", [cells.impression_cells, cells.dwell_cells])
+def test_a_half_life_that_leaves_nothing(tmp_path: Path, ask: Callable[..., object]) -> None:
+    columns = {
+        "image": ["i0", "i1", "i2"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
+        "dwell": [1.0, None, 2.0], "time": [0.0, 4000.0, 5000.0],
+    }  # fmt: skip
+    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
+        message = (
+            r"^log.parquet spans 5,000 seconds, of which --half-life 0.001 leaves only the latest "
+            "event: take a longer one, in seconds.$"
+        )
+        with pytest.raises(UserError, match=message):
+            ask(table, half_life=1e-3)
+        ask(table, half_life=60.0)
+    alone = {name: values[:1] * 2 for name, values in columns.items()} | {"user": ["a", "b"]}
+    with matched(write_parquet(tmp_path / "log.parquet", alone)) as table:
+        ask(table, half_life=1e-3)  # of one time: nothing is older
+
+
+def test_dwell_times_that_are_all_missing(tmp_path: Path) -> None:
+    columns = {
+        "image": ["i0", "i1", "i9"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
+        "dwell": [None, 3.0, 2.0],
+    }  # fmt: skip
+    with (
+        matched(write_parquet(tmp_path / "log.parquet", columns)) as table,
+        pytest.raises(UserError, match=r"^log.parquet: no click on an image .* has a dwell time"),
+    ):
+        cells.dwell_cells(table)
 
 
 def test_raters_need_a_name_in_every_row(tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
         "image,label,clicked,shown/a,x,0,0/a,x,2,2.0",
         "image,label,grade/a,x,-3.5",
         "image,preferred,rejected,tie/a,x,y,/a,y,x,true",
-        f"image,label,clicked,time/a,x,1,{time.time() + 3600}",  # a clock that is an hour fast
+        "image,label,clicked,time/a,x,1,AN_HOUR_FAST",
     ],
 )
 def test_rows_that_are_right(tmp_path: Path, text: str) -> None:
-    with opened(tmp_path, text) as events:
+    with opened(tmp_path, text.replace("AN_HOUR_FAST", str(time.time() + 3600))) as events:
         assert events.rows == text.count("/")
         assert events.notes == ()
 
@@ -98,10 +98,22 @@ def test_duplicates(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"row 3 repeats row 1 .*\(2 rows in all.*--drop-dup"):
         opened(tmp_path, text)
     with opened(tmp_path, text, drop_duplicates=True) as events:
-        assert events.notes == ("2 rows dropped as duplicates",)
+        assert events.notes == ("2 rows of log.csv dropped as duplicates",)
         assert events.rows == 2
         kept = events.connection.execute("SELECT row FROM events ORDER BY row").fetchall()
         assert kept == [(1,), (2,)]
+
+
+def test_one_duplicate_is_named_once(tmp_path: Path) -> None:
+    text = "image,label,clicked,time/a,x,1,5/a,x,1,5"
+    with pytest.raises(UserError) as raised:
+        opened(tmp_path, text)
+    assert str(raised.value) == (
+        "log.csv, row 2 repeats row 1 in every column. Log every event once, or drop duplicates "
+        "with --drop-duplicates."
+    )
+    with opened(tmp_path, text, drop_duplicates=True) as events:
+        assert events.notes == ("1 row of log.csv dropped as duplicates",)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +139,8 @@ def test_a_clock_that_goes_backwards_is_noted(tmp_path: Path) -> None:
     rows = "/".join(f"a,x,1,{START + second}" for second in (0, 2, 1, 3, 4, 0.5))
     with opened(tmp_path, f"image,label,clicked,time/{rows}") as events:
         (note,) = events.notes
-    assert note == "the clock goes backwards 2 times, first at row 3: rows are not in order"
+    expected = "the clock of log.csv goes backwards 2 times, first at row 3: rows are not in order"
+    assert note == expected
 
 
 def test_a_clock_in_a_long_log(tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_predictions_have_not_seen_the_image() -> None:
     assert (np.abs(before_MK - after_MK).max(axis=1) > 1e-6).sum() > 40
 
 
+def test_features_of_images_that_are_not_in_the_log_do_not_matter() -> None:
+    truth = world()
+    rows, type_M = truth.log(seed=6, images=60)
+    features_MD = truth.rates_TK[type_M]
+    alone_MK = predicted_clicks(rows.cells(), features_MD, CLASSES, seed=1)
+    for rest in (np.zeros((500, CLASSES)), np.full((500, CLASSES), 1e3)):
+        more_MD = np.concatenate([features_MD, rest])
+        found_MK = predicted_clicks(rows.cells(), more_MD, CLASSES, seed=1)
+        assert found_MK[:60] == pytest.approx(alone_MK, abs=1e-12)
+
+
 def test_features_that_tell_make_better_estimates() -> None:
     truth = world()
     rows, type_M = truth.log(seed=8, images=2000)

@@ -102,6 +102,20 @@ def test_examination_closed_form() -> None:
     assert fitted.pairs == 2
 
 
+@pytest.mark.parametrize("weight", [1e-6, 1e-20, 1e-100])
+def test_a_position_of_long_ago_is_still_compared(weight: float) -> None:
+    # Where next to nothing is left of position 2, e_2/e_1 is Σ c_2/w over Σ c_1, here 5/10.
+    cells = cells_of(
+        (0, 0, 1, 10, 6), (0, 0, 2, 10 * weight, 3 * weight),
+        (1, 0, 1, 10, 4), (1, 0, 2, 10 * weight, 2 * weight),
+    )  # fmt: skip
+    fitted = fit_examination(cells)
+    assert fitted.examination_P == pytest.approx([1, 0.5], rel=1e-5)
+    posterior = click_posterior(cells, 2, 1, prior_strength=1e-9, examination=fitted)
+    assert posterior.mean_MK[:, 0] == pytest.approx([0.6, 0.4], rel=1e-5)
+    assert posterior.known_MK.all()
+
+
 def test_the_largest_examination_is_1_wherever_it_is() -> None:
     cells = cells_of((0, 0, 3, 10, 2), (0, 0, 7, 20, 8), (0, 1, 9, 5, 0))
     fitted = fit_examination(cells)
@@ -204,5 +218,7 @@ def test_what_the_posterior_refuses() -> None:
         click_posterior(cells, 1, 1, prior_strength=1, examination=examination(1, 0.5))
     with pytest.raises(UserError, match="never looked at"):
         click_posterior(cells, 1, 1, prior_strength=1, examination=examination(1, 0.5, 0))
+    with pytest.raises(UserError, match="--half-life leaves nothing of it"):
+        click_posterior(cells_of((0, 0, 1, 1e-9, 0)), 1, 1, prior_strength=1)
     with pytest.raises(UserError, match="No label was ever shown"):
         click_posterior(cells_of((0, 0, 1, 0, 0)), 1, 1, prior_strength=1)

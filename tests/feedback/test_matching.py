@@ -10,7 +10,7 @@ from event_files import write_csv
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import Matched, image_keys, key_columns, match
+from visgrpo.feedback.matching import Matched, image_keys, key_columns, match, remarks_on_images
 
 
 def found(tmp_path: Path, images: Sequence[str], keys: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -119,6 +119,51 @@ def test_nothing_matched_shows_both_sides(tmp_path: Path) -> None:
         found(tmp_path, ["a"], [[], ["cat/1.png"]])
     with pytest.raises(UserError, match="the data name none"):
         found(tmp_path, ["a"], [[]])
+
+
+@pytest.mark.parametrize(
+    ("image", "keys"),
+    [
+        ("0", [["0"], ["0"]]),  # numbered anew in every split
+        ("1.png", [["cat/1.png"], ["dog/1.png"]]),  # the log has less of the path
+        ("x/1.png", [["1.png"], ["./1.png"]]),  # the data have
+    ],
+)
+def test_names_that_several_images_share(tmp_path: Path, image: str, keys: list[list[str]]) -> None:
+    mend = "give every image a name of its own, or say which column has one with --id-column"
+    matched, found = _matched(tmp_path, [image, "z", "lost", image], [*keys, ["z"]])
+    assert found == [("z", 2)]
+    assert (matched.rows, matched.ambiguous_rows, matched.ambiguous_images) == (1, 2, 1)
+    assert (matched.unmatched_rows, matched.unmatched_images) == (1, (("lost", 1),))
+    assert matched.ambiguous_example == image
+    assert remarks_on_images(matched) == [
+        "log.csv: 1 of 4 events is about 1 image that is not in the data as loaded; left out: "
+        '"lost" (1).',
+        "2 of 4 events of log.csv left out, since several images of the data share the name "
+        f'"{image}": {mend}.',
+    ]
+    expected = rf'images of the data are called "{image}": {mend}\.$'
+    with pytest.raises(UserError, match=f"can be told from others.*{expected}"):
+        _matched(tmp_path, [image], keys)
+    with pytest.raises(UserError, match=r"\(1 other name is not in the data\.\)"):
+        _matched(tmp_path, [image, "lost"], keys)
+    with pytest.raises(UserError, match=r"\(2 other names are not in the data\.\)"):
+        _matched(tmp_path, [image, "lost", "gone"], keys)
+
+
+def test_remarks_count_what_they_name(tmp_path: Path) -> None:
+    keys = [["a"], *[[f"{n % 3}"] for n in range(6)]]
+    (shared,) = remarks_on_images(_matched(tmp_path, ["a", "0", "1", "1"], keys)[0])
+    assert 'share the name "1" and 1 other: give' in shared
+    (shared,) = remarks_on_images(_matched(tmp_path, ["a", "0", "1", "2", "2"], keys)[0])
+    assert 'share the name "2" and 2 others: give' in shared
+    lost = [f"lost {n}" for n in range(6)]
+    (missing,) = remarks_on_images(_matched(tmp_path, ["a", *lost, "lost 3"], keys)[0])
+    assert "7 of 8 events are about 6 images that are not in the data" in missing
+    assert missing.endswith(
+        '"lost 3" (2), "lost 0" (1), "lost 1" (1), "lost 2" (1), "lost 4" (1), ….'
+    )
+    assert remarks_on_images(_matched(tmp_path, ["a"], keys)[0]) == []
 
 
 # ---- labels -------------------------------------------------------------------------------------

@@ -89,6 +89,13 @@ def test_a_query_sees_the_files_with_types(tmp_path: Path) -> None:
     assert [row[1:] for row in rows_of(tmp_path / "log.csv", query + ";")][:2] == expected
 
 
+@pytest.mark.parametrize("query", ["", "  ", ";", " \n; "])
+def test_an_empty_query(tmp_path: Path, query: str) -> None:
+    path = write_csv(tmp_path / "v.csv", {"image": ["a"], "label": ["x"], "votes": [1]})
+    with pytest.raises(UserError, match=r"^--query is empty: give the SQL .* or leave it out\.$"):
+        rows_of(path, query)
+
+
 def test_a_query_only_reads(tmp_path: Path) -> None:
     write_csv(tmp_path / "v.csv", VOTES)
     with pytest.raises(UserError, match=r"v\.csv, query|v\.csv: Parser Error"):

@@ -101,6 +101,17 @@ def test_coverage_of_data(tmp_path: Path) -> None:
     assert (found.unmatched_rows, found.unmatched_images) == (1, (("lost", 1),))
 
 
+def test_names_that_several_images_share_are_noted(tmp_path: Path) -> None:
+    votes = {"image": ["a", "b", "lost"], "label": ["x", "x", "x"], "votes": [1, 1, 1]}
+    with open_events(str(write_parquet(tmp_path / "log.parquet", votes))) as events:
+        found = summarize(events, match(events, [["a"], ["b"], ["b"]], ("x", "y")))
+    (note,) = found.notes
+    assert note.startswith(
+        "1 of 3 events of log.parquet left out, since several images of the data"
+    )
+    assert (found.coverage.unmatched_rows, found.coverage.unmatched_images) == (1, (("lost", 1),))
+
+
 def test_coverage_of_preferences_and_votes(tmp_path: Path) -> None:
     pairs = {"image": ["a", "b"], "preferred": ["x", "y"], "rejected": ["y", "z"]}
     votes = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 0]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,8 @@ def test_what_it_refuses() -> None:
     cells = cells_of({(0, 0): [1]})
     with pytest.raises(UserError, match="prior strength is 0"):
         value_posterior(cells, 1, 1, prior_strength=0)
+    with pytest.raises(UserError, match="--half-life leaves nothing of it"):
+        value_posterior(replace(cells, count_C=np.array([1e-9])), 1, 1, prior_strength=1)
     nothing = ValueCells(*np.zeros((2, 1), dtype=np.int64), *np.zeros((3, 1)))
     with pytest.raises(UserError, match="no values"):
         value_posterior(nothing, 1, 1, prior_strength=1)

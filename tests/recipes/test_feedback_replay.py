@@ -184,7 +184,7 @@ def test_missing_files_are_listed(
     rows += [("gone/<b>.png", "cat", 0.5, 1)] * 3
     found = replay(config_of(write_log(tmp_path / "log.csv", rows), models[0]))  # type: ignore[arg-type]
     assert (found["log"]["images"], found["log"]["unmatched_images"]) == (IMAGES, 1)
-    assert "3 of 291 events are about 1 images" in capsys.readouterr().err
+    assert "3 of 291 events are about 1 image that is" in capsys.readouterr().err
     with pytest.raises(UserError, match=r'none of its 1 images is a file, such as "gone/<b>.png"'):
         replay(config_of(write_log(tmp_path / "gone.csv", rows[-1:]), models[0]))  # type: ignore[arg-type]
 

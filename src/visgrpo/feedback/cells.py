@@ -20,6 +20,10 @@ from visgrpo.feedback.sql import only_row
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
+VANISHED = 1e-6
+"""Weight of many rows together, in rows, below which a half-life leaves nothing of them."""
+_LEAST_WEIGHT = 1e-100
+"""Of a row, which never rounds to 0: what was shown long ago was still shown."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,12 @@ def impression_cells(matched: Matched, *, half_life: float | None = None) -> Imp
     """Sum impressions and clicks up.
 
     Args:
-        half_life: seconds after which an event counts half; the latest matched one counts 1.
+        half_life: seconds after which an event counts half; the latest matched one counts 1. No
+            weight is 0, so that every pair that was shown has a cell with impressions.
 
     Raises:
-        UserError: the table holds no impressions, or no times that a half-life needs.
+        UserError: the table holds no impressions, no times that a half-life needs, or none but the
+            latest that is recent enough for it.
     """
     _check_kind(matched, "impressions")
     weight = _weight(matched, half_life)
@@ -141,17 +147,29 @@ def impression_cells(matched: Matched, *, half_life: float | None = None) -> Imp
 
 
 def dwell_cells(matched: Matched, *, half_life: float | None = None) -> ValueCells:
-    """Sum log(1 + seconds) up, which is 0 for impressions without a click or without a dwell time.
+    """Sum log(1 + seconds) up, which is 0 for impressions without a click.
 
+    Clicks without a dwell time are left out, of the count too: how long they lasted is not known.
     In rows that count several impressions, dwell is the seconds of each click.
 
     Raises:
-        UserError: the table holds no impressions, no dwell times, or no times for a half-life.
+        UserError: the table holds no impressions, no click with a dwell time, or no times for a
+            half-life.
     """
     _check_kind(matched, "impressions")
     _check_column(matched, "dwell", "Reward by dwell time")
-    value = "ln(1 + coalesce(dwell, 0))"
-    return _value_cells(matched, "shown", f"clicked * {value}", f"clicked * {value}^2", half_life)
+    (timed,) = only_row(
+        matched.events.connection,
+        "SELECT count(*) FROM matched WHERE clicked > 0 AND dwell IS NOT NULL",
+    )
+    if not timed:
+        raise UserError(
+            f"{matched.events.name}: no click on an image of the data has a dwell time, which "
+            "reward by dwell time is made of."
+        )
+    count = "CASE WHEN dwell IS NULL THEN shown - clicked ELSE shown END"
+    value = "CASE WHEN clicked > 0 AND dwell IS NOT NULL THEN ln(1 + dwell) ELSE 0 END"
+    return _value_cells(matched, count, f"clicked * {value}", f"clicked * ({value})^2", half_life)
 
 
 def grade_cells(matched: Matched, *, half_life: float | None = None) -> ValueCells:
@@ -263,13 +281,28 @@ def _value_cells(
 
 
 def _weight(matched: Matched, half_life: float | None) -> str:
-    """Return SQL for the weight 2^(-age / half-life) of a row."""
+    """Return SQL for the weight 2^(-age / half-life) of a row.
+
+    Raises:
+        UserError: the half-life is not above 0, there are no times, or all rows but the latest are
+            too old to count.
+    """
     if half_life is None:
         return "1"
     if not (math.isfinite(half_life) and half_life > 0):
         raise UserError(f"A half-life is a number of seconds above 0, not {half_life:g}.")
     _check_column(matched, "time", "A half-life")
-    return f"pow(2, (time - (SELECT max(time) FROM matched)) / {float(half_life)!r})"
+    first, last = only_row(matched.events.connection, "SELECT min(time), max(time) FROM matched")
+    weight = f"pow(2, (time - {last!r}) / {float(half_life)!r})"
+    (older,) = only_row(
+        matched.events.connection, f"SELECT sum({weight}) FROM matched WHERE time < {last!r}"
+    )
+    if older is not None and older < VANISHED:
+        raise UserError(
+            f"{matched.events.name} spans {last - first:,.6g} seconds, of which --half-life "
+            f"{half_life:g} leaves only the latest event: take a longer one, in seconds."
+        )
+    return f"greatest({weight}, {_LEAST_WEIGHT!r})"
 
 
 def _check_kind(matched: Matched, kind: Kind) -> None:

@@ -64,7 +64,7 @@ def check_events(
             raise UserError(_complaint(connection, name, rule, count, now))
 
 
-def note_clock(connection: DuckDBPyConnection) -> str | None:
+def note_clock(connection: DuckDBPyConnection, name: str) -> str | None:
     """Return a remark on times that lie before that of the row above, None if there are none."""
     count, row = only_row(
         connection,
@@ -73,7 +73,10 @@ def note_clock(connection: DuckDBPyConnection) -> str | None:
     )
     if not count:
         return None
-    return f"the clock goes backwards {_times(count)}, first at row {row}: rows are not in order"
+    return (
+        f"the clock of {name} goes backwards {_times(count)}, first at row {row}: rows are not in "
+        "order"
+    )
 
 
 def check_duplicates(
@@ -94,9 +97,10 @@ def check_duplicates(
         connection, "SELECT count(*), min(row), arg_min(first, row) FROM duplicates"
     )
     if count:
+        all_of_them = f" ({rows_text(count)} in all do so)" if count > 1 else ""
         raise UserError(
-            f"{name}, row {row} repeats row {first} in every column ({rows_text(count)} in all do "
-            "so). Log every event once, or drop them with --drop-duplicates."
+            f"{name}, row {row} repeats row {first} in every column{all_of_them}. Log every event "
+            "once, or drop duplicates with --drop-duplicates."
         )
 
 

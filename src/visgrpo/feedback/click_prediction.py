@@ -14,7 +14,8 @@ def predicted_clicks(cells: LogCells, features_MD: Floats, classes: int, *, seed
     """Predict click rates (M, K) from image features, by label alone where that is all there is.
 
     A label that was logged on `LEAST_PAIRS` images or more is predicted by `reward_model`, each
-    image by a fit without its own clicks on that label; the others by `click_rates`.
+    image by a fit without its own clicks on that label; the others by `click_rates`. Features of
+    images that are not in the log take no part in a fit.
 
     Args:
         features_MD: D numbers for each image.
@@ -31,7 +32,8 @@ def predicted_clicks(cells: LogCells, features_MD: Floats, classes: int, *, seed
         return rates_MK
     clicks_MK = scatter(cells.image_C, cells.label_C, cells.clicks_C, *size)
     own_MK = np.divide(clicks_MK, shown_MK, out=np.zeros(size), where=shown_MK > 0)
-    model = reward_model(own_MK, shown_MK > 0, features_MD, np.ones(len(features_MD), dtype=bool))
+    logged_M = np.asarray((shown_MK > 0).any(axis=1))
+    model = reward_model(own_MK, shown_MK > 0, features_MD, logged_M)
     return np.where(model.fitted_K, model.predicted_MK, rates_MK)
 
 

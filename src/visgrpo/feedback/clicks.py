@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import Floats, ImpressionCells, Whole
-from visgrpo.feedback.posterior import Posterior, add_up, check_prior, scatter
+from visgrpo.feedback.posterior import Posterior, add_up, check_prior, check_weight, scatter
 
 MOST_ITERATIONS = 200
 TOLERANCE = 1e-8
@@ -85,7 +85,7 @@ def fit_examination(cells: ImpressionCells) -> Examination:
     position without any click has e = 0.
 
     Raises:
-        UserError: an impression has no position.
+        UserError: an impression has no position, or a half-life leaves nothing of the cells.
         NotComparable: nothing was clicked, no clicked pair was shown at two positions, or such
             pairs do not connect all positions.
     """
@@ -144,8 +144,8 @@ def click_posterior(
         Pairs that were never shown hold the prior.
 
     Raises:
-        UserError: the prior is not above 0, nothing was shown where it is examined, or a position
-            was not fitted.
+        UserError: the prior is not above 0, nothing was shown where it is examined, a half-life
+            leaves nothing of the cells, or a position was not fitted.
     """
     check_prior(prior_strength)
     cells = _shown(cells)
@@ -181,6 +181,7 @@ def _shown(cells: ImpressionCells) -> ImpressionCells:
     kept_C = cells.shown_C > 0
     if not kept_C.any():
         raise UserError("No label was ever shown: the log has no impressions to learn from.")
+    check_weight(float(cells.shown_C.sum()))
     if kept_C.all():
         return cells
     return ImpressionCells(
@@ -236,8 +237,12 @@ def _fit(shown_IP: csr_array, clicks_IP: csr_array) -> tuple[Floats, int]:
         parts = (position_N, shown_IP.indptr)
         share_IP, expected_IP = csr_array((share_N, *parts)), csr_array((expected_N, *parts))
         information_PP = np.diag(expected_P) - (share_IP.T @ expected_IP).toarray()
-        # Only ratios of e are determined: the added constant picks the step whose sum is 0.
-        step_P = np.linalg.solve(information_PP + expected_P.mean(), clicks_P - expected_P)
+        # Scaled to a diagonal near 1, since a half-life may leave next to nothing of a position.
+        # Only ratios of e are determined: the added product picks one of the steps.
+        scale_P = np.sqrt(expected_P)
+        scaled_PP = information_PP / np.outer(scale_P, scale_P)
+        scaled_PP += np.outer(scale_P, scale_P) / expected_P.sum()
+        step_P = np.linalg.solve(scaled_PP, (clicks_P - expected_P) / scale_P) / scale_P
         reach = float(np.ptp(step_P))
         if reach < TOLERANCE:
             return log_e_P + step_P, iterations

@@ -151,10 +151,10 @@ def _check(
     notes = []
     if drop_duplicates:
         dropped = drop_duplicate_rows(connection, schema, columns)
-        notes += [f"{rows_text(dropped)} dropped as duplicates"] if dropped else []
+        notes += [f"{rows_text(dropped)} of {name} dropped as duplicates"] if dropped else []
     else:
         check_duplicates(connection, name, schema, columns)
-    clock = note_clock(connection) if "time" in columns else None
+    clock = note_clock(connection, name) if "time" in columns else None
     return (*notes, *([clock] if clock else []))
 
 
@@ -196,7 +196,12 @@ def _stage_database(
 
 def _bracketed(query: str) -> str:
     """A comment at the end must not swallow the bracket."""
-    return f"({query.strip().rstrip(';')}\n) AS query"
+    query = query.strip().rstrip("; \n")
+    if not query:
+        raise UserError(
+            "--query is empty: give the SQL whose result is the table, or leave it out."
+        )
+    return f"({query}\n) AS query"
 
 
 def _choose_table(database: Database, kind: Kind | None) -> tuple[str, list[str]]:

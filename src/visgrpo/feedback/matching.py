@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.events import Events
+from visgrpo.feedback.labels import match_labels
 from visgrpo.feedback.schemas import SCHEMAS
 from visgrpo.feedback.sql import identifier, only_row
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 KEY_COLUMNS = ("id", "image_id", "path", "image_path", "file", "filename", "file_name", "name")
 """Columns of a data set that may name its images."""
 MOST_LISTED = 20
+_MEND_SHARED = "give every image a name of its own, or say which column has one with --id-column"
 
 # Below, a path is written with "/" and without "./" or "/" at its beginning.
 _MACROS = r"""
@@ -44,9 +46,12 @@ class Matched:
         classes: class names, K of them.
         images: rows of the data, M.
         rows: rows of the log whose image was found.
-        unmatched_rows: the others.
+        unmatched_rows: rows about images that the data does not have.
         unmatched_images: the images most often named in those, with their rows; at most 20.
         unmatched_image_count: how many images they name.
+        ambiguous_rows: rows that call their image by a name that several images of the data share.
+        ambiguous_images: how many such names there are.
+        ambiguous_example: the one in most rows, None where there is none.
     """
 
     events: Events
@@ -56,6 +61,9 @@ class Matched:
     unmatched_rows: int
     unmatched_images: tuple[tuple[str, int], ...]
     unmatched_image_count: int
+    ambiguous_rows: int
+    ambiguous_images: int
+    ambiguous_example: str | None
 
 
 def key_columns(columns: Mapping[str, Sequence[Any]], id_column: str | None = None) -> list[str]:
@@ -116,27 +124,74 @@ def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str])
         UserError: a label is no class, or no image was found.
     """
     connection = events.connection
-    _match_labels(events, classes)
+    match_labels(events, classes)
     _match_images(connection, keys)
     _create_view(events)
-    (rows,) = only_row(
-        connection, "SELECT coalesce(sum(rows), 0)::BIGINT FROM seen SEMI JOIN images USING (image)"
-    )
-    missing = connection.execute(
-        "SELECT image, rows FROM seen ANTI JOIN images USING (image) "
-        f"ORDER BY rows DESC, image LIMIT {MOST_LISTED}"
-    ).fetchall()
+    _, rows = _count(connection, "seen SEMI JOIN images USING (image)")
+    shared, shared_rows = _count(connection, "ambiguous")
+    missing, missing_rows = _count(connection, "missing")
+    shared_most, missing_most = _most(connection, "ambiguous"), _most(connection, "missing")
+    if not rows and shared:
+        raise UserError(_all_shared(events, shared_most[0][0], missing))
     if not rows:
-        raise UserError(_none_found(events, missing[0][0], keys))
-    (count,) = only_row(connection, "SELECT count(*) FROM seen ANTI JOIN images USING (image)")
+        raise UserError(_none_found(events, missing_most[0][0], keys))
     return Matched(
         events,
         tuple(classes),
         len(keys),
         rows,
-        events.rows - rows,
-        tuple(missing),
-        count,
+        missing_rows,
+        missing_most,
+        missing,
+        shared_rows,
+        shared,
+        shared_most[0][0] if shared else None,
+    )
+
+
+def remarks_on_images(matched: Matched) -> list[str]:
+    """Return what to say of events that were left out, since their images were not found."""
+    said = []
+    if matched.unmatched_rows:
+        rows, count = matched.unmatched_rows, matched.unmatched_image_count
+        listed = ", ".join(f'"{image}" ({n:,})' for image, n in matched.unmatched_images[:5])
+        more = ", …" if count > 5 else ""
+        are = "is" if rows == 1 else "are"
+        images = "1 image that is" if count == 1 else f"{count:,} images that are"
+        said.append(
+            f"{matched.events.name}: {rows:,} of {matched.events.rows:,} events {are} about "
+            f"{images} not in the data as loaded; left out: {listed}{more}."
+        )
+    return [*said, *remarks_on_shared_names(matched)]
+
+
+def remarks_on_shared_names(matched: Matched) -> list[str]:
+    """Return what to say of events whose images several images of the data may be."""
+    if not matched.ambiguous_rows:
+        return []
+    rows, others = matched.ambiguous_rows, matched.ambiguous_images - 1
+    names = {0: "", 1: " and 1 other"}.get(others, f" and {others:,} others")
+    return [
+        f"{rows:,} of {matched.events.rows:,} events of {matched.events.name} left out, since "
+        f'several images of the data share the name "{matched.ambiguous_example}"{names}: '
+        f"{_MEND_SHARED}."
+    ]
+
+
+def _count(connection: DuckDBPyConnection, names: str) -> tuple[int, int]:
+    """Return how many names of images there are in a part of the table `seen`, and their rows."""
+    count, rows = only_row(
+        connection, f"SELECT count(*), coalesce(sum(rows), 0)::BIGINT FROM {names}"
+    )
+    return count, rows
+
+
+def _most(connection: DuckDBPyConnection, names: str) -> tuple[tuple[str, int], ...]:
+    """Return the names of the most rows, and how many rows."""
+    return tuple(
+        connection.execute(
+            f"SELECT image, rows FROM {names} ORDER BY rows DESC, image LIMIT {MOST_LISTED}"
+        ).fetchall()
     )
 
 
@@ -196,56 +251,32 @@ def _match_images(connection: DuckDBPyConnection, keys: Sequence[Sequence[str]])
         GROUP BY m HAVING count(*) = 1
         """
     )
-
-
-def _match_labels(events: Events, classes: Sequence[str]) -> None:
-    """Create the table labels(label, k).
-
-    Raises:
-        UserError: a label is no class.
-    """
-    import pyarrow as pa
-
-    connection = events.connection
-    places = pa.array(range(len(classes)), pa.int32())
-    connection.register(
-        "given_classes", pa.table({"name": pa.array(classes, pa.string()), "k": places})
-    )
-    union = " UNION ALL ".join(
-        f"SELECT {identifier(column)} AS label, row FROM events"
-        for column in SCHEMAS[events.kind].labels
-    )
+    # What was not found has a name that several images share, or is not in the data.
     connection.execute(
-        rf"""
-        CREATE OR REPLACE TABLE classes AS FROM given_classes;
-        CREATE OR REPLACE TEMP TABLE said AS
-            SELECT label, min(row) AS row FROM ({union}) GROUP BY label;
-        CREATE OR REPLACE TABLE labels AS
-        WITH folded AS (
-            SELECT lower(name) AS name, min(k) AS k FROM classes
-            GROUP BY lower(name) HAVING count(*) = 1
+        """
+        CREATE OR REPLACE TEMP TABLE ambiguous AS
+        WITH rest AS (FROM seen ANTI JOIN images USING (image)),
+        shared AS (SELECT key FROM keys GROUP BY key HAVING count(DISTINCT m) > 1),
+        shorter AS (
+            SELECT ending
+            FROM (SELECT DISTINCT m, unnest(endings(key)) AS ending FROM keys WHERE is_path(key))
+            GROUP BY ending HAVING count(*) > 1
         ),
-        ids AS (
-            SELECT k FROM classes
-            WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
+        whole AS (
+            SELECT plain_path(key) AS ending FROM keys WHERE is_path(key)
+            GROUP BY ending HAVING count(DISTINCT m) > 1
+        ),
+        longer AS (
+            SELECT image FROM
+                (SELECT image, unnest(endings(image)) AS ending FROM rest WHERE is_path(image))
+            SEMI JOIN whole USING (ending)
         )
-        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
-        LEFT JOIN classes AS exact ON exact.name = label
-        LEFT JOIN folded ON folded.name = lower(label)
-        LEFT JOIN ids
-            ON ids.k = CASE WHEN regexp_full_match(label, '\d+') THEN TRY_CAST(label AS BIGINT) END
+        FROM rest WHERE image IN (FROM shared) OR plain_path(image) IN (FROM shorter)
+            OR image IN (FROM longer);
+        CREATE OR REPLACE TEMP TABLE missing AS
+            FROM seen ANTI JOIN images USING (image) ANTI JOIN ambiguous USING (image);
         """
     )
-    connection.unregister("given_classes")
-    unknown = connection.execute(
-        "SELECT label, row, count(*) OVER () FROM labels WHERE k IS NULL ORDER BY row LIMIT 1"
-    ).fetchall()
-    for label, row, count in unknown:
-        more = f" ({count:,} labels are unknown.)" if count > 1 else ""
-        raise UserError(
-            f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
-        )
-    connection.execute("ALTER TABLE labels DROP COLUMN row")
 
 
 def _create_view(events: Events) -> None:
@@ -268,4 +299,13 @@ def _none_found(events: Events, image: str, keys: Sequence[Sequence[str]]) -> st
     return (
         f'{events.name}: none of its images is in the data. It names them as "{image}", {data}: '
         "say which column has the log's names with --id-column."
+    )
+
+
+def _all_shared(events: Events, image: str, missing: int) -> str:
+    others = "1 other name is" if missing == 1 else f"{missing:,} other names are"
+    rest = f" ({others} not in the data.)" if missing else ""
+    return (
+        f"{events.name}: none of its images can be told from others. Several images of the data "
+        f'are called "{image}": {_MEND_SHARED}.{rest}'
     )

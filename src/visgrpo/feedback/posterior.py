@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import Floats, Whole
+from visgrpo.feedback.cells import VANISHED, Floats, Whole
 
 Bools = NDArray[np.bool_]
 
@@ -72,6 +72,15 @@ def scatter(image_C: Whole, label_C: Whole, value_C: Floats, images: int, classe
 def add_up(slot_C: Whole, value_C: Floats, slots: int) -> Floats:
     """Return the sum of the values in each of so many slots, 0 where there is none."""
     return np.bincount(slot_C, weights=value_C, minlength=slots).astype(np.float64, copy=False)
+
+
+def check_weight(total: float) -> None:
+    """Raise `UserError` if a half-life has left nothing of what there is to learn from."""
+    if 0 < total < VANISHED:
+        raise UserError(
+            "All feedback on the images to learn from is so much older than the latest event that "
+            "--half-life leaves nothing of it: take a longer one, in seconds."
+        )
 
 
 def check_prior(strength: float, name: str = "prior strength") -> None:

@@ -15,12 +15,12 @@ from scipy.special import logsumexp
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import Floats, RaterVotes, VoteCells
-from visgrpo.feedback.posterior import Bools, Posterior, check_prior, scatter
+from visgrpo.feedback.posterior import Bools, Posterior, add_up, check_prior, scatter
 
-SMOOTHING = 0.1
+SMOOTHING = 1.0
 MOST_ITERATIONS = 500
 MOST_NUMBERS = 2**27
-"""Numbers of all confusion matrices together: 1 GiB."""
+"""Numbers of all confusion matrices together: 1 GiB, of which EM holds three at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ class Raters:
     converged: bool
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """Where EM ended. A column of A = U·K is a rater and an answer, as in the votes."""
+
+    share_NK: Floats
+    prior_K: Floats
+    confusion_UKK: Floats
+    objective: tuple[float, ...]
+    converged: bool
+
+
 def dawid_skene(
     votes: RaterVotes,
     images: int,
@@ -61,14 +72,24 @@ def dawid_skene(
 ) -> Raters:
     """Estimate true labels and raters' error rates by EM, from the shares of votes.
 
+    A rater's votes are far fewer than the K² cells of a confusion matrix, so these are smoothed
+    towards what can be known. EM runs twice: once with all raters taken for one, and then with
+    every rater's own matrix, whose prior is Dirichlet(1 + s·b) in each row, s = `smoothing`, and
+
+        b_(u, k, ·) ∝ the matrix of all raters, with the odds of the right answer times o_u/o
+
+    for o and o_u the odds of a right answer of all raters and of this one, whose own votes are
+    counted together with s votes of all raters. A rater of whom little is known is like the others;
+    one whose few answers are wrong is expected to be wrong about other labels too. The prior is
+    fixed before the second run, so that its EM climbs one objective.
+
     Args:
         votes: who voted for what, and how often.
         images: M.
         classes: K.
-        smoothing: votes added to every cell of every rater's confusion matrix, and images to every
-            class of the prior (the mode under Dirichlet(1 + smoothing) priors). A rater of few
-            votes stays near 1/K, and so counts for little.
-        most_iterations: of EM.
+        smoothing: votes added to every row of every rater's confusion matrix, in the proportions b;
+            to every row of that of all raters, and images to the class prior, in equal parts.
+        most_iterations: of each run of EM.
         tolerance: change of the shares at which EM ends.
 
     Raises:
@@ -90,34 +111,28 @@ def dawid_skene(
     # Row: an image; column: a rater and an answer. Both steps of EM are products with it.
     columns_V = votes.user_V * K + votes.label_V
     votes_MA = csr_array((votes.votes_V, (votes.image_V, columns_V)), shape=(images, U * K))
-    votes_NA = votes_MA[known_M]
-    share_NK = table_MK[known_M] / table_MK[known_M].sum(axis=1, keepdims=True)
+    votes_NA, table_NK = votes_MA[known_M], table_MK[known_M]
+    share_NK = table_NK / table_NK.sum(axis=1, keepdims=True)
 
-    objective: list[float] = []
-    converged = False
-    while not converged and len(objective) < most_iterations:
-        log_prior_K, log_confusion_UKK = _maximise(votes_NA, share_NK, U, smoothing)
-        # (U, answer, truth) in rows of (U, answer), to fit the columns of the votes.
-        by_answer_AK = log_confusion_UKK.swapaxes(1, 2).reshape(U * K, K)
-        log_joint_NK = log_prior_K + votes_NA @ by_answer_AK
-        evidence_N1 = logsumexp(log_joint_NK, axis=1, keepdims=True)
-        before_NK, share_NK = share_NK, np.exp(log_joint_NK - evidence_N1)
-        prior = smoothing * (log_prior_K.sum() + log_confusion_UKK.sum())
-        objective.append(float(evidence_N1.sum() + prior))
-        converged = bool(np.abs(share_NK - before_NK).max() < tolerance)
+    evenly_KK = np.full((K, K), smoothing / K)
+    ends = (most_iterations, tolerance)
+    crowd = _climb(csr_array(table_NK), share_NK, evenly_KK, evenly_KK[0], *ends)
+    expected_AK = _expected(votes, known_M, crowd, smoothing)
+    expected_AK *= smoothing
+    fit = _climb(votes_NA, share_NK, expected_AK, evenly_KK[0], *ends)
+
     share_MK = np.full((images, K), 1 / K)
-    share_MK[known_M] = share_NK
-    prior_K, confusion_UKK = np.exp(log_prior_K), np.exp(log_confusion_UKK)
-    reliability_U = np.einsum("k,ukk->u", prior_K, confusion_UKK)
+    share_MK[known_M] = fit.share_NK
+    reliability_U = np.einsum("k,ukk->u", fit.prior_K, fit.confusion_UKK)
     return Raters(
         share_MK=share_MK,
         known_M=known_M,
-        prior_K=prior_K,
-        confusion_UKK=confusion_UKK,
+        prior_K=fit.prior_K,
+        confusion_UKK=fit.confusion_UKK,
         reliability_U=reliability_U,
-        weight_U=_above_chance(prior_K, confusion_UKK, reliability_U),
-        objective=tuple(objective),
-        converged=converged,
+        weight_U=_above_chance(fit.prior_K, fit.confusion_UKK, reliability_U),
+        objective=fit.objective,
+        converged=fit.converged,
     )
 
 
@@ -145,16 +160,54 @@ def weighted_votes(votes: RaterVotes, raters: Raters, images: int, classes: int)
     return VoteCells(image_C=image_C, label_C=label_C, votes_C=votes_MK[image_C, label_C])
 
 
-def _maximise(
-    votes_NA: csr_array, share_NK: Floats, U: int, smoothing: float
-) -> tuple[Floats, Floats]:
-    """Return the log class prior and log confusions (U, truth, answer) given the shares."""
+def _climb(
+    votes_NA: csr_array,
+    share_NK: Floats,
+    added_AK: Floats,
+    added_K: Floats,
+    most_iterations: int,
+    tolerance: float,
+) -> _Fit:
+    """Run EM from the given shares, with so many votes and images added to what was seen."""
     K = share_NK.shape[1]
-    prior_K = share_NK.sum(axis=0) + smoothing
-    answers_AK = votes_NA.T @ share_NK + smoothing
-    confusion_UKK = answers_AK.reshape(U, K, K).swapaxes(1, 2)
-    log_confusion_UKK = np.log(confusion_UKK / confusion_UKK.sum(axis=2, keepdims=True))
-    return np.log(prior_K / prior_K.sum()), log_confusion_UKK
+    objective: list[float] = []
+    converged = False
+    while not converged and len(objective) < most_iterations:
+        log_prior_K = np.log(_normalised(share_NK.sum(axis=0) + added_K, axis=0))
+        log_confusion_AK = votes_NA.T @ share_NK
+        log_confusion_AK += added_AK
+        _normalised(log_confusion_AK.reshape(-1, K, K), axis=1)
+        np.log(log_confusion_AK, out=log_confusion_AK)
+        log_joint_NK = log_prior_K + votes_NA @ log_confusion_AK
+        evidence_N1 = logsumexp(log_joint_NK, axis=1, keepdims=True)
+        before_NK, share_NK = share_NK, np.exp(log_joint_NK - evidence_N1)
+        log_prior = added_K @ log_prior_K + np.vdot(added_AK, log_confusion_AK)
+        objective.append(float(evidence_N1.sum() + log_prior))
+        converged = bool(np.abs(share_NK - before_NK).max() < tolerance)
+    confusion_AK = np.exp(log_confusion_AK, out=log_confusion_AK)
+    confusion_UKK = confusion_AK.reshape(-1, K, K).swapaxes(1, 2)  # answers last
+    return _Fit(share_NK, np.exp(log_prior_K), confusion_UKK, tuple(objective), converged)
+
+
+def _normalised(values: Floats, axis: int) -> Floats:
+    """Make the values sum to 1 along an axis, in their place, and return them."""
+    values /= values.sum(axis=axis, keepdims=True)
+    return values
+
+
+def _expected(votes: RaterVotes, known_M: Bools, crowd: _Fit, smoothing: float) -> Floats:
+    """Return the answers (U·K) to expect of every rater to every truth (K); see `dawid_skene`."""
+    (crowd_KK,), U = crowd.confusion_UKK, len(votes.users)
+    K = len(crowd_KK)
+    row_V = (np.cumsum(known_M) - 1)[votes.image_V]
+    right_V = votes.votes_V * crowd.share_NK[row_V, votes.label_V]
+    right_U = add_up(votes.user_V, right_V, U)
+    wrong_U = add_up(votes.user_V, votes.votes_V - right_V, U)
+    right = float(crowd.prior_K @ np.diagonal(crowd_KK))  # below 1, since it is smoothed
+    odds_U = (right_U + smoothing * right) / (wrong_U + smoothing * (1 - right))
+    expected_UKK = np.tile(crowd_KK.T, (U, 1, 1))  # answers before truths
+    expected_UKK[:, np.arange(K), np.arange(K)] *= (odds_U * (1 - right) / right)[:, None]
+    return _normalised(expected_UKK, axis=1).reshape(U * K, K)
 
 
 def _above_chance(prior_K: Floats, confusion_UKK: Floats, reliability_U: Floats) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from visgrpo.feedback.events import Events
-from visgrpo.feedback.matching import Matched
+from visgrpo.feedback.matching import Matched, remarks_on_shared_names
 from visgrpo.feedback.schemas import SCHEMAS, Kind
 from visgrpo.feedback.sql import identifier, only_row
 from visgrpo.feedback.summary_clicks import Clicks, summarize_clicks
@@ -127,7 +127,7 @@ def summarize(events: Events, matched: Matched | None = None) -> Summary:
             for column, loss in _MISSING[events.kind].items()
             if column not in events.columns
         },
-        notes=events.notes,
+        notes=(*events.notes, *(remarks_on_shared_names(matched) if matched else ())),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import Floats, ValueCells
-from visgrpo.feedback.posterior import Posterior, check_prior, scatter
+from visgrpo.feedback.posterior import Posterior, check_prior, check_weight, scatter
 
 SMALLEST_SD = 1e-6
 """Of single values: feedback that never varies is still not beyond doubt."""
@@ -34,7 +34,8 @@ def value_posterior(
         prior_strength: values that the prior counts for.
 
     Raises:
-        UserError: the prior is not above 0, or there are no values.
+        UserError: the prior is not above 0, there are no values, or a half-life leaves nothing of
+            them.
     """
     check_prior(prior_strength)
     tables = (cells.count_C, cells.sum_C, cells.square_C)
@@ -43,11 +44,16 @@ def value_posterior(
     )
     if not count_MK.any():
         raise UserError("There are no values to learn from.")
+    check_weight(float(count_MK.sum()))
     m0 = float(sum_MK.sum() / count_MK.sum())
     s = _deviation(count_MK, sum_MK, square_MK)
-    total_MK = prior_strength + count_MK
-    mean_MK = (prior_strength * m0 + sum_MK) / total_MK
-    return Posterior(mean_MK, s / np.sqrt(total_MK), count_MK > 0)
+    del square_MK  # from here on in place: tables of all pairs are large
+    known_MK = count_MK > 0
+    count_MK += prior_strength
+    sum_MK += prior_strength * m0
+    sum_MK /= count_MK
+    sd_MK = np.sqrt(count_MK, out=count_MK)
+    return Posterior(sum_MK, np.divide(s, sd_MK, out=sd_MK), known_MK)
 
 
 def _deviation(count_MK: Floats, sum_MK: Floats, square_MK: Floats) -> float:

@@ -9,7 +9,7 @@ Images without votes are unknown throughout and hold the prior.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import digamma, polygamma
+from scipy.special import digamma, zeta
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.cells import Floats, VoteCells
@@ -30,10 +30,13 @@ def share_posterior(cells: VoteCells, images: int, classes: int, *, prior: float
     Raises:
         UserError: the prior is not above 0, or there are no votes.
     """
-    alpha_MK, known_MK = _dirichlet(cells, images, classes, prior)
-    total_M1 = alpha_MK.sum(axis=1, keepdims=True)
-    mean_MK = alpha_MK / total_M1
-    return Posterior(mean_MK, np.sqrt(mean_MK * (1 - mean_MK) / (total_M1 + 1)), known_MK)
+    mean_MK, known_MK = _dirichlet(cells, images, classes, prior)
+    total_M1 = mean_MK.sum(axis=1, keepdims=True)
+    mean_MK /= total_M1  # in place, here and below: tables of all pairs are large
+    sd_MK = 1 - mean_MK
+    sd_MK *= mean_MK
+    sd_MK /= total_M1 + 1
+    return Posterior(mean_MK, np.sqrt(sd_MK, out=sd_MK), known_MK)
 
 
 def log_share_posterior(cells: VoteCells, images: int, classes: int, *, prior: float) -> Posterior:
@@ -47,10 +50,12 @@ def log_share_posterior(cells: VoteCells, images: int, classes: int, *, prior: f
     """
     alpha_MK, known_MK = _dirichlet(cells, images, classes, prior)
     total_M1 = alpha_MK.sum(axis=1, keepdims=True)
-    mean_MK = digamma(alpha_MK) - digamma(total_M1)
-    # ψ' falls, so the difference is ≥ 0; with one label it is 0.
-    sd_MK = np.sqrt(polygamma(1, alpha_MK) - polygamma(1, total_M1))
-    return Posterior(mean_MK, sd_MK, known_MK)
+    mean_MK = digamma(alpha_MK)
+    mean_MK -= digamma(total_M1)
+    # ψ'(x) = ζ(2, x) falls, so the difference is ≥ 0; with one label it is 0.
+    sd_MK = zeta(2, alpha_MK, out=alpha_MK)
+    sd_MK -= zeta(2, total_M1)
+    return Posterior(mean_MK, np.sqrt(sd_MK, out=sd_MK), known_MK)
 
 
 def _dirichlet(cells: VoteCells, images: int, classes: int, prior: float) -> tuple[Floats, Bools]:
@@ -59,4 +64,5 @@ def _dirichlet(cells: VoteCells, images: int, classes: int, prior: float) -> tup
     known_M = votes_MK.sum(axis=1) > 0
     if not known_M.any():
         raise UserError("There are no votes to learn from.")
-    return votes_MK + prior, np.repeat(known_M[:, None], classes, axis=1)
+    votes_MK += prior
+    return votes_MK, np.repeat(known_M[:, None], classes, axis=1)

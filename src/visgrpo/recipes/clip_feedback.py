@@ -22,7 +22,7 @@ from visgrpo.feedback.cells import (
     log_cells,
 )
 from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import Matched, image_keys, key_columns, match
+from visgrpo.feedback.matching import Matched, image_keys, key_columns, match, remarks_on_images
 from visgrpo.feedback.posterior import Posterior
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.feedback_posteriors import (
@@ -89,7 +89,7 @@ def read_feedback(config: ClipConfig, splits: Splits, session: Session) -> Feedb
         drop_duplicates=config.drop_duplicates,
     ) as events:
         matched = match(events, keys, classes)
-        session.note(*events.notes, *unmatched_notes(matched))
+        session.note(*events.notes, *remarks_on_images(matched))
         report = _source_report(matched)
         fit_M = np.arange(rows) < len(splits.train)
         posteriors = {name: posterior_of(name, matched, fit_M, config, report) for name in names}
@@ -146,19 +146,6 @@ def keys_of(parts: Sequence[ImageDataset], id_column: str | None) -> list[list[s
             "give it a column image_id, or name the one that does with --id-column."
         )
     return image_keys(columns, sum(map(len, parts)), id_column)
-
-
-def unmatched_notes(matched: Matched) -> list[str]:
-    """Return what to say of events about images that the data does not have."""
-    if not matched.unmatched_rows:
-        return []
-    listed = ", ".join(f'"{image}" ({rows})' for image, rows in matched.unmatched_images[:5])
-    more = ", …" if matched.unmatched_image_count > 5 else ""
-    return [
-        f"{matched.events.name}: {matched.unmatched_rows:,} of {matched.events.rows:,} events are "
-        f"about {matched.unmatched_image_count:,} images that are not in the data as loaded, and "
-        f"were left out: {listed}{more}."
-    ]
 
 
 def _with_rows(

@@ -90,12 +90,10 @@ def posterior_of(
     if not len(getattr(of_training, fields(of_training)[0].name)):
         raise UserError("No training image has feedback: check --data, or --train-slice.")
     training = _fit(name, of_training, size, config, report)
-    every = _fit(name, cells, size, config, {})
-    return Posterior(
-        np.where(fit_M[:, None], training.mean_MK, every.mean_MK),
-        np.where(fit_M[:, None], training.sd_MK, every.sd_MK),
-        every.known_MK,
-    )
+    posterior = _fit(name, cells, size, config, {})
+    posterior.mean_MK[fit_M] = training.mean_MK[fit_M]
+    posterior.sd_MK[fit_M] = training.sd_MK[fit_M]
+    return posterior
 
 
 def _cells(name: str, matched: Matched, config: ClipConfig) -> Any:

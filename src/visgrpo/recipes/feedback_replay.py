@@ -16,7 +16,7 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.cells import LogCells, log_cells
 from visgrpo.feedback.click_prediction import predicted_clicks
 from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import image_keys, match
+from visgrpo.feedback.matching import image_keys, match, remarks_on_images
 from visgrpo.feedback.off_policy import (
     Estimate,
     OffPolicy,
@@ -27,7 +27,6 @@ from visgrpo.feedback.off_policy import (
     overlap,
 )
 from visgrpo.feedback.support import remarks, unsupported
-from visgrpo.recipes.clip_feedback import unmatched_notes
 from visgrpo.recipes.replay_config import ReplayConfig
 from visgrpo.recipes.replay_models import Answers, answers_of, images_of_log
 from visgrpo.recipes.session import print_notes
@@ -96,7 +95,7 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         matched = match(events, keys, dataset.classes)
         cells = log_cells(matched)
         skipped = [f"left out: {reason}" for reason in dataset.skipped]
-        print_notes([*events.notes, *skipped, *unmatched_notes(matched)], processes)
+        print_notes([*events.notes, *skipped, *remarks_on_images(matched)], processes)
     logged_I, image_C = np.unique(cells.image_C, return_inverse=True)
     cells, dataset = replace(cells, image_C=image_C), dataset.subset(logged_I)
     logged = logged_value(cells)

@@ -74,9 +74,14 @@ for bias in auto none; do
     learn positions-$bias "$SEEN/clicks-positions.parquet" $EXACT $REWARD --reward clicks --position-bias $bias
 done
 
-# (d) Preferences between pairs: Bradley-Terry scores are log shares too.
+# (d) Preferences between pairs. Bradley-Terry scores are log shares too, but few comparisons leave
+# them flat: with an entropy bonus the optimum is nearly flat as well, with KL it is near the start.
 for events in 2 8 32; do
-    learn preferences-$events "$SEEN/preferences-$events.parquet" $EXACT $PEOPLE --reward preferences
+    for how in REWARD PEOPLE; do
+        eval "options=\$$how"
+        learn preferences-$events-$how "$SEEN/preferences-$events.parquet" $EXACT $options \
+            --reward preferences
+    done
 done
 
 # (e) The log of a policy that is confidently wrong, and what an unbiased one would have given.

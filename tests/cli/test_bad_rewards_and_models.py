@@ -149,7 +149,6 @@ def _pickled(start: Path, folder: Path) -> Path:
 
 def test_models_that_are_refused_unloaded(
     start: Path,
-    start_run: Path,
     pictures: Path,
     tmp_path: Path,
     no_model: None,
@@ -163,8 +162,6 @@ def test_models_that_are_refused_unloaded(
         ["predict", pickled, image],
     ):
         assert "pytorch_model.bin, which needs pickle" in refused(capsys, words)
-    line = refused(capsys, clip_words(start_run, pictures, tmp_path / "run"))
-    assert f"Did you mean {start_run / 'model'}?" in line
     line = refused(capsys, clip_words(tmp_path / "none", pictures, tmp_path / "run"))
     assert "does not exist" in line
     assert not (tmp_path / "run").exists()

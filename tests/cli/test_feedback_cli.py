@@ -144,10 +144,10 @@ def test_a_stopped_run_goes_on_and_repeats_to_the_bit(
 
 @pytest.mark.parametrize("correction", ["ratio", "doubly-robust"])
 def test_learning_from_the_log_itself(
-    correction: str, start: Path, pictures: Path, clicks: str, tmp_path: Path
+    correction: str, start_run: Path, pictures: Path, clicks: str, tmp_path: Path
 ) -> None:
     options = ["--feedback", clicks, *CLICKS, "--off-policy", correction]
-    run = clip(start, pictures, tmp_path / "run", *options)
+    run = clip(start_run, pictures, tmp_path / "run", *options)
     summary = read_json(run / "summary.json")
     said = summary["feedback"]
     assert 0.05 < said["effective_share"] < 1

@@ -371,9 +371,11 @@ def test_the_page_is_served_until_ctrl_c(
     pages: list[str] = []
 
     def visit(address: str) -> None:
-        with urllib.request.urlopen(address, timeout=10) as page:
-            pages.append(page.read().decode())
-        os.kill(os.getpid(), number)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as page:
+                pages.append(page.read().decode())
+        finally:  # or the page would be served for ever
+            os.kill(os.getpid(), number)
 
     def browse(address: str) -> None:
         Thread(target=visit, args=(address,)).start()

@@ -5,8 +5,8 @@ The policy is conditioned on the outputs S of an input that have a reward,
     π_S(k) = π(k) / Σ_{j ∈ S} π(j),
 
 when groups are drawn or enumerated, and when they are scored: ratios are π_S / π_S,old. π_S does
-not change with the odds between S and the rest: whatever the advantages are, no gradient reaches a
-logit outside S: what nobody has seen is neither praised nor blamed.
+not change with the odds between S and the rest, so that whatever the advantages are, no gradient
+reaches a logit outside S: what nobody has seen is neither praised nor blamed.
 """
 
 from __future__ import annotations

@@ -130,6 +130,8 @@ def test_a_stopped_run_goes_on_and_repeats_to_the_bit(
             clip(start, pictures, run, *options)
     assert caught.value.code == 130
     assert not (run / "summary.json").exists()
+    settings = (run / "config.yaml").read_text()  # of a version without one of the options
+    (run / "config.yaml").write_text(settings.replace("drop_duplicates: false\n", ""))
     main(["clip", "--resume", "--output", str(run)])
     assert same_run(run, clicked)
     ours, theirs = (read_json(each / "summary.json")["feedback"] for each in (run, clicked))

@@ -218,10 +218,12 @@ def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict
 
 def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> None:
     now = settings_of(config)
+    # A run of an earlier version does not record the options that came later.
+    before = {**settings_of(type(config)()), **before}
     differing = [
-        f"{name} was {before.get(name)!r}, now {now[name]!r}"
+        f"{name} was {before[name]!r}, now {now[name]!r}"
         for name in now
-        if name not in _FREE_TO_CHANGE and before.get(name) != now[name]
+        if name not in _FREE_TO_CHANGE and before[name] != now[name]
     ]
     if differing:
         raise UserError(

@@ -58,3 +58,10 @@ def match_labels(events: Events, classes: Sequence[str]) -> None:
             f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
         )
     connection.execute("ALTER TABLE labels DROP COLUMN row")
+
+
+def logged_labels(events: Events) -> tuple[str, ...]:
+    """Return the labels that a table of feedback speaks of, sorted."""
+    columns = SCHEMAS[events.kind].labels
+    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
+    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))

@@ -49,8 +49,8 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
     # These bring torch, which a summary without data does not need.
     from visgrpo.data.photos import holds_photos, read_photos
     from visgrpo.data.sources import load_splits
+    from visgrpo.feedback.labels import logged_labels
     from visgrpo.recipes.clip_feedback import keys_of
-    from visgrpo.recipes.replay_models import logged_labels
 
     if holds_photos(folder := Path(config.data).expanduser()):
         names, _ = read_photos(folder)

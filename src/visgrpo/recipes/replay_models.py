@@ -23,7 +23,7 @@ from visgrpo.errors import UserError
 from visgrpo.evaluation.zero_shot import predict_logits, run_over
 from visgrpo.feedback.cells import Floats
 from visgrpo.feedback.events import Events
-from visgrpo.feedback.schemas import SCHEMAS
+from visgrpo.feedback.labels import logged_labels
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
@@ -154,10 +154,3 @@ def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:
     """Return the classes that the first model which names any was trained with."""
     saved = (tuple(read_info(model_folder(name)).get("classes", ())) for name in config.model)
     return next(filter(None, saved), ())
-
-
-def logged_labels(events: Events) -> tuple[str, ...]:
-    """Return the labels that a table of feedback speaks of, sorted."""
-    columns = SCHEMAS[events.kind].labels
-    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
-    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))

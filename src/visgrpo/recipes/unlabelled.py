@@ -14,8 +14,8 @@ from visgrpo.data.photos import holds_photos, read_photos
 from visgrpo.data.splitting import Source, divide, parse_slice
 from visgrpo.errors import UserError
 from visgrpo.feedback.events import open_events
+from visgrpo.feedback.labels import logged_labels
 from visgrpo.feedback.matching import image_keys, match
-from visgrpo.feedback.schemas import SCHEMAS
 from visgrpo.recipes.configs import ClipConfig
 from visgrpo.recipes.feedback_posteriors import best_answers, kind_of_rewards
 from visgrpo.recipes.session import Session, load_data, say_notes
@@ -47,9 +47,7 @@ def _judged_photos(config: ClipConfig, session: Session) -> Source:
         kind=kind,
         drop_duplicates=config.drop_duplicates,
     ) as events:
-        labels = SCHEMAS[kind].labels
-        union = " UNION ".join(f"SELECT DISTINCT {label} FROM events" for label in labels)
-        classes = tuple(sorted(row[0] for row in events.connection.execute(union).fetchall()))
+        classes = logged_labels(events)
         if len(classes) < 2:
             raise UserError(
                 f'{events.name} has only the label "{classes[0]}": a classifier needs two or more.'

@@ -42,14 +42,14 @@ from visgrpo.data.batches import Batch, BatchLoader, CachedInputs
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.evaluation.zero_shot import run_over
+from visgrpo.measures.zero_shot import run_over
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.supervised import Supervised
 from visgrpo.models.adapt import Adaptation, adapt
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.small_clip import SmallClip, build_small_clip, build_tokenizer
 from visgrpo.objectives import preset
-from visgrpo.policies.labels import LabelGRPO
-from visgrpo.policies.supervised import Supervised
 from visgrpo.rewards import parse_rewards
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes

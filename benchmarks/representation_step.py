@@ -34,14 +34,14 @@ from common import (
 from torch import nn
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.views import ImageView, PixelView, View
 from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives import Objective
-from visgrpo.policies.class_set import ClassSetGRPO, ClassSetSupervised
-from visgrpo.policies.labels import LabelGRPO
-from visgrpo.policies.views import ImageView, PixelView, View
 from visgrpo.rewards import parse_rewards
 from visgrpo.training.optimizer import build_optimizer
 from visgrpo.training.trainer import Method

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from visgrpo.data.batch import Batch
 from visgrpo.data.chat import Prompt
+from visgrpo.methods.rollout import Sampling
+from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
-from visgrpo.policies.rollout import Sampling
-from visgrpo.policies.token_groups import TokenGroups, TokenMemory, TokenRollouts
-from visgrpo.policies.tokens import TokenGRPO, TokenTerms
 from visgrpo.rewards.text import TextRewards
 from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.optimizer import build_optimizer

@@ -6,7 +6,7 @@ A loss that a well-known CLIP script uses. The reward is that of the *argmax* la
 in the loss that of the *true* label. Where the prediction is right the two are one label and all
 is well. Where it is wrong the advantage is negative, and the label that it pushes down is the
 true one, which nobody had chosen: the images still to be learned are taught the reverse.
-The log-prob must be that of the output that earned the reward (`visgrpo.policies.labels`).
+The log-prob must be that of the output that earned the reward (`visgrpo.methods.labels`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from visgrpo.arguments import parse
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
-from visgrpo.evaluation.held_out import HeldOut, logits_of
+from visgrpo.measures.held_out import HeldOut, logits_of
+from visgrpo.methods.groups import LossResult
+from visgrpo.methods.labels import Model, ReferenceLike
+from visgrpo.methods.metrics import policy_metrics
 from visgrpo.models.adapt import adapt
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
@@ -30,13 +33,10 @@ from visgrpo.models.loading import load_clip
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.saving import save_classifier
 from visgrpo.objectives import advantages, categorical_kl
-from visgrpo.policies.groups import LossResult
-from visgrpo.policies.labels import Model, ReferenceLike
-from visgrpo.policies.metrics import policy_metrics
-from visgrpo.recipes.clip import adaptation_of
-from visgrpo.recipes.configs import ClipConfig
-from visgrpo.recipes.ending import finish
-from visgrpo.recipes.session import begin, load_data, open_session, training_options
+from visgrpo.tasks.clip import adaptation_of
+from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.ending import finish
+from visgrpo.tasks.session import begin, load_data, open_session, training_options
 from visgrpo.training.trainer import Trainer
 
 
@@ -71,7 +71,7 @@ class WrongAction:
 
 
 def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
-    """Do what `visgrpo.recipes.clip.train_clip` does, with this loss and a cached reference."""
+    """Do what `visgrpo.tasks.clip.train_clip` does, with this loss and a cached reference."""
     session = open_session(config, "wrong-action")
     splits = load_data(session)
     options = training_options(config, config.resolved_learning_rate(), splits.train)

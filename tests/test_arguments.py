@@ -8,8 +8,8 @@ import pytest
 
 from visgrpo.arguments import parse
 from visgrpo.errors import UserError
-from visgrpo.recipes.configs import ClipConfig, CompareConfig
-from visgrpo.recipes.use_configs import EvaluateConfig
+from visgrpo.tasks.configs import ClipConfig, CompareConfig
+from visgrpo.tasks.use_configs import EvaluateConfig
 
 
 def write(folder: Path, text: str) -> str:

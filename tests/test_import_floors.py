@@ -20,16 +20,16 @@ MAY_IMPORT = {
     "data": CORE,
     "feedback": CORE,
     "models": TABLES,
-    "policies": TABLES | {"models"},
-    "training": TABLES | {"models", "policies"},
-    "evaluation": TABLES | {"models", "policies"},
+    "methods": TABLES | {"models"},
+    "training": TABLES | {"models", "methods"},
+    "measures": TABLES | {"models", "methods"},
     "reporting": CORE,
-    "collecting": TABLES | {"feedback", "models", "evaluation"},
-    "recipes": TABLES
-    | {"feedback", "models", "policies", "training", "evaluation", "reporting", "collecting"}
+    "collecting": TABLES | {"feedback", "models", "measures"},
+    "tasks": TABLES
+    | {"feedback", "models", "methods", "training", "measures", "reporting", "collecting"}
     | {"arguments"},
     "arguments": CORE,
-    "cli": CORE | {"arguments", "recipes"},
+    "cli": CORE | {"arguments", "tasks"},
     "__main__": {"cli"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -82,8 +82,8 @@ def test_objectives_are_tensor_maths_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "rooms"),
     [
-        ("from visgrpo.recipes.clip import train_clip", {"recipes"}),
-        ("from visgrpo import recipes", {"recipes"}),
+        ("from visgrpo.tasks.clip import train_clip", {"tasks"}),
+        ("from visgrpo import tasks", {"tasks"}),
         ("import visgrpo.training.trainer as t", {"training"}),
         ("def f():\n    from visgrpo.models import clip", {"models"}),
         ("import torch", set()),

@@ -113,7 +113,7 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page: drawing its plots takes longer than the run."""
-    monkeypatch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+    monkeypatch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"{name} was loaded before cheap checks were done")
 
     for recipe in ("clip", "evaluate", "predict"):
-        monkeypatch.setattr(f"visgrpo.recipes.{recipe}.load_clip", loaded)
-    monkeypatch.setattr("visgrpo.recipes.pretrain_clip.build_small_clip", loaded)
+        monkeypatch.setattr(f"visgrpo.tasks.{recipe}.load_clip", loaded)
+    monkeypatch.setattr("visgrpo.tasks.pretrain_clip.build_small_clip", loaded)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ import peft  # noqa: F401
 import torch
 from transformers import CLIPModel  # noqa: F401
 
-import visgrpo.recipes.clip
-import visgrpo.recipes.language  # noqa: F401
+import visgrpo.tasks.clip
+import visgrpo.tasks.language  # noqa: F401
 from visgrpo.cli import main
 from visgrpo.training import checkpoints
 from visgrpo.training.trainer import Trainer

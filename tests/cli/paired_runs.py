@@ -20,11 +20,11 @@ import peft  # noqa: F401
 import torch
 from transformers import CLIPModel  # noqa: F401
 
-import visgrpo.recipes.clip
-import visgrpo.recipes.language
-import visgrpo.recipes.representation
-import visgrpo.recipes.segmentation
-import visgrpo.recipes.vlm  # noqa: F401
+import visgrpo.tasks.clip
+import visgrpo.tasks.language
+import visgrpo.tasks.representation
+import visgrpo.tasks.segmentation
+import visgrpo.tasks.vlm  # noqa: F401
 from visgrpo.cli import main
 
 

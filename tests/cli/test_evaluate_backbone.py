@@ -42,7 +42,7 @@ PROBED = {
 @pytest.fixture(scope="module", autouse=True)
 def no_pages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
         yield
 
 

@@ -25,7 +25,7 @@ from visgrpo.models.language_saving import save_language
 from visgrpo.models.reward_model import build_reward_model, save_reward_model
 from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.recipes.model_kinds import kind_of
+from visgrpo.tasks.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
 CONTEXT = 24

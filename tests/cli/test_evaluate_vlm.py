@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from vlm_runs import see
 
 from visgrpo.cli import main
-from visgrpo.recipes.model_kinds import kind_of
+from visgrpo.tasks.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
 RENDERS = Path(__file__).parents[3] / "shared" / "data" / "clevr"

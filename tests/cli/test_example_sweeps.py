@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from visgrpo.cli import main
-from visgrpo.recipes.backbone_configs import RepresentationConfig, SegmentationConfig
-from visgrpo.recipes.sweep_plan import read_combinations
+from visgrpo.tasks.backbone_configs import RepresentationConfig, SegmentationConfig
+from visgrpo.tasks.sweep_plan import read_combinations
 
 ROOT = Path(__file__).parents[2]
 PROOFS = sorted((ROOT / "benchmarks" / "representation").glob("*.yaml"))

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 from visgrpo.cli import COMMANDS, main
-from visgrpo.recipes.configs import ClipConfig
+from visgrpo.tasks.configs import ClipConfig
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "sklearn", "peft")
 

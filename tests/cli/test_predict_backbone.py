@@ -16,7 +16,7 @@ from running import refused
 from tuning import VIT
 
 from visgrpo.cli import main
-from visgrpo.evaluation.palette import class_colours
+from visgrpo.measures.palette import class_colours
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.representation_saving import save_representation

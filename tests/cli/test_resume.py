@@ -143,7 +143,7 @@ def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
     def interrupted(config: object) -> None:
         raise Interrupted(3, tmp_path / "demo" / "start")
 
-    monkeypatch.setattr("visgrpo.recipes.demo.pretrain_clip", interrupted)
+    monkeypatch.setattr("visgrpo.tasks.demo.pretrain_clip", interrupted)
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--output", str(tmp_path / "demo")])
     assert caught.value.code == 130
@@ -154,7 +154,7 @@ def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
 def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
         return clip(start, pictures, folder, "--keep", "last")
 
 

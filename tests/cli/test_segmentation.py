@@ -22,8 +22,8 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import Segmenter
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.recipes.backbone_configs import SegmentationConfig
-from visgrpo.recipes.segmentation import rewards_of
+from visgrpo.tasks.backbone_configs import SegmentationConfig
+from visgrpo.tasks.segmentation import rewards_of
 
 LAST = ["--keep", "last"]
 MEASURES = {"miou", "pixel_accuracy", "mean_class_accuracy", "per_class_iou"}
@@ -163,7 +163,7 @@ WAYS = {
 def ways(vit: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ways")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
         return {"": segment(vit, masks, folder / "plain", *LAST)} | {
             name: segment(vit, masks, folder / name, *LAST, *way.split())
             for name, way in WAYS.items()

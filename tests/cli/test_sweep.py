@@ -15,8 +15,8 @@ import yaml
 from running import clip, read_json, refused, same_run
 
 from visgrpo.cli import COMMANDS, main
-from visgrpo.recipes.configs import LoopConfig
-from visgrpo.recipes.sweep import TRAINABLE
+from visgrpo.tasks.configs import LoopConfig
+from visgrpo.tasks.sweep import TRAINABLE
 
 Capture = pytest.CaptureFixture[str]
 SIZES = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 2, "device": "cpu"}
@@ -31,7 +31,7 @@ def one_plot(no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def compare(runs: list[Path], metrics: None, page: Path) -> Path:
         return compare_runs(runs, ["eval/accuracy"], page)
 
-    monkeypatch.setattr("visgrpo.recipes.sweep.compare_runs", compare)
+    monkeypatch.setattr("visgrpo.tasks.sweep.compare_runs", compare)
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFacto
     """The folder of a finished sweep, and beside it its plan."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.recipes.ending.write_report", lambda path: path)
-        patch.setattr("visgrpo.recipes.sweep.compare_runs", lambda runs, metrics, page: page)
+        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.sweep.compare_runs", lambda runs, metrics, page: page)
         main(words(write(folder / "plan.yaml", start, pictures), folder / "sweep"))
     return folder
 
@@ -172,7 +172,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(config: object) -> None:
         pytest.fail("a run began before everything was checked")
 
-    monkeypatch.setattr("visgrpo.recipes.clip.train_clip", run)
+    monkeypatch.setattr("visgrpo.tasks.clip.train_clip", run)
 
 
 def test_a_finished_sweep_shows_another_measure_at_once(
@@ -189,7 +189,7 @@ def test_a_default_measure_that_no_run_has_is_no_column(
     copied: Path, nothing_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     recipe = replace(TRAINABLE["clip"], measures=("accuracy", "knn.20"))
-    monkeypatch.setattr("visgrpo.recipes.sweep.TRAINABLE", {"clip": recipe})
+    monkeypatch.setattr("visgrpo.tasks.sweep.TRAINABLE", {"clip": recipe})
     main(["sweep", "--resume", "--output", str(copied)])
     captured = capsys.readouterr()
     assert "accuracy" in captured.out

@@ -29,7 +29,7 @@ def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     def compare(runs: list[Path], metrics: None, page: Path) -> Path:
         return compare_runs(runs, ["eval/reward"], page)
 
-    monkeypatch.setattr("visgrpo.recipes.sweep.compare_runs", compare)
+    monkeypatch.setattr("visgrpo.tasks.sweep.compare_runs", compare)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from visgrpo.data.batches import Batch
 from visgrpo.feedback.cells import VoteCells
 from visgrpo.feedback.posterior import Posterior
 from visgrpo.feedback.votes import log_share_posterior, share_posterior
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.logged import Log, LoggedGRPO
 from visgrpo.objectives import Objective
-from visgrpo.policies.labels import LabelGRPO
-from visgrpo.policies.logged import Log, LoggedGRPO
 from visgrpo.rewards import parse_rewards
 from visgrpo.rewards.feedback import FeedbackReward
 

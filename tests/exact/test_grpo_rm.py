@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
+from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
-from visgrpo.policies.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
-from visgrpo.policies.labels import LabelGRPO
 from visgrpo.rewards import parse_rewards
 
 EPS = 1e-4

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.policies.token_groups import KLControl
+from visgrpo.methods.token_groups import KLControl
 from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 
 

@@ -21,9 +21,9 @@ from toy import (
 
 from visgrpo.data.batches import Batch, BatchLoader, CachedInputs
 from visgrpo.errors import UserError
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
+from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
-from visgrpo.policies.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
-from visgrpo.policies.labels import LabelGRPO
 from visgrpo.rewards import parse_rewards
 from visgrpo.training.checkpoints import newest_good
 from visgrpo.training.optimizer import build_optimizer, set_learning_rate

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import BatchLoader, CachedInputs
 from visgrpo.data.dataset import ImageDataset
+from visgrpo.methods.groups import LossResult
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.supervised import Supervised
 from visgrpo.objectives import preset
-from visgrpo.policies.groups import LossResult
-from visgrpo.policies.labels import LabelGRPO
-from visgrpo.policies.supervised import Supervised
 from visgrpo.rewards import parse_rewards
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes

@@ -1,0 +1,220 @@
+"""How good a classifier is, how sure, and how far from where it started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+from visgrpo.measures.calibration import bin_confidences, calibration_gap, check_labels
+
+Z_95 = 1.959963984540054
+"""Quantile 0.975 of the standard normal distribution."""
+
+
+MAX_CONFUSION_CLASSES = 200
+"""Above it a confusion matrix is too large to list (5,000 classes: 25 million cells)."""
+NUMBERS_AT_ONCE = 2**20
+"""Logits turned into float64 at one time, in whole rows: 8 MiB."""
+
+
+class _Rows(NamedTuple):
+    """What the measures need of each of M examples, float64 unless said otherwise."""
+
+    labels_M: Tensor  # int64
+    answers_M: Tensor  # int64
+    confidence_M: Tensor
+    nll_M: Tensor
+    entropy_M: Tensor
+    top5_M: Tensor | None  # bool: the label is among the five likeliest classes
+    kl_M: Tensor | None
+
+    @property
+    def right_M(self) -> Tensor:
+        return self.answers_M == self.labels_M
+
+
+def scalar_measures(
+    logits_MK: Tensor, labels_M: Tensor, reference_logits_MK: Tensor | None = None
+) -> dict[str, float]:
+    """Measure a classifier on M labelled examples by single numbers, in float64.
+
+    Time and memory are those of one pass over the logits, whatever K: for use during training.
+
+    Args:
+        logits_MK: unnormalised log-probabilities.
+        labels_M: true class ids.
+        reference_logits_MK: the frozen reference's logits on the same examples.
+
+    Returns:
+        * `accuracy`;
+        * `balanced_accuracy`: mean over the classes that have examples of their accuracy;
+        * `top5_accuracy`, only when K > 5;
+        * `nll` (mean, nats) and `ece` (15 bins);
+        * `entropy` (mean, nats), and `entropy_normalized`, divided by log K;
+        * `kl`: mean KL(π‖π_ref) in nats, only when a reference is given.
+
+    Raises:
+        UserError: shapes do not fit, or a logit is NaN or infinite.
+    """
+    return _scalars(_rows(logits_MK, labels_M, reference_logits_MK), logits_MK.shape[1])
+
+
+def evaluate_logits(
+    logits_MK: Tensor,
+    labels_M: Tensor,
+    classes: Sequence[str],
+    reference_logits_MK: Tensor | None = None,
+) -> dict[str, Any]:
+    """Report on a classifier on M labelled examples, in float64.
+
+    Args:
+        logits_MK: unnormalised log-probabilities.
+        labels_M: true class ids.
+        classes: the K class names, position = class id.
+        reference_logits_MK: the frozen reference's logits on the same examples.
+
+    Returns:
+        Plain numbers, ready for JSON: those of `scalar_measures`, and
+
+        * `examples`: M;
+        * `accuracy_interval`: the accuracy's 95 % Wilson interval [low, high];
+        * `per_class_accuracy`: {class: accuracy, or None if it has no example};
+        * `confusion`: K×K counts, rows are the truth, columns the answers; left out above 200
+          classes.
+
+    Raises:
+        UserError: shapes or class names do not fit, or a logit is NaN or infinite.
+    """
+    check_labels(logits_MK, labels_M, "logits")
+    K = logits_MK.shape[1]
+    if len(classes) != K:
+        raise UserError(f"{len(classes)} class names for logits of {K} classes.")
+    if len(set(classes)) != K:
+        raise UserError("Two classes have the same name: give each class its own.")
+
+    rows = _rows(logits_MK, labels_M, reference_logits_MK)
+    right = int(rows.right_M.sum())
+    accuracy_K = _accuracy_of_classes(rows, K).tolist()
+    report: dict[str, Any] = {
+        "examples": len(labels_M),
+        **_scalars(rows, K),
+        "accuracy_interval": list(wilson_interval(right, len(labels_M))),
+        "per_class_accuracy": {
+            name: None if math.isnan(accuracy) else accuracy
+            for name, accuracy in zip(classes, accuracy_K, strict=True)
+        },
+    }
+    if K <= MAX_CONFUSION_CLASSES:
+        counts = torch.bincount(rows.labels_M * K + rows.answers_M, minlength=K * K)
+        report["confusion"] = counts.reshape(K, K).tolist()
+    return report
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % score interval for a proportion (Wilson 1927).
+
+    With p = right / total, n = total and z the normal quantile:
+
+        (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    """
+    p, z2 = right / total, Z_95**2
+    centre = p + z2 / (2 * total)
+    half = Z_95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    scale = 1 + z2 / total
+    # The interval lies in [0, 1]; only rounding can push an end past it.
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _rows(logits_MK: Tensor, labels_M: Tensor, reference_logits_MK: Tensor | None) -> _Rows:
+    """Go over the logits in pieces of whole rows, so that no M×K float64 copy is ever made."""
+    check_labels(logits_MK, labels_M, "logits")
+    size = max(1, NUMBERS_AT_ONCE // logits_MK.shape[1])
+    logits = logits_MK.detach().split(size)
+    _check_finite(logits, "logits")
+    reference: Sequence[Tensor | None] = [None] * len(logits)
+    if reference_logits_MK is not None:
+        if reference_logits_MK.shape != logits_MK.shape:
+            raise UserError(
+                f"Reference logits {tuple(reference_logits_MK.shape)} do not fit logits "
+                f"{tuple(logits_MK.shape)}."
+            )
+        pieces = reference_logits_MK.detach().split(size)
+        _check_finite(pieces, "reference logits")
+        reference = pieces
+    labels = labels_M.cpu().long().split(size)
+    columns: dict[str, Any] = dict.fromkeys(_Rows._fields)
+    start = 0
+    for piece in zip(logits, labels, reference, strict=True):
+        # Copied into whole columns: small tensors kept between the large ones that come and go
+        # would leave the allocator holes that fit none of them.
+        for name, part in _some_rows(*piece)._asdict().items():
+            if part is None:
+                continue
+            if columns[name] is None:
+                columns[name] = part.new_empty(len(labels_M))
+            columns[name][start : start + len(part)] = part
+        start += len(piece[0])
+    return _Rows(**columns)
+
+
+def _some_rows(logits_MK: Tensor, labels_M: Tensor, reference_MK: Tensor | None) -> _Rows:
+    log_p_MK = _log_softmax(logits_MK)
+    p_MK = log_p_MK.exp()
+    log_confidence_M, answers_M = log_p_MK.max(dim=1)
+    top5_M = kl_M = None
+    if log_p_MK.shape[1] > 5:
+        top5_M = (log_p_MK.topk(5, dim=1).indices == labels_M[:, None]).any(dim=1)
+    if reference_MK is not None:
+        kl_M = (p_MK * (log_p_MK - _log_softmax(reference_MK))).sum(dim=1)
+    return _Rows(
+        labels_M=labels_M,
+        answers_M=answers_M,
+        confidence_M=log_confidence_M.exp(),
+        nll_M=-log_p_MK.gather(1, labels_M[:, None])[:, 0],
+        entropy_M=-(p_MK * log_p_MK).sum(dim=1),
+        top5_M=top5_M,
+        kl_M=kl_M,
+    )
+
+
+def _scalars(rows: _Rows, K: int) -> dict[str, float]:
+    entropy = rows.entropy_M.mean().item()
+    measures = {
+        "accuracy": rows.right_M.double().mean().item(),
+        "balanced_accuracy": _accuracy_of_classes(rows, K).nanmean().item(),
+        "nll": rows.nll_M.mean().item(),
+        "ece": calibration_gap(bin_confidences(rows.confidence_M, rows.right_M)),
+        "entropy": entropy,
+        "entropy_normalized": entropy / math.log(K),
+    }
+    if rows.top5_M is not None:
+        measures["top5_accuracy"] = rows.top5_M.double().mean().item()
+    if rows.kl_M is not None:
+        measures["kl"] = rows.kl_M.mean().item()
+    return measures
+
+
+def _accuracy_of_classes(rows: _Rows, K: int) -> Tensor:
+    """Return the accuracy of each class (K,), NaN for a class without examples."""
+    totals_K = torch.bincount(rows.labels_M, minlength=K)
+    rights_K = torch.bincount(rows.labels_M[rows.right_M], minlength=K)
+    return rights_K.double() / totals_K
+
+
+def _log_softmax(logits_MK: Tensor) -> Tensor:
+    # On the CPU, since some accelerators have no float64.
+    return logits_MK.cpu().double().log_softmax(dim=1)
+
+
+def _check_finite(pieces: Sequence[Tensor], what: str) -> None:
+    bad_M = torch.cat([~piece.isfinite().all(dim=1) for piece in pieces])
+    if bad_M.any():
+        raise UserError(
+            f"NaN or infinity in the {what} of {int(bad_M.sum())} of {len(bad_M)} examples, first "
+            f"in row {int(bad_M.nonzero()[0])}: the model has diverged; try a lower learning rate."
+        )

@@ -1,0 +1,215 @@
+"""What features are worth to a simple classifier: softmax regression, nearest neighbours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.errors import UserError
+from visgrpo.measures.geometry import check_rows, unit_rows
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse strengths of the L2 penalty that softmax regression tries, the strongest first."""
+MAX_ITERATIONS = 1000
+TOLERANCE = 1e-6
+"""Of the gradient; at scikit-learn's 1e-4 a fit with a strong penalty ends too early."""
+NEIGHBOURS = (1, 5, 20)
+SIMILARITIES_AT_ONCE = 2**24
+"""Similarities of queries and training rows that exist at one time: 64 MiB of float32."""
+
+
+class Labelled(NamedTuple):
+    """Features of M images and their class ids."""
+
+    features_MD: Tensor
+    labels_M: Tensor
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What softmax regression came to.
+
+    Attributes:
+        accuracy: on the test rows.
+        C: the inverse penalty chosen on the validation rows.
+        validation_accuracy: of every C that was tried.
+        converged: whether the fit at `C` ended by itself, not at the limit of iterations.
+    """
+
+    accuracy: float
+    C: float
+    validation_accuracy: dict[float, float]
+    converged: bool
+
+
+def softmax_regression(
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    *,
+    classes: int,
+    grid: Sequence[float] = C_GRID,
+    max_iterations: int = MAX_ITERATIONS,
+) -> ProbeResult:
+    """Fit scikit-learn's logistic regression on frozen features, and score it on test rows.
+
+    Features are standardised by the mean and deviation of the train rows; a constant feature
+    becomes 0. C is the best on the validation rows, the smallest of equals, and validation rows
+    are never fitted. L-BFGS in float64 draws nothing at random: equal features, equal result. A
+    class without train rows is never answered, so its rows count as wrong.
+
+    Args:
+        train: rows to fit.
+        validation: rows to choose C on.
+        test: rows to score.
+        classes: K; labels are 0 to K - 1.
+        grid: values of C, each above 0.
+        max_iterations: of L-BFGS for each C.
+
+    Raises:
+        UserError: features are NaN or infinite, shapes or labels do not fit, the grid is empty or
+            not positive, or train has fewer than two classes.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    if not grid or min(grid) <= 0:
+        raise UserError(f"C must be one or more numbers above 0, not {list(grid)}.")
+    _check(classes, train=train, validation=validation, test=test)
+    if len(train.labels_M.unique()) < 2:
+        raise UserError("All train rows are of one class: a probe needs rows of two or more.")
+    scaler = StandardScaler().fit(_float64(train.features_MD))
+    train_x, validation_x, test_x = (
+        scaler.transform(_float64(rows.features_MD)) for rows in (train, validation, test)
+    )
+    train_y, validation_y, test_y = (
+        rows.labels_M.cpu().numpy() for rows in (train, validation, test)
+    )
+
+    # Each fit starts at the last one's weights, which are near: the penalty only grows weaker.
+    model = LogisticRegression(max_iter=max_iterations, tol=TOLERANCE, warm_start=True)
+    validation_accuracy: dict[float, float] = {}
+    tried = []
+    for C in sorted(set(grid)):
+        converged = _fit(model.set_params(C=C), train_x, train_y)
+        validation_accuracy[C] = float(model.score(validation_x, validation_y))
+        accuracy = float(model.score(test_x, test_y))
+        tried.append(ProbeResult(accuracy, C, validation_accuracy, converged))
+    return max(tried, key=lambda result: validation_accuracy[result.C])  # the first of equals
+
+
+def knn(
+    train: Labelled,
+    queries: Labelled,
+    *,
+    classes: int,
+    ks: Sequence[int] = NEIGHBOURS,
+) -> dict[int, float]:
+    """Return the accuracy of k-nearest-neighbour votes by cosine similarity, {k: accuracy}.
+
+    The k nearest train rows have one vote each. Ties go to the class with the larger summed
+    similarity, then to the smaller class id; of train rows equally near, the earlier ones are
+    taken. Computed in float32 on the features' device, a few queries at a time.
+
+    Args:
+        train: rows that vote.
+        queries: rows to classify.
+        classes: K; labels are 0 to K - 1.
+        ks: numbers of neighbours.
+
+    Raises:
+        UserError: features are NaN, infinite or zero, shapes or labels do not fit, or a k is below
+            1 or above the number of train rows.
+    """
+    _check(classes, train=train, queries=queries)
+    for k in ks:
+        if not 1 <= k <= len(train.labels_M):
+            raise UserError(
+                f"k = {k} neighbours: choose a k from 1 to the number of train rows, "
+                f"{len(train.labels_M)}."
+            )
+    device = train.features_MD.device
+    train_MD = unit_rows(train.features_MD.detach().float(), "train features")
+    query_MD = unit_rows(queries.features_MD.detach().to(device).float(), "query features")
+    train_labels_M = train.labels_M.to(device)
+    size = max(1, SIMILARITIES_AT_ONCE // len(train_MD))
+    right = dict.fromkeys(ks, 0)
+    for query_ND, labels_N in zip(
+        query_MD.split(size), queries.labels_M.to(device).split(size), strict=True
+    ):
+        similarity_NJ, row_NJ = _nearest(query_ND @ train_MD.T, max(ks))
+        labels_NJ = train_labels_M[row_NJ]
+        for k in ks:
+            answers_N = _vote(similarity_NJ[:, :k], labels_NJ[:, :k])
+            right[k] += int((answers_N == labels_N).sum())
+    return {k: hits / len(query_MD) for k, hits in right.items()}
+
+
+def _nearest(similarity_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return similarities and rows (N, k) of the nearest; of equals, the lower row first."""
+    values_NJ, rows_NJ = similarity_NM.topk(min(k + 1, similarity_NM.shape[1]), dim=1)
+    # topk returns equals in any order. Only where some lie across the last place can it have
+    # chosen the wrong ones, and only those few rows are worth a whole sort.
+    if values_NJ.shape[1] > k:
+        torn_N = values_NJ[:, k - 1] == values_NJ[:, k]
+        values_NJ, rows_NJ = values_NJ[:, :k].clone(), rows_NJ[:, :k].clone()
+        values, rows = similarity_NM[torn_N].sort(dim=1, descending=True, stable=True)
+        values_NJ[torn_N], rows_NJ[torn_N] = values[:, :k], rows[:, :k]
+    rows_NJ, order_NJ = rows_NJ.sort(dim=1)
+    values_NJ = values_NJ.gather(1, order_NJ)
+    values_NJ, order_NJ = values_NJ.sort(dim=1, descending=True, stable=True)
+    return values_NJ, rows_NJ.gather(1, order_NJ)
+
+
+def _vote(similarity_NJ: Tensor, labels_NJ: Tensor) -> Tensor:
+    """Return the class (N,) with most of the J votes; no tensor has a dimension of K classes."""
+    same_NJJ = labels_NJ[:, :, None] == labels_NJ[:, None, :]
+    votes_NJ = same_NJJ.sum(dim=2)
+    leads_NJ = votes_NJ == votes_NJ.amax(dim=1, keepdim=True)
+    sums_NJ = (same_NJJ * similarity_NJ[:, None, :]).sum(dim=2)
+    sums_NJ = sums_NJ.masked_fill(~leads_NJ, -torch.inf)
+    leads_NJ = sums_NJ == sums_NJ.amax(dim=1, keepdim=True)
+    beyond = torch.iinfo(labels_NJ.dtype).max
+    return labels_NJ.masked_fill(~leads_NJ, beyond).amin(dim=1)
+
+
+def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
+    """Fit, and return whether the solver converged instead of warning that it did not."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(features, labels)
+    for other in caught:
+        if not issubclass(other.category, ConvergenceWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return not any(issubclass(each.category, ConvergenceWarning) for each in caught)
+
+
+def _check(classes: int, **parts: Labelled) -> None:
+    widths = {name: rows.features_MD.shape[-1] for name, rows in parts.items()}
+    for name, (features_MD, labels_M) in parts.items():
+        check_rows(features_MD, labels_M, f"{name} features")
+        outside_M = (labels_M < 0) | (labels_M >= classes)
+        if outside_M.any():
+            row = int(outside_M.nonzero()[0])
+            raise UserError(
+                f"Row {row} of {name} has label {int(labels_M[row])}; class ids go from 0 to "
+                f"{classes - 1}."
+            )
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise UserError(f"Features differ in width ({shown}): take them from one model and pool.")
+
+
+def _float64(features_MD: Tensor) -> np.ndarray:
+    return features_MD.detach().cpu().double().numpy()

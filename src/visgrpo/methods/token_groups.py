@@ -1,0 +1,330 @@
+"""The groups of completions that one batch is optimised on, and how they are drawn and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import Batch
+from visgrpo.data.pictures import Pictures
+from visgrpo.data.prompts import Prompt
+from visgrpo.methods.groups import ONE_PROCESS, Shards
+from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.prompt_reading import ReadPrompts
+from visgrpo.models.token_reference import TokenReference
+from visgrpo.rewards.text import TextReward, TextRewards
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """N groups of G completions of up to T tokens, with everything that a loss needs.
+
+    Attributes:
+        prompts_NP: ids, padded on the left; lengths_N are their real tokens.
+        tokens_NGT: ids of the completions; mask_NGT is True at their own tokens.
+        ended_NG: False where the length limit cut a completion off.
+        old_log_probs_NGT: of the distribution that the tokens were drawn from.
+        reference_log_probs_NGT: of the same tokens by the start; None without a reference.
+        rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
+        gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
+        advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until they are made.
+        mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
+            number for every input.
+        old_values_NGT, returns_NGT: of the critic, where there is one.
+        explained_variance_N: of its values in the whole batch, the same number for every input.
+        texts: the prompt and the completions of each input, as text.
+        truths: the true answer to each prompt, to be shown; None where there are none.
+        pictures: the prompts' images; None where there are none.
+        read: the prompts as the rollout read them, with gradient, for the one update that its
+            weights serve; None where an update reads them itself.
+    """
+
+    prompts_NP: Tensor
+    lengths_N: Tensor
+    tokens_NGT: Tensor
+    mask_NGT: Tensor
+    ended_NG: Tensor
+    old_log_probs_NGT: Tensor
+    reference_log_probs_NGT: Tensor | None
+    rewards_NGR: Tensor
+    gold_NG: Tensor | None
+    mean_tokens_N: Tensor
+    texts: tuple[tuple[str, tuple[str, ...]], ...]
+    advantages: Tensor
+    old_values_NGT: Tensor | None = None
+    returns_NGT: Tensor | None = None
+    explained_variance_N: Tensor | None = None
+    truths: tuple[str, ...] | None = None
+    pictures: Pictures | None = None
+    read: ReadPrompts | None = None
+
+    def mean_over_tokens(self, values_NGT: Tensor) -> Tensor:
+        """Return what these groups add to the mean over all tokens of the whole batch.
+
+        The mean over equal pieces of a batch is then that of its tokens, however long each piece's
+        completions are.
+        """
+        tokens = self.mean_tokens_N.sum() * self.mask_NGT.shape[1]
+        return values_NGT.masked_fill(~self.mask_NGT, 0.0).sum() / tokens.clamp(min=1)
+
+    def select(self, rows: Tensor) -> TokenGroups:
+        """Return the groups of some inputs, for a minibatch, without padding that none needs."""
+        assert self.read is None, "prompts that were read together are learned from together"
+        chosen = rows.tolist()
+
+        def pick(value: Any) -> Any:
+            if value is None:
+                return None
+            if isinstance(value, Pictures):
+                return value.select(rows)
+            return value[rows] if isinstance(value, Tensor) else tuple(value[i] for i in chosen)
+
+        return TokenGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)}).trimmed()
+
+    def trimmed(self) -> TokenGroups:
+        """Return the groups without columns that are padding in every row."""
+        longest = int(self.mask_NGT.sum(dim=-1).max())
+        prompt = int(self.lengths_N.max())
+        if longest == self.mask_NGT.shape[-1] and prompt == self.prompts_NP.shape[1]:
+            return self
+        cut: dict[str, Any] = {
+            f.name: value[..., :longest]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+            and value.ndim == 3
+            and f.name != "rewards_NGR"
+        }
+        return replace(self, prompts_NP=self.prompts_NP[:, -prompt:], **cut)
+
+
+class KLControl(Protocol):
+    """Who decides how much KL to the start weighs; its state goes into the checkpoint."""
+
+    @property
+    def coefficient(self) -> float:
+        """The weight now."""
+
+    def update(self, kl: float, samples: int) -> None:
+        """Take the KL to the start that was seen over some completions."""
+
+    def state(self) -> dict[str, float]: ...
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
+class _NoControl:
+    """For those who measure: nothing is steered."""
+
+    coefficient = 0.0
+
+    def update(self, kl: float, samples: int) -> None: ...
+
+    def state(self) -> dict[str, float]:
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
+class TokenMemory:
+    """What a run over tokens remembers: how many it has drawn, and the weight of KL."""
+
+    def __init__(self, control: KLControl) -> None:
+        self.control, self.sampled_tokens = control, 0
+
+    def state(self) -> dict[str, float]:
+        return {"sampled_tokens": self.sampled_tokens, **self.control.state()}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        rest = dict(state)
+        self.sampled_tokens = int(rest.pop("sampled_tokens"))
+        self.control.restore(rest)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "sampled_tokens": self.sampled_tokens,
+            "kl_coefficient": self.control.coefficient,
+        }
+
+
+@dataclass(frozen=True)
+class TokenRollouts:
+    """Draws the groups of a batch and asks for their rewards.
+
+    Attributes:
+        prompts: of the training set, as the reward functions are given them.
+        decode: from token ids to text, without special tokens.
+        truths: the true answers to the prompts, to be shown beside samples; None without any.
+        judge: a reward that is measured and never learned from; None for none.
+        reference: of the KL terms; None where nobody asks for KL.
+    """
+
+    rewards: TextRewards
+    sampling: Sampling
+    group_size: int
+    prompts: Sequence[Prompt]
+    decode: Callable[[list[list[int]]], list[str]]
+    memory: TokenMemory
+    truths: Sequence[str] | None = None
+    reference: TokenReference | None = None
+    judge: TextReward | None = None
+    shards: Shards = ONE_PROCESS
+    seed: int = 0
+
+    def draw(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        step: int,
+        chunk: int,
+        *,
+        total: int | None = None,
+        steer: bool = True,
+        keep_read: bool = False,
+    ) -> TokenGroups:
+        """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
+
+        Counts what was drawn, and tells the control of the KL weight how far the policy is.
+
+        Args:
+            total: inputs of the whole batch; None where all processes have as many.
+            steer: whether the control of the KL weight is told.
+            keep_read: whether the groups hold the prompts as they were read, with gradient; the
+                whole batch must be one chunk.
+        """
+        device, n_inputs = batch.inputs.device, len(batch)
+        total = total or n_inputs * self.shards.world_size
+        positions_N = batch.positions_N
+        if positions_N is None:
+            positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
+        room = self.sampling.max_new_tokens
+        uniforms = token_uniforms(self.seed, step, positions_N, total, self.group_size, room)
+        parts, references = [], []
+        for rows in torch.arange(n_inputs).split(chunk):
+            prompts_NP, lengths_N = batch.inputs[rows], batch.labels_N[rows]
+            prompts_NP = prompts_NP[:, -int(lengths_N.max()) :]
+            pictures = batch.pictures.select(rows) if batch.pictures is not None else None
+            drawn = generate(
+                model,
+                prompts_NP,
+                lengths_N,
+                uniforms[rows],
+                self.sampling,
+                pictures,
+                keep_read=keep_read,
+            )
+            parts.append(drawn)
+            if self.reference is not None:
+                references.append(
+                    self.reference.log_probs(
+                        prompts_NP,
+                        lengths_N,
+                        drawn.tokens_NGT,
+                        self.sampling.distribution,
+                        pictures,
+                    )
+                )
+        completions = joined(parts, self.sampling.pad)
+        ids = completions.ids()
+        prompts = [self.prompts[row] for row in batch.indices_N.tolist()]
+        texts = [self.decode(group) for group in ids]
+        tokens_NG = completions.mask_NGT.sum(dim=-1)
+        tokens = int(self.shards.gather(tokens_NG.sum()[None]).sum())
+        self.memory.sampled_tokens += tokens
+        groups = TokenGroups(
+            prompts_NP=batch.inputs,
+            lengths_N=batch.labels_N,
+            tokens_NGT=completions.tokens_NGT,
+            mask_NGT=completions.mask_NGT,
+            ended_NG=completions.ended_NG,
+            old_log_probs_NGT=completions.log_probs_NGT,
+            reference_log_probs_NGT=_one_after_another(references, completions.mask_NGT),
+            rewards_NGR=self.rewards(prompts, texts, ids, batch.columns).to(device),
+            advantages=torch.zeros_like(tokens_NG, dtype=torch.float32),
+            gold_NG=self._gold(prompts, texts, ids, batch.columns, device),
+            mean_tokens_N=tokens_NG.new_full(
+                (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
+            ),
+            texts=tuple(
+                (shown_prompt(prompt), tuple(group))
+                for prompt, group in zip(prompts, texts, strict=True)
+            ),
+            truths=self._truths(batch),
+            pictures=batch.pictures,
+            read=parts[0].read,
+        ).trimmed()
+        if steer and groups.reference_log_probs_NGT is not None:
+            kl_NG = sequence_kl(groups)
+            mean = float(self.shards.gather(kl_NG.mean()[None]).mean())
+            self.memory.control.update(mean, total * self.group_size)
+        return groups
+
+    def apart(self, prompts: Sequence[Prompt], group_size: int) -> TokenRollouts:
+        """Return the same for other prompts and without the run's memory, in one process."""
+        memory = TokenMemory(_NoControl())
+        return replace(
+            self,
+            prompts=prompts,
+            truths=None,
+            group_size=group_size,
+            memory=memory,
+            shards=ONE_PROCESS,
+        )
+
+    def _truths(self, batch: Batch) -> tuple[str, ...] | None:
+        if self.truths is None:
+            return None
+        return tuple(self.truths[row] for row in batch.indices_N.tolist())
+
+    def _gold(
+        self,
+        prompts: list[Prompt],
+        texts: list[list[str]],
+        ids: list[list[list[int]]],
+        columns: Mapping[str, list[Any]],
+        device: torch.device,
+    ) -> Tensor | None:
+        if self.judge is None:
+            return None
+        judge = TextRewards.of([("gold", self.judge)], None)
+        return judge(prompts, texts, ids, columns)[..., 0].to(device)
+
+
+def joined(parts: Sequence[Completions], pad: int) -> Completions:
+    """Return the completions of several parts of a batch as one, padded to the longest."""
+    longest = max(part.mask_NGT.shape[-1] for part in parts)
+    return Completions(
+        torch.cat([_padded(part.tokens_NGT, longest, pad) for part in parts]),
+        torch.cat([_padded(part.mask_NGT, longest, False) for part in parts]),
+        torch.cat([_padded(part.log_probs_NGT, longest, 0.0) for part in parts]),
+        torch.cat([part.ended_NG for part in parts]),
+    )
+
+
+def sequence_kl(groups: TokenGroups) -> Tensor:
+    """Return log π_old - log π_ref (N, G) of whole completions: k1, in nats per completion."""
+    assert groups.reference_log_probs_NGT is not None
+    difference = groups.old_log_probs_NGT - groups.reference_log_probs_NGT
+    return difference.masked_fill(~groups.mask_NGT, 0.0).sum(dim=-1)
+
+
+def shown_prompt(prompt: Prompt) -> str:
+    """Return a prompt as people read it: messages one after the other, each with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _one_after_another(parts: Sequence[Tensor], mask_NGT: Tensor) -> Tensor | None:
+    """Join the reference's log-probs of parts of a batch; 0 after the end, None without a part."""
+    if not parts:
+        return None
+    longest = mask_NGT.shape[-1]
+    return torch.cat([_padded(part, longest, 0.0) for part in parts]).masked_fill(~mask_NGT, 0.0)
+
+
+def _padded(values_NGT: Tensor, length: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(values_NGT, (0, length - values_NGT.shape[-1]), value=value)

@@ -1,0 +1,339 @@
+"""Fine-tune a CLIP classifier with rewards over class labels: `visgrpo clip`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.sources import load_split
+from visgrpo.measures.held_out import HeldOut, logits_of, pooled_of
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.logged import Log, LoggedGRPO
+from visgrpo.methods.supervised import Supervised, WarmStart
+from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
+from visgrpo.models.card import model_card
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.loading import ClipParts, check_model_name, load_clip, model_folder
+from visgrpo.models.prompts import class_prompts
+from visgrpo.models.reference import CachedReference, Reference, live_reference
+from visgrpo.models.saving import save_adapter, save_classifier
+from visgrpo.objectives import Objective, check_objective, preset
+from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.tasks.baseline import supervised_baseline
+from visgrpo.tasks.clip_feedback import keep_report, read_feedback
+from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.ending import finish
+from visgrpo.tasks.feedback_model import use_feedback
+from visgrpo.tasks.session import (
+    Session,
+    batches_of,
+    begin,
+    data_info,
+    data_summary,
+    open_session,
+    run_stem,
+    save_picture,
+    training_options,
+)
+from visgrpo.tasks.unlabelled import load_images
+from visgrpo.training.method import Method
+from visgrpo.training.options import falling
+from visgrpo.training.trainer import Trainer
+
+REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
+
+
+def train_clip(config: ClipConfig) -> dict[str, Any]:
+    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
+
+    Raises:
+        UserError: for settings, data or rewards that cannot work.
+        Interrupted: when asked to stop; the run can be resumed.
+    """
+    session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
+    start = model_folder(config.model)
+    check_model_name(start)
+    splits = load_images(config, session)
+    class_prompts(splits.train.classes, config.templates)
+    feedback = read_feedback(config, splits, session) if config.feedback else None
+    if feedback is not None:
+        splits = feedback.splits
+    rewards = parse_rewards(
+        config.reward,
+        config.reward_weights,
+        splits.train.classes,
+        feedback.rewards if feedback else None,
+    )
+    objective = objective_of(config)
+    supervised = config.method == "supervised"  # no groups, so any reward is a metric of its own
+    rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
+    if not supervised:
+        check_objective(objective, config.estimator, config.group_size)
+    retained = {name: load_split(name, "test", seed=config.seed) for name in config.retention}
+    options = training_options(
+        config,
+        config.resolved_learning_rate(),
+        splits.train,
+        inner_passes=config.inner_passes,
+        minibatches=config.minibatches,
+        refresh_every=config.refresh_every,
+    )
+    options.check(session.processes.world_size)
+
+    parts = load_clip(start)
+    classifier = ClipClassifier(
+        parts.model,
+        parts.tokenizer,
+        splits.train.classes,
+        config.templates,
+        logit_scale=config.logit_scale,
+    )
+    torch.manual_seed(config.seed)  # the adapters' start
+    adapt(classifier, adaptation_of(config))
+    classifier.to(session.processes.device)
+    inputs = _inputs(classifier, parts, splits, config, session)
+    log = None
+    if feedback is not None:
+        in_groups = objective.scope == "group"
+        log = use_feedback(feedback, classifier, inputs, config, session, in_groups=in_groups)
+    held_out = {
+        name: HeldOut.at_start(
+            classifier,
+            getattr(splits, name),
+            inputs[name],
+            session.processes,
+            rewards,
+            feedback.votes_of(getattr(splits, name)) if feedback else None,
+        )
+        for name in ("validation", "test")
+    }
+    retention = _retention(classifier, parts, retained, config, session)
+    reference = _reference(classifier, splits.train, inputs["train"], config, session)
+    method = method_of(
+        config, objective, rewards, splits.train, reference, session, options.steps, log
+    )
+    trainer = Trainer(
+        classifier,
+        method,
+        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=lambda: _with_objective(held_out["validation"].scalars(), config),
+        selection=config.resolved_select(),
+        title=config.method,
+        image_of=lambda index: save_picture(session, splits.train.images, index),
+    )
+    at_start = held_out["test"].start()  # asks the rewards, too, for the first time
+    retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
+    begin(session, "clip")  # only now: whatever was wrong has left no folder behind
+    if feedback is not None:
+        keep_report(feedback, session)
+    baseline = supervised_baseline(train_clip, config, session, warm_start=0, off_policy="none")
+    session.start_trackers()
+    result = trainer.train(session.checkpoint)
+    classifier.eval()
+    classifier.forget_text()
+    summary = finish(
+        session,
+        result,
+        recipe="clip",
+        method=config.method,
+        model=config.model,
+        data=data_summary(config, splits),
+        before=at_start,
+        after=held_out["test"].now(),
+        baseline=baseline,
+        retention={
+            name: {"before": retained_start[name], "after": scores.now()["accuracy"]}
+            for name, scores in retention.items()
+        },
+        save=lambda summary: _save(classifier, parts, config, session, summary),
+        more={"feedback": feedback.report} if feedback else None,
+    )
+    return summary
+
+
+def objective_of(config: ClipConfig) -> Objective:
+    """Return the method's preset with the options that override it."""
+    base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
+    if config.feedback and base.scale == "std":
+        # Labels of an image that nobody clicked differ in how often they were shown, and in little
+        # else: divided by its own deviation, that would count as much as a clear verdict.
+        base = replace(base, scale="none")
+    overrides: dict[str, Any] = {
+        "scope": config.scope,
+        "baseline": config.advantage_baseline,
+        "scale": config.scale,
+        "epsilon_low": config.epsilon_low,
+        "epsilon_high": config.epsilon_high,
+    }
+    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+
+
+def adaptation_of(config: ClipConfig) -> Adaptation:
+    """Return what trains."""
+    return Adaptation(
+        train=config.train,
+        last_blocks=config.last_blocks,
+        lora=config.lora,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+    )
+
+
+def method_of(
+    config: ClipConfig,
+    objective: Objective,
+    rewards: RewardSet,
+    train: ImageDataset,
+    reference: Reference | None,
+    session: Session,
+    steps: int,
+    log: Log | None = None,
+) -> Method:
+    """Return what is optimised: cross-entropy, GRPO, or one after the other.
+
+    Args:
+        steps: of the whole run, over which the supervised part falls if it does.
+        log: what groups are made of, where the run learns from a log.
+    """
+    labelled = _labelled(len(train), config)
+    supervised = Supervised(rewards, train.classes, reference, labelled)
+    if config.method == "supervised":
+        return supervised
+    fades = config.supervised_schedule
+    options: dict[str, Any] = {} if log is None else {"log": log, "correction": config.off_policy}
+    grpo = (LabelGRPO if log is None else LoggedGRPO)(
+        rewards=rewards,
+        objective=objective,
+        classes=train.classes,
+        shards=session.processes,
+        estimator=config.estimator,
+        group_size=config.group_size,
+        temperature=config.temperature,
+        beta=config.beta,
+        entropy_weight=config.entropy_weight,
+        combination=config.combination,
+        reference=reference,
+        supervised_weight=config.supervised_weight,
+        supervised_schedule=(
+            None if fades == "constant" else lambda step: falling(fades, step / steps)
+        ),
+        labelled=labelled,
+        seed=config.seed,
+        **options,
+    )
+    return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
+
+
+def _inputs(
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    splits: Splits,
+    config: ClipConfig,
+    session: Session,
+) -> dict[str, InputFunction]:
+    """Pixels, or features computed once where the image tower stays as it is."""
+    found: dict[str, InputFunction] = {
+        "train": pixel_inputs(splits.train, parts.preprocess, config.augment),
+        "validation": pixel_inputs(splits.validation, parts.preprocess),
+        "test": pixel_inputs(splits.test, parts.preprocess),
+    }
+    if not image_tower_is_frozen(classifier) or config.augment:
+        return found
+    session.say("The image tower is frozen: its features are computed once.")
+    classifier.eval()
+    pooled: dict[str, InputFunction] = {
+        name: CachedInputs(
+            pooled_of(classifier.pool, getattr(splits, name), function, session.processes)
+        )
+        for name, function in found.items()
+    }
+    classifier.inputs_are_pooled = True
+    return pooled
+
+
+def _reference(
+    classifier: ClipClassifier,
+    train: ImageDataset,
+    inputs: InputFunction,
+    config: ClipConfig,
+    session: Session,
+) -> Reference | None:
+    if not config.beta:
+        return None
+    fits = 4 * len(train) * len(train.classes) <= REFERENCE_BYTES
+    if config.reference == "cached" or (config.reference == "auto" and fits and not config.augment):
+        processes = session.processes
+        logits_MK = logits_of(classifier, train, inputs, processes)
+        return CachedReference(logits_MK.to(processes.device))
+    if config.method == "supervised":
+        return None  # it would only be logged, and eval/kl is anyway
+    reference = live_reference(classifier)
+    session.say(f"Reference: live, by {reference.kind.replace('_', ' ')}.")
+    return reference
+
+
+def _retention(
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    retained: Mapping[str, ImageDataset],
+    config: ClipConfig,
+    session: Session,
+) -> dict[str, HeldOut]:
+    """Test splits of data sets that are not tuned on, with their own classes."""
+    scores = {}
+    for name, dataset in retained.items():
+        other = ClipClassifier(
+            classifier.encoder, parts.tokenizer, dataset.classes, config.templates
+        )
+        other.to(session.processes.device)
+        inputs = pixel_inputs(dataset, parts.preprocess)
+        scores[name] = HeldOut.at_start(other, dataset, inputs, session.processes)
+    return scores
+
+
+def _with_objective(measures: dict[str, float], config: ClipConfig) -> dict[str, float]:
+    """Add what GRPO maximises, E[reward] + α·H - β·KL, where it decides."""
+    if config.resolved_select() != "objective":
+        return measures
+    regular = config.entropy_weight * measures["entropy"] - config.beta * measures["kl"]
+    return {**measures, "objective": measures["reward"] + regular}
+
+
+def _labelled(rows: int, config: ClipConfig) -> Callable[[Tensor], Tensor] | None:
+    """Which training rows show their label to cross-entropy; None for all."""
+    if config.labelled_fraction == 1.0:
+        return None
+    chosen_M = torch.zeros(rows, dtype=torch.bool)
+    order = np.random.default_rng([config.seed, rows]).permutation(rows)
+    chosen_M[order[: max(1, round(config.labelled_fraction * rows))]] = True
+    return lambda indices_N: chosen_M[indices_N.cpu()].to(indices_N.device)
+
+
+def _save(
+    classifier: ClipClassifier,
+    parts: ClipParts,
+    config: ClipConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    folder = session.run.path / "model"
+    info = {
+        "start": config.model,
+        "method": config.method,
+        **data_info(config),
+    }
+    save_classifier(classifier, parts, folder, model_card(summary), info)
+    if config.lora and config.logit_scale == "frozen":
+        save_adapter(classifier, session.run.path / "adapter")

@@ -1,0 +1,87 @@
+"""Join a vision tower and a language model: `visgrpo join`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from visgrpo.models.join import join
+from visgrpo.models.vision_loading import VisionParts
+from visgrpo.models.vision_saving import save_vision_language
+from visgrpo.tasks.join_config import JoinConfig
+from visgrpo.training.run_directory import check_free
+
+
+def join_models(config: JoinConfig) -> VisionParts:
+    """Join the two models, save what comes out, and print what it is made of.
+
+    Raises:
+        UserError: for models that cannot be joined, and a folder that is not free.
+    """
+    config.check()
+    folder = Path(config.output)
+    check_free(folder)
+    parts = join(
+        config.vision,
+        config.language,
+        merger=config.merger,
+        max_pixels=config.max_pixels,
+        seed=config.seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = {"vision": config.vision, "language": config.language, "merger": config.merger}
+    save_vision_language(parts.model, parts.processor, folder, _card(config), origin)
+    _print(parts, config)
+    return parts
+
+
+def _print(parts: VisionParts, config: JoinConfig) -> None:
+    text = parts.model.config.text_config
+    token = parts.model.config.image_token_id
+    table = Table(show_header=False)
+    rows = {
+        "vision tower": _millions(parts.model.model.visual),
+        "language model": _millions(parts.model.model.language_model),
+        "merger's last layer": f"{config.merger}, to {text.hidden_size}",
+        "rotary sections": "time {}, rows {}, columns {}".format(
+            *text.rope_parameters["mrope_section"]
+        ),
+        "image token": f"{parts.tokenizer.convert_ids_to_tokens(token)} ({token})",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for note in parts.notes:
+        print(note)
+    Console().print(table)
+    print(f"Saved to {config.output}. Next: visgrpo vlm --stage sft --model {config.output}")
+
+
+def _millions(module: Any) -> str:
+    return f"{sum(weight.numel() for weight in module.parameters()) / 1e6:,.2f} M parameters"
+
+
+def _card(config: JoinConfig) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: image-text-to-text",
+        "tags: [visgrpo, join]",
+        "---",
+        "",
+        f"# {config.language} with the eyes of {config.vision}",
+        "",
+        f"Not trained together yet; the merger's last layer: {config.merger}.",
+        "On text it is the language model.",
+        "",
+        "```python",
+        "from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer",
+        "",
+        'model = AutoModelForImageTextToText.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        'images = AutoImageProcessor.from_pretrained("path/to/this/folder", backend="pil")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,168 @@
+"""The gold judge chooses between a model's completions: `visgrpo language --stage preferences`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from visgrpo.data.batches import BatchLoader
+from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
+from visgrpo.errors import UserError
+from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.language_loading import LanguageParts, context_of
+from visgrpo.rewards.preferences import can_be_compared, prefer_first
+from visgrpo.rewards.text import TextRewards
+from visgrpo.tasks.language_config import LanguageConfig, resolved
+from visgrpo.tasks.language_setup import (
+    PromptJob,
+    decoder_of,
+    load_prompt_job,
+    load_start,
+    run_name,
+    sampling_of,
+)
+from visgrpo.tasks.session import Session, begin, open_session
+from visgrpo.training.kl_controller import FixedKL
+from visgrpo.training.metrics import peak_memory_bytes
+
+PAIRS_FILE = "pairs.jsonl"
+MOST_ROUNDS = 10  # of drawing as many pairs as are asked for, before it is given up
+
+
+def make_preferences(config: LanguageConfig) -> dict[str, Any]:
+    """Draw pairs of completions, let the judge choose, write OUTPUT/pairs.jsonl; return a summary.
+
+    Raises:
+        UserError: without text to judge by, and where too few of the pairs that are drawn can be
+            learned from.
+    """
+    session = open_session(config, run_name(config))
+    if session.processes.world_size > 1:
+        raise UserError("--stage preferences runs in one process.")
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    job = load_prompt_job(full, parts, session)
+    if job.judge is None:
+        raise UserError(
+            "--stage preferences needs --data with text: the judge learns from it what good text "
+            "looks like."
+        )
+    began = time.perf_counter()
+    rows, left_out = _pairs(full, parts, job, session)
+    begin(session, "language")
+    write_pairs(session.run.path / PAIRS_FILE, rows)
+    golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
+    summary: dict[str, Any] = {
+        "recipe": "language",
+        "method": "preferences",
+        "model": str(config.init),
+        "data": {"name": config.data, "prompts": len(job.splits.train)},
+        "pairs": len(rows),
+        "pairs_left_out": left_out,
+        "seconds": round(time.perf_counter() - began, 3),
+        "peak_memory_bytes": peak_memory_bytes(session.processes.device),
+        "judge_accuracy": float((golds[:, 0] > golds[:, 1]).float().mean()),
+        "gold_reward": float(golds.mean()),
+    }
+    session.run.write_summary(summary)
+    print(
+        f"{len(rows)} pairs, mean gold score {summary['gold_reward']:.3f}; with noise "
+        f"{config.noise:g} the better one was chosen in {100 * summary['judge_accuracy']:.1f} %"
+    )
+    if left_out:
+        session.say(
+            f"note: {left_out} more pairs were left out: their text, encoded again, is longer than "
+            f"the {context_of(parts.model)} tokens that the model sees at once."
+        )
+    session.say(f"Pairs: {session.run.path / PAIRS_FILE}")
+    return summary
+
+
+def _pairs(
+    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
+) -> tuple[list[dict[str, Any]], int]:
+    """Return as many pairs as are asked for, and how many were left out because they are long."""
+    assert config.pairs is not None
+    judge = job.judge
+    assert judge is not None
+    model = LanguageModel(parts.model).to(session.processes.device).eval()
+    rollouts = TokenRollouts(
+        rewards=TextRewards.of([("gold", judge)], None),
+        sampling=sampling_of(config, parts),
+        group_size=2,
+        prompts=job.splits.train.prompts,
+        decode=decoder_of(parts),
+        memory=TokenMemory(FixedKL(0.0)),
+        seed=config.seed,
+    )
+    assert config.batch_size is not None
+    size = min(8 * config.batch_size, len(job.splits.train))
+    loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
+    steps = math.ceil(MOST_ROUNDS * config.pairs / size)
+    rows: list[dict[str, Any]] = []
+    left_out = 0
+    for step, batch in enumerate(loader.batches(0, steps)):
+        batch = batch.to(session.processes.device)
+        with session.processes.autocast():
+            groups = rollouts.draw(model, batch, step, chunk=size)
+        drawn = list(_chosen(groups, config, step))
+        fitting = _fitting(drawn, parts)
+        left_out += len(drawn) - len(fitting)
+        rows += fitting
+        if len(rows) >= config.pairs:
+            return rows[: config.pairs], left_out
+    too_long = f", but {left_out} more are too long when encoded again" if left_out else ""
+    raise UserError(
+        f"Only {len(rows)} of {steps * size} pairs of completions differ in text and score"
+        f"{too_long}: take a higher --temperature, {'shorter' if left_out else 'longer'} "
+        "completions, or fewer --pairs."
+    )
+
+
+def _fitting(rows: Sequence[dict[str, Any]], parts: LanguageParts) -> list[dict[str, Any]]:
+    """Return the rows that a reward model can read.
+
+    Text need not be encoded as the tokens that it was decoded from: a stray byte decodes to a
+    character of three.
+    """
+    pairs = PairDataset(
+        "pairs",
+        prompts=tuple(row["prompt"] for row in rows),
+        chosen=tuple(row["chosen"] for row in rows),
+        rejected=tuple(row["rejected"] for row in rows),
+        columns={name: [row[name] for row in rows] for name in ("chosen_ended", "rejected_ended")},
+    )
+    lengths_M2 = pair_lengths(pairs, parts.tokenizer)
+    fits_M = lengths_M2.amax(dim=-1) <= context_of(parts.model)
+    return [row for row, fits in zip(rows, fits_M.tolist(), strict=True) if fits]
+
+
+def _chosen(groups: TokenGroups, config: LanguageConfig, step: int) -> Iterator[dict[str, Any]]:
+    """Let the judge choose, with noise; equal completions are no pair."""
+    first_N, second_N = groups.rewards_NGR[..., 0].cpu().unbind(1)
+    texts = [completions for _, completions in groups.texts]
+    firsts, seconds = [pair[0] for pair in texts], [pair[1] for pair in texts]
+    usable_N = can_be_compared(firsts, seconds, first_N, second_N)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    uniform_N = torch.rand(len(texts), generator=generator, dtype=torch.float64)
+    first_wins_N = prefer_first(first_N, second_N, uniform_N, noise_scale=config.noise)
+    for row, (prompt, completions) in enumerate(groups.texts):
+        if not usable_N[row]:
+            continue
+        chosen, rejected = (0, 1) if first_wins_N[row] else (1, 0)
+        golds = (float(first_N[row]), float(second_N[row]))
+        ended = groups.ended_NG[row].tolist()
+        yield {
+            "prompt": prompt,
+            "chosen": completions[chosen],
+            "rejected": completions[rejected],
+            "chosen_ended": ended[chosen],
+            "rejected_ended": ended[rejected],
+            "gold_chosen": golds[chosen],
+            "gold_rejected": golds[rejected],
+        }

@@ -1,0 +1,264 @@
+"""Pre-train a small vision encoder from random weights, so that offline users have a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visgrpo.data.batches import Batch, BatchLoader, InputFunction
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.joining import join
+from visgrpo.data.views import ViewInputs
+from visgrpo.errors import UserError
+from visgrpo.measures.held_out import pooled_of
+from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
+from visgrpo.methods.groups import LossResult
+from visgrpo.models.backbone import Backbone
+from visgrpo.models.backbone_loading import BackboneParts
+from visgrpo.models.card import load_with_transformers
+from visgrpo.models.representation_saving import save_backbone
+from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.objectives.contrastive import supervised_contrastive_loss
+from visgrpo.tasks.ending import finish
+from visgrpo.tasks.pretrain_clip import more_training_data
+from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
+from visgrpo.tasks.session import (
+    Session,
+    begin,
+    data_info,
+    data_summary,
+    load_data,
+    open_session,
+    training_options,
+)
+from visgrpo.training.processes import Processes
+from visgrpo.training.trainer import Trainer
+
+MEMORY = 5000  # training images, at most, whose features vote for the classes of held-out ones
+NEIGHBOURS_WHILE_TRAINING = 5
+
+
+class ProjectedBackbone(nn.Module):
+    """A backbone with the MLP whose output is compared, and which is thrown away afterwards.
+
+    Class token and mean patch go into it side by side, so that both learn.
+    """
+
+    def __init__(self, backbone: Backbone, projection: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        pooled = backbone.pooled_width("both")
+        self.projection = nn.Sequential(
+            nn.Linear(pooled, pooled), nn.GELU(), nn.Linear(pooled, projection)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the vectors (V, E) of pixels (V, 3, H, W)."""
+        vectors_VE: Tensor = self.projection(self.backbone.pooled(pixels, "both"))
+        return vectors_VE
+
+
+@dataclass(frozen=True)
+class ContrastiveViews:
+    """The contrastive loss of views as a method of the trainer; it has no groups of outputs.
+
+    Attributes:
+        by_class: the views of a class are positives, and not only those of an image.
+    """
+
+    temperature: float
+    by_class: bool
+
+    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> None:
+        """There is nothing to draw."""
+
+    def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
+        """Return the loss of a batch whose inputs are pairs of views (N, 2, 3, H, W)."""
+        vectors_VE = model(batch.inputs.flatten(0, 1)).float()
+        ids_N = batch.labels_N if self.by_class else batch.indices_N
+        ids_V = ids_N.repeat_interleave(2)
+        loss = supervised_contrastive_loss(vectors_VE, ids_V, self.temperature)
+        return LossResult(loss, {"accuracy": _matched(vectors_VE.detach(), ids_V)})
+
+    def samples(self, groups: None, rows: int) -> list[dict[str, Any]]:
+        return []
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """kNN accuracy of a backbone's features, with training images as the memory."""
+
+    backbone: Backbone
+    memory: ImageDataset
+    memory_inputs: InputFunction
+    processes: Processes
+
+    def accuracy(
+        self, dataset: ImageDataset, inputs: InputFunction, ks: tuple[int, ...] = NEIGHBOURS
+    ) -> dict[int, float]:
+        """Return {k: accuracy} by cosine similarity, of the backbone as it is now."""
+        training = self.backbone.training
+        self.backbone.eval()
+        train = self._features(self.memory, self.memory_inputs)
+        queries = self._features(dataset, inputs)
+        self.backbone.train(training)
+        return knn(train, queries, classes=len(dataset.classes), ks=ks)
+
+    def _features(self, dataset: ImageDataset, inputs: InputFunction) -> Labelled:
+        features_MP = pooled_of(self._pooled, dataset, inputs, self.processes)
+        return Labelled(features_MP, torch.from_numpy(dataset.labels))
+
+    def _pooled(self, pixels: Tensor) -> Tensor:
+        return self.backbone.pooled(pixels, "both")
+
+
+def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
+    """Run the whole job and return its summary.
+
+    Raises:
+        UserError: for settings or data that cannot work.
+    """
+    session = open_session(config, "backbone")
+    if session.processes.world_size > 1:
+        raise UserError("pretrain backbone runs in one process: its loss compares a whole batch.")
+    splits = load_data(config, session)
+    train = join([splits.train, *more_training_data(config, session)])
+    options = training_options(config, config.resolved_learning_rate(), train)
+    parts = build_small_backbone(sizes_of(config), config.seed)
+    model = _projected(parts, config)
+    model.to(session.processes.device)
+    memory = memory_of(splits.train, config.seed)
+    neighbours = Neighbours(
+        model.backbone, memory, pixel_inputs(memory, parts.preprocess), session.processes
+    )
+    validation = pixel_inputs(splits.validation, parts.preprocess)
+    test = pixel_inputs(splits.test, parts.preprocess)
+
+    def evaluate() -> dict[str, float]:
+        ks = (NEIGHBOURS_WHILE_TRAINING,)
+        return {"knn": neighbours.accuracy(splits.validation, validation, ks)[ks[0]]}
+
+    def measure() -> dict[str, Any]:
+        by_k = neighbours.accuracy(splits.test, test)
+        return {"knn": {str(k): accuracy for k, accuracy in by_k.items()}}
+
+    before = measure()
+    trainer = Trainer(
+        model,
+        ContrastiveViews(config.temperature, by_class=config.positives == "classes"),
+        BatchLoader(
+            train,
+            ViewInputs(train, parts.preprocess, config.image_size, config.augment),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.workers,
+        ),
+        options,
+        processes=session.processes,
+        run=session.run,
+        evaluate=evaluate,
+        selection="knn",
+        title="pretrain",
+    )
+    begin(session, "pretrain backbone")
+    session.start_trackers()
+    result = trainer.train(session.checkpoint)
+    return finish(
+        session,
+        result,
+        recipe="pretrain backbone",
+        method=f"contrastive, {config.positives}",
+        model=f"a small {config.family} from random weights",
+        data=data_summary(config, splits),
+        before=before,
+        after=measure(),
+        save=lambda summary: _save(parts, summary, config, session, splits),
+    )
+
+
+def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
+    """Return the sizes of the backbone, with the defaults of its family."""
+    resnet = config.family == "resnet"
+    return SmallBackbone(
+        family=config.family,
+        image_size=config.image_size,
+        patch_size=config.patch_size or (16 if resnet else 4),
+        width=config.width or (256 if resnet else 128),
+        layers=config.layers or (1 if resnet else 4),
+        heads=config.heads,
+    )
+
+
+def memory_of(train: ImageDataset, seed: int) -> ImageDataset:
+    """Return the training images that vote: at most `MEMORY`, drawn by the seed.
+
+    Raises:
+        UserError: for fewer images than the most neighbours that are asked.
+    """
+    if len(train) < max(NEIGHBOURS):
+        raise UserError(
+            f"{train.name} has {len(train)} images, too few for the votes of {max(NEIGHBOURS)} "
+            "neighbours that features are judged by; give more data."
+        )
+    if len(train) <= MEMORY:
+        return train
+    rows = np.random.default_rng(seed).choice(len(train), MEMORY, replace=False)
+    return train.subset(np.sort(rows))
+
+
+def backbone_card(summary: Mapping[str, Any]) -> str:
+    """Return the README.md of a pre-trained backbone, from its run's summary."""
+    before, after, data = summary["before"]["knn"], summary["after"]["knn"], summary["data"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [visgrpo, image-feature-extraction]",
+        "---",
+        "",
+        f"# {summary['model']}, pre-trained on {data['name']} ({summary['method']})",
+        "",
+        f"Held-out test split of {data['name']}, {data['test']} images, {data['classes']} classes; "
+        f"votes of at most {MEMORY} training images:",
+        "",
+        "| kNN accuracy | start | pre-trained |",
+        "|---|---|---|",
+        *[f"| k = {k} | {before[k]:.4f} | {after[k]:.4f} |" for k in after],
+        "",
+        f"{summary['steps']} steps.",
+        *load_with_transformers(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _projected(parts: BackboneParts, config: PretrainBackboneConfig) -> ProjectedBackbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return ProjectedBackbone(Backbone(parts.model), config.projection)
+
+
+def _save(
+    parts: BackboneParts,
+    summary: Mapping[str, Any],
+    config: PretrainBackboneConfig,
+    session: Session,
+    splits: Splits,
+) -> None:
+    info = {
+        "classes": list(splits.train.classes),
+        **data_info(config),
+    }
+    save_backbone(parts, session.run.path / "model", backbone_card(summary), info)
+
+
+@torch.no_grad()
+def _matched(vectors_VE: Tensor, ids_V: Tensor) -> Tensor:
+    """The share of views whose nearest other view is a positive."""
+    unit_VE = nn.functional.normalize(vectors_VE, dim=1)
+    similarity_VV = (unit_VE @ unit_VE.T).fill_diagonal_(-torch.inf)
+    return (ids_V[similarity_VV.argmax(dim=1)] == ids_V).float().mean()

@@ -1,0 +1,230 @@
+"""Train with many settings and seeds and put the results into one table: `visgrpo sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from visgrpo.errors import Interrupted, UserError, nearest
+from visgrpo.reporting import compare_runs
+from visgrpo.reporting.run_reader import read_object
+from visgrpo.tasks.configs import LoopConfig
+from visgrpo.tasks.session import settings_of
+from visgrpo.tasks.sweep_config import SweepConfig
+from visgrpo.tasks.sweep_plan import PAGE, PLAN, Combination, read_combinations
+from visgrpo.tasks.sweep_table import (
+    Summary,
+    complaints,
+    measured,
+    print_rows,
+    sweep_rows,
+    write_rows,
+)
+from visgrpo.training.run_directory import (
+    CONFIG_FILE,
+    RunDirectory,
+    check_free,
+    free_name,
+    read_config,
+)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A recipe that can be swept: its options, its function, and what its table shows."""
+
+    config: str
+    function: str
+    measures: tuple[str, ...] = ("accuracy",)
+
+
+TRAINABLE: Mapping[str, Trainable] = {
+    "clip": Trainable("visgrpo.tasks.configs:ClipConfig", "visgrpo.tasks.clip:train_clip"),
+    "representation": Trainable(
+        "visgrpo.tasks.backbone_configs:RepresentationConfig",
+        "visgrpo.tasks.representation:train_representation",
+        ("accuracy", "knn.20", "softmax_regression"),
+    ),
+    "segmentation": Trainable(
+        "visgrpo.tasks.backbone_configs:SegmentationConfig",
+        "visgrpo.tasks.segmentation:train_segmentation",
+        ("miou", "pixel_accuracy"),
+    ),
+    "language": Trainable(
+        "visgrpo.tasks.language_config:LanguageConfig",
+        "visgrpo.tasks.language:train_language",
+        ("gold_reward", "reward", "kl", "nll", "accuracy"),
+    ),
+    "vlm": Trainable(
+        "visgrpo.tasks.vlm_config:VlmConfig",
+        "visgrpo.tasks.vlm:train_vlm",
+        ("accuracy", "sampled_accuracy", "shifts.out.after.accuracy", "mean_absolute_error"),
+    ),
+    "pretrain clip": Trainable(
+        "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
+        "visgrpo.tasks.pretrain_clip:pretrain_clip",
+    ),
+    "pretrain backbone": Trainable(
+        "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
+        "visgrpo.tasks.pretrain_backbone:pretrain_backbone",
+        ("knn.20",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    combination: Combination
+    config: LoopConfig
+    finished: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.combination.name, self.config.seed
+
+    @property
+    def title(self) -> str:
+        return f"{self.combination.name} seed {self.config.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.config.output))
+
+
+def sweep(config: SweepConfig) -> list[dict[str, Any]]:
+    """Run every combination with every seed and return the rows of OUTPUT/sweep.json.
+
+    The runs come one after the other in this process: each takes the whole machine, and its
+    speed in summary.json would mean nothing beside others. Their own tables go to stderr.
+
+    Raises:
+        UserError: before anything runs, for settings of any run that cannot work; later, for a
+            run that fails. The runs that are done stay, and --resume goes on after them.
+        Interrupted: when asked to stop; the sweep can be resumed.
+    """
+    config.check()
+    _refuse_several_processes()
+    command = " ".join(config.command_words)
+    if command not in TRAINABLE:
+        raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, TRAINABLE)}')
+    recipe = TRAINABLE[command]
+    output = _output(config, command)
+    file = Path(config.config) if config.config else output / PLAN
+    combinations = read_combinations(file, resolve_name(recipe.config), command)
+    # Seed by seed: a sweep that is stopped early can already compare all combinations.
+    jobs = [_job(each, seed, output) for seed in range(config.seeds) for each in combinations]
+    if len(jobs) < 2:
+        raise UserError(
+            f'A sweep of one run is "visgrpo {command}": give --seeds 2 or more, or several values.'
+        )
+    _begin(config, output, file)
+    repeat = _command_line(config, file, output)
+    summaries: dict[tuple[str, int], Summary] = {}
+    for number, job in enumerate(jobs, start=1):
+        state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
+        _say(f"[{number}/{len(jobs)}] {job.title}{state}")
+        summaries[job.key] = _summary(job, recipe, output)
+        # Without probes, say, no run has their measures: no columns of dashes by default.
+        measures = config.measure or measured(summaries.values(), recipe.measures)
+        rows = sweep_rows(combinations, summaries, measures)
+        write_rows(output, repeat, rows)
+        if number == 1:  # perhaps a later run has it, but a typo is best seen now
+            for complaint in complaints(summaries.values(), config.measure):
+                _say(f"note: {complaint}")
+    page = _page(jobs, output)
+    for complaint in complaints(summaries.values(), config.measure):
+        raise UserError(f"{complaint} The runs are done: --resume with another --measure.")
+    write_rows(output, repeat, rows)  # now with the page's name
+    print_rows(command, rows)
+    if page is not None:
+        print(page)
+    return rows
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("visgrpo sweep runs in one process: start it without torchrun.")
+
+
+def _output(config: SweepConfig, command: str) -> Path:
+    """The sweep's folder: a free one, or with --resume one that holds a sweep of this command."""
+    if not config.resume:
+        name = f"sweep-{command.replace(' ', '-')}"
+        output = Path(config.output) if config.output else free_name(Path("runs") / name)
+        check_free(output)
+        return output
+    output = Path(str(config.output))
+    before = " ".join(read_config(output).get("command_words", ()))
+    if before != command:
+        raise UserError(f"--resume: {output} holds no sweep of {command}; name another folder.")
+    return output
+
+
+def _job(combination: Combination, seed: int, output: Path) -> Job:
+    """One run: from the start, from where it was stopped, or nothing where it is finished."""
+    folder = output / combination.name / f"seed-{seed}"
+    config = replace(combination.config, seed=seed, output=str(folder))
+    if not (folder / CONFIG_FILE).exists():
+        check_free(folder)
+        return Job(combination, config, finished=False)
+    # The folder may have been moved since.
+    now, before = settings_of(config), {**read_config(folder), "output": config.output}
+    differing = [name for name in now.keys() | before if now.get(name) != before.get(name)]
+    if differing:
+        raise UserError(
+            f"--resume: {folder} was run with other settings ({', '.join(sorted(differing))}): "
+            "leave them as they were, or move that folder away."
+        )
+    finished = (folder / "summary.json").exists()
+    return Job(combination, replace(config, resume=not finished), finished)
+
+
+def _begin(config: SweepConfig, output: Path, file: Path) -> None:
+    """Keep what --resume needs: the settings, and the file as it is now."""
+    # Without "config": what goes on is the copy, wherever the folder is by then.
+    settings = {**asdict(config), "config": None, "output": str(output), "resume": False}
+    RunDirectory(output).create("sweep", settings)
+    if file.resolve() != (output / PLAN).resolve():
+        shutil.copyfile(file, output / PLAN)
+
+
+def _summary(job: Job, recipe: Trainable, output: Path) -> Summary:
+    """Run a job, unless it is finished, and return its summary."""
+    if job.finished:
+        return read_object(job.folder / "summary.json")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
+            return resolve_name(recipe.function)(job.config)
+    except Interrupted as stopped:  # what goes on is the whole sweep
+        raise Interrupted(stopped.step, output) from None
+    except UserError as error:
+        # The same error, which may carry the traceback of the user's own reward.
+        error.args = (f"{job.title}: {error} What is done stays: go on with --resume.",)
+        raise
+
+
+def _page(jobs: Sequence[Job], output: Path) -> Path | None:
+    """Draw the curves of the runs that have any: making pairs, for one, has none."""
+    drawn = [job.folder for job in jobs if (job.folder / "metrics.jsonl").exists()]
+    return compare_runs(drawn, None, output / PAGE) if len(drawn) > 1 else None
+
+
+def _command_line(config: SweepConfig, file: Path, output: Path) -> str:
+    """The command that repeats the whole sweep."""
+    measures = [word for measure in config.measure for word in ("--measure", measure)]
+    paths = ["--config", str(file), "--seeds", str(config.seeds), "--output", str(output)]
+    return shlex.join(["visgrpo", "sweep", *config.command_words, *paths, *measures])

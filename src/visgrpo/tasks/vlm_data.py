@@ -1,0 +1,99 @@
+"""The questions of `visgrpo vlm` and of evaluations: loaded, cut, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from visgrpo.data.visual import VisualDataset, VisualSplits, require_answers
+from visgrpo.data.visual_sources import load_visual, load_visual_test
+from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.tasks.session import Session, print_notes
+from visgrpo.tasks.vlm_config import VlmConfig
+from visgrpo.tasks.vlm_lineage import Learned, learned_from
+from visgrpo.training.processes import Processes
+
+SPLITS = ("train", "validation", "test")
+LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
+
+
+def run_name(config: VlmConfig) -> str:
+    """Return the default name of a stage's run."""
+    stem = Path(config.data.rstrip("/")).stem
+    return f"vlm-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
+
+
+def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
+    """Load questions in three splits and out of distribution; say what was decided about them.
+
+    What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
+    they were then: by another seed, most of what is held out would be rows that it knows.
+    """
+    before = learned_from(config.model, config.data)
+    division = before or Learned(config.data, config.seed, config.validation_fraction)
+    if before and (before.seed, before.validation_fraction) != (
+        config.seed,
+        config.validation_fraction,
+    ):
+        session.note(
+            f"{config.data} is divided as when {config.model} learned from it: seed {before.seed}, "
+            f"validation fraction {before.validation_fraction}."
+        )
+    splits = load_visual(
+        config.data,
+        image_column=config.image_column,
+        question_column=config.question_column,
+        answer_column=config.answer_column,
+        trace_column=config.trace_column,
+        validation_fraction=division.validation_fraction,
+        seed=division.seed,
+        skip_bad_images=config.skip_bad_images,
+    )
+    shifts = dict(splits.shifts)
+    if config.ood is not None:
+        elsewhere = load_visual_test(
+            config.ood, seed=config.seed, skip_bad_images=config.skip_bad_images
+        )
+        require_answers(elsewhere)
+        shifts = {"out": elsewhere}
+    session.note(*splits.notes)
+    for part in (splits.train, splits.validation, splits.test, *shifts.values()):
+        say_left_out(part, session.processes)
+    return replace(
+        splits,
+        validation=first_rows(splits.validation, config.eval_images),
+        test=first_rows(splits.test, config.eval_images),
+        shifts={name: first_rows(rows, config.eval_images) for name, rows in shifts.items()},
+    )
+
+
+def say_left_out(dataset: VisualDataset, processes: Processes) -> None:
+    """Say which rows were left out, and what was decided about a data set."""
+    print_notes(dataset.notes, processes)
+    if dataset.skipped:
+        listed = "".join(f"\n  {reason}" for reason in dataset.skipped)
+        count = len(dataset.skipped)
+        print_notes([f"{dataset.name}: left out {count} unreadable image(s):{listed}"], processes)
+
+
+def first_rows(dataset: VisualDataset, most: int) -> VisualDataset:
+    """Return the first rows of a data set, at most so many."""
+    return dataset.subset(range(most)) if most < len(dataset) else dataset
+
+
+def say_resized(
+    datasets: Sequence[VisualDataset], processor: VisionProcessor, processes: Processes
+) -> None:
+    """Say once that images are larger than the model takes, where the first ones are."""
+    for dataset in datasets:
+        for row in range(min(len(dataset), LOOKED_AT)):
+            large = [image for image in dataset.images[row] if processor.resizes(image)]
+            if large:
+                size = f"{large[0].width} × {large[0].height}"
+                note = (
+                    f"{dataset.where(row)}: an image of {size} pixels is made smaller for the "
+                    "model, as others may be; see --max-pixels."
+                )
+                print_notes([note], processes)
+                return

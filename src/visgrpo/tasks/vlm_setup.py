@@ -1,0 +1,201 @@
+"""What the stages of `visgrpo vlm` share: the start, what trains, how it is measured, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from visgrpo.data.visual import VisualDataset, VisualSplits
+from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
+from visgrpo.measures.counting import confusion
+from visgrpo.measures.visual import HeldOutAnswers, SeenAnswers
+from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
+from visgrpo.models.adapt_vision import TrainedPart, adapt_vision_language
+from visgrpo.models.card import vlm_card
+from visgrpo.models.small_vision_language import SIZES, build_vision_language
+from visgrpo.models.token_reference import adapters_alone
+from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.vision_loading import VisionParts, load_vision_language
+from visgrpo.models.vision_saving import save_vision_language, save_vision_language_adapter
+from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
+from visgrpo.rewards.text import TextRewards, parse_text_rewards
+from visgrpo.tasks.language_setup import decoder_of, prompt_room, sampling_of
+from visgrpo.tasks.session import Session
+from visgrpo.tasks.token_config import SamplingConfig
+from visgrpo.tasks.vlm_config import VlmConfig
+from visgrpo.tasks.vlm_data import first_rows, say_resized
+from visgrpo.tasks.vlm_lineage import with_stage
+from visgrpo.training.kl_controller import FixedKL
+from visgrpo.training.processes import Processes
+
+TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
+GIBIBYTE = 2**30
+
+
+def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> VisionParts:
+    """Load the model that a stage starts from, or build a new one; say what was decided."""
+    if config.model is None:
+        parts = _new_model(config, questions.train)
+    else:
+        parts = load_vision_language(config.model, max_pixels=config.max_pixels)
+        session.note(*parts.notes)
+        style = parts.info.get("style", config.style)
+        if style != config.style:
+            session.note(f"{config.model} learned to answer in --style {style}.")
+    datasets = (questions.train, *questions.shifts.values())
+    say_resized(datasets, parts.processor, session.processes)
+    return parts
+
+
+def adapted(config: VlmConfig, parts: VisionParts, session: Session) -> VisionLanguageModel:
+    """Return the start with what trains of it chosen, on the device; print what that is."""
+    torch.manual_seed(config.seed)  # the adapters' start
+    lm, rows = adapt_vision_language(
+        parts.model, train=config.train, rank=config.lora_rank, alpha=config.lora_alpha
+    )
+    if session.processes.is_main:
+        _print_trained(rows)
+    if config.gradient_checkpointing:
+        _checkpoint_activations(parts.model)
+    budget = round(config.vision_cache * GIBIBYTE)
+    model = VisionLanguageModel(lm, engine=config.engine, feature_bytes=budget)
+    # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
+    if config.stage == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
+        model.engine = "plain"
+    return model.to(session.processes.device)
+
+
+def rewards_of(config: VlmConfig, train: VisualDataset) -> TextRewards:
+    """Return the rewards of a resolved config.
+
+    Raises:
+        UserError: for a reward that is not there, or needs a column that the data lacks.
+    """
+    rewards = parse_text_rewards(config.reward, config.reward_weights, ANSWER_REWARDS)
+    rewards.validate(train.columns)
+    return rewards
+
+
+def rollouts_of(
+    config: SamplingConfig,
+    parts: VisionParts,
+    rewards: TextRewards,
+    dataset: VisualDataset,
+    style: Style,
+    seed: int,
+    **more: Any,
+) -> TokenRollouts:
+    """Return what draws completions of a data set's prompts; one of each, without a reference."""
+    settings: dict[str, Any] = {
+        "group_size": 1,
+        "memory": TokenMemory(FixedKL(0.0)),
+        **more,
+    }
+    return TokenRollouts(
+        rewards=rewards,
+        sampling=sampling_of(config, parts, parts.processor.placeholder_ids),
+        prompts=visual_prompts(dataset, style),
+        decode=decoder_of(parts),
+        truths=dataset.answers,
+        seed=seed,
+        **settings,
+    )
+
+
+def held_out_of(
+    config: SamplingConfig,
+    parts: VisionParts,
+    rollouts: TokenRollouts,
+    dataset: VisualDataset,
+    style: Style,
+    processes: Processes,
+) -> HeldOutAnswers:
+    """Return what measures a model on a data set, as these rollouts draw and reward.
+
+    Raises:
+        UserError: where --max-new-tokens leaves no room for a prompt.
+    """
+    apart = rollouts.apart(visual_prompts(dataset, style), group_size=1)
+    inputs = VisualInputs(dataset, style, parts.processor, prompt_room(config, parts))
+    return HeldOutAnswers(apart, dataset, inputs, style == "direct", processes)
+
+
+def confusions(
+    datasets: Mapping[str, VisualDataset], seen: Mapping[str, SeenAnswers]
+) -> dict[str, Any]:
+    """Return which numbers were answered for each true count, where all answers are counts."""
+    tables = {
+        "in" if name == "test" else name: confusion(seen[name].texts, dataset.answers)
+        for name, dataset in datasets.items()
+        if all(map(_is_count, dataset.answers))
+    }
+    found = {name: table for name, table in tables.items() if table is not None}
+    return {"confusion": found} if found else {}
+
+
+def info_of(config: VlmConfig, parts: VisionParts) -> dict[str, Any]:
+    """Return what a saved model says of how it was made."""
+    return {
+        "start": config.model,
+        "method": config.stage,
+        "data": config.data,
+        "learned": with_stage(parts.info, config),
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "preset": parts.info.get("preset"),
+        "style": config.style,
+    }
+
+
+def save_seer(
+    model: VisionLanguageModel,
+    parts: VisionParts,
+    config: VlmConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    """Save the model of a finished run, and its adapter where that is all that trained."""
+    folder, info = session.run.path / "model", info_of(config, parts)
+    save_vision_language(model.lm, parts.processor, folder, vlm_card(summary), info)
+    if adapters_alone(model):
+        save_vision_language_adapter(model.lm, session.run.path / "adapter")
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Let transformers compute activations again in the backward pass."""
+    former = not hasattr(model, "activation_checkpointing_enable")  # its name in the first 5.x
+    enable = "gradient_checkpointing_enable" if former else "activation_checkpointing_enable"
+    getattr(model, enable)()
+
+
+def _is_count(answer: str) -> bool:
+    number = whole_number(answer)
+    return number is not None and number >= 0
+
+
+def _new_model(config: VlmConfig, train: VisualDataset) -> VisionParts:
+    """Build a tokenizer of the training rows' words, and a model with random weights for it."""
+    sizes = SIZES[config.preset]
+    if config.max_pixels is not None:
+        sizes = replace(sizes, max_pixels=config.max_pixels)
+    rows = first_rows(train, TOKENIZED)
+    questions = (asked(question, config.style) for question in rows.questions)
+    answers = answer_targets(rows, "direct" if rows.traces is None else config.style)
+    parts = build_vision_language([*questions, *answers], sizes, seed=config.seed)
+    return replace(parts, name=f"{config.preset} Qwen2.5-VL", info={"preset": config.preset})
+
+
+def _print_trained(rows: Sequence[TrainedPart]) -> None:
+    """Print on stderr how much of each part trains."""
+    table = Table("part", "tensors", "parameters that train", "of", "share")
+    tensors, parameters, total = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
+    whole = TrainedPart("all", tensors, parameters, total)
+    for row in (*rows, whole):
+        numbers = (str(row.tensors), f"{row.parameters:,}", f"{row.total:,}")
+        table.add_row(row.part, *numbers, f"{row.parameters / row.total:.1%}")
+    Console(stderr=True, width=None if Console(stderr=True).is_terminal else 100).print(table)

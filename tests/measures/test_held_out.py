@@ -1,0 +1,70 @@
+"""Measures on held-out data: the expected reward by hand, and the precision of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visgrpo.data.batches import CachedInputs
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.measures.held_out import HeldOut, expected_reward
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.loading import load_clip
+from visgrpo.rewards import parse_rewards
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def dataset(**columns: list[float]) -> ImageDataset:
+    images = [Image.new("RGB", (2, 2))] * 2
+    return ImageDataset("two", CLASSES, np.array([0, 2]), images, columns)
+
+
+def test_expected_reward_by_hand() -> None:
+    """π = (1/2, 1/4, 1/4) and (1/4, 1/4, 1/2); r = 2·hard + price, π·r = 1 + 3 and 1 + 5."""
+
+    def price(outputs: Tensor, *, price: list[float]) -> Tensor:
+        return torch.tensor(price)[:, None].expand(outputs.shape)
+
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
+    rewards = parse_rewards(["hard", price], [2.0, 1.0], CLASSES)
+    value = expected_reward(rewards, probabilities.log(), dataset(price=[3.0, 5.0]))
+    assert math.isclose(value, (1 + 3 + 1 + 5) / 2, rel_tol=1e-6)
+
+
+class Half:
+    """One process that computes in bfloat16."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def autocast(self) -> AbstractContextManager[None]:
+        @contextmanager
+        def bfloat16() -> Iterator[None]:
+            with torch.autocast("cpu", torch.bfloat16):
+                yield
+
+        return bfloat16()
+
+
+def test_start_and_now_are_measured_in_the_precision_of_training(tiny_clip_folder: Path) -> None:
+    """Otherwise the KL to the start would not be 0 at the start."""
+    parts = load_clip(str(tiny_clip_folder))
+    policy = ClipClassifier(parts.model, parts.tokenizer, CLASSES, ["a {}"])
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    held_out = HeldOut.at_start(policy, dataset(), CachedInputs(pixels), Half())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = policy.eval()(pixels).float()
+    assert torch.equal(held_out.start_logits_MK, expected)
+    assert held_out.scalars()["kl"] == pytest.approx(0.0, abs=1e-12)
+    assert held_out.start()["accuracy"] == held_out.now()["accuracy"]

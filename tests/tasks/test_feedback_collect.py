@@ -1,0 +1,411 @@
+"""`visgrpo feedback collect`: its options, its images, its model, and learning beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
+from visgrpo.collecting.store import Store
+from visgrpo.errors import UserError
+from visgrpo.models.backbone import Backbone
+from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.models.representation_saving import save_representation
+from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.tasks import collect_learning
+from visgrpo.tasks.collect_config import CollectConfig
+from visgrpo.tasks.collect_learning import (
+    BackgroundLearner,
+    ClipProcess,
+    LearningFailed,
+    LearningStopped,
+)
+from visgrpo.tasks.collect_model import AnsweringModel
+from visgrpo.tasks.feedback_collect import add_learner, collect
+from visgrpo.tasks.predict import predict
+from visgrpo.tasks.use_configs import PredictConfig
+from visgrpo.training.processes import Processes
+
+CLASSES = ("cat", "dog", "apple")
+
+
+def config_of(model: Path | str, data: Path | str, **options: Any) -> CollectConfig:
+    return CollectConfig(model=str(model), data=str(data), device="cpu", **options)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos, one of them in a folder below, and one that is damaged."""
+    folder = tmp_path / "photos"
+    (folder / "2024").mkdir(parents=True)
+    for row, name in enumerate(("b.png", "a.png", "2024/c.png")):
+        pixels = np.random.default_rng(row).integers(0, 255, (20, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((16, 16)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": ""}, "Name the model"),
+        ({"data": ""}, "Name the images"),
+        ({"store": ""}, "Name the file for judgements"),
+        ({"exploration": 0.0}, "--exploration 0.0 must lie in"),
+        ({"group_size": 10}, "--group-size 10 is more than 9, the keys 1 to 9"),
+        ({"group_size": 0}, "--group-size must be above 0"),
+        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"learn": 0}, "--learn must be above 0"),
+        ({"learn_config": "c.yaml"}, "--learn-config is for the training of --learn"),
+        ({"learn": 5, "learn_config": "c.yaml"}, "--learn-config c.yaml: there is no such file"),
+        ({"learn": 5, "split": "test"}, "trains on the training rows: .* not --split test"),
+        ({"learn": 5, "split": "all[:9]"}, "trains on the training rows"),
+        ({"port": 65536}, "--port 65536 must lie between"),
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 lets other machines in: give a --token"),
+        ({"host": "example.org"}, "--host example.org lets other machines in"),
+        ({"token": "short"}, "--token takes 8 or more letters"),
+        ({"token": "with space in it"}, "--token takes 8 or more letters"),
+    ],
+)
+def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CollectConfig(**{"model": "m", "data": "d", **options}).check()
+
+
+def test_options_that_can(tmp_path: Path) -> None:
+    CollectConfig(model="m", data="d", host="0.0.0.0", token="a-long~token_1").check()
+    CollectConfig(model="m", data="d", host="::1", group_size=9, learn=10).check()
+    CollectConfig(model="m", data="d", learn=10, split="train[:20]").check()
+
+
+def test_help_needs_no_torch_and_no_server() -> None:
+    words = "import sys, visgrpo.tasks.collect_config as c; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    heavy = {"torch", "fastapi", "starlette", "uvicorn", "numpy", "PIL"}
+    assert heavy.isdisjoint(said.stdout.split())
+
+
+# ---- images and answers -------------------------------------------------------------------------
+
+
+def test_a_folder_of_photos(photos: Path, tiny_clip_folder: Path) -> None:
+    config = config_of(tiny_clip_folder, photos, classes=CLASSES)
+    model = AnsweringModel(config, Processes("cpu"))
+    assert model.names == ["2024/c.png", "a.png", "b.png"]
+    assert len(model.dataset.skipped) == 1
+    assert "broken.png" in model.dataset.skipped[0]
+    answers = model.answers(config.model)
+    assert answers.model == str(tiny_clip_folder)
+    # As visgrpo predict says, which takes image by image.
+    files = tuple(str(photos / name) for name in model.names)
+    said = predict(
+        PredictConfig(str(tiny_clip_folder), files, CLASSES, device="cpu", top_k=3, json=True)
+    )
+    for row, of_image in enumerate(said):
+        known = dict(zip(of_image["classes"], of_image["probabilities"], strict=True))
+        np.testing.assert_allclose(
+            answers.probability_MK[row], [known[name] for name in CLASSES], atol=1e-6
+        )
+
+
+def test_class_folders_are_named_as_the_data_names_them(
+    tmp_path: Path, tiny_clip_folder: Path
+) -> None:
+    for name in CLASSES:
+        for row in range(6):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (row, 0, 0)).save(tmp_path / "train" / name / f"{row}.png")
+    model = AnsweringModel(config_of(tiny_clip_folder, tmp_path), Processes("cpu"))
+    assert set(model.classes) == set(CLASSES)  # the data's: the model names none
+    assert "train/cat/0.png" in model.names
+
+
+def test_a_backbone_with_a_head_answers_too(photos: Path, small_head: Path) -> None:
+    model = AnsweringModel(config_of(small_head, photos), Processes("cpu"))
+    assert model.classes == CLASSES
+    np.testing.assert_allclose(model.answers(str(small_head)).probability_MK.sum(axis=1), 1.0)
+    with pytest.raises(UserError, match="--classes is for CLIP"):
+        AnsweringModel(config_of(small_head, photos, classes=CLASSES), Processes("cpu"))
+    with pytest.raises(UserError, match="--learn is for CLIP"):
+        AnsweringModel(config_of(small_head, photos, learn=5), Processes("cpu"))
+
+
+@pytest.fixture
+def small_head(tmp_path: Path) -> Path:
+    """A random backbone with a classification head, saved as its own command does."""
+    sizes = SmallBackbone("dinov2", image_size=16, patch_size=8, width=16, layers=1, heads=2)
+    parts = build_small_backbone(sizes, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = RepresentationClassifier(Backbone(parts.model), CLASSES, hidden=0)
+    save_representation(model, parts, tmp_path / "head", "", {})
+    return tmp_path / "head"
+
+
+def test_models_that_offer_no_labels(tmp_path: Path, photos: Path, tiny_clip_folder: Path) -> None:
+    with pytest.raises(UserError, match="names no classes, and photos have none: give them with"):
+        AnsweringModel(config_of(tiny_clip_folder, photos), Processes("cpu"))
+    with pytest.raises(
+        UserError, match=r"--split is of data that is stored in splits: .*photos is"
+    ):
+        AnsweringModel(config_of(tiny_clip_folder, photos, split="all"), Processes("cpu"))
+    language = tmp_path / "language"
+    language.mkdir()
+    (language / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    (language / "visgrpo.json").write_text(json.dumps({"task": "language"}))
+    with pytest.raises(UserError, match="is a language model; labels are offered by a CLIP"):
+        AnsweringModel(config_of(language, photos), Processes("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"price": [1, 2, 3, 4, 5, 6]}, "no column names the images"),
+        ({"image_id": [7, 8, 7, 9, 10, 11]}, "row 0 shares its name with another row"),
+        ({"image_id": [None, 8, 7, 9, 10, 11]}, "row 0 shares its name with another row, or has"),
+    ],
+)
+def test_images_that_a_log_could_not_tell_apart(
+    tmp_path: Path, tiny_clip_folder: Path, columns: dict[str, list[Any]], message: str
+) -> None:
+    data = write_table(tmp_path / "train.parquet", columns)
+    with pytest.raises(UserError, match=message):
+        AnsweringModel(config_of(tiny_clip_folder, data, split="all"), Processes("cpu"))
+
+
+def test_a_second_column_helps_where_the_first_is_not_unique(
+    tmp_path: Path, tiny_clip_folder: Path
+) -> None:
+    columns: dict[str, list[Any]] = {
+        "image_id": [7, 8, 7, 9, 10, 11],
+        "path": [f"{row}.png" for row in range(6)],
+    }
+    data = write_table(tmp_path / "train.parquet", columns)
+    model = AnsweringModel(config_of(tiny_clip_folder, data, split="all"), Processes("cpu"))
+    assert model.names == ["0.png", "8", "2.png", "9", "10", "11"]
+
+
+def test_learning_knows_the_data_s_classes_alone(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    data = write_table(tmp_path / "train.parquet", {"path": [f"{row}.png" for row in range(6)]})
+    foreign: dict[str, Any] = {"classes": ("cat", "cow"), "learn": 5}
+    with pytest.raises(UserError, match=r'--learn trains on the classes of .*which has no "cow"'):
+        AnsweringModel(config_of(tiny_clip_folder, data, **foreign), Processes("cpu"))
+    some = config_of(tiny_clip_folder, data, classes=("cat", "dog"), learn=5)
+    assert AnsweringModel(some, Processes("cpu")).classes == ("cat", "dog")
+
+
+def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "png")
+    images = [{"bytes": buffer.getvalue(), "path": None}] * 6
+    labels = ["cat", "dog", "apple"] * 2
+    pq.write_table(pa.table({"image": images, "label": labels, **columns}), path)
+    return path
+
+
+# ---- learning -----------------------------------------------------------------------------------
+
+
+def python(code: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-c", code]
+
+
+def test_a_process_trains_into_the_run_it_is_given(tmp_path: Path) -> None:
+    words = python("import sys, pathlib; print('hello'); pathlib.Path(sys.argv[2]).mkdir()")
+    ClipProcess(words)(tmp_path / "0001")
+    assert (tmp_path / "0001").is_dir()
+    assert (tmp_path / "0001.log").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import sys; print('x'); sys.exit('visgrpo: no such data\\n')",
+            r"visgrpo: no such data \(",
+        ),
+        ("raise SystemExit(3)", r"It said nothing. \(exit code 3; all of it is in "),
+    ],
+)
+def test_a_process_that_fails_says_its_last_line(tmp_path: Path, code: str, message: str) -> None:
+    with pytest.raises(LearningFailed, match=message):
+        ClipProcess(python(code))(tmp_path / "0001")
+
+
+def waiting(seconds: int) -> str:
+    """Code that says it has begun, and takes that long to end, whoever asks."""
+    return (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"pathlib.Path(sys.argv[2] + '.begun').touch(); time.sleep({seconds})"
+    )
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+def test_a_round_that_is_ended_with_the_command_has_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_learning, "_PATIENCE", 0.1)
+    train = ClipProcess(python(waiting(60)))
+    learner = background(tmp_path, train, every=1)
+    learner.judged(1)
+    wait_for(tmp_path / "f.db-learned" / "0001.begun")
+    train.stop()
+    learner.wait(10)
+    assert "Training was ended" in learner.state.detail
+    assert capsys.readouterr().err == ""
+    with pytest.raises(LearningStopped, match="did not begin"):
+        train(tmp_path / "0002")
+
+
+def background(tmp_path: Path, train: Callable[[Path], None], every: int = 2) -> BackgroundLearner:
+    return BackgroundLearner(every, tmp_path / "f.db-learned", train, lambda folder: None)
+
+
+def test_rounds_begin_after_enough_judgements(tmp_path: Path) -> None:
+    runs: list[Path] = []
+    learner = background(tmp_path, runs.append)
+    for judgements in (1, 2, 3, 4, 5):
+        learner.judged(judgements)
+        learner.wait()
+    assert [run.name for run in runs] == ["0001", "0001"]  # neither made its folder
+    assert learner.state == LearningState("idle", 2)
+
+
+def test_judgements_during_a_round_count_for_the_next(tmp_path: Path) -> None:
+    go, runs = Event(), []
+
+    def slow(output: Path) -> None:
+        runs.append(output)
+        output.mkdir()
+        go.wait(10)
+
+    learner = background(tmp_path, slow)
+    learner.judged(2)
+    assert learner.state.state == "learning"
+    learner.judged(5)
+    go.set()
+    learner.wait()
+    learner.judged(6)
+    learner.wait()
+    assert [run.name for run in runs] == ["0001", "0002"]
+
+
+def test_a_failed_round_is_said_and_collecting_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(output: Path) -> None:
+        raise LearningFailed("CUDA out of \x1b[2Jmemory")
+
+    learner = background(tmp_path, fail, every=1)
+    learner.judged(1)
+    learner.wait()
+    assert learner.state == LearningState("failed", 0, "CUDA out of \x1b[2Jmemory")
+    assert "Learning failed: CUDA out of \\x1b[2Jmemory" in capsys.readouterr().err
+
+
+def test_what_was_learned_is_swapped_in(tmp_path: Path) -> None:
+    store, names = tmp_path / "f.db", ["a.png", "b.png"]
+    images = [Image.new("RGB", (8, 8))] * 2
+    with Store(store, names) as opened:
+        start = Answers("start", np.full((2, 3), 1 / 3))
+        collector = Collector(opened, names, images, CLASSES, start, Design(group_size=2))
+        learner = add_learner(
+            1,
+            store,
+            collector,
+            lambda folder: Answers(folder, np.array([[0.1, 0.8, 0.1]] * 2)),
+            lambda output: output.mkdir(),
+        )
+        offer = collector.next_offer("Ann")
+        assert offer is not None
+        collector.judge(offer.key, "Ann", [])
+        learner.wait()
+        offer = collector.next_offer("Ann")
+    assert offer is not None
+    assert offer.drawn.model == str(tmp_path / "f.db-learned" / "0001" / "model")
+    assert offer.drawn.best == "dog"
+
+
+# ---- the whole command --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_page_is_served_until_ctrl_c(
+    number: signal.Signals,
+    tmp_path: Path,
+    photos: Path,
+    tiny_clip_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
+    pages: list[str] = []
+
+    def visit(address: str) -> None:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as page:
+                pages.append(page.read().decode())
+        finally:  # or the page would be served for ever
+            os.kill(os.getpid(), number)
+
+    def browse(address: str) -> None:
+        Thread(target=visit, args=(address,)).start()
+
+    monkeypatch.setattr(webbrowser, "open", browse)
+    store = tmp_path / "feedback.db"
+    collect(
+        config_of(
+            tiny_clip_folder,
+            photos,
+            store=str(store),
+            classes=CLASSES,
+            port=0,
+            open=True,
+            token="correct-horse",
+            learn=5,
+        )
+    )
+    assert "<title>visgrpo: judge</title>" in pages[0]
+    said = capsys.readouterr()
+    assert re.match(r"Judge at http://127\.0\.0\.1:\d+/\?token=correct-horse  \(Ctrl-C", said.out)
+    assert said.out.endswith(f"0 judgements on 0 of 3 images are in {store}.\n")
+    assert "broken.png cannot be read" in said.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port} is in use"):
+            collect(config_of("no/such/model", "nowhere", port=port))

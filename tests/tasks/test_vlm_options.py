@@ -1,0 +1,142 @@
+"""Every option of `visgrpo vlm` in every stage: used, or refused; what is given by default."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visgrpo.errors import UserError
+from visgrpo.tasks import vlm
+from visgrpo.tasks.vlm_config import VlmConfig, resolved
+from visgrpo.tasks.vlm_stages import POLICY_STAGES
+
+REWARDED = [
+    *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
+    *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
+    *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
+    *("refresh_every", "silent_steps", "engine"),
+]
+CLIP = ["epsilon_low", "epsilon_high"]
+OF_SFT_IN_ALL = ["sft_data", "sft_steps", "sft_batch_size", "sft_learning_rate"]
+UNUSED = {
+    "all": [],
+    "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
+    **dict.fromkeys(POLICY_STAGES, OF_SFT_IN_ALL),
+    **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("rloo", "reinforce")},
+}
+
+
+def _another(default: Any) -> Any:
+    """A value that is not the default and in every range."""
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return 0.25
+    return ("x",) if isinstance(default, tuple) else 1 if default is None else "plain"
+
+
+@pytest.mark.parametrize("stage", UNUSED)
+def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
+    plain = VlmConfig(stage=stage)  # type: ignore[arg-type]
+    for field in fields(VlmConfig):
+        if field.name == "stage":
+            continue
+        problem = ""
+        try:
+            replace(plain, **{field.name: _another(field.default)}).check()
+        except UserError as error:
+            problem = str(error)
+        refused = f"does not go with --stage {stage}; it is for" in problem
+        assert refused == (field.name in UNUSED[stage]), (field.name, problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"preset": "small", "model": "m"}, "--preset is for new models: m has its own"),
+        ({"lora_rank": 4}, "--lora-rank is for --train lora"),
+        ({"lora_alpha": 4.0, "train": ("merger",)}, "--lora-alpha is for --train lora"),
+        ({"gradient_checkpointing": True}, "completions share the cache of their prompt"),
+        (
+            {"gradient_checkpointing": True, "stage": "grpo"},
+            "--gradient-checkpointing does not go with --engine shared",
+        ),
+        ({"group_size": 1}, "--group-size 1 leaves grpo nothing to compare"),
+        ({"validation_fraction": 0.5}, "--validation-fraction 0.5 must lie between 0 and 0.5"),
+        ({"train": ()}, "Name what trains"),
+        ({"data": ""}, "Name the --data"),
+        ({"steps": 2, "token_budget": 9}, "say the same thing"),
+        ({"eval_images": 0}, "--eval-images must be above 0"),
+        ({"vision_cache": -1.0}, "--vision-cache must not be negative"),
+        ({"max_pixels": 0}, "--max-pixels must be above 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        VlmConfig(**options).check()
+
+
+def test_checkpointing_goes_with_sft_and_with_the_plain_engine() -> None:
+    VlmConfig(stage="sft", gradient_checkpointing=True).check()
+    VlmConfig(stage="grpo", gradient_checkpointing=True, engine="plain").check()
+
+
+def test_defaults_are_those_of_the_model() -> None:
+    hub = resolved(VlmConfig(stage="grpo", model="m"), {})
+    assert (hub.max_new_tokens, hub.batch_size, hub.learning_rate) == (256, 8, 1e-6)
+    assert hub.reward == ("format", "exact")
+    assert (hub.inner_passes, hub.kl_in) == (1, "loss")
+    adapters = resolved(VlmConfig(stage="sft", model="m", train=("lora",)), {})
+    assert adapters.learning_rate == pytest.approx(4e-4)  # 20 times 2e-5
+    direct = resolved(VlmConfig(stage="rloo", model="m", style="direct"), {"preset": "tiny"})
+    assert direct.reward == ("format:direct", "exact")
+    assert direct.kl_in == "reward"
+    assert direct.max_new_tokens != hub.max_new_tokens
+    given = resolved(VlmConfig(stage="grpo", steps=3, learning_rate=0.5, reward=("exact",)), {})
+    assert (given.steps, given.learning_rate, given.reward) == (3, 0.5, ("exact",))
+
+
+def test_a_token_budget_becomes_steps() -> None:
+    config = VlmConfig(
+        stage="grpo", token_budget=1000, batch_size=4, group_size=8, max_new_tokens=10
+    )
+    assert resolved(config, {}).steps == 3  # 4 × 8 × 10 = 320 tokens a step
+    with pytest.raises(UserError, match="less than the 320 tokens that one step may draw"):
+        resolved(replace(config, token_budget=319), {})
+
+
+def test_the_story_gives_each_stage_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, VlmConfig] = {}
+
+    def train(config: VlmConfig) -> dict[str, Any]:
+        config.check()
+        seen[config.stage] = config
+        return {"seconds": 1.0, "before": {}, "after": {}, "data": {"test": 1}}
+
+    monkeypatch.setattr(vlm, "train_sft", train)
+    monkeypatch.setattr(vlm, "train_policy", train)
+    monkeypatch.setattr(vlm, "print_measures", lambda title, rows: None)
+    config = VlmConfig(
+        **{"data": "rewarded", "sft_data": "imitated", "steps": 7, "sft_steps": 5},
+        **{"batch_size": 3, "learning_rate": 0.1, "group_size": 4, "beta": 0.5},
+        **{"train": ("merger-last", "layers:0-4"), "preset": "small", "log_every": 2},
+        **{"output": str(tmp_path / "run"), "report": False, "device": "cpu"},
+    )
+    vlm.train_vlm(config)
+    sft, grpo = seen["sft"], seen["grpo"]
+    assert list(seen) == ["sft", "grpo"]
+    assert (sft.data, sft.steps, sft.batch_size, sft.learning_rate) == ("imitated", 5, None, None)
+    assert (grpo.data, grpo.steps, grpo.batch_size, grpo.learning_rate) == ("rewarded", 7, 3, 0.1)
+    assert (sft.beta, grpo.beta, grpo.group_size) == (VlmConfig.beta, 0.5, 4)
+    assert (sft.model, sft.preset) == (None, "small")
+    assert grpo.model == str(tmp_path / "run" / "sft")
+    for stage in (sft, grpo):
+        assert (stage.train, stage.log_every) == (config.train, 2)
+        assert stage.output == str(tmp_path / "run" / stage.stage)

@@ -57,10 +57,10 @@ def make(path: Path, rows: int) -> None:
 
 def measure(step: str, path: str) -> dict[str, float]:
     """Do one step in this process; return its seconds and the most memory it had."""
-    from visgrpo.feedback.cells import impression_cells
-    from visgrpo.feedback.events import open_events
-    from visgrpo.feedback.matching import match
+    from visgrpo.feedback.source.events import open_events
+    from visgrpo.feedback.source.matching import match
     from visgrpo.feedback.summary import summarize
+    from visgrpo.feedback.worth.cells import impression_cells
 
     began = time.perf_counter()
     with open_events(path) as events:

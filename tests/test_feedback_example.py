@@ -15,7 +15,7 @@ import pytest
 
 import visgrpo as vg
 from visgrpo.cli import COMMANDS
-from visgrpo.feedback.cells import log_cells
+from visgrpo.feedback.worth.cells import log_cells
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "feedback.md"

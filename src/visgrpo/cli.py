@@ -80,19 +80,19 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "feedback summarize": Command(
         "what is in a table of clicks, votes, preferences or grades",
-        "visgrpo.tasks.feedback_config:SummarizeConfig",
-        "visgrpo.tasks.feedback_summarize:summarize",
+        "visgrpo.feedback.summarize_options:SummarizeConfig",
+        "visgrpo.feedback.summarize:summarize",
         positional=("events",),
     ),
     "feedback collect": Command(
         "a local page on which people judge a model's answers",
-        "visgrpo.tasks.collect_config:CollectConfig",
-        "visgrpo.tasks.feedback_collect:collect",
+        "visgrpo.collecting.options:CollectConfig",
+        "visgrpo.collecting.serve:collect",
     ),
     "feedback replay": Command(
         "how models would have done, estimated from a log of another",
-        "visgrpo.tasks.replay_config:ReplayConfig",
-        "visgrpo.tasks.feedback_replay:replay",
+        "visgrpo.feedback.replay_options:ReplayConfig",
+        "visgrpo.feedback.replay:replay",
     ),
     "sweep": Command(
         "train with many settings and seeds: one table, mean ± spread",

@@ -19,7 +19,7 @@ from visgrpo.collecting import schema, store
 from visgrpo.collecting.records import Drawn, NoSuchOffer, Offer
 from visgrpo.collecting.store import AlreadyJudged, NothingToUndo, Progress, Store
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import open_events
+from visgrpo.feedback.source.events import open_events
 
 IMAGES = ("b.png", "a.png", "c.png")
 LABELS = ("dog", "cat")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.feedback.cells import VoteCells
-from visgrpo.feedback.posterior import Posterior
-from visgrpo.feedback.votes import log_share_posterior, share_posterior
+from visgrpo.feedback.logged import Log, LoggedGRPO
+from visgrpo.feedback.reward import FeedbackReward
+from visgrpo.feedback.worth.cells import VoteCells
+from visgrpo.feedback.worth.posterior import Posterior
+from visgrpo.feedback.worth.votes import log_share_posterior, share_posterior
 from visgrpo.methods.labels import LabelGRPO
-from visgrpo.methods.logged import Log, LoggedGRPO
 from visgrpo.objectives import Objective
 from visgrpo.rewards import parse_rewards
-from visgrpo.rewards.feedback import FeedbackReward
 
 CLASSES = ("cat", "dog", "owl", "fox")
 VOTES = np.array([[48, 1, 1, 1], [20, 19, 11, 1], [13, 14, 12, 12]])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visgrpo.feedback.cells import LogCells
+from visgrpo.feedback.worth.cells import LogCells
 
 TYPES, CLASSES = 40, 4
 

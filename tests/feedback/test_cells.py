@@ -16,8 +16,8 @@ from event_files import WRITERS, write_parquet
 
 from visgrpo.errors import UserError
 from visgrpo.feedback import cells
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import Matched, match
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.matching import Matched, match
 
 CLASSES = ("cat", "dog", "owl")
 IMAGES = 7

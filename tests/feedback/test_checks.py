@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import Events, open_events
+from visgrpo.feedback.source.events import Events, open_events
 
 START = 1.7e9
 

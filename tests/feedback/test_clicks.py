@@ -7,10 +7,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta
 
-import visgrpo.feedback.clicks
+import visgrpo.feedback.worth.clicks
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import ImpressionCells
-from visgrpo.feedback.clicks import Examination, click_posterior, fit_examination
+from visgrpo.feedback.worth.cells import ImpressionCells
+from visgrpo.feedback.worth.clicks import Examination, click_posterior, fit_examination
 
 EXAMINED = np.array([1.0, 0.7, 0.5, 0.3, 0.2])
 K = 5
@@ -202,7 +202,7 @@ def test_positions_that_cannot_be_told_apart(rows: list[tuple[float, ...]], mess
 
 
 def test_a_fit_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visgrpo.feedback.clicks, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(visgrpo.feedback.worth.clicks, "MOST_ITERATIONS", 1)
     cells = cells_of((0, 0, 1, 10, 6), (0, 0, 2, 10, 2))
     with pytest.raises(UserError, match="examination of positions did not settle in 1 steps"):
         fit_examination(cells)

@@ -7,10 +7,10 @@ import pytest
 from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
-import visgrpo.feedback.comparisons
+import visgrpo.feedback.worth.comparisons
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import PreferenceCells
-from visgrpo.feedback.comparisons import davidson_posterior, davidson_scores
+from visgrpo.feedback.worth.cells import PreferenceCells
+from visgrpo.feedback.worth.comparisons import davidson_posterior, davidson_scores
 
 # Games won by the row over the column in the American League East, 1987.
 TEAMS = ("Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore")
@@ -135,7 +135,7 @@ def test_curvature_by_finite_differences() -> None:
 def test_images_are_fitted_alone_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = random_cells(40, 5, seed=7, ties=1)
     whole = davidson_posterior(cells, 41, 5, prior_sd=2)
-    monkeypatch.setattr(visgrpo.feedback.comparisons, "NUMBERS_AT_ONCE", 60)
+    monkeypatch.setattr(visgrpo.feedback.worth.comparisons, "NUMBERS_AT_ONCE", 60)
     split = davidson_posterior(cells, 41, 5, prior_sd=2)
     np.testing.assert_allclose(split.mean_MK, whole.mean_MK, atol=1e-9)
     np.testing.assert_allclose(split.sd_MK, whole.sd_MK, rtol=1e-7)
@@ -179,6 +179,6 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         davidson_posterior(cells_of((0, 0, 1, 0, 4)), 1, 2, prior_sd=1)
     with pytest.raises(UserError, match="There are no comparisons"):
         davidson_posterior(PreferenceCells(*np.zeros((5, 0), dtype=int)), 1, 2, prior_sd=1)
-    monkeypatch.setattr(visgrpo.feedback.comparisons, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(visgrpo.feedback.worth.comparisons, "MOST_ITERATIONS", 1)
     with pytest.raises(UserError, match="did not settle in 1 steps"):
         davidson_posterior(cells, 1, 2, prior_sd=1)

@@ -9,8 +9,8 @@ import pytest
 from event_files import IMPRESSIONS, write_csv, write_json_lines, write_parquet
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.sources import find_files, first_line
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.sources import find_files, first_line
 
 VOTES = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 2]}
 

@@ -15,7 +15,7 @@ import pytest
 from event_files import IMPRESSIONS, write_csv, write_parquet
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import open_events
+from visgrpo.feedback.source.events import open_events
 
 
 def column(events_path: Path, name: str) -> list[object]:

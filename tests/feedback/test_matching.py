@@ -9,8 +9,14 @@ import pytest
 from event_files import write_csv
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import Matched, image_keys, key_columns, match, remarks_on_images
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.matching import (
+    Matched,
+    image_keys,
+    key_columns,
+    match,
+    remarks_on_images,
+)
 
 
 def found(tmp_path: Path, images: Sequence[str], keys: Sequence[Sequence[str]]) -> dict[str, int]:

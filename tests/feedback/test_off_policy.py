@@ -9,8 +9,6 @@ import pytest
 from log_tools import CLASSES, Rows, world
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import LogCells
-from visgrpo.feedback.click_prediction import click_rates
 from visgrpo.feedback.off_policy import (
     Estimate,
     difference,
@@ -18,6 +16,8 @@ from visgrpo.feedback.off_policy import (
     logged_value,
     overlap,
 )
+from visgrpo.feedback.worth.cells import LogCells
+from visgrpo.feedback.worth.click_prediction import click_rates
 
 # Two images; ratios of the policy below are 1, 1, 2 and clicks 1, 0, 1.
 SMALL = Rows(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.posterior import Posterior, check_prior, scatter
+from visgrpo.feedback.worth.posterior import Posterior, check_prior, scatter
 
 KNOWN = np.array([[True, False], [True, True]])
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.posterior import Posterior
-from visgrpo.feedback.prediction import ALPHAS, LEAST_PAIRS, predict_unknown, reward_model
+from visgrpo.feedback.worth.posterior import Posterior
+from visgrpo.feedback.worth.prediction import ALPHAS, LEAST_PAIRS, predict_unknown, reward_model
 
 
 def linear_world(images: int, classes: int, noise: float, seed: int = 0):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import visgrpo.feedback.raters
+import visgrpo.feedback.worth.raters
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import RaterVotes
-from visgrpo.feedback.raters import dawid_skene, posterior_of_raters, weighted_votes
-from visgrpo.feedback.votes import share_posterior
+from visgrpo.feedback.worth.cells import RaterVotes
+from visgrpo.feedback.worth.raters import dawid_skene, posterior_of_raters, weighted_votes
+from visgrpo.feedback.worth.votes import share_posterior
 
 # Dawid & Skene (1979), Table 1: five anaesthetists on 45 patients, the first of them three times.
 ANAESTHETISTS = """
@@ -261,6 +261,6 @@ def test_what_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody.weight_U[:] = 0
     with pytest.raises(UserError, match="No rater answers better than by chance"):
         weighted_votes(votes, nobody, 2, 2)
-    monkeypatch.setattr(visgrpo.feedback.raters, "MOST_NUMBERS", 3)
+    monkeypatch.setattr(visgrpo.feedback.worth.raters, "MOST_NUMBERS", 3)
     with pytest.raises(UserError, match="confusions of 1 raters over 2 classes do not fit"):
         dawid_skene(votes, 2, 2)

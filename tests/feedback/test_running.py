@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import impression_cells
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import match
-from visgrpo.feedback.running import RunningAverage
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.matching import match
+from visgrpo.feedback.worth.cells import impression_cells
+from visgrpo.feedback.worth.running import RunningAverage
 
 HALF_LIFE = 50.0
 

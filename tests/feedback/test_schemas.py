@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.schemas import IMAGE_NAMES, SCHEMAS, canonical_columns, find_schema, kinds_of
+from visgrpo.feedback.source.schemas import (
+    IMAGE_NAMES,
+    SCHEMAS,
+    canonical_columns,
+    find_schema,
+    kinds_of,
+)
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)

@@ -13,8 +13,8 @@ import pytest
 from event_files import IMPRESSIONS, write_csv, write_parquet
 from scipy.stats import binomtest, norm
 
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import match
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.matching import match
 from visgrpo.feedback.summary import Summary, summarize
 from visgrpo.feedback.summary_clicks import Clicks
 from visgrpo.feedback.summary_judgements import Grades, Preferences

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from visgrpo.data.batches import CachedInputs
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.errors import UserError
+from visgrpo.feedback.reward import FeedbackReward
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.held_out import HeldOut, expected_reward
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.rewards.feedback import FeedbackReward
 
 CLASSES = ("cat", "dog", "owl")
 POLICY = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.125, 0.125, 0.75], [0.6, 0.3, 0.1]])

@@ -10,11 +10,11 @@ from label_tools import names
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.feedback.logged import Log, LoggedGRPO
+from visgrpo.feedback.reward import FeedbackReward
 from visgrpo.methods.labels import LabelGRPO
-from visgrpo.methods.logged import Log, LoggedGRPO
 from visgrpo.objectives import Objective
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.rewards.feedback import FeedbackReward
 
 PLAIN = Objective(scale="none")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+from visgrpo.feedback.reward import FeedbackReward
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.rewards.feedback import FeedbackReward, pairs_of
 
 CLASSES = ("cat", "dog", "owl")
 CPU = torch.device("cpu")
@@ -34,24 +34,26 @@ def test_the_table_is_looked_up_by_row_and_output() -> None:
 
 
 def test_what_is_known_of_some_images() -> None:
-    pairs = table().pairs([3, 1], CPU)
+    pairs = table().known({"feedback_row": [3, 1]}, CPU)
     assert pairs.observed_NK.tolist() == [[False, True, False], [True, True, True]]
     assert pairs.usable_NK is pairs.observed_NK
-    filled = table(masks=False).pairs([3, 1], CPU)
+    filled = table(masks=False).known({"feedback_row": [3, 1]}, CPU)
     assert filled.observed_NK.tolist() == pairs.observed_NK.tolist()
     assert filled.usable_NK is None
 
 
 def test_several_tables_know_what_each_of_them_knows() -> None:
-    other = table(observed_MK=torch.tensor([[1, 1, 0]] * 4).bool())
+    observed_MK = torch.tensor([[1, 1, 0]] * 4).bool()
+    other = table(observed_MK=observed_MK)
     columns = {"feedback_row": [0, 1]}
-    both = pairs_of([table(), other], columns, CPU)
+    both = rewards_of(clicks=table(), dwell=other).known(columns, CPU)
     assert both is not None
     assert both.observed_NK.tolist() == [[True, False, False], [True, True, False]]
     assert both.usable_NK is not None
     assert both.usable_NK.tolist() == both.observed_NK.tolist()
-    other.masks = False  # observed by both, usable where the one that masks has it
-    mixed = pairs_of([table(), other], columns, CPU)
+    # Observed by both, usable where the one that masks has it.
+    filled = table(observed_MK=observed_MK, masks=False)
+    mixed = rewards_of(clicks=table(), dwell=filled).known(columns, CPU)
     assert mixed is not None
     assert mixed.observed_NK.tolist() == both.observed_NK.tolist()
     assert mixed.usable_NK is not None
@@ -60,7 +62,7 @@ def test_several_tables_know_what_each_of_them_knows() -> None:
 
 def test_other_rewards_know_all_pairs() -> None:
     rewards = parse_rewards(["hard"], None, CLASSES)
-    assert rewards.pairs({}, CPU) is None
+    assert rewards.known({}, CPU) is None
     assert not rewards.masks
     assert rewards_of(clicks=table()).masks
     assert not rewards_of(clicks=table(masks=False)).masks

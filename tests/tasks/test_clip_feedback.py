@@ -21,13 +21,13 @@ from scipy.special import digamma, expit
 
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.errors import UserError
-from visgrpo.feedback.events import open_events
-from visgrpo.feedback.matching import match
-from visgrpo.tasks import clip_feedback
+from visgrpo.feedback import learn
+from visgrpo.feedback.learn import FeedbackLearning, read_votes
+from visgrpo.feedback.posteriors import best_answers
+from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.matching import match
 from visgrpo.tasks.clip import objective_of
-from visgrpo.tasks.clip_feedback import Feedback, read_feedback, read_votes
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.feedback_posteriors import best_answers
 
 Rows = list[tuple[Any, ...]]
 
@@ -37,9 +37,9 @@ def splits(tiny_dataset: ImageDataset) -> Splits:
     return splits_of(tiny_dataset)
 
 
-def read(config: ClipConfig, splits: Splits) -> tuple[Feedback, list[str]]:
+def read(config: ClipConfig, splits: Splits) -> tuple[Any, list[str]]:
     session = Listening()
-    return read_feedback(config, splits, session), session.lines  # type: ignore[arg-type]
+    return FeedbackLearning(config, splits, session), session.lines  # type: ignore[arg-type]
 
 
 # Every pair of images 0-19 shown twice, at a position each; clicks by a rule with both answers.
@@ -230,12 +230,8 @@ def test_votes_are_kept_to_measure_with(splits: Splits, tmp_path: Path) -> None:
     rows = [(name(17), "dog", 3), (name(2), "cat", 5), (name(2), "apple", 1), (name(23), "dog", 2)]
     file = write_table(tmp_path / "votes.csv", "image label votes", rows)
     feedback, _ = read(config_of(file, "votes", unknown="prior"), splits)
-    validation = feedback.votes_of(feedback.splits.validation)
-    assert validation is not None
-    assert validation.tolist() == [[0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 0]]
-    train = feedback.votes_of(feedback.splits.train.subset([2, 0]))
-    assert train is not None
-    assert train.tolist() == [[5, 0, 1], [0, 0, 0]]
+    assert feedback.votes("validation").tolist() == [[0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 0]]
+    assert feedback.votes("train")[[2, 0]].tolist() == [[5, 0, 1], [0, 0, 0]]
     assert read_votes(file, splits.test).tolist() == [[0, 0, 0]] * 3 + [[0, 2, 0]]
     worth_MK = feedback.rewards["votes"].worth_MK
     assert worth_MK[2].tolist() == pytest.approx([5.5 / 7.5, 0.5 / 7.5, 1.5 / 7.5])
@@ -248,7 +244,7 @@ def test_votes_are_kept_to_measure_with(splits: Splits, tmp_path: Path) -> None:
     ]  # fmt: skip
     clicks = write_table(tmp_path / "log.csv", "image label clicked", [(name(2), "cat", 1)])
     other, _ = read(config_of(clicks, select="accuracy"), splits)
-    assert other.votes_of(splits.train) is None
+    assert other.votes("train") is None
 
 
 def test_the_best_answers(tmp_path: Path) -> None:
@@ -337,7 +333,7 @@ def test_tables_that_will_not_do(
     assert 'needs the column "propensity"' in lacking
     assert 'no column "nmae"' in refused(config_of(clicks, id_column="nmae"), splits)
     assert "which" in refused(config_of(clicks, "dwell"), splits)
-    monkeypatch.setattr(clip_feedback, "MOST_PAIRS", 71)
+    monkeypatch.setattr(learn, "MOST_PAIRS", 71)
     assert "24 images × 3 labels are more pairs than fit in memory (71)" in refused(
         config_of(clicks), splits
     )

@@ -14,21 +14,21 @@ import pytest
 
 from visgrpo.arguments import parse
 from visgrpo.collecting.judging import Answer, Ask
+from visgrpo.collecting.learning import ClipProcess
+from visgrpo.collecting.options import CollectConfig
 from visgrpo.collecting.records import Drawn
 from visgrpo.collecting.store import Store
-from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.sources import load_split
-from visgrpo.errors import UserError
-from visgrpo.models.loading import load_clip
-from visgrpo.tasks.clip import train_clip
-from visgrpo.tasks.collect_config import CollectConfig
-from visgrpo.tasks.collect_learning import ClipProcess
-from visgrpo.tasks.collect_training import (
+from visgrpo.collecting.training import (
     Training,
     clip_config,
     clip_words,
     photos_for_training,
 )
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.sources import load_split
+from visgrpo.errors import UserError
+from visgrpo.models.loading import load_clip
+from visgrpo.tasks.clip import train_clip
 from visgrpo.tasks.configs import ClipConfig
 
 CLASSES = ("cat", "dog", "apple")

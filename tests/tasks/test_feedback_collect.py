@@ -27,6 +27,15 @@ import torch
 from PIL import Image
 
 from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
+from visgrpo.collecting.learning import (
+    BackgroundLearner,
+    ClipProcess,
+    LearningFailed,
+    LearningStopped,
+)
+from visgrpo.collecting.model import AnsweringModel
+from visgrpo.collecting.options import CollectConfig
+from visgrpo.collecting.serve import add_learner, collect
 from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
@@ -34,15 +43,6 @@ from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.tasks import collect_learning
-from visgrpo.tasks.collect_config import CollectConfig
-from visgrpo.tasks.collect_learning import (
-    BackgroundLearner,
-    ClipProcess,
-    LearningFailed,
-    LearningStopped,
-)
-from visgrpo.tasks.collect_model import AnsweringModel
-from visgrpo.tasks.feedback_collect import add_learner, collect
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
@@ -103,7 +103,7 @@ def test_options_that_can(tmp_path: Path) -> None:
 
 
 def test_help_needs_no_torch_and_no_server() -> None:
-    words = "import sys, visgrpo.tasks.collect_config as c; print(*sys.modules)"
+    words = "import sys, visgrpo.collecting.options as c; print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     heavy = {"torch", "fastapi", "starlette", "uvicorn", "numpy", "PIL"}
     assert heavy.isdisjoint(said.stdout.split())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,13 @@ from feedback_tables import (
 
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import LogCells
-from visgrpo.rewards.feedback import FeedbackReward
-from visgrpo.tasks.clip_feedback import read_feedback
+from visgrpo.feedback.from_model import doubly_robust
+from visgrpo.feedback.learn import FeedbackLearning
+from visgrpo.feedback.logged import Log
+from visgrpo.feedback.worth.cells import LogCells
+from visgrpo.objectives import preset
+from visgrpo.rewards import parse_rewards
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.feedback_model import _doubly_robust, use_feedback
 
 
 @pytest.fixture
@@ -57,23 +58,23 @@ def logged_rows(rows: range, n: int = 12, seed: int = 0) -> Rows:
 
 def used(
     config: ClipConfig, splits: Splits, *, in_groups: bool = True
-) -> tuple[Any, Any, list[str]]:
+) -> tuple[Any, Log | None, list[str]]:
+    """Feedback with the rewards that it ends with, the log of its groups, and what was said."""
     session = Listening()
-    feedback = read_feedback(config, splits, session)  # type: ignore[arg-type]
-    found = use_feedback(
-        feedback,
+    feedback = FeedbackLearning(config, splits, session)  # type: ignore[arg-type]
+    rewards, grpo = feedback.start(
         Linear(WEIGHT),  # type: ignore[arg-type]
         inputs(),
-        config,
-        session,  # type: ignore[arg-type]
-        in_groups=in_groups,
+        parse_rewards(config.reward, None, CLASSES, feedback.rewards),
+        replace(preset("grpo"), scope="group" if in_groups else "batch"),
     )
-    return feedback, found, session.lines
+    feedback.rewards = dict(zip(rewards.names, rewards.functions, strict=True))
+    return feedback, getattr(grpo, "keywords", {}).get("log"), session.lines
 
 
 def test_nothing_is_added_to_averaged_rewards(splits: Splits, tmp_path: Path) -> None:
     file = write_table(tmp_path / "log.csv", LOG_HEADER, logged_rows(range(24)))
-    before = read_feedback(config_of(file), splits, Listening())  # type: ignore[arg-type]
+    before: Any = FeedbackLearning(config_of(file), splits, Listening())  # type: ignore[arg-type]
     feedback, log, _ = used(config_of(file), splits)
     assert log is None
     assert torch.equal(feedback.rewards["clicks"].worth_MK, before.rewards["clicks"].worth_MK)
@@ -141,7 +142,7 @@ def test_doubly_robust_is_the_textbooks_sum(
         seen.update(cells=cells, features=features_MD, seed=seed)
         return q
 
-    monkeypatch.setattr("visgrpo.tasks.feedback_model.predicted_clicks", predicted)
+    monkeypatch.setattr("visgrpo.feedback.from_model.predicted_clicks", predicted)
     file = write_table(tmp_path / "log.csv", LOG_HEADER, rows)
     feedback, log, _ = used(config_of(file, off_policy="doubly-robust", seed=7), splits)
     assert log is None
@@ -172,7 +173,7 @@ def test_doubly_robust_needs_one_of_two(
     truth, p = RATES[:4], np.random.default_rng(6).dirichlet(np.full(3, 3.0), 4)
     q = truth if right_q else np.full((4, 3), 0.5)
     told = p if right_p else np.full((4, 3), 1 / 3)
-    monkeypatch.setattr("visgrpo.tasks.feedback_model.predicted_clicks", lambda *a, **b: q)
+    monkeypatch.setattr("visgrpo.feedback.from_model.predicted_clicks", lambda *a, **b: q)
     rng = np.random.default_rng(10)
     tables = []
     for _ in range(600):
@@ -182,9 +183,7 @@ def test_doubly_robust_needs_one_of_two(
         n, c = count[image_C, label_C], clicks[image_C, label_C]
         inverse = 1 / told[image_C, label_C]
         cells = LogCells(image_C, label_C, n, c, n * inverse, n * inverse**2, c * inverse)
-        reward = FeedbackReward(torch.zeros(4, 3), torch.ones(4, 3).bool())
-        feedback = SimpleNamespace(rewards={"clicks": reward}, fit_M=np.ones(4, bool), report={})
-        _doubly_robust(feedback, cells, FEATURES.numpy(), SimpleNamespace(seed=0))  # type: ignore[arg-type]
+        reward = doubly_robust(cells, np.ones(4, bool), FEATURES.double().numpy(), 3, seed=0)
         tables.append(reward.worth_MK.double().numpy())
     error = np.std(tables, axis=0, ddof=1) / np.sqrt(len(tables))
     z = np.abs(np.mean(tables, axis=0) - truth) / error

@@ -16,14 +16,14 @@ from PIL import Image
 
 from visgrpo.arguments import parse
 from visgrpo.errors import UserError
+from visgrpo.feedback.replay import LOGGED, replay
+from visgrpo.feedback.replay_options import ReplayConfig
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_backbone, save_representation
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
-from visgrpo.tasks.feedback_replay import LOGGED, replay
-from visgrpo.tasks.replay_config import ReplayConfig
 
 LABELS = ("cat", "dog", "apple")
 IMAGES = 24

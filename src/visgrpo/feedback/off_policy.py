@@ -27,8 +27,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import Floats, LogCells, Whole
-from visgrpo.feedback.posterior import add_up
+from visgrpo.feedback.worth.cells import Floats, LogCells, Whole
+from visgrpo.feedback.worth.posterior import add_up
 
 CONFIDENCE = 0.95
 _SUM_TOLERANCE = 1e-4  # of probabilities that a model gave in float32

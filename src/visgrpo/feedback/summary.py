@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from visgrpo.feedback.events import Events
-from visgrpo.feedback.matching import Matched, remarks_on_shared_names
-from visgrpo.feedback.schemas import SCHEMAS, Kind
-from visgrpo.feedback.sql import identifier, only_row
+from visgrpo.feedback.source.events import Events
+from visgrpo.feedback.source.matching import Matched, remarks_on_shared_names
+from visgrpo.feedback.source.schemas import SCHEMAS, Kind
+from visgrpo.feedback.source.sql import identifier, only_row
 from visgrpo.feedback.summary_clicks import Clicks, summarize_clicks
 from visgrpo.feedback.summary_judgements import (
     Grades,

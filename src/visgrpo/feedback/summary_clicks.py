@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visgrpo.feedback.events import Events
-from visgrpo.feedback.sql import only_row
+from visgrpo.feedback.source.events import Events
+from visgrpo.feedback.source.sql import only_row
 from visgrpo.feedback.summary_rows import Row, share_row
 
 

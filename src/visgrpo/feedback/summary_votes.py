@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visgrpo.feedback.events import Events
-from visgrpo.feedback.sql import only_row
+from visgrpo.feedback.source.events import Events
+from visgrpo.feedback.source.sql import only_row
 from visgrpo.feedback.summary_rows import Bin, Row
 
 LEAST_VOTES = 10

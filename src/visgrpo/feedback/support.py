@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.cells import LogCells
 from visgrpo.feedback.off_policy import Overlap, overlap
+from visgrpo.feedback.worth.cells import LogCells
 
 _FAR = 0.1
 """A mean ratio this far from 1, and by `_ERRORS` standard errors, cannot be chance."""

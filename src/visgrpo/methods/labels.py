@@ -166,8 +166,7 @@ class LabelGRPO:
     def _groups(
         self, old_NK: Tensor, batch: Batch, step: int, input_weights_N: Tensor | None
     ) -> LabelGroups:
-        pairs = self.rewards.pairs(batch.columns, old_NK.device)
-        support = Support.of(old_NK, pairs)
+        support = Support.of(old_NK, self.rewards.known(batch.columns, old_NK.device))
         outputs_NG = self._outputs(support.log_probs_NK, batch, step)
         weights_NG, old_NG = self._weighted(old_NK, support, outputs_NG, batch)
         rewards_NGR = self.rewards(
@@ -195,7 +194,7 @@ class LabelGRPO:
             labelled_N=self._labelled(batch, step),
             input_weights_N=support.input_weights(input_weights_N),
             coverage_N=support.coverage_N,
-            usable_NK=None if pairs is None else pairs.usable_NK,
+            usable_NK=support.usable_NK,
         )
 
     def loss_of(self, logits_NK: Tensor, groups: LabelGroups) -> tuple[Tensor, Metrics]:

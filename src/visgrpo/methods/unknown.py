@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visgrpo.objectives import Objective
 from visgrpo.objectives.estimators import Estimator, estimator_weights
-from visgrpo.rewards.feedback import KnownPairs
+from visgrpo.rewards.labels import Known
 
 
 def conditioned(log_probs_NK: Tensor, usable_NK: Tensor) -> Tensor:
@@ -34,25 +34,28 @@ class Support:
     Attributes:
         log_probs_NK: the old policy among the possible outputs, -inf for the others; where an
             input has none, the old policy itself, so that numbers stay finite.
+        usable_NK: bool, the possible outputs; None where all are.
         decided_N: bool, which inputs have a possible output; None where all have.
-        coverage_N: the old policy's probability of what people were seen to judge; None where
-            rewards are not from feedback.
+        coverage_N: the old policy's probability of what was observed; None where rewards are known
+            of every output.
     """
 
     log_probs_NK: Tensor
+    usable_NK: Tensor | None = None
     decided_N: Tensor | None = None
     coverage_N: Tensor | None = None
 
     @classmethod
-    def of(cls, old_NK: Tensor, pairs: KnownPairs | None) -> Support:
-        """Condition the old policy, log π (N, K), on the pairs that have a reward."""
-        if pairs is None:
+    def of(cls, old_NK: Tensor, known: Known | None) -> Support:
+        """Condition the old policy, log π (N, K), on the outputs that have a reward."""
+        if known is None:
             return cls(old_NK)
-        coverage_N = (old_NK.exp() * pairs.observed_NK).sum(dim=-1)
-        if pairs.usable_NK is None:
+        coverage_N = (old_NK.exp() * known.observed_NK).sum(dim=-1)
+        usable_NK = known.usable_NK
+        if usable_NK is None:
             return cls(old_NK, coverage_N=coverage_N)
-        decided_N = pairs.usable_NK.any(dim=1)
-        return cls(conditioned(old_NK, pairs.usable_NK), decided_N, coverage_N)
+        among_NK = conditioned(old_NK, usable_NK)
+        return cls(among_NK, usable_NK, usable_NK.any(dim=1), coverage_N)
 
     def input_weights(self, given_N: Tensor | None) -> Tensor | None:
         """Return how much each input counts: nothing where no output is possible."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +48,31 @@ class LabelReward(Protocol):
         **columns: Any,
     ) -> Tensor:
         """Return the reward of each output, (N, G)."""
+
+
+class Known(NamedTuple):
+    """What is known about the K labels of N images.
+
+    Attributes:
+        observed_NK: bool: the reward of this pair was seen.
+        usable_NK: bool: the pair may be an output of a group; None where all may, since a reward
+            was put in for what was not seen.
+    """
+
+    observed_NK: Tensor
+    usable_NK: Tensor | None
+
+
+@runtime_checkable
+class PartialReward(LabelReward, Protocol):
+    """A reward that is not known of every label of an image."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether what is not known takes no part in a group."""
+
+    def known(self, columns: Mapping[str, Any], device: torch.device) -> Known:
+        """Return what is known about all labels of the images with these columns."""
 
 
 @dataclass(frozen=True)

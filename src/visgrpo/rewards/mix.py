@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.rewards.custom import ARGUMENTS, CustomReward
-from visgrpo.rewards.feedback import FeedbackReward, KnownPairs, pairs_of
 from visgrpo.rewards.functions import user_function
-from visgrpo.rewards.labels import LABEL_REWARDS, LabelReward, Scope, label_reward
+from visgrpo.rewards.labels import (
+    LABEL_REWARDS,
+    Known,
+    LabelReward,
+    PartialReward,
+    Scope,
+    label_reward,
+)
 from visgrpo.rewards.weighted import WeightedRewards
 
 
@@ -39,15 +45,29 @@ class RewardSet(WeightedRewards):
     @property
     def masks(self) -> bool:
         """Whether some outputs of an image may have no reward, so that no group can have them."""
-        return any(isinstance(part, FeedbackReward) and part.masks for part in self.functions)
+        return any(part.masks for part in self._partial)
 
-    def pairs(self, columns: Mapping[str, Any], device: torch.device) -> KnownPairs | None:
+    @property
+    def _partial(self) -> list[PartialReward]:
+        return [part for part in self.functions if isinstance(part, PartialReward)]
+
+    def known(self, columns: Mapping[str, Any], device: torch.device) -> Known | None:
         """Return which labels of some images all rewards know; None where each knows all.
 
         Args:
             columns: of the images, those of the batch.
         """
-        return pairs_of(self.functions, columns, device)
+        found = [part.known(columns, device) for part in self._partial]
+        if not found:
+            return None
+        observed_NK = torch.stack([known.observed_NK for known in found]).all(dim=0)
+        masked = [known.usable_NK for known in found if known.usable_NK is not None]
+        return Known(observed_NK, torch.stack(masked).all(dim=0) if masked else None)
+
+    def replaced(self, made: Mapping[str, LabelReward]) -> Self:
+        """Return the set with other functions under some of its names."""
+        functions = zip(self.names, self.functions, strict=True)
+        return replace(self, functions=tuple(made.get(name, part) for name, part in functions))
 
     def expected(
         self,
@@ -65,7 +85,7 @@ class RewardSet(WeightedRewards):
         Returns:
             (N,) the weighted sum of the rewards' expectations; and (N,) bool, false where nobody
             has judged any label (so that the expectation is 0, or all guesswork), or None where
-            rewards are not from feedback.
+            all rewards are known of every label.
         """
         n_inputs, n_classes = probabilities_NK.shape
         rewards_NKR = self(
@@ -76,14 +96,14 @@ class RewardSet(WeightedRewards):
             **columns,
         )
         rewards_NK = rewards_NKR @ self.weights_R.to(rewards_NKR)
-        pairs = self.pairs(columns, probabilities_NK.device)
-        if pairs is None or pairs.usable_NK is None:
-            decided_N = None if pairs is None else pairs.observed_NK.any(dim=-1)
+        known = self.known(columns, probabilities_NK.device)
+        if known is None or known.usable_NK is None:
+            decided_N = None if known is None else known.observed_NK.any(dim=-1)
             return (probabilities_NK * rewards_NK).sum(dim=-1), decided_N
-        weights_NK = probabilities_NK * pairs.usable_NK
+        weights_NK = probabilities_NK * known.usable_NK
         # The smallest number stands in for 0 where nothing is known: the sum above it is 0 too.
         total_N = weights_NK.sum(dim=-1).clamp(min=torch.finfo(weights_NK.dtype).tiny)
-        return (weights_NK * rewards_NK).sum(dim=-1) / total_N, pairs.usable_NK.any(dim=-1)
+        return (weights_NK * rewards_NK).sum(dim=-1) / total_N, known.usable_NK.any(dim=-1)
 
     def validate(self, scope: str, columns: Iterable[str] | None = None) -> None:
         """Check before any model is loaded that the rewards fit the run.
@@ -148,7 +168,7 @@ def parse_rewards(
     specs: Sequence[str | Callable[..., Any]],
     weights: Sequence[float] | None,
     classes: Sequence[str],
-    feedback: Mapping[str, LabelReward] | None = None,
+    made: Mapping[str, LabelReward] | None = None,
 ) -> RewardSet:
     """Build rewards from what the user wrote.
 
@@ -158,25 +178,25 @@ def parse_rewards(
             "file.py:function"), or a Python callable. A function's own name names it.
         weights: one for each; None for all 1.
         classes: class names, position = class id.
-        feedback: the rewards that were made of people's behaviour, by name ("clicks", …).
+        made: rewards that are there already, by name: those of people's clicks, say.
 
     Raises:
         UserError: an unknown name or file (with the nearest), or a mistake in `RewardSet`.
         RewardError: importing the user's function raised.
     """
-    parsed = [_parse(spec, classes, feedback or {}) for spec in specs]
+    parsed = [_parse(spec, classes, made or {}) for spec in specs]
     return RewardSet.of(parsed, weights)
 
 
 def _parse(
-    spec: str | Callable[..., Any], classes: Sequence[str], feedback: Mapping[str, LabelReward]
+    spec: str | Callable[..., Any], classes: Sequence[str], made: Mapping[str, LabelReward]
 ) -> tuple[str, LabelReward]:
     if isinstance(spec, str):
         spec = spec.strip()
         name, _, argument = spec.partition(":")
-        if spec in feedback:
-            return spec, feedback[spec]
+        if spec in made:
+            return spec, made[spec]
         if name in LABEL_REWARDS:
             return name, label_reward(name, argument, classes)
-    name, function = user_function(spec, (*LABEL_REWARDS, *feedback))
+    name, function = user_function(spec, (*LABEL_REWARDS, *made))
     return name, CustomReward(name, function)

@@ -16,7 +16,6 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
 from visgrpo.measures.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.methods.labels import LabelGRPO
-from visgrpo.methods.logged import Log, LoggedGRPO
 from visgrpo.methods.supervised import Supervised, WarmStart
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
 from visgrpo.models.card import model_card
@@ -28,10 +27,9 @@ from visgrpo.models.saving import save_adapter, save_classifier
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards import RewardSet, parse_rewards
 from visgrpo.tasks.baseline import supervised_baseline
-from visgrpo.tasks.clip_feedback import keep_report, read_feedback
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.ending import finish
-from visgrpo.tasks.feedback_model import use_feedback
+from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.session import (
     Session,
     batches_of,
@@ -43,7 +41,6 @@ from visgrpo.tasks.session import (
     save_picture,
     training_options,
 )
-from visgrpo.tasks.unlabelled import load_images
 from visgrpo.training.method import Method
 from visgrpo.training.options import falling
 from visgrpo.training.trainer import Trainer
@@ -61,16 +58,11 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
     start = model_folder(config.model)
     check_model_name(start)
-    splits = load_images(config, session)
+    extension = extension_of(config, session)
+    splits = extension.splits
     class_prompts(splits.train.classes, config.templates)
-    feedback = read_feedback(config, splits, session) if config.feedback else None
-    if feedback is not None:
-        splits = feedback.splits
     rewards = parse_rewards(
-        config.reward,
-        config.reward_weights,
-        splits.train.classes,
-        feedback.rewards if feedback else None,
+        config.reward, config.reward_weights, splits.train.classes, extension.rewards
     )
     objective = objective_of(config)
     supervised = config.method == "supervised"  # no groups, so any reward is a metric of its own
@@ -100,10 +92,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     adapt(classifier, adaptation_of(config))
     classifier.to(session.processes.device)
     inputs = _inputs(classifier, parts, splits, config, session)
-    log = None
-    if feedback is not None:
-        in_groups = objective.scope == "group"
-        log = use_feedback(feedback, classifier, inputs, config, session, in_groups=in_groups)
+    rewards, grpo = extension.start(classifier, inputs, rewards, objective)
     held_out = {
         name: HeldOut.at_start(
             classifier,
@@ -111,14 +100,14 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
             inputs[name],
             session.processes,
             rewards,
-            feedback.votes_of(getattr(splits, name)) if feedback else None,
+            extension.votes(name),
         )
         for name in ("validation", "test")
     }
     retention = _retention(classifier, parts, retained, config, session)
     reference = _reference(classifier, splits.train, inputs["train"], config, session)
     method = method_of(
-        config, objective, rewards, splits.train, reference, session, options.steps, log
+        config, objective, rewards, splits.train, reference, session, options.steps, grpo
     )
     trainer = Trainer(
         classifier,
@@ -135,9 +124,8 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
     at_start = held_out["test"].start()  # asks the rewards, too, for the first time
     retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
     begin(session, "clip")  # only now: whatever was wrong has left no folder behind
-    if feedback is not None:
-        keep_report(feedback, session)
-    baseline = supervised_baseline(train_clip, config, session, warm_start=0, off_policy="none")
+    extension.begin()
+    baseline = supervised_baseline(train_clip, config, session, warm_start=0, **WITHOUT_GROUPS)
     session.start_trackers()
     result = trainer.train(session.checkpoint)
     classifier.eval()
@@ -157,7 +145,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
             for name, scores in retention.items()
         },
         save=lambda summary: _save(classifier, parts, config, session, summary),
-        more={"feedback": feedback.report} if feedback else None,
+        more=extension.facts,
     )
     return summary
 
@@ -165,14 +153,10 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
 def objective_of(config: ClipConfig) -> Objective:
     """Return the method's preset with the options that override it."""
     base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
-    if config.feedback and base.scale == "std":
-        # Labels of an image that nobody clicked differ in how often they were shown, and in little
-        # else: divided by its own deviation, that would count as much as a clear verdict.
-        base = replace(base, scale="none")
     overrides: dict[str, Any] = {
         "scope": config.scope,
         "baseline": config.advantage_baseline,
-        "scale": config.scale,
+        "scale": config.scale or config.resting_scale(base.scale),
         "epsilon_low": config.epsilon_low,
         "epsilon_high": config.epsilon_high,
     }
@@ -199,21 +183,20 @@ def method_of(
     reference: Reference | None,
     session: Session,
     steps: int,
-    log: Log | None = None,
+    grpo: Callable[..., LabelGRPO] = LabelGRPO,
 ) -> Method:
     """Return what is optimised: cross-entropy, GRPO, or one after the other.
 
     Args:
         steps: of the whole run, over which the supervised part falls if it does.
-        log: what groups are made of, where the run learns from a log.
+        grpo: makes groups and their loss.
     """
     labelled = _labelled(len(train), config)
     supervised = Supervised(rewards, train.classes, reference, labelled)
     if config.method == "supervised":
         return supervised
     fades = config.supervised_schedule
-    options: dict[str, Any] = {} if log is None else {"log": log, "correction": config.off_policy}
-    grpo = (LabelGRPO if log is None else LoggedGRPO)(
+    groups = grpo(
         rewards=rewards,
         objective=objective,
         classes=train.classes,
@@ -231,9 +214,8 @@ def method_of(
         ),
         labelled=labelled,
         seed=config.seed,
-        **options,
     )
-    return WarmStart(supervised, grpo, config.warm_start) if config.warm_start else grpo
+    return WarmStart(supervised, groups, config.warm_start) if config.warm_start else groups
 
 
 def _inputs(

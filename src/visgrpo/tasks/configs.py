@@ -7,7 +7,7 @@ from typing import Literal
 
 from visgrpo.errors import UserError
 from visgrpo.tasks.checks import named, not_negative, positive, share
-from visgrpo.tasks.feedback_options import FeedbackOptions
+from visgrpo.tasks.extension import ExtraOptions
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
 
@@ -113,7 +113,7 @@ class RunConfig(LoopConfig, DataConfig):
 
 
 @dataclass(frozen=True)
-class ClipConfig(FeedbackOptions, RunConfig):
+class ClipConfig(ExtraOptions, RunConfig):
     """Fine-tune a CLIP or SigLIP zero-shot classifier with rewards over class labels."""
 
     model: str = "openai/clip-vit-base-patch32"
@@ -215,7 +215,7 @@ class ClipConfig(FeedbackOptions, RunConfig):
             raise UserError("--lora adapts towers: choose --train image, text or full.")
         if self.supervised_schedule != "constant" and not self.supervised_weight:
             raise UserError("--supervised-schedule is of --supervised-weight: give one above 0.")
-        self.check_feedback(self.reward, self.estimator, self.method == "supervised")
+        self.check_extras(self.reward, self.estimator, self.method == "supervised")
 
     def resolved_select(self) -> str:
         """What decides the best step."""

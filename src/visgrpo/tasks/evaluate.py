@@ -17,12 +17,12 @@ from visgrpo.measures.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import ClipParts, load_clip, model_folder
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.tasks.clip_feedback import read_votes
 from visgrpo.tasks.evaluate_backbone import evaluate_classifier
 from visgrpo.tasks.evaluate_language import evaluate_language, evaluate_reward
 from visgrpo.tasks.evaluate_masks import evaluate_segmenter
 from visgrpo.tasks.evaluate_shared import labelled_rows, models_of, show
 from visgrpo.tasks.evaluate_vlm import evaluate_vlm
+from visgrpo.tasks.extension import votes_on
 from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
@@ -61,7 +61,7 @@ def _evaluate_clip(config: EvaluateConfig, processes: Processes) -> dict[str, An
     parts = load_clip(config.model)
     templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
     class_prompts(dataset.classes, templates)
-    votes_MK = read_votes(config.votes, dataset) if config.votes else None
+    votes_MK = votes_on(dataset, config.votes) if config.votes else None
     evaluator = _Evaluator(parts, dataset, templates, processes, config.batch_size, votes_MK)
     start = load_clip(config.start) if config.start else None
     start_logits = evaluator.logits(start.model) if start else None

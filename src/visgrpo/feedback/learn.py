@@ -1,0 +1,402 @@
+"""A CLIP job that learns from a table of what people did: its rewards, or the log they left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial, reduce
+from itertools import chain
+from operator import and_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.data.augment import check_augmentations
+from visgrpo.data.batches import InputFunction
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.decoding import without_bad_images
+from visgrpo.data.identity import of_files
+from visgrpo.data.photos import holds_photos, read_photos
+from visgrpo.data.splitting import Source, divide, parse_slice
+from visgrpo.errors import UserError
+from visgrpo.feedback.from_model import doubly_robust, logged, predicted
+from visgrpo.feedback.logged import LoggedGRPO
+from visgrpo.feedback.posteriors import (
+    best_answers,
+    kind_of_rewards,
+    posterior_of,
+    rewards_of_table,
+    votes_of,
+)
+from visgrpo.feedback.reward import ROW_COLUMN, FeedbackReward
+from visgrpo.feedback.source.events import Events, open_events
+from visgrpo.feedback.source.labels import logged_labels
+from visgrpo.feedback.source.matching import (
+    Matched,
+    image_keys,
+    key_columns,
+    match,
+    remarks_on_images,
+)
+from visgrpo.feedback.support import check_support
+from visgrpo.feedback.worth.cells import LogCells, log_cells, of_images
+from visgrpo.feedback.worth.posterior import Floats, Posterior
+from visgrpo.measures.held_out import logits_of, pooled_of
+from visgrpo.methods.labels import LabelGRPO
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.objectives import Objective
+from visgrpo.rewards import RewardSet
+from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.extension import Extension
+from visgrpo.tasks.session import Session, load_data, say_notes
+
+FEEDBACK_FILE = "feedback.json"
+MOST_PAIRS = 100_000_000
+"""Images × labels whose rewards fit in memory: about 10 GB while they are made, 1 GB after."""
+
+
+class FeedbackLearning(Extension):
+    """The table, matched with the images, and the rewards that were asked for.
+
+    Rows of tables are the images of train, validation and test, one after the other; the splits
+    have a column that names the row. Training images that nobody judged are left out where nothing
+    else could be learned from them.
+
+    Attributes:
+        rewards: by name, as they are without a model.
+        posteriors: what they were made of.
+        fit_M: which images are for training: held-out feedback is only measured with.
+        votes_MK: people's votes, where that is what the table holds.
+        cells: the log, for learning off policy.
+        report: what the summary says.
+
+    Raises:
+        UserError: for tables, options and data that do not go together.
+    """
+
+    def __init__(self, config: ClipConfig, splits: Splits, session: Session) -> None:
+        self._config, self._session = config, session
+        parts = (splits.train, splits.validation, splits.test)
+        rows, classes = sum(map(len, parts)), splits.train.classes
+        _check_size(rows, len(classes))
+        names = rewards_of_table(config.reward)
+        keys = keys_of(parts, config.id_column)
+        with _events_of(config) as events:
+            matched = match(events, keys, classes)
+            session.note(*events.notes, *remarks_on_images(matched))
+            report = _source_report(matched)
+            self.fit_M = np.arange(rows) < len(splits.train)
+            self.posteriors = {
+                name: posterior_of(name, matched, self.fit_M, config, report) for name in names
+            }
+            self.votes_MK = votes_of(matched) if events.kind == "votes" else None
+            self.cells = log_cells(matched) if config.off_policy != "none" else None
+        known = (posterior.known_MK for posterior in self.posteriors.values())
+        observed_MK: np.ndarray = reduce(and_, known)
+        report |= _coverage_report(self.posteriors, observed_MK, self.fit_M)
+        report["unknown"] = config.unknown
+        _say_coverage(report, len(splits.train), session)
+        if "no_examination" in report:
+            session.note(f"clicks are not corrected for positions: {report['no_examination']}")
+        if report.get("positions", 1) > 1:
+            session.note(
+                "--off-policy takes clicks as they are, whatever position the label stood at: they "
+                "must have been shuffled."
+            )
+        report["fingerprint"] = _fingerprint(self.posteriors, self.cells)
+        super().__init__(_with_rows(splits, observed_MK, config, session))
+        self.report, self.facts = report, {"feedback": report}
+        self.rewards = {
+            name: FeedbackReward(
+                torch.from_numpy(posterior.pessimistic(config.pessimism).mean_MK).float(),
+                torch.from_numpy(posterior.known_MK),
+                masks=config.unknown == "mask",
+            )
+            for name, posterior in self.posteriors.items()
+        }
+
+    def start(
+        self,
+        classifier: ClipClassifier,
+        inputs: Mapping[str, InputFunction],
+        rewards: RewardSet,
+        objective: Objective,
+    ) -> tuple[RewardSet, Callable[..., LabelGRPO]]:
+        """Give rewards to pairs that nobody saw, or turn the log into groups, if asked to.
+
+        Raises:
+            UserError: the log cannot support the start, or there is too little to learn a reward
+                model from.
+        """
+        config, cells, correction = self._config, self.cells, self._config.off_policy
+        if correction == "none" or cells is None:
+            if config.unknown == "predict":
+                features_MD = self._features(classifier, inputs)
+                rewards = rewards.replaced(
+                    {name: self._predicted(name, features_MD) for name in self.posteriors}
+                )
+            return rewards, LabelGRPO
+        in_groups = objective.scope == "group" and correction != "doubly-robust"
+        self._check_support(cells, classifier, inputs, in_groups)
+        shape = len(self.fit_M), len(self.splits.train.classes)
+        if correction == "doubly-robust":
+            self.report["unknown"] = "doubly robust"
+            reward = doubly_robust(
+                cells, self.fit_M, self._features(classifier, inputs), shape[1], seed=config.seed
+            )
+            return rewards.replaced({"clicks": reward}), LabelGRPO
+        reward, log = logged(cells, *shape)
+        grpo = partial(LoggedGRPO, log=log, correction=correction)
+        return rewards.replaced({"clicks": reward}), grpo
+
+    def votes(self, split: str) -> Tensor | None:
+        """Return people's votes on the images of one of the splits, (rows, K)."""
+        return None if self.votes_MK is None else self.votes_MK[self._rows(split)]
+
+    def begin(self) -> None:
+        """Write RUN/feedback.json, what the run begins with, or check that it goes on with it.
+
+        Raises:
+            UserError: a run is resumed, and its feedback has changed, as that of a database may.
+        """
+        session, report = self._session, self.report
+        file = session.run.path / FEEDBACK_FILE
+        if not session.config.resume:
+            if session.processes.is_main:
+                text = json.dumps(report, indent=1, ensure_ascii=False)
+                file.write_text(text, encoding="utf-8")
+        elif json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != report["fingerprint"]:
+            raise UserError(
+                f"--resume: the feedback in {report['source']} has changed since "
+                f"{session.run.path} began: go on with a copy as it was then, or start a new run."
+            )
+
+    def _predicted(self, name: str, features_MD: Floats) -> FeedbackReward:
+        """Put in what a reward model on image features says of pairs that nobody saw."""
+        reward, found = predicted(
+            self.posteriors[name], features_MD, self.fit_M, pessimism=self._config.pessimism
+        )
+        self.report[f"{name}_predicted_r2"] = found.r2
+        self._session.say(
+            f"Reward {name}: {found.predicted_pairs:,} unseen pairs predicted from "
+            f"{found.learned_pairs:,}; R² {found.r2:.3f}, cross-validated."
+        )
+        if found.unfitted_classes:
+            few = f"{found.unfitted_classes} labels have too little feedback to predict."
+            self._session.note(few)
+        return reward
+
+    def _check_support(
+        self,
+        cells: LogCells,
+        classifier: ClipClassifier,
+        inputs: Mapping[str, InputFunction],
+        in_groups: bool,
+    ) -> None:
+        """Refuse a log that says too little about the start; else say how much it says."""
+        train, processes = self.splits.train, self._session.processes
+        logits_NK = logits_of(classifier, train, inputs["train"], processes)
+        policy_NK = logits_NK.div(self._config.temperature).softmax(dim=1)
+        overlap, remarks = check_support(
+            of_images(cells, self.fit_M),
+            self._table({"train": policy_NK}),
+            least_share=self._config.least_effective_share,
+            groups=in_groups,
+        )
+        self._session.note(*remarks)
+        self._session.say(
+            f"Log: {overlap.impressions:,.0f} impressions are worth "
+            f"{overlap.effective_samples:,.0f} of the start's own ({overlap.effective_share:.1%})."
+        )
+        self.report["effective_samples"] = overlap.effective_samples
+        self.report["effective_share"] = overlap.effective_share
+
+    def _features(self, classifier: ClipClassifier, inputs: Mapping[str, InputFunction]) -> Floats:
+        """The start's features of every image, (M, D)."""
+        return self._table(
+            {
+                split: pooled_of(
+                    classifier.embed_images,
+                    getattr(self.splits, split),
+                    inputs[split],
+                    self._session.processes,
+                )
+                for split in ("train", "validation", "test")
+            }
+        )
+
+    def _table(self, made: Mapping[str, Tensor]) -> Floats:
+        """Put what was made of some splits into the table's rows; the others are 0."""
+        table = np.zeros((len(self.fit_M), next(iter(made.values())).shape[1]))
+        for split, values in made.items():
+            table[self._rows(split)] = values.double().cpu().numpy()
+        return table
+
+    def _rows(self, split: str) -> np.ndarray:
+        return np.asarray(getattr(self.splits, split).columns[ROW_COLUMN])
+
+
+def load_images(config: ClipConfig, session: Session) -> Splits:
+    """Load three splits of labelled images, or of photos whose labels are what people liked best.
+
+    Raises:
+        UserError: for data that cannot be used, and photos without feedback.
+    """
+    if config.feedback is None or not holds_photos(Path(config.data).expanduser()):
+        return load_data(config, session)
+    check_augmentations(config.augment)
+    source = _judged_photos(config, session)
+    rows = slice(None) if config.train_slice is None else parse_slice(config.train_slice)
+    splits = divide(source, train_rows=rows, fraction=config.validation_fraction, seed=config.seed)
+    say_notes(session, splits)
+    return splits
+
+
+def read_votes(spec: str, dataset: ImageDataset) -> Tensor:
+    """Return people's votes on the images of a data set, (M, K); other votes are left out.
+
+    Raises:
+        UserError: for a table that holds no votes on these images.
+    """
+    with open_events(spec, kind="votes") as events:
+        return votes_of(match(events, keys_of((dataset,), None), dataset.classes))
+
+
+def keys_of(parts: Sequence[ImageDataset], id_column: str | None) -> list[list[str]]:
+    """Return the names of the images of several splits, one after the other.
+
+    Raises:
+        UserError: their tables do not name them.
+    """
+    first = parts[0]
+    columns = {
+        name: list(chain.from_iterable(part.columns[name] for part in parts))
+        for name in key_columns(first.columns, id_column)
+    }
+    if not columns:
+        raise UserError(
+            f"{first.name}: none of its columns names its images, so feedback cannot find them: "
+            "give it a column image_id, or name the one that does with --id-column."
+        )
+    return image_keys(columns, sum(map(len, parts)), id_column)
+
+
+def _judged_photos(config: ClipConfig, session: Session) -> Source:
+    folder = Path(config.data).expanduser()
+    names, images = read_photos(folder)
+    with _events_of(config) as events:
+        classes = logged_labels(events)
+        if len(classes) < 2:
+            raise UserError(
+                f'{events.name} has only the label "{classes[0]}": a classifier needs two or more.'
+            )
+        matched = match(events, image_keys({"file": names}, len(names)), classes)
+        best_M, judged_M = best_answers(matched, config)
+    kept = np.flatnonzero(judged_M)
+    session.note(
+        f"{folder} has no labels: {len(kept):,} of {len(names):,} photos have feedback, and "
+        "accuracy is how often the model's answer is the one that people liked best."
+    )
+    photos = ImageDataset(
+        name=folder.resolve().name,
+        classes=classes,
+        labels=best_M[kept],
+        images=images.take(kept),
+        columns={"file": [names[row] for row in kept]},
+        identity=of_files([str(folder / names[row]) for row in kept]),
+    )
+    if config.skip_bad_images:
+        photos = without_bad_images(photos)
+    return Source(photos.name, {"all": photos})
+
+
+def _events_of(config: ClipConfig) -> Events:
+    return open_events(
+        str(config.feedback),
+        query=config.query,
+        kind=kind_of_rewards(config.reward),
+        drop_duplicates=config.drop_duplicates,
+    )
+
+
+def _with_rows(
+    splits: Splits, observed_MK: np.ndarray, config: ClipConfig, session: Session
+) -> Splits:
+    """Name the table's row of every image; leave out those that teach nothing."""
+    starts = np.cumsum([0, len(splits.train), len(splits.validation)])
+    train, validation, test = (
+        replace(part, columns={**part.columns, ROW_COLUMN: start + np.arange(len(part))})
+        for part, start in zip((splits.train, splits.validation, splits.test), starts, strict=True)
+    )
+    teaches_M = np.asarray(observed_MK.any(axis=1))[: len(train)]
+    labels_teach = (
+        config.method == "supervised" or config.supervised_weight > 0 or config.warm_start > 0
+    )
+    if config.unknown == "mask" and not labels_teach and not teaches_M.all():
+        session.note(
+            f"{int((~teaches_M).sum()):,} of {len(train):,} training images have no feedback and "
+            "were left out; --unknown prior or predict keeps them."
+        )
+        train = train.subset(np.flatnonzero(teaches_M))
+    of_validation = starts[1] + np.arange(len(validation))
+    if config.resolved_select() != "accuracy" and not observed_MK[of_validation].any():
+        raise UserError(
+            "No validation image has feedback, so the best step cannot be chosen by the reward: "
+            "--select accuracy, or a larger --validation-fraction."
+        )
+    return replace(splits, train=train, validation=validation, test=test)
+
+
+def _source_report(matched: Matched) -> dict[str, Any]:
+    return {
+        "source": matched.events.name,
+        "kind": matched.events.kind,
+        "events": matched.events.rows,
+        "matched": matched.rows,
+        "unmatched_images": matched.unmatched_image_count,
+    }
+
+
+def _coverage_report(
+    posteriors: Mapping[str, Posterior], observed_MK: np.ndarray, fit_M: np.ndarray
+) -> dict[str, Any]:
+    """What is known of the training images, and how surely: the rewards' mean deviation."""
+    return {
+        "coverage": float(observed_MK[fit_M].mean()),
+        "images_with_feedback": int(observed_MK[fit_M].any(axis=1).sum()),
+        "mean_sd": {
+            name: float(posterior.sd_MK[fit_M][posterior.known_MK[fit_M]].mean())
+            for name, posterior in posteriors.items()
+        },
+    }
+
+
+def _fingerprint(posteriors: Mapping[str, Posterior], cells: LogCells | None) -> str:
+    """Name what was made of the table, so that a run goes on with what it began with."""
+    digest = hashlib.sha256()
+    for posterior in posteriors.values():
+        digest.update(posterior.mean_MK.tobytes() + posterior.known_MK.tobytes())
+    for column in () if cells is None else fields(cells):
+        digest.update(getattr(cells, column.name).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _say_coverage(report: Mapping[str, Any], images: int, session: Session) -> None:
+    session.say(
+        f"Feedback: {report['events']:,} {report['kind']} in {report['source']}; of the training "
+        f"images {report['images_with_feedback']:,} of {images:,} have some, of their pairs with "
+        f"labels {report['coverage']:.1%}."
+    )
+
+
+def _check_size(rows: int, classes: int) -> None:
+    if rows * classes > MOST_PAIRS:
+        raise UserError(
+            f"{rows:,} images × {classes:,} labels are more pairs than fit in memory "
+            f"({MOST_PAIRS:,}): take fewer images with --train-slice."
+        )

@@ -1,0 +1,1 @@
+"""Tables of what people did: staged, checked, matched with images. No torch."""

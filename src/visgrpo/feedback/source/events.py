@@ -1,0 +1,233 @@
+"""A table of feedback, staged and checked in a DuckDB database on disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from visgrpo.errors import UserError, nearest
+from visgrpo.feedback.source.checks import check_duplicates, check_events, note_clock, rows_text
+from visgrpo.feedback.source.checks import drop_duplicates as drop_duplicate_rows
+from visgrpo.feedback.source.databases import Address, Database, open_database, parse_address
+from visgrpo.feedback.source.schemas import Kind, Schema, canonical_columns, find_schema, kinds_of
+from visgrpo.feedback.source.sources import file_relation, find_files, reading
+from visgrpo.feedback.source.sql import only_row
+from visgrpo.feedback.source.staging import stage
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+MEMORY_LIMIT = "512MB"
+_FAULTY = {"faulty": "common_subplan"}
+_THREADS = 4  # each has buffers of its own, beside the limit
+
+
+@dataclass(frozen=True)
+class Events:
+    """The rows of one table of feedback, in a database of their own that `close` removes.
+
+    Attributes:
+        name: what messages call the source.
+        kind: which of the four tables it is.
+        columns: canonical columns that the source has.
+        rows: how many there are.
+        notes: remarks on what is unusual but no mistake.
+        connection: has the table `events`: row (from 1), then the canonical columns; numbers are
+            doubles, times seconds since 1970, `shown` and `tie` are there in any case.
+    """
+
+    name: str
+    kind: Kind
+    columns: frozenset[str]
+    rows: int
+    notes: tuple[str, ...]
+    connection: DuckDBPyConnection = field(repr=False)
+    _resources: ExitStack = field(repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database and remove its files."""
+        self._resources.close()
+
+
+def open_events(
+    spec: str,
+    *,
+    query: str | None = None,
+    kind: Kind | None = None,
+    drop_duplicates: bool = False,
+) -> Events:
+    """Copy a table of feedback into a database on disk and check every row.
+
+    Memory is bounded whatever the size of the source. The database lies below the folder for
+    temporary files (TMPDIR) and takes about as much room as the source.
+
+    Args:
+        spec: a .csv, .tsv, .jsonl, .json or .parquet file, a folder or glob of such parts, an
+            SQLite file or ``sqlite:///file.db?table=NAME``, or ``postgresql://…``.
+        query: SQL whose result is the table: run by the database that it is meant for, or on files
+            by DuckDB, where the files are called `events`.
+        kind: which table is meant, where a source could be several.
+        drop_duplicates: leave repeated events out; otherwise they are a mistake.
+
+    Raises:
+        UserError: the source cannot be read, is no table of feedback, or a row is wrong.
+    """
+    with ExitStack() as resources:
+        folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="visgrpo-feedback-"))
+        connection = resources.enter_context(closing(_connect(Path(folder))))
+        address = parse_address(spec)
+        if address is None:
+            name, schema, found = _stage_files(connection, spec, query, kind)
+        else:
+            name, schema, found = _stage_database(connection, address, query, kind)
+        columns = frozenset(found) & {column.name for column in schema.columns}
+        with reading(name):
+            notes = _check(connection, name, schema, columns, drop_duplicates)
+        return Events(
+            name,
+            schema.kind,
+            columns,
+            _count(connection),
+            notes,
+            connection,
+            resources.pop_all(),
+        )
+
+
+def _connect(folder: Path) -> DuckDBPyConnection:
+    import duckdb
+
+    connection = duckdb.connect(
+        str(folder / "events.duckdb"),
+        config={
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(folder),
+            "threads": min(_THREADS, os.cpu_count() or 1),
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        },
+    )
+    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    # It takes parts of a query that differ in their columns for the same, and answers wrongly, in
+    # many versions from 1.5.1 to 2.0.0 (duckdb/duckdb issues 24624, 25819 and others).
+    if connection.execute("FROM duckdb_optimizers() WHERE name = $faulty", _FAULTY).fetchall():
+        connection.execute("SET disabled_optimizers = $faulty", _FAULTY)
+    return connection
+
+
+def _count(connection: DuckDBPyConnection) -> int:
+    return int(only_row(connection, "SELECT count(*) FROM events")[0])
+
+
+def _check(
+    connection: DuckDBPyConnection,
+    name: str,
+    schema: Schema,
+    columns: frozenset[str],
+    drop_duplicates: bool,
+) -> tuple[str, ...]:
+    """Check the staged rows; return remarks on them."""
+    if not _count(connection):
+        raise UserError(f"{name} has no rows.")
+    check_events(connection, name, schema, columns, now=time.time())
+    notes = []
+    if drop_duplicates:
+        dropped = drop_duplicate_rows(connection, schema, columns)
+        notes += [f"{rows_text(dropped)} of {name} dropped as duplicates"] if dropped else []
+    else:
+        check_duplicates(connection, name, schema, columns)
+    clock = note_clock(connection, name) if "time" in columns else None
+    return (*notes, *([clock] if clock else []))
+
+
+def _stage_files(
+    connection: DuckDBPyConnection, spec: str, query: str | None, kind: Kind | None
+) -> tuple[str, Schema, Mapping[str, str]]:
+    files = find_files(spec)
+    name = Path(spec).name
+    with reading(name):
+        relation = file_relation(connection, files, typed=query is not None)
+        if query is not None:
+            connection.execute(f"CREATE VIEW events AS FROM {relation}")
+            relation, name = _bracketed(query), f"{name}, query"
+        described = connection.execute(f"DESCRIBE FROM {relation}").fetchall()
+        names = [row[0] for row in described]
+        schema, found = find_schema(name, names, kind), canonical_columns(names)
+        stage(connection, name, relation, schema, found)
+    return name, schema, found
+
+
+def _stage_database(
+    connection: DuckDBPyConnection, address: Address, query: str | None, kind: Kind | None
+) -> tuple[str, Schema, Mapping[str, str]]:
+    with open_database(address) as database:
+        if query is not None:
+            relation, name = _bracketed(query), f"{address.name}, query"
+            names = database.columns(relation)
+        else:
+            table, names = _choose_table(database, kind)
+            relation, name = database.relation(table), f"{address.name}, table {table}"
+        schema, found = find_schema(name, names, kind), canonical_columns(names)
+        wanted = {c.name: found[c.name] for c in schema.columns if c.name in found}
+        with database.stream(relation, list(wanted.values())) as reader, reading(name):
+            connection.register("stream", reader)
+            stage(connection, name, "stream", schema, wanted, skip=1)
+            connection.unregister("stream")
+    return name, schema, found
+
+
+def _bracketed(query: str) -> str:
+    """A comment at the end must not swallow the bracket."""
+    query = query.strip().rstrip("; \n")
+    if not query:
+        raise UserError(
+            "--query is empty: give the SQL whose result is the table, or leave it out."
+        )
+    return f"({query}\n) AS query"
+
+
+def _choose_table(database: Database, kind: Kind | None) -> tuple[str, list[str]]:
+    """Return the table that is asked for, or the only one that is feedback, and its columns."""
+    tables, address = database.tables(), database.address
+    if address.table is not None:
+        if address.table not in tables:
+            hint = nearest(address.table, tables) if tables else "It has no tables."
+            raise UserError(f'{address.name} has no table "{address.table}". {hint}')
+        return address.table, tables[address.table]
+    fitting = [
+        table
+        for table, names in tables.items()
+        if (kinds := kinds_of(canonical_columns(names))) and kind in (None, *kinds)
+    ]
+    full = [table for table in fitting if not database.is_empty(database.relation(table))]
+    chosen = full or fitting
+    if len(chosen) == 1:
+        return chosen[0], tables[chosen[0]]
+    if chosen:
+        raise UserError(
+            f"{address.name} has several tables of feedback, {', '.join(chosen)}: choose one with "
+            f"?table={chosen[0]} or a --query."
+        )
+    found = ", ".join(tables) or "none"
+    raise UserError(
+        f"{address.name} has no table of {kind or 'feedback'} (its tables: {found}): give a "
+        "--query whose result has the columns."
+    )

@@ -1,0 +1,1 @@
+"""From sums over events to what every label of every image is worth. No torch."""

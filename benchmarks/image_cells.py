@@ -12,7 +12,7 @@ from image_operations import Step, plain, shared, sizes_of
 from PIL import Image
 from token_sides import GROUP, PROMPTS, Goal, Task
 
-from visgrpo.data.batch import Batch
+from visgrpo.data.batches import Batch
 from visgrpo.data.text_sources import load_text
 from visgrpo.data.visual import VisualDataset
 from visgrpo.data.visual_prompts import VisualInputs, seeing_prompt, visual_prompts

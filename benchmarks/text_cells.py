@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from token_sides import GROUP, PROMPTS, Goal, Task
 
-from visgrpo.data.batch import Batch
+from visgrpo.data.batches import Batch
 from visgrpo.data.prompts import encode_prompts, prompts_from_text
 from visgrpo.data.text_sources import load_text
 from visgrpo.models.language import LanguageModel

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from visgrpo.data.batch import Batch
+from visgrpo.data.batches import Batch
 from visgrpo.data.chat import Prompt
 from visgrpo.methods.rollout import Sampling
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts

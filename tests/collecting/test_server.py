@@ -17,7 +17,7 @@ from visgrpo.collecting import schema
 from visgrpo.collecting.collector import Design, LearningState
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.collecting.server import listen
-from visgrpo.data.photos import read_photos
+from visgrpo.data.folders import read_photos
 from visgrpo.errors import UserError
 
 TOKEN = "correct-horse-battery"

@@ -11,7 +11,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from visgrpo.data.counting import (
+from visgrpo.data.visual_sources import load_visual
+from visgrpo.data.worlds.counting import (
     ASKED_SHAPES,
     CELL,
     GRID,
@@ -24,8 +25,7 @@ from visgrpo.data.counting import (
     counting_splits,
     reasoning,
 )
-from visgrpo.data.shapes_scene import SHAPES
-from visgrpo.data.visual_sources import load_visual
+from visgrpo.data.worlds.scenes import SHAPES
 from visgrpo.errors import UserError
 
 

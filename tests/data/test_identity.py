@@ -13,11 +13,11 @@ import pytest
 from pictures import CLASSES, picture, red, write_folder, write_table
 
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.digits import digits_splits
 from visgrpo.data.folders import read_image_folder
 from visgrpo.data.joining import join
-from visgrpo.data.shapes import shapes_splits
 from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.worlds.digits import digits_splits
+from visgrpo.data.worlds.shapes import shapes_splits
 
 
 def touch(path: Path) -> None:
@@ -85,7 +85,7 @@ def test_shapes_drawn_differently_have_another_identity(monkeypatch: pytest.Monk
     few = {"train": 1, "validation": 1, "test": 1}
     before = shapes_splits(**few).train.identity
     blank = (picture(0), np.zeros((4, 6), np.uint8))
-    monkeypatch.setattr("visgrpo.data.shapes.draw", lambda scene: blank)
+    monkeypatch.setattr("visgrpo.data.worlds.shapes.draw", lambda scene: blank)
     assert shapes_splits(**few).train.identity != before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from visgrpo.data.photos import holds_photos, read_photos
+from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.errors import UserError
 
 

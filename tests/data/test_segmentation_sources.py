@@ -14,8 +14,8 @@ from PIL import Image
 
 from visgrpo.data.segmentation import SegmentationDataset
 from visgrpo.data.segmentation_sources import load_segmentation_split, load_segmentation_splits
-from visgrpo.data.shapes import MASK_CLASSES, SHAPES, shapes_splits
 from visgrpo.data.sources import load_splits
+from visgrpo.data.worlds.shapes import MASK_CLASSES, SHAPES, shapes_splits
 from visgrpo.errors import UserError
 
 CLASSES = "background\ncat\ndog\n"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from visgrpo.data import shapes
-from visgrpo.data.shapes import (
+from visgrpo.data.worlds import shapes
+from visgrpo.data.worlds.shapes import (
     CLASSES,
     COLOURS,
     MASK_CLASSES,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from visgrpo.data.augment import ViewInputs, random_part, view
 from visgrpo.data.batches import BatchLoader
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.views import ViewInputs, random_part, view
 
 ALL = ("crop", "flip", "color")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from visgrpo.data.batches import batch_columns
 from visgrpo.data.dataset import LazySequence
-from visgrpo.data.decoding import decode
+from visgrpo.data.images import decode
 from visgrpo.data.visual import (
     VisualDataset,
     require_answers,

@@ -13,9 +13,9 @@ from torch import nn
 from visgrpo.collecting.collector import Answers
 from visgrpo.collecting.options import CollectConfig
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.decoding import without_bad_images
+from visgrpo.data.folders import holds_photos, read_photos
+from visgrpo.data.images import without_bad_images
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.photos import holds_photos, read_photos
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 from visgrpo.arguments import options_as_flags, parse
 from visgrpo.collecting.judging import TABLES, Ask
 from visgrpo.collecting.options import CollectConfig
-from visgrpo.data.photos import holds_photos
+from visgrpo.data.folders import holds_photos
 from visgrpo.data.sources import load_splits
 from visgrpo.data.splitting import TEST_FRACTION
 from visgrpo.errors import UserError

@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder per class, with or without train, val and test above them."""
+"""Folders of pictures: by class, with masks beside them, CIFAR's binary files, and photos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset, LazySequence
-from visgrpo.data.decoding import decode
 from visgrpo.data.identity import of_files
+from visgrpo.data.images import decode, decode_mask
+from visgrpo.data.segmentation import SegmentationDataset
+from visgrpo.data.segmentation_splitting import StoredMasks
 from visgrpo.data.splitting import Source
 from visgrpo.errors import UserError, nearest
 
@@ -166,3 +168,161 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
     # ImageNet calls two of its synsets "crane": the folder's name tells them apart.
     count = Counter(names.values())
     return {key: f"{text} ({key})" if count[text] > 1 else text for key, text in names.items()}
+
+
+_PIXELS = 3 * 32 * 32
+
+
+def read_cifar(folder: Path) -> Source | None:
+    """Read a folder of CIFAR files, or return None if it is not one.
+
+    CIFAR-100's 20 coarse labels are kept in the column "coarse_label", by name.
+
+    Raises:
+        UserError: if it is the pickled version, a file is missing, or a file is cut short.
+    """
+    if any((folder / name).is_file() for name in ("data_batch_1", "batches.meta", "meta")):
+        raise UserError(
+            f"{folder} is the python version of CIFAR: it is pickled, and unpickling runs whatever "
+            "code the file holds; download the binary version instead, or name cifar10 or cifar100."
+        )
+    if (folder / "batches.meta.txt").is_file():
+        batches = sorted(folder.glob("data_batch_*.bin"))
+        return _read_binary(
+            folder, {"train": batches, "test": [folder / "test_batch.bin"]}, coarse=False
+        )
+    if (folder / "fine_label_names.txt").is_file():
+        files = {"train": [folder / "train.bin"], "test": [folder / "test.bin"]}
+        return _read_binary(folder, files, coarse=True)
+    return None
+
+
+def _read_binary(folder: Path, files: dict[str, list[Path]], *, coarse: bool) -> Source:
+    classes = _lines(folder / ("fine_label_names.txt" if coarse else "batches.meta.txt"))
+    coarse_names = _lines(folder / "coarse_label_names.txt") if coarse else ()
+    splits = {}
+    for split, paths in files.items():
+        if not paths:
+            raise UserError(f"{folder} has no data_batch_*.bin; unpack the whole archive.")
+        records = np.concatenate([_records(path, 1 + coarse) for path in paths])
+        labels, pixels = records[:, :-_PIXELS], records[:, -_PIXELS:].reshape(-1, 3, 32, 32)
+        names = [coarse_names[label] for label in labels[:, 0]] if coarse else []
+        splits[split] = ImageDataset(
+            name=f"{folder.resolve().name}/{split}",
+            classes=classes,
+            labels=labels[:, -1].astype(np.int64),
+            images=LazySequence(partial(_image, pixels), range(len(pixels))),
+            columns={"coarse_label": names} if coarse else {},
+            identity=of_files(paths),
+        )
+    return Source(folder.resolve().name, splits)
+
+
+def _records(path: Path, label_bytes: int) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack the whole archive.")
+    content = np.fromfile(path, dtype=np.uint8)
+    if len(content) == 0 or len(content) % (label_bytes + _PIXELS):
+        raise UserError(
+            f"{path} is cut short: {len(content)} bytes is no multiple of "
+            f"{label_bytes + _PIXELS}; download it again."
+        )
+    return content.reshape(-1, label_bytes + _PIXELS)
+
+
+def _image(pixels: np.ndarray, row: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels[row].transpose(1, 2, 0)))
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack the whole archive.")
+    return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+
+
+def holds_photos(folder: Path) -> bool:
+    """Return whether images lie in `folder` itself, and not in folders named by their classes."""
+    return folder.is_dir() and any(
+        entry.suffix.lower() in EXTENSIONS and entry.is_file() for entry in folder.iterdir()
+    )
+
+
+def read_photos(folder: Path) -> tuple[list[str], LazySequence]:
+    """Return the names of all images below `folder`, relative to it, and the images themselves.
+
+    Returns:
+        M names with "/" between their parts, sorted by path, and M RGB images, decoded on access.
+
+    Raises:
+        UserError: if there are none.
+    """
+    files = image_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no images; name another folder.")
+    return [file.relative_to(folder).as_posix() for file in files], images_of(files)
+
+
+def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) -> StoredMasks:
+    """Read `folder/train/{images,masks}/…` (with val and test beside it) or `folder/images/…`.
+
+    An image and its mask have one path below `images/` and `masks/`, but for its ending. The path
+    of each image below `folder` is kept in the column "file".
+
+    Raises:
+        UserError: if a folder is missing or empty, or an image and a mask do not match.
+    """
+    roots = split_folders(folder) or {"all": folder}
+    splits = {
+        split: _read_masks(folder, split, root, classes, ignore_index)
+        for split, root in roots.items()
+    }
+    return StoredMasks(folder.resolve().name, splits)
+
+
+def _read_masks(
+    folder: Path, split: str, root: Path, classes: tuple[str, ...], ignore_index: int
+) -> SegmentationDataset:
+    images, masks = _matched(root)
+    return SegmentationDataset(
+        name=f"{folder.resolve().name}/{split}",
+        classes=classes,
+        images=images_of(images),
+        masks=LazySequence(partial(_open_mask, masks), range(len(masks))),
+        ignore_index=ignore_index,
+        columns={"file": [path.relative_to(folder).as_posix() for path in images]},
+        identity=of_files([*images, *masks]),
+    )
+
+
+def _open_mask(files: list[Path], row: int) -> Image.Image:
+    return decode_mask(files[row], f"mask {files[row]}")
+
+
+def _matched(root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images below `root/images` and, in the same order, their masks."""
+    images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
+    for these, others, other in ((images, masks, "masks"), (masks, images, "images")):
+        alone = [stem for stem in these if stem not in others]
+        if alone:
+            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise UserError(
+                f"{these[alone[0]]}{more} has no file of the same name in {root / other}; add it "
+                "or remove this one."
+            )
+    return list(images.values()), [masks[stem] for stem in images]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found = image_files(folder) if folder.is_dir() else []
+    if not found:
+        raise UserError(
+            f"{folder} is missing or holds no pictures; give images/ and masks/ with equal file "
+            "names, or a folder of both in each of train/, val/ and test/."
+        )
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in by_stem:
+            raise UserError(f"{by_stem[stem]} and {path} have one name; keep one of them.")
+        by_stem[stem] = path
+    return by_stem

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.dataset import check_classes, check_lengths, take_rows
-from visgrpo.data.decoding import usable_rows
 from visgrpo.data.identity import of_rows
+from visgrpo.data.images import usable_rows
 from visgrpo.errors import UserError
 
 IGNORE_INDEX = 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from visgrpo.data.folders import read_mask_folder
 from visgrpo.data.identity import derived
 from visgrpo.data.segmentation import (
     IGNORE_INDEX,
@@ -12,12 +13,11 @@ from visgrpo.data.segmentation import (
     SegmentationSplits,
     without_bad_pairs,
 )
-from visgrpo.data.segmentation_folders import read_mask_folder
 from visgrpo.data.segmentation_splitting import StoredMasks, divide_masks, one_split
 from visgrpo.data.segmentation_tables import masked_images
-from visgrpo.data.shapes import MASK_CLASSES, shapes_splits
 from visgrpo.data.splitting import check_split_options, parse_slice
 from visgrpo.data.tables import hub_tables, is_hub_name, parquet_files, parquet_tables
+from visgrpo.data.worlds.shapes import MASK_CLASSES, shapes_splits
 from visgrpo.errors import UserError, nearest
 
 BUILT_IN = ("shapes", "shapes-out")

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from visgrpo.data.mask_decoding import decode_mask
+from visgrpo.data.images import decode_mask
 from visgrpo.data.segmentation import SegmentationDataset
 from visgrpo.data.segmentation_splitting import StoredMasks
 from visgrpo.data.table_columns import (

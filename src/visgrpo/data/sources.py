@@ -6,12 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.decoding import without_bad_images
-from visgrpo.data.digits import digits_splits
-from visgrpo.data.folders import read_image_folder
+from visgrpo.data.folders import read_cifar, read_image_folder
+from visgrpo.data.images import without_bad_images
 from visgrpo.data.label_tables import labelled_images
-from visgrpo.data.layouts import read_cifar
-from visgrpo.data.shapes import shapes_splits
 from visgrpo.data.splitting import (
     Source,
     check_split_options,
@@ -23,6 +20,8 @@ from visgrpo.data.splitting import (
     with_test,
 )
 from visgrpo.data.tables import ALIASES, hub_tables, is_hub_name, parquet_files, parquet_tables
+from visgrpo.data.worlds.digits import digits_splits
+from visgrpo.data.worlds.shapes import shapes_splits
 from visgrpo.errors import UserError, nearest
 
 BUILT_IN = ("digits", "shapes", "shapes-out")

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from visgrpo.data.dataset import LazySequence
-from visgrpo.data.decoding import decode
 from visgrpo.data.identity import derived
+from visgrpo.data.images import decode
 from visgrpo.errors import UserError, nearest
 
 IMAGE_COLUMNS = ("image", "img", "picture")

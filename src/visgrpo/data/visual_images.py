@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from visgrpo.data.dataset import LazySequence
-from visgrpo.data.decoding import decode, encoded
 from visgrpo.data.identity import joined, of_files
+from visgrpo.data.images import decode, encoded
 from visgrpo.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.batch import MadeRows
+from visgrpo.data.batches import MadeRows
 from visgrpo.data.chat import Prompt
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.token_rows import lengths, padded, special_id, token_ids

@@ -137,7 +137,7 @@ def _divided(
 
 
 def _counting(spec: str, columns: Columns, seed: int, **lengths: int) -> VisualSplits:
-    from visgrpo.data.counting import counting_splits
+    from visgrpo.data.worlds.counting import counting_splits
 
     for kind, column in columns._asdict().items():
         if column is not None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from visgrpo.data.augment import check_augmentations
 from visgrpo.data.batches import InputFunction
 from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.decoding import without_bad_images
+from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.data.identity import of_files
-from visgrpo.data.photos import holds_photos, read_photos
+from visgrpo.data.images import without_bad_images
 from visgrpo.data.splitting import Source, divide, parse_slice
 from visgrpo.errors import UserError
 from visgrpo.feedback.from_model import doubly_robust, logged, predicted

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.decoding import without_bad_images
-from visgrpo.data.folders import images_of
+from visgrpo.data.folders import holds_photos, images_of, read_photos
+from visgrpo.data.images import without_bad_images
 from visgrpo.data.inputs import PixelInputs
-from visgrpo.data.photos import holds_photos, read_photos
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError

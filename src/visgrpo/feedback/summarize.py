@@ -47,7 +47,7 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
     if config.data is None:
         return None
     # These bring torch, which a summary without data does not need.
-    from visgrpo.data.photos import holds_photos, read_photos
+    from visgrpo.data.folders import holds_photos, read_photos
     from visgrpo.data.sources import load_splits
     from visgrpo.feedback.learn import keys_of
     from visgrpo.feedback.source.labels import logged_labels

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from visgrpo.data.articles import with_article
+from visgrpo.data.worlds.articles import with_article
 from visgrpo.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from visgrpo.data.decoding import decode
+from visgrpo.data.images import decode
 from visgrpo.errors import UserError
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip, model_folder, read_info

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visgrpo.data.augment import ViewInputs
 from visgrpo.data.batches import Batch, BatchLoader, InputFunction
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
-from visgrpo.data.views import ViewInputs
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import pooled_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn

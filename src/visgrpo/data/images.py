@@ -1,4 +1,4 @@
-"""From stored bytes to an RGB image, or to a message that names the image."""
+"""From stored bytes to an image or a mask, or to a message that names it."""
 
 from __future__ import annotations
 
@@ -134,3 +134,25 @@ def usable_rows(
         problems = list(pool.map(problem, range(count)))
     good = [row for row, said in enumerate(problems) if said is None]
     return good, tuple(said for said in problems if said is not None)
+
+
+def decode_mask(stored: Any, where: str) -> Image.Image:
+    """Return the picture held by `stored` as it is: unlike an image it must not become RGB.
+
+    Args:
+        stored: a path, encoded bytes, or the `{"bytes", "path"}` pair of a table.
+        where: what to call the mask in a message.
+
+    Raises:
+        UserError: if the mask cannot be read.
+    """
+    stored = encoded(stored)
+    if not isinstance(stored, bytes | str | Path):
+        raise UserError(
+            f"{where} holds {type(stored).__name__}, not a picture; name another mask_column or "
+            "drop the row."
+        )
+    mend = "replace it, or leave such rows out with --skip-bad-images"
+    with naming_the_unreadable(where, mend), open_picture(stored) as mask:
+        mask.load()
+        return mask

@@ -15,10 +15,19 @@ from PIL import Image
 
 from visgrpo.data.dataset import LazySequence
 from visgrpo.data.identity import of_bytes
-from visgrpo.data.shapes_draw import draw
-from visgrpo.data.shapes_sample import STYLES, jittered, pick, sample_background
-from visgrpo.data.shapes_scene import COLOURS, SHAPES, Scene, SceneObject, plural
 from visgrpo.data.visual import VisualDataset, VisualSplits
+from visgrpo.data.worlds.drawing import draw
+from visgrpo.data.worlds.scenes import (
+    COLOURS,
+    SHAPES,
+    STYLES,
+    Scene,
+    SceneObject,
+    jittered,
+    pick,
+    plural,
+    sample_background,
+)
 from visgrpo.errors import UserError
 
 GRID, CELL = 4, 28  # cells a side, and pixels a side of each: 2 × 2 patches of 14

@@ -9,19 +9,20 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.articles import with_article
 from visgrpo.data.dataset import ImageDataset, LazySequence, Splits
 from visgrpo.data.identity import of_bytes
-from visgrpo.data.shapes_draw import draw
-from visgrpo.data.shapes_sample import STYLES, sample_scene
-from visgrpo.data.shapes_scene import (
+from visgrpo.data.worlds.articles import with_article
+from visgrpo.data.worlds.drawing import draw
+from visgrpo.data.worlds.scenes import (
     COLOURS,
     SHAPES,
+    STYLES,
     Background,
     Scene,
     SceneObject,
     caption,
     count,
+    sample_scene,
 )
 from visgrpo.errors import UserError
 

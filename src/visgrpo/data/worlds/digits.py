@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.articles import NUMBER_WORDS
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.identity import of_bytes
 from visgrpo.data.splitting import Source, divide
+from visgrpo.data.worlds.articles import NUMBER_WORDS
 from visgrpo.errors import UserError
 
 CLASSES = NUMBER_WORDS[:10]

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visgrpo.data.shapes_scene import RGB, SHAPES, Background, Scene, SceneObject
+from visgrpo.data.worlds.scenes import RGB, SHAPES, Background, Scene, SceneObject
 
 OVERSAMPLING = 4  # drawn this much larger, then averaged: smooth edges
 _CIRCLE_POINTS = 48

@@ -1,0 +1,1 @@
+"""Built-in data, drawn or shipped: no download, everything a function of its seed."""

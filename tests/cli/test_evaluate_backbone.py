@@ -323,8 +323,16 @@ REFUSED = {
     ),
     "ignored nothing": ("segmenter", "--ignore-index 254", "its mask has class id 255"),
     "no class names": ("segmenter", "--classes-file no.txt", "there is no no.txt"),
-    "start without a head": ("segmenter", "--start BACKBONE", "it answers no masks"),
-    "start of another kind": ("segmenter", "--start CLASSIFIER", "it answers no masks"),
+    "start without a head": (
+        "segmenter",
+        "--start BACKBONE",
+        "give a backbone with a segmentation head",
+    ),
+    "start of another kind": (
+        "segmenter",
+        "--start CLASSIFIER",
+        "give a backbone with a segmentation head",
+    ),
     "start that is not there": ("classifier", "--start ./nothing", "./nothing"),
 }
 

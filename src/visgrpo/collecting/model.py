@@ -25,7 +25,7 @@ from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.tasks.model_kinds import IN_WORDS, Kind, kind_of
+from visgrpo.tasks.model_kinds import KINDS, kind_of
 from visgrpo.training.processes import Processes
 
 
@@ -83,12 +83,12 @@ class AnsweringModel:
         return cast(nn.Module, with_head), backbone.preprocess
 
 
-def _kind(config: CollectConfig) -> Kind:
+def _kind(config: CollectConfig) -> str:
     kind = kind_of(config.model)
     if kind not in ("clip", "classification"):
         raise UserError(
-            f'"{config.model}" is {IN_WORDS[kind]}; labels are offered by {IN_WORDS["clip"]} or '
-            f"{IN_WORDS['classification']}."
+            f'"{config.model}" is {KINDS[kind].words}; labels are offered by '
+            f"{KINDS['clip'].words} or {KINDS['classification'].words}."
         )
     if kind == "classification":
         for option, given in (
@@ -98,7 +98,7 @@ def _kind(config: CollectConfig) -> Kind:
         ):
             if given:
                 raise UserError(
-                    f'--{option} is for CLIP: "{config.model}" is {IN_WORDS["classification"]}.'
+                    f'--{option} is for CLIP: "{config.model}" is {KINDS["classification"].words}.'
                 )
     return kind
 

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.inputs import pixel_inputs
-from visgrpo.measures import evaluate_logits, interpolate
-from visgrpo.measures.agreement import agreement
-from visgrpo.measures.zero_shot import predict_logits
-from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, load_clip, model_folder
-from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.tasks.evaluate_backbone import evaluate_classifier
-from visgrpo.tasks.evaluate_language import evaluate_language, evaluate_reward
-from visgrpo.tasks.evaluate_masks import evaluate_segmenter
-from visgrpo.tasks.evaluate_shared import labelled_rows, models_of, show
-from visgrpo.tasks.evaluate_vlm import evaluate_vlm
-from visgrpo.tasks.extension import votes_on
-from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.splitting import parse_split, sliced
+from visgrpo.errors import UserError
+from visgrpo.models.loading import model_folder, read_info
+from visgrpo.tasks.ending import print_measures
+from visgrpo.tasks.model_kinds import KINDS, kind_of, part_of, refuse_other_options
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
+
+_WEAKEST = 5
+
+
+class Evaluation(Protocol):
+    """What models of one kind are measured by, on one data set.
+
+    It is made of options and processes: that reads the data, and refuses what cannot be used.
+    """
+
+    title: str
+    """What stands above the table: the data, and how much of it."""
+
+    def measures(self, row: str, name: str) -> Mapping[str, Any]:
+        """Return measures of a model by the row that they stand in.
+
+        Args:
+            row: "start" or "model"; the start comes first.
+            name: a folder, or a name on the Hub.
+        """
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -40,85 +51,132 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     start = model_folder(config.start) if config.start else None
     config = replace(config, model=model_folder(config.model), start=start)
     kinds = {row: kind_of(name) for row, name in models_of(config)}
-    kind = kinds["model"]
-    refuse_other_options(config, kind)
-    processes = Processes(config.device)
-    if kind == "clip":
-        return _evaluate_clip(config, processes)
-    if kind == "segmentation":
-        return evaluate_segmenter(config, processes)
-    if kind == "language":
-        return evaluate_language(config, processes)
-    if kind == "reward":
-        return evaluate_reward(config, processes)
-    if kind == "vision-language":
-        return evaluate_vlm(config, processes)
-    return evaluate_classifier(config, processes)
-
-
-def _evaluate_clip(config: EvaluateConfig, processes: Processes) -> dict[str, Any]:
-    dataset = labelled_rows(config)
-    parts = load_clip(config.model)
-    templates = config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
-    class_prompts(dataset.classes, templates)
-    votes_MK = votes_on(dataset, config.votes) if config.votes else None
-    evaluator = _Evaluator(parts, dataset, templates, processes, config.batch_size, votes_MK)
-    start = load_clip(config.start) if config.start else None
-    start_logits = evaluator.logits(start.model) if start else None
+    refuse_other_options(config, kinds["model"])
+    _check(config, **kinds)
+    evaluation: Evaluation = part_of(kinds["model"], "Evaluation")(config, Processes(config.device))
     results: dict[str, Any] = {}
-    if start_logits is not None:
-        results["start"] = evaluator.measures(start_logits, start_logits)
-    results["model"] = evaluator.measures(evaluator.logits(parts.model), start_logits)
-    if config.alpha and start is not None:
-        between = _Weights(start.model.state_dict(), parts.model)
-        for alpha in config.alpha:
-            logits = evaluator.logits(between.at(alpha))
-            results[f"alpha={alpha:g}"] = evaluator.measures(logits, start_logits)
-    show(results, config, f"{dataset.name}, {len(dataset)} images")
+    for row, name in models_of(config):
+        results |= evaluation.measures(row, name)
+    _show(results, config, evaluation.title)
     return results
 
 
-class _Evaluator:
-    """One data set and its prompts, for several sets of weights of one architecture."""
+def models_of(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
+    """The names of the rows to print, and their models; the start comes first."""
+    if config.start:
+        yield "start", config.start
+    yield "model", config.model
 
-    def __init__(
-        self,
-        parts: ClipParts,
-        dataset: ImageDataset,
-        templates: tuple[str, ...],
-        processes: Processes,
-        batch_size: int,
-        votes_MK: Tensor | None = None,
-    ) -> None:
-        self._parts, self._dataset, self._templates = parts, dataset, templates
-        self._processes, self._batch_size = processes, batch_size
-        self._votes_MK = votes_MK
-        self._inputs = pixel_inputs(dataset, parts.preprocess)
 
-    def logits(self, model: Any) -> Tensor:
-        tokenizer = self._parts.tokenizer
-        classifier = ClipClassifier(model, tokenizer, self._dataset.classes, self._templates)
-        classifier.to(self._processes.device)
-        return predict_logits(
-            classifier, self._dataset, self._inputs, self._processes, batch_size=self._batch_size
+@dataclass(frozen=True)
+class Division:
+    """What decides the splits that have to be made."""
+
+    seed: int = 0
+    validation_fraction: float = 0.1
+    train_slice: str | None = None
+
+
+def division_of(
+    config: EvaluateConfig, *, validation_fraction: float = Division.validation_fraction
+) -> Division:
+    """Return how rows are divided: by the options first, then as in the model's own run.
+
+    On the data that the model was tuned on, they are divided as they were then: with another seed
+    most of a made validation split would be rows that the model was trained on.
+    """
+    info = read_info(config.model)
+    trained_on = info.get("data")
+    # Folders may be written in several ways; other names are not changed by this.
+    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
+    division: dict[str, Any] = {"validation_fraction": validation_fraction}
+    for name in ("seed", "validation_fraction", "train_slice"):
+        given = getattr(config, name)
+        if given is not None:
+            division[name] = given
+        elif same_data and name in info:
+            division[name] = info[name]
+    return Division(**division)
+
+
+def labelled_rows(config: EvaluateConfig) -> ImageDataset:
+    """Load the labelled images to evaluate on."""
+    division = division_of(config)
+    name, rows = parse_split(config.split)
+    if name == "validation" and division.train_slice is not None:
+        return sliced(labelled_splits(config).validation, rows)
+    return load_split(config.data, config.split, **_settings(config, division))
+
+
+def labelled_splits(config: EvaluateConfig) -> Splits:
+    """Load the three splits that probes learn from, choose by and are judged on."""
+    division = division_of(config)
+    settings = _settings(config, division)
+    return load_splits(config.data, train_slice=division.train_slice, **settings)
+
+
+def named_split(config: EvaluateConfig) -> tuple[str, slice]:
+    """Return a split and its rows, where rows of all splits together mean nothing.
+
+    Raises:
+        UserError: for "all".
+    """
+    split, rows = parse_split(config.split)
+    if split == "all":
+        raise UserError(f"--split {config.split}: name train, validation or test.")
+    return split, rows
+
+
+def _settings(config: EvaluateConfig, division: Division) -> dict[str, Any]:
+    return {
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "skip_bad_images": config.skip_bad_images,
+        "seed": division.seed,
+        "validation_fraction": division.validation_fraction,
+    }
+
+
+def _check(config: EvaluateConfig, model: str, start: str | None = None) -> None:
+    """Raise UserError where data must be named, and for a start that is no such model."""
+    kind = KINDS[model]
+    if kind.data is not None and config.data == EvaluateConfig.data:
+        raise UserError(f'"{config.model}" is {kind.words}: name {kind.data} with --data.')
+    if start not in (None, model) and kind.alike:
+        raise UserError(
+            f'--start "{config.start}" is {KINDS[str(start)].words}: give {kind.words}, or leave '
+            "--start out."
         )
 
-    def measures(self, logits_MK: Tensor, start_logits_MK: Tensor | None) -> dict[str, Any]:
-        labels_M = torch.from_numpy(self._dataset.labels)
-        measures = evaluate_logits(logits_MK, labels_M, self._dataset.classes, start_logits_MK)
-        if self._votes_MK is not None:
-            measures.update(agreement(logits_MK, self._votes_MK, labels_M))
-        return measures
+
+def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
+    """Print JSON, or a table of all rows; write the JSON file that was asked for."""
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    if config.json == "-":
+        print(text)
+        return
+    if config.json:
+        try:
+            Path(config.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {config.json} cannot be written: {error.strerror}.") from error
+    print_measures(title, _with_shifts(results))
+    for measure in ("per_class_accuracy", "per_class_iou"):
+        if measure in results["model"]:
+            _print_weakest(results["model"][measure])
 
 
-class _Weights:
-    """Weights between a start and an end, put into the end's own model one after the other."""
+def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the measures on every shifted copy a row of their own."""
+    rows = {}
+    for name, measures in results.items():
+        rows[name] = measures
+        for shift, shifted in measures.get("shifts", {}).items():
+            rows[f"{name}, {shift}"] = shifted
+    return rows
 
-    def __init__(self, start: Mapping[str, Tensor], model: Any) -> None:
-        self._start = {name: tensor.cpu().clone() for name, tensor in start.items()}
-        self._end = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-        self._model = model
 
-    def at(self, alpha: float) -> Any:
-        self._model.load_state_dict(interpolate(self._start, self._end, alpha))
-        return self._model
+def _print_weakest(per_class: Mapping[str, float | None]) -> None:
+    known = {name: value for name, value in per_class.items() if value is not None}
+    worst = sorted(known, key=lambda name: known[name])[:_WEAKEST]
+    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))

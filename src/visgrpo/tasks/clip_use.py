@@ -1,0 +1,107 @@
+"""What is done with a saved CLIP: the parts of `visgrpo evaluate` and `visgrpo predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visgrpo.data.inputs import pixel_inputs
+from visgrpo.errors import UserError
+from visgrpo.measures import evaluate_logits, interpolate
+from visgrpo.measures.agreement import agreement
+from visgrpo.measures.zero_shot import predict_logits
+from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.loading import ClipParts, load_clip
+from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
+from visgrpo.tasks.extension import votes_on
+from visgrpo.tasks.evaluate import labelled_rows
+from visgrpo.tasks.predict import classes_of, most_probable
+from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.training.processes import Processes
+
+
+class Evaluation:
+    """One data set and its prompts, for several sets of weights of one architecture."""
+
+    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
+        self._config, self._processes = config, processes
+        self._dataset = labelled_rows(config)
+        self._parts = load_clip(config.model)
+        self._templates = _templates(config, self._parts)
+        class_prompts(self._dataset.classes, self._templates)
+        self._votes_MK = votes_on(self._dataset, config.votes) if config.votes else None
+        self._inputs = pixel_inputs(self._dataset, self._parts.preprocess)
+        self._start_MK: Tensor | None = None
+        self._start_weights: dict[str, Tensor] = {}
+        self.title = f"{self._dataset.name}, {len(self._dataset)} images"
+
+    def measures(self, row: str, name: str) -> dict[str, Any]:
+        model = self._parts.model if row == "model" else load_clip(name).model
+        logits_MK = self._logits(model)
+        if row == "start":
+            self._start_MK = logits_MK
+            if self._config.alpha:
+                self._start_weights = _weights(model)
+        rows = {row: self._measures(logits_MK)}
+        if row == "model" and self._config.alpha:
+            end = _weights(model)
+            for alpha in self._config.alpha:
+                model.load_state_dict(interpolate(self._start_weights, end, alpha))
+                rows[f"alpha={alpha:g}"] = self._measures(self._logits(model))
+        return rows
+
+    def _logits(self, model: Any) -> Tensor:
+        classes, processes = self._dataset.classes, self._processes
+        classifier = ClipClassifier(model, self._parts.tokenizer, classes, self._templates)
+        classifier.to(processes.device)
+        size = self._config.batch_size
+        return predict_logits(classifier, self._dataset, self._inputs, processes, batch_size=size)
+
+    def _measures(self, logits_MK: Tensor) -> dict[str, Any]:
+        labels_M = torch.from_numpy(self._dataset.labels)
+        measures = evaluate_logits(logits_MK, labels_M, self._dataset.classes, self._start_MK)
+        if self._votes_MK is not None:
+            measures.update(agreement(logits_MK, self._votes_MK, labels_M))
+        return measures
+
+
+class Prediction:
+    """The classes of an image, by the prompts of the model or others."""
+
+    def __init__(
+        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
+    ) -> None:
+        self._classes, self._top_k = classes_of(config), config.top_k
+        self._processes = processes
+        parts = load_clip(config.model)
+        self._preprocess = parts.preprocess
+        self._classifier = ClipClassifier(
+            parts.model, parts.tokenizer, self._classes, _templates(config, parts)
+        )
+        self._classifier.to(processes.device).eval()
+        self._side = self._classifier.backbone.config.vision_config.image_size
+
+    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        pixels = self._preprocess(image)
+        height, width = pixels.shape[1:]
+        side = self._side
+        if (height, width) != (side, side):
+            raise UserError(
+                f'Image "{path}" is {width} × {height} pixels after the model\'s own '
+                f"preprocessing, but the model takes {side} × {side}: make the image square, or "
+                "set do_center_crop in its preprocessor_config.json."
+            )
+        logits_1K = self._classifier(pixels[None].to(self._processes.device))
+        return most_probable(logits_1K, self._classes, self._top_k)
+
+
+def _templates(config: EvaluateConfig | PredictConfig, parts: ClipParts) -> tuple[str, ...]:
+    return config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,91 @@
+"""What saved language and reward models are measured by: parts of `visgrpo evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
+from visgrpo.data.text import Documents
+from visgrpo.data.text_sources import is_text, load_text
+from visgrpo.data.token_blocks import token_blocks
+from visgrpo.errors import UserError
+from visgrpo.measures.text import likelihood, pair_accuracy
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.language_loading import context_of, load_language
+from visgrpo.models.reward_model import load_reward_model
+from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
+from visgrpo.tasks.language_config import LanguageConfig
+from visgrpo.tasks.language_setup import block_of
+from visgrpo.tasks.model_kinds import KINDS
+from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.use_configs import EvaluateConfig
+from visgrpo.training.processes import Processes
+
+
+class TextEvaluation:
+    """How well a language model predicts a text, in blocks of tokens."""
+
+    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
+        text, self._documents = _documents(config, processes)
+        self._models = {row: load_language(name) for row, name in models_of(config)}
+        # The same for all models, since what comes late in a block is easier.
+        sees = min(context_of(parts.model) for parts in self._models.values())
+        self._block, self._processes = block_of(config.context, sees), processes
+        count = len(self._documents)
+        self.title = f"{text}, {count} documents in blocks of {self._block} tokens"
+
+    def measures(self, row: str, name: str) -> dict[str, Any]:
+        parts = self._models[row]
+        print_notes(parts.notes, self._processes)
+        blocks = token_blocks(self._documents, parts.tokenizer, self._block)
+        model = LanguageModel(parts.model).to(self._processes.device).eval()
+        return {row: likelihood(model, blocks, parts.tokenizer, self._processes)}
+
+
+class PairEvaluation:
+    """How well a reward model tells preferred completions from rejected ones."""
+
+    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
+        self._pairs, self._processes = _pairs(config, processes), processes
+        self.title = f"{self._pairs.name}, {len(self._pairs)} pairs"
+
+    def measures(self, row: str, name: str) -> dict[str, Any]:
+        parts = load_reward_model(name)
+        most = context_of(parts.model.scorer)
+        encoded = encode_pairs(self._pairs, parts.tokenizer, max_tokens=most)
+        model = parts.model.to(self._processes.device)
+        return {row: pair_accuracy(model, encoded, self._pairs, self._processes)}
+
+
+def _documents(config: EvaluateConfig, processes: Processes) -> tuple[str, Documents]:
+    """Return the documents to evaluate on, after what they are called."""
+    split, rows = named_split(config)
+    splits = load_text(
+        config.data,
+        validation_fraction=_division(config).validation_fraction,
+        text_column=config.text_column,
+    )
+    print_notes(splits.notes, processes)
+    documents: Documents = getattr(splits, split)
+    return f"{splits.name}/{split}", documents[rows]
+
+
+def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
+    split, rows = named_split(config)
+    if is_text(config.data):
+        raise UserError(
+            f"--data {config.data} is text and holds no pairs: name {KINDS['reward'].data} with "
+            "--data."
+        )
+    division = _division(config)
+    splits = load_pairs(
+        config.data, validation_fraction=division.validation_fraction, seed=division.seed
+    )
+    print_notes(splits.notes, processes)
+    pairs: PairDataset = getattr(splits, split)
+    return pairs.subset(range(len(pairs))[rows])
+
+
+def _division(config: EvaluateConfig) -> Division:
+    """Return how rows are divided: as `visgrpo language` does it where nothing else is known."""
+    return division_of(config, validation_fraction=LanguageConfig.validation_fraction)

@@ -1,0 +1,160 @@
+"""What is done with a saved vision-language model: parts of `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from visgrpo.data.batches import Batch
+from visgrpo.data.pictures import Pictures
+from visgrpo.data.visual import VisualDataset, require_answers, require_counts
+from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
+from visgrpo.data.visual_sources import load_visual, load_visual_test
+from visgrpo.errors import UserError
+from visgrpo.measures.visual import greedy_tokens
+from visgrpo.models.loading import read_info
+from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.vision_loading import VisionParts, load_vision_language
+from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
+from visgrpo.rewards.text import parse_text_rewards
+from visgrpo.tasks.evaluate import named_split
+from visgrpo.tasks.language_setup import decoder_of, prompt_room, sampling_of
+from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.token_config import SamplingConfig
+from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.tasks.vlm_config import VlmConfig, defaults_of
+from visgrpo.tasks.vlm_data import say_left_out, say_resized
+from visgrpo.tasks.vlm_lineage import Learned, learned_from
+from visgrpo.tasks.vlm_setup import confusions, held_out_of, rollouts_of
+from visgrpo.training.processes import Processes
+
+
+class Evaluation:
+    """Greedy and sampled answers to questions about images, and the confusion of counts.
+
+    With two styles a model has a row for each: ``model`` and ``model, direct``, say.
+    """
+
+    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
+        self._config, self._processes = config, processes
+        self._dataset = _questions(config, processes)
+        learned = read_info(config.model).get("style", "reasoning")
+        self._styles: tuple[Style, ...] = config.styles or (learned,)
+        dataset = self._dataset
+        self.title = f"{dataset.name}, {len(dataset)} questions, --style {self._styles[0]}"
+
+    def measures(self, row: str, name: str) -> dict[str, Any]:
+        parts = load_vision_language(name, max_pixels=self._config.max_pixels)
+        print_notes(parts.notes, self._processes)
+        say_resized([self._dataset], parts.processor, self._processes)
+        first = self._styles[0]
+        return {
+            row if style == first else f"{row}, {style}": self._measures(parts, style)
+            for style in self._styles
+        }
+
+    def _measures(self, parts: VisionParts, style: Style) -> dict[str, Any]:
+        dataset, processes = self._dataset, self._processes
+        sampling = _longest(self._config, parts)
+        rewards = parse_text_rewards(["exact"], None, ANSWER_REWARDS)
+        rollouts = rollouts_of(sampling, parts, rewards, dataset, style, self._config.seed or 0)
+        held_out = held_out_of(sampling, parts, rollouts, dataset, style, processes)
+        seen = held_out.look(_model(parts, processes))
+        # What an answer earns is its accuracy here, which has a name of its own.
+        measures = {name: value for name, value in seen.measures.items() if "reward" not in name}
+        confusion = confusions({"test": dataset}, {"test": seen}).get("confusion", {})
+        return {**measures, **({"confusion": confusion["in"]} if confusion else {})}
+
+
+def _questions(config: EvaluateConfig, processes: Processes) -> VisualDataset:
+    """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
+    split, rows = named_split(config)
+    known = [learned_from(name, config.data) for name in (config.model, config.start)]
+    learned = next(filter(None, known), None)
+    division = learned or Learned(config.data, 0, VlmConfig.validation_fraction)
+    seed = division.seed if config.seed is None else config.seed
+    columns = {
+        "image_column": config.image_column,
+        "question_column": config.question_column,
+        "answer_column": config.answer_column,
+        "skip_bad_images": config.skip_bad_images,
+        "seed": seed,
+    }
+    if split == "test" and learned is None:
+        dataset = load_visual_test(config.data, **columns)  # type: ignore[arg-type]
+    else:
+        splits = load_visual(
+            config.data,
+            validation_fraction=config.validation_fraction or division.validation_fraction,
+            **columns,  # type: ignore[arg-type]
+        )
+        print_notes(splits.notes, processes)
+        dataset = getattr(splits, split)
+    dataset = dataset.subset(range(len(dataset))[rows])
+    say_left_out(dataset, processes)
+    require = require_counts if config.task == "counting" else require_answers
+    require(dataset)
+    return dataset
+
+
+class Prediction:
+    """The model's likeliest words about an image, and the answer in them."""
+
+    def __init__(
+        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
+    ) -> None:
+        if not config.ask:
+            raise UserError(
+                f'"{config.model}" is a vision-language model: ask it something, with --ask "How '
+                'many items are there in the image?".'
+            )
+        parts = load_vision_language(config.model, max_pixels=config.max_pixels)
+        print_notes(parts.notes, processes)
+        asked = _longest(config, parts)
+        self._sampling = sampling_of(asked, parts, parts.processor.placeholder_ids)
+        self._room, self._decode = prompt_room(asked, parts), decoder_of(parts)
+        self._processor, self._processes = parts.processor, processes
+        self._model = _model(parts, processes)
+        self._messages = _messages(config.ask, config.style or parts.info.get("style"))
+        files = zip(config.images, images, strict=True)
+        smaller = [path for path, image in files if parts.processor.resizes(image)]
+        if smaller:
+            more = f" and {len(smaller) - 1} more" if len(smaller) > 1 else ""
+            print_notes([f"{smaller[0]}{more}: made smaller for the model."], processes)
+
+    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        pictures = (self._processor.picture(image),)
+        ids = self._processor.prompt_ids(self._messages, pictures)
+        if len(ids) > self._room:
+            raise UserError(
+                f'Image "{path}" and the question take {len(ids)} tokens, but {self._room} fit '
+                "beside the longest completion: lower --max-pixels or --max-new-tokens."
+            )
+        batch = Batch(
+            torch.zeros(1, dtype=torch.long),
+            torch.from_numpy(ids)[None].long(),
+            torch.tensor([len(ids)]),
+            {},
+            pictures=Pictures.of([pictures], [("",)]),
+        )
+        tokens = greedy_tokens(self._model, batch.to(self._processes.device), self._sampling)
+        text = self._decode(tokens[0].tolist())[0]
+        return {"answer": answer_of(text), "completion": text}
+
+
+def _messages(question: str, style: Any) -> Messages:
+    if style is not None:
+        return seeing_prompt(question, 1, style)
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+
+
+def _longest(config: EvaluateConfig | PredictConfig, parts: VisionParts) -> SamplingConfig:
+    longest = config.max_new_tokens or defaults_of(parts.info).max_new_tokens
+    return SamplingConfig(max_new_tokens=longest)
+
+
+def _model(parts: VisionParts, processes: Processes) -> VisionLanguageModel:
+    return VisionLanguageModel(parts.model).requires_grad_(False).to(processes.device).eval()

@@ -17,8 +17,8 @@ from visgrpo.measures.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import ClipParts, load_clip
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.tasks.extension import votes_on
 from visgrpo.tasks.evaluate import labelled_rows
+from visgrpo.tasks.extension import votes_on
 from visgrpo.tasks.predict import classes_of, most_probable
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes

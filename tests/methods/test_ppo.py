@@ -27,11 +27,11 @@ from token_tools import (
 from torch import Tensor
 
 from visgrpo.methods.groups import ONE_PROCESS
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.models.token_reference import reference_of
-from visgrpo.training.kl_controller import FixedKL
 
 LIMIT = 6
 PLAIN = TokenTerms(on_policy=False)

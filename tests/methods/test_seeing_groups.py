@@ -14,13 +14,13 @@ from token_tools import in_two_processes, rollouts
 from torch import Tensor
 
 from visgrpo.data.pictures import Pictures
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.token_reference import reference_of
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
-from visgrpo.training.kl_controller import FixedKL
 
 G = 4
 PLACES = {

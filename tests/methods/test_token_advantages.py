@@ -20,9 +20,9 @@ from token_tools import (
 )
 from torch import Tensor
 
+from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.objectives.presets import PRESETS
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 
 BETA = 0.3
 

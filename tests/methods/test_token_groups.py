@@ -26,8 +26,8 @@ from token_tools import (
 )
 from torch import Tensor
 
+from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, sequence_kl, shown_prompt
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
 
 HOW = sampling(6, stop=(STOP, 6), top_k=9)
 

@@ -29,11 +29,11 @@ from token_tools import (
 )
 from torch import Tensor
 
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.objectives import preset
 from visgrpo.objectives.presets import PRESETS, Objective
-from visgrpo.training.kl_controller import FixedKL
 
 LIMIT, BETA = 6, 0.3
 OFF_POLICY = TokenTerms(on_policy=False)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from token_tools import VOCABULARY, batch_of, language, rollouts, sampling
 
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.token_reference import reference_of
 from visgrpo.objectives import preset
-from visgrpo.training.kl_controller import FixedKL
 
 USED = (2, 3, 4)  # tokens that can be drawn
 WORTH = np.array([[0.0, 1.0, 0.3], [0.6, 0.2, 0.9], [1.0, 0.0, 0.5]])

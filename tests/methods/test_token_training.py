@@ -14,12 +14,12 @@ from torch import Tensor
 from visgrpo.data.batches import BatchLoader, CachedInputs
 from visgrpo.data.prompts import PromptDataset
 from visgrpo.errors import UserError
+from visgrpo.methods.kl_control import AdaptiveKL
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.token_reference import reference_of
 from visgrpo.objectives import preset
 from visgrpo.training.checkpoints import newest_good
-from visgrpo.training.kl_controller import AdaptiveKL
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory

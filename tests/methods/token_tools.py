@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.rollout import Sampling
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
@@ -20,7 +21,6 @@ from visgrpo.models.token_reference import TokenReference, reference_of
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.text import TextRewards
-from visgrpo.training.kl_controller import FixedKL
 
 Answer = TypeVar("Answer")
 VOCABULARY, WIDTH, PAD, STOP = 12, 16, 0, 1

@@ -16,6 +16,7 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
 from visgrpo.measures.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import Method
 from visgrpo.methods.supervised import Supervised, WarmStart
 from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
 from visgrpo.models.card import model_card
@@ -41,7 +42,6 @@ from visgrpo.tasks.session import (
     save_picture,
     training_options,
 )
-from visgrpo.training.method import Method
 from visgrpo.training.options import falling
 from visgrpo.training.trainer import Trainer
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import sequential
 from visgrpo.measures.language import best_of_n as best_of_samples
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import weighted_sum
@@ -28,7 +29,6 @@ from visgrpo.tasks.language_setup import (
     sampling_of,
 )
 from visgrpo.tasks.session import begin, open_session
-from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.metrics import peak_memory_bytes
 
 PROMPTS_AT_ONCE = 8

@@ -12,6 +12,7 @@ import torch
 from visgrpo.data.batches import BatchLoader
 from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
 from visgrpo.errors import UserError
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of
@@ -27,7 +28,6 @@ from visgrpo.tasks.language_setup import (
     sampling_of,
 )
 from visgrpo.tasks.session import Session, begin, open_session
-from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.metrics import peak_memory_bytes
 
 PAIRS_FILE = "pairs.jsonl"

@@ -10,6 +10,7 @@ from typing import Any
 from visgrpo.data.batches import batch_columns
 from visgrpo.errors import UserError
 from visgrpo.measures.text import HeldOutPrompts
+from visgrpo.methods.method import Method
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO
@@ -44,7 +45,6 @@ from visgrpo.tasks.token_training import (
     options_of,
     terms_of,
 )
-from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
 VALIDATION_COMPLETIONS = 2  # of each prompt; of a test prompt there are as many as in training

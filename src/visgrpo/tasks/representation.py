@@ -13,6 +13,7 @@ from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut, logits_of
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import model_card
@@ -44,7 +45,6 @@ from visgrpo.tasks.session import (
     run_stem,
     save_picture,
 )
-from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
 

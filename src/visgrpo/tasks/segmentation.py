@@ -18,6 +18,7 @@ from visgrpo.measures.feature_cache import weights_key
 from visgrpo.measures.held_out_masks import HeldOutMasks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
 from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone import Backbone
@@ -49,7 +50,6 @@ from visgrpo.tasks.session import (
     run_stem,
     say_notes,
 )
-from visgrpo.training.method import Method
 from visgrpo.training.trainer import Trainer
 
 BACKGROUND_NAMES = ("background", "null")

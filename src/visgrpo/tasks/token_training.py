@@ -8,13 +8,13 @@ from dataclasses import replace
 from torch import nn
 
 from visgrpo.data.batches import BatchLoader, Collating, InputFunction, Rows
+from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
+from visgrpo.methods.method import Method
 from visgrpo.methods.token_groups import KLControl
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.objectives import Objective, preset
 from visgrpo.tasks.session import Session, begin, loop_options
 from visgrpo.tasks.token_config import TokenPolicyConfig
-from visgrpo.training.kl_controller import AdaptiveKL, FixedKL
-from visgrpo.training.method import Method
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.trainer import Trainer, TrainResult
 

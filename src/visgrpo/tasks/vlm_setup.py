@@ -14,6 +14,7 @@ from visgrpo.data.visual import VisualDataset, VisualSplits
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.counting import confusion
 from visgrpo.measures.visual import HeldOutAnswers, SeenAnswers
+from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.adapt_vision import TrainedPart, adapt_vision_language
 from visgrpo.models.card import vlm_card
@@ -30,7 +31,6 @@ from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.vlm_config import VlmConfig
 from visgrpo.tasks.vlm_data import first_rows, say_resized
 from visgrpo.tasks.vlm_lineage import with_stage
-from visgrpo.training.kl_controller import FixedKL
 from visgrpo.training.processes import Processes
 
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from

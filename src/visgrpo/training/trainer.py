@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.errors import Interrupted, UserError
+from visgrpo.methods.method import Memory, Method
 from visgrpo.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -25,7 +26,6 @@ from visgrpo.training.checkpoints import (
     prune,
     save_checkpoint,
 )
-from visgrpo.training.method import Memory, Method
 from visgrpo.training.metrics import MetricMeans
 from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions

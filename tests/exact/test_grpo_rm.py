@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
+from visgrpo.methods.class_set import ClassSetGRPO, OldPolicy
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import LossResult
 from visgrpo.objectives import Objective
 from visgrpo.rewards import parse_rewards
 
@@ -48,7 +49,7 @@ def method(
 
 def step(
     grpo: ClassSetGRPO, logits_NK: Tensor, labels_N: Tensor, old_NK: Tensor | None = None
-) -> tuple[ClassSetLoss, Tensor]:
+) -> tuple[LossResult, Tensor]:
     """The loss of logits that are the model's own output, and its gradient by them (N, K)."""
     leaf = logits_NK.clone().requires_grad_()
     batch = Batch(torch.arange(len(labels_N)), logits_NK, labels_N, {})

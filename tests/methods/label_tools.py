@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.groups import OneProcess
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import OneProcess
 from visgrpo.objectives import Objective
 from visgrpo.rewards import parse_rewards
 

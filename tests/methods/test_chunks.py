@@ -14,7 +14,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.methods.chunks import in_chunks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy
-from visgrpo.methods.metrics import Metrics
+from visgrpo.methods.method import Metrics
 from visgrpo.methods.views import ImageView, PixelView, View
 
 LIMIT = "visgrpo.methods.class_set.NUMBERS_AT_ONCE"

@@ -26,8 +26,8 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.methods.groups import ONE_PROCESS
 from visgrpo.methods.kl_control import FixedKL
+from visgrpo.methods.method import ONE_PROCESS
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.methods.tokens import TokenTerms

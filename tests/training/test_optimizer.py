@@ -21,8 +21,9 @@ from toy import (
 
 from visgrpo.data.batches import Batch, BatchLoader, CachedInputs
 from visgrpo.errors import UserError
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetLoss, OldPolicy
+from visgrpo.methods.class_set import ClassSetGRPO, OldPolicy
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import LossResult
 from visgrpo.objectives import Objective
 from visgrpo.rewards import parse_rewards
 from visgrpo.training.checkpoints import newest_good
@@ -149,7 +150,7 @@ def test_the_first_step_is_the_rate_times_the_sign_of_the_gradient(tmp_path: Pat
     signs: dict[str, Tensor] = {}
 
     class Watched(ClassSetGRPO):
-        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> ClassSetLoss:
+        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> LossResult:
             result = super().loss(model, batch, groups, step)
             parameters = dict(model.named_parameters())
             slopes = torch.autograd.grad(result.loss, list(parameters.values()), retain_graph=True)
@@ -207,7 +208,7 @@ def test_a_resumed_run_is_the_run(
         pass
 
     class Failing(ClassSetGRPO):
-        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> ClassSetLoss:
+        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> LossResult:
             if step == 3:
                 raise PowerCut
             return super().loss(model, batch, groups, step)
@@ -246,7 +247,7 @@ def test_an_old_model_lasts_until_it_is_refreshed(tmp_path: Path) -> None:
     inputs: list[Tensor] = []
 
     class Watched(ClassSetGRPO):
-        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> ClassSetLoss:
+        def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> LossResult:
             assert isinstance(groups, OldPolicy)
             copied = Tuned()
             copied.load_state_dict(model.state_dict())

@@ -30,7 +30,7 @@ from toy import (
 
 from visgrpo.data.batches import BatchLoader
 from visgrpo.errors import Interrupted, UserError
-from visgrpo.methods.groups import LossResult
+from visgrpo.methods.method import LossResult
 from visgrpo.training.checkpoints import load_checkpoint, newest_good
 
 

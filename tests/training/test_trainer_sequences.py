@@ -21,7 +21,7 @@ from toy import (
 )
 
 from visgrpo.errors import Interrupted, UserError
-from visgrpo.methods.groups import LossResult
+from visgrpo.methods.method import LossResult
 from visgrpo.training.checkpoints import newest_good
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import BatchLoader, CachedInputs
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.methods.groups import LossResult
 from visgrpo.methods.labels import LabelGRPO
+from visgrpo.methods.method import LossResult
 from visgrpo.methods.supervised import Supervised
 from visgrpo.objectives import preset
 from visgrpo.rewards import parse_rewards

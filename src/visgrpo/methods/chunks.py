@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visgrpo.methods.metrics import Metrics
+from visgrpo.methods.method import Metrics
 
 LossOfSome = Callable[[Tensor, slice], tuple[Tensor, Metrics]]
 

@@ -13,7 +13,6 @@ that of cross-entropy, and what is new is that every image pulls equally hard. W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,7 +23,8 @@ from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.methods.chunks import in_chunks
 from visgrpo.methods.labels import LabelGRPO, Model
-from visgrpo.methods.metrics import Metrics, mean_over_inputs, policy_metrics
+from visgrpo.methods.method import LossResult, Metrics, WithoutGroups
+from visgrpo.methods.metrics import mean_over_inputs, policy_metrics
 from visgrpo.methods.views import ImageView, Rows, View
 from visgrpo.objectives.uniformity import gaussian_potential
 
@@ -63,15 +63,6 @@ class OldPolicy:
 
 
 @dataclass(frozen=True)
-class ClassSetLoss:
-    """A loss with gradient, its metrics, and the old policy it was taken against."""
-
-    loss: Tensor
-    metrics: Mapping[str, Tensor]
-    groups: OldPolicy | None = None
-
-
-@dataclass(frozen=True)
 class ClassSetGRPO:
     """GRPO over all classes, or a subset of them, at every image or pixel.
 
@@ -105,7 +96,7 @@ class ClassSetGRPO:
 
     def loss(
         self, model: ModelWithFeatures, batch: Batch, groups: OldPolicy | None, step: int
-    ) -> ClassSetLoss:
+    ) -> LossResult:
         """Return the loss of a batch. Without an old policy this same forward pass is it."""
         if self.feature_uniformity:
             logits, features_ND = model(batch.inputs, with_features=True)
@@ -138,7 +129,7 @@ class ClassSetGRPO:
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
         old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step)
-        return ClassSetLoss(loss, metrics, old)
+        return LossResult(loss, metrics, old)
 
     def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data; pixels are shown as pictures elsewhere."""
@@ -151,15 +142,12 @@ class ClassSetGRPO:
 
 
 @dataclass(frozen=True)
-class ClassSetSupervised:
+class ClassSetSupervised(WithoutGroups):
     """Cross-entropy of the true class at every image or pixel, weighted as in `ClassSetGRPO`."""
 
     view: View = ImageView()  # noqa: RUF009 (it has no state)
 
-    def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> None:
-        """There is nothing to draw."""
-
-    def loss(self, model: Model, batch: Batch, groups: None, step: int) -> ClassSetLoss:
+    def loss(self, model: Model, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the mean over images of the cross-entropy of their rows."""
         logits = model(batch.inputs)
 
@@ -179,11 +167,7 @@ class ClassSetSupervised:
             return in_chunks(loss_of_rows, rows.logits_RK, rows_at_once(rows))
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
-        return ClassSetLoss(loss, metrics)
-
-    def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
-        """A supervised run has no groups to show."""
-        return []
+        return LossResult(loss, metrics)
 
 
 def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from visgrpo.methods.method import Shards
 from visgrpo.objectives import Objective, combine_rewards
 from visgrpo.objectives.advantages import Combination
 
@@ -62,39 +63,6 @@ class LabelGroups:
             return None if value is None else value[rows]
 
         return LabelGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)})
-
-
-class Shards(Protocol):
-    """What a policy needs to know of the other processes."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    def gather(self, tensor: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class OneProcess:
-    """All the processes there are, when there is one."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-
-ONE_PROCESS = OneProcess()
-
-
-@dataclass(frozen=True)
-class LossResult:
-    """A loss with gradient, its metrics (scalars without), and the groups it was taken on."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    groups: LabelGroups | None = None
 
 
 def advantages_of(

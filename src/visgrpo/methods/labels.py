@@ -13,16 +13,14 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.methods.groups import (
-    ONE_PROCESS,
     LabelGroups,
-    LossResult,
-    Shards,
     advantages_of,
     subset_offsets,
     uniforms_for,
     weights_with_inputs,
 )
-from visgrpo.methods.metrics import Metrics, mean_over_inputs, policy_metrics, reward_metrics
+from visgrpo.methods.method import ONE_PROCESS, LossResult, Metrics, Shards
+from visgrpo.methods.metrics import mean_over_inputs, policy_metrics, reward_metrics
 from visgrpo.methods.unknown import Support, conditioned
 from visgrpo.objectives import (
     Objective,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
 
+Metrics = dict[str, Tensor]
+"""Scalars without gradient, each a mean over the inputs of a batch."""
 
-class Loss(Protocol):
-    """What a method returns for a batch; a protocol, since each output space has its groups."""
 
-    @property
-    def loss(self) -> Tensor: ...
-    @property
-    def metrics(self) -> Mapping[str, Tensor]: ...
-    @property
-    def groups(self) -> Any: ...
+@dataclass(frozen=True)
+class LossResult:
+    """A loss with gradient, its metrics, and the groups it was taken on.
+
+    Each output space has groups of its own; None where a method has none.
+    """
+
+    loss: Tensor
+    metrics: Metrics
+    groups: Any = None
 
 
 class Method(Protocol):
@@ -30,9 +35,20 @@ class Method(Protocol):
 
     def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any: ...
 
-    def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> Loss: ...
+    def loss(self, model: Any, batch: Batch, groups: Any, step: int) -> LossResult: ...
 
     def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]: ...
+
+
+class WithoutGroups:
+    """What supervised methods have in common: nothing is drawn, and there are no groups to show."""
+
+    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any:
+        """There is nothing to draw."""
+
+    def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]:
+        """A supervised run has no groups to show."""
+        return []
 
 
 class Memory(Protocol):
@@ -45,3 +61,27 @@ class Memory(Protocol):
     def metrics(self) -> Mapping[str, float]:
         """Return what stands in the log beside the means of a step's metrics."""
         ...
+
+
+class Shards(Protocol):
+    """What a method needs to know of the other processes."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """All the processes there are, when there is one."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+ONE_PROCESS = OneProcess()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from visgrpo.methods.groups import LabelGroups
+from visgrpo.methods.method import Metrics
 from visgrpo.objectives import all_equal, entropy, weighted_sum
 from visgrpo.rewards import RewardSet
-
-Metrics = dict[str, Tensor]
 
 
 def mean_over_inputs(values_N: Tensor, input_weights_N: Tensor | None) -> Tensor:

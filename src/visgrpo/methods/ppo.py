@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.method import LossResult
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts
-from visgrpo.methods.tokens import (
-    TokenLoss,
-    TokenTerms,
-    reward_metrics,
-    samples_of,
-    token_aggregation,
-)
+from visgrpo.methods.tokens import TokenTerms, reward_metrics, samples_of, token_aggregation
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import surrogate, weighted_sum
 from visgrpo.objectives.critic import gae, masked_moments, value_loss, whiten
@@ -90,7 +85,7 @@ class TokenPPO:
             explained_variance_N=explained.float().expand(len(batch)),
         )
 
-    def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:
+    def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
         warming_up = step < self.critic_warmup
         scores = self.terms.score(model, groups, self.rollouts, critic_alone=warming_up)
@@ -126,7 +121,7 @@ class TokenPPO:
         metrics["explained_variance"] = groups.explained_variance_N.mean()
         # Times 0 and not left out: every process of several waits for every parameter's gradient.
         loss = self.value_weight * values.loss + loss * float(not warming_up)
-        return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
+        return LossResult(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data for ``samples.jsonl``."""

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.groups import LabelGroups, LossResult
+from visgrpo.methods.groups import LabelGroups
 from visgrpo.methods.labels import (
     LabelGRPO,
     Model,
     ReferenceLike,
     labelled_cross_entropy,
 )
+from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.methods.metrics import policy_metrics
 from visgrpo.objectives import categorical_kl
 from visgrpo.rewards import RewardSet
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(WithoutGroups):
     """Cross-entropy of the true label, with the metrics of a GRPO run beside it.
 
     ``reward`` is the policy's expected reward, Σ_k π_k r_k: what a GRPO run's sampled mean
@@ -35,9 +36,6 @@ class Supervised:
     reference: ReferenceLike | None = None
     labelled: Callable[[Tensor], Tensor] | None = None
 
-    def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> None:
-        """There is nothing to draw."""
-
     def loss(self, model: Model, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the mean cross-entropy of a batch, over its labelled images only."""
         logits_NK = model(batch.inputs)
@@ -46,10 +44,6 @@ class Supervised:
             labelled_N = self.labelled(batch.indices_N)
         loss = labelled_cross_entropy(logits_NK, batch.labels_N, labelled_N)
         return LossResult(loss, self._metrics(logits_NK.detach(), batch))
-
-    def samples(self, groups: LabelGroups, rows: int) -> list[dict[str, Any]]:
-        """A supervised run has no groups to show."""
-        return []
 
     def _metrics(self, logits_NK: Tensor, batch: Batch) -> dict[str, Tensor]:
         log_probs_NK = logits_NK.float().log_softmax(dim=-1)

@@ -9,40 +9,21 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.groups import ONE_PROCESS, Shards
-from visgrpo.methods.metrics import Metrics
+from visgrpo.methods.method import ONE_PROCESS, LossResult, Shards, WithoutGroups
 from visgrpo.objectives.preferences import bradley_terry_loss
 
 
 @dataclass(frozen=True)
-class SupervisedLoss:
-    """A loss with gradient and its metrics; there are no groups."""
-
-    loss: Tensor
-    metrics: Metrics
-    groups: AnswerLengths | None = None
-
-
-class _WithoutGroups:
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> Any:
-        """There is nothing to draw."""
-
-    def samples(self, groups: Any, rows: int) -> list[dict[str, Any]]:
-        """A supervised run has no groups to show."""
-        return []
-
-
-@dataclass(frozen=True)
-class NextToken(_WithoutGroups):
+class NextToken(WithoutGroups):
     """SFT: cross-entropy of each token of a block given those before it, mean over tokens."""
 
-    def loss(self, model: Any, batch: Batch, groups: None, step: int) -> SupervisedLoss:
+    def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         first_B1, rest_BT = batch.inputs[:, :1], batch.inputs[:, 1:]
         lengths_B = torch.ones_like(batch.labels_N)
         scores = model(first_B1, lengths_B, rest_BT.unsqueeze(1))
         loss = -scores.log_probs.mean()
         metrics = {"nll": loss.detach(), "entropy": scores.entropy.detach().mean()}
-        return SupervisedLoss(loss, metrics)
+        return LossResult(loss, metrics)
 
 
 @dataclass(frozen=True)
@@ -56,7 +37,7 @@ class AnswerLengths:
 
 
 @dataclass(frozen=True)
-class AnswerTokens(_WithoutGroups):
+class AnswerTokens(WithoutGroups):
     """SFT on answers: cross-entropy of their tokens, the end's included, given their prompts.
 
     What is learned is told by the token ids themselves: prompt and answer are tokenized apart, and
@@ -72,7 +53,7 @@ class AnswerTokens(_WithoutGroups):
         mean = self.shards.gather((batch.answers_NT >= 0).sum(dim=1).float().mean()[None]).mean()
         return AnswerLengths(mean.expand(len(batch)))
 
-    def loss(self, model: Any, batch: Batch, groups: AnswerLengths, step: int) -> SupervisedLoss:
+    def loss(self, model: Any, batch: Batch, groups: AnswerLengths, step: int) -> LossResult:
         answers_NT = batch.answers_NT
         assert answers_NT is not None
         mask_NT = answers_NT >= 0
@@ -89,14 +70,14 @@ class AnswerTokens(_WithoutGroups):
 
         nll = mean(-scores.log_probs)
         metrics = {"nll": nll.detach(), "entropy": mean(scores.entropy.detach())}
-        return SupervisedLoss(nll, metrics, groups)
+        return LossResult(nll, metrics, groups)
 
 
 @dataclass(frozen=True)
-class PreferredCompletion(_WithoutGroups):
+class PreferredCompletion(WithoutGroups):
     """A reward model's lesson: the chosen completion scores above the rejected one."""
 
-    def loss(self, model: Any, batch: Batch, groups: None, step: int) -> SupervisedLoss:
+    def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         scores_B2 = model(batch.inputs.flatten(0, 1), batch.labels_N.flatten()).view(-1, 2)
         chosen_B, rejected_B = scores_B2.unbind(1)
         loss = bradley_terry_loss(chosen_B, rejected_B)
@@ -105,4 +86,4 @@ class PreferredCompletion(_WithoutGroups):
             "accuracy": (difference_B > 0).float().mean(),
             "margin": difference_B.mean(),
         }
-        return SupervisedLoss(loss, metrics)
+        return LossResult(loss, metrics)

@@ -12,7 +12,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Prompt
-from visgrpo.methods.groups import ONE_PROCESS, Shards
+from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts

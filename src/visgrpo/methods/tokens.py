@@ -10,22 +10,13 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.methods.groups import advantages_of
-from visgrpo.methods.metrics import Metrics
+from visgrpo.methods.method import LossResult, Metrics
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
 from visgrpo.models.language import LanguageModel, Scores
 from visgrpo.objectives import Objective, aggregate, all_equal, surrogate, token_kl, weighted_sum
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.divergences import KLEstimator
 from visgrpo.objectives.surrogate import Aggregation, SurrogateResult
-
-
-@dataclass(frozen=True)
-class TokenLoss:
-    """A loss with gradient, its metrics (scalars without), and the groups it was taken on."""
-
-    loss: Tensor
-    metrics: Metrics
-    groups: TokenGroups
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class TokenGRPO:
         groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read)
         return replace(groups, advantages=self._advantages(groups, coefficient))
 
-    def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> TokenLoss:
+    def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
         scores = self.terms.score(model, groups, self.rollouts)
         aggregation, constant = token_aggregation(
@@ -180,7 +171,7 @@ class TokenGRPO:
         )
         coefficient = self.rollouts.memory.control.coefficient
         loss, metrics = self.terms.add(result, scores, groups, coefficient, aggregation, constant)
-        return TokenLoss(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
+        return LossResult(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data for ``samples.jsonl``."""

@@ -18,7 +18,7 @@ from visgrpo.data.joining import join
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import pooled_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
-from visgrpo.methods.groups import LossResult
+from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import load_with_transformers
@@ -65,7 +65,7 @@ class ProjectedBackbone(nn.Module):
 
 
 @dataclass(frozen=True)
-class ContrastiveViews:
+class ContrastiveViews(WithoutGroups):
     """The contrastive loss of views as a method of the trainer; it has no groups of outputs.
 
     Attributes:
@@ -75,9 +75,6 @@ class ContrastiveViews:
     temperature: float
     by_class: bool
 
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> None:
-        """There is nothing to draw."""
-
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the loss of a batch whose inputs are pairs of views (N, 2, 3, H, W)."""
         vectors_VE = model(batch.inputs.flatten(0, 1)).float()
@@ -85,9 +82,6 @@ class ContrastiveViews:
         ids_V = ids_N.repeat_interleave(2)
         loss = supervised_contrastive_loss(vectors_VE, ids_V, self.temperature)
         return LossResult(loss, {"accuracy": _matched(vectors_VE.detach(), ids_V)})
-
-    def samples(self, groups: None, rows: int) -> list[dict[str, Any]]:
-        return []
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
-from visgrpo.methods.groups import LossResult
+from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.contrastive import ContrastiveClip
@@ -38,14 +38,11 @@ from visgrpo.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(WithoutGroups):
     """The contrastive loss as a method of the trainer; it has no groups."""
 
     captions: tuple[tuple[str, ...], ...]  # of every training row, one or several to draw from
     seed: int
-
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> None:
-        """There is nothing to draw."""
 
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the loss of a batch, with one caption drawn for each image."""
@@ -57,9 +54,6 @@ class Contrastive:
         logits_NU = model(batch.inputs, distinct.tolist())
         loss = contrastive_loss(logits_NU.float(), columns_N)
         return LossResult(loss, {"accuracy": _matched(logits_NU, columns_N)})
-
-    def samples(self, groups: None, rows: int) -> list[dict[str, Any]]:
-        return []
 
     def _choices(self, rows: list[int]) -> list[tuple[str, ...]]:
         return [self.captions[row] for row in rows]

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.chat import Prompt
+from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.rollout import Sampling
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
-from visgrpo.rewards.text import TextRewards
+from visgrpo.rewards.texts import TextRewards
 from visgrpo.training.optimizer import build_optimizer
 
 PROMPTS, GROUP = 2, 8

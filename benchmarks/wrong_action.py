@@ -23,9 +23,9 @@ from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut, logits_of
+from visgrpo.methods.groups import policy_metrics
 from visgrpo.methods.labels import Model, ReferenceLike
 from visgrpo.methods.method import LossResult
-from visgrpo.methods.metrics import policy_metrics
 from visgrpo.models.adapt import adapt
 from visgrpo.models.card import model_card
 from visgrpo.models.clip import ClipClassifier

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.objectives.uniformity import gaussian_potential
+from visgrpo.objectives.losses import gaussian_potential
 
 
 def by_pairs(features_ND: np.ndarray, t: float) -> float:

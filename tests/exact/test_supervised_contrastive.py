@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visgrpo.objectives.contrastive import supervised_contrastive_loss
+from visgrpo.objectives.losses import supervised_contrastive_loss
 
 GROUPS = {
     "pairs": [0, 0, 1, 1, 2, 2],

@@ -23,15 +23,15 @@ from visgrpo.measures.visual import (
     answer_likelihood,
     batches_of_share,
 )
+from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.rollout import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.models.vision_loading import VisionParts
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.answers import ANSWER_REWARDS
-from visgrpo.rewards.text import parse_text_rewards
+from visgrpo.rewards.texts import parse_text_rewards
 
 ANSWERS = ("1", "2", "2", "0", "2")
 SIZES = SmallVisionLanguage(

@@ -14,7 +14,7 @@ from torch import nn
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.token_rows import lengths, padded
-from visgrpo.methods.rollout import Sampling
+from visgrpo.methods.generate import Sampling
 from visgrpo.models.language import Engine
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel

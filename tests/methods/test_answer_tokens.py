@@ -13,7 +13,7 @@ from token_tools import in_two_processes
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.text import AnswerTokens
+from visgrpo.methods.supervised import AnswerTokens
 
 FROZEN = {
     "everything trains": (),

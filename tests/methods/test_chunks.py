@@ -12,8 +12,7 @@ from label_tools import grpo, names
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.chunks import in_chunks
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy, in_chunks
 from visgrpo.methods.method import Metrics
 from visgrpo.methods.views import ImageView, PixelView, View
 

@@ -17,7 +17,7 @@ from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolic
 from visgrpo.methods.groups import subset_offsets
 from visgrpo.methods.views import PixelView
 from visgrpo.objectives import Objective
-from visgrpo.objectives.uniformity import gaussian_potential
+from visgrpo.objectives.losses import gaussian_potential
 
 RM = ("hard", "uniformity")
 

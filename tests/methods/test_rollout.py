@@ -11,7 +11,7 @@ import torch
 from token_tools import LENGTHS, PAD, PROMPTS, STOP, VOCABULARY, language, sampling
 from torch import Tensor
 
-from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
+from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.language import Decoder, LanguageModel
 

@@ -14,8 +14,8 @@ from token_tools import in_two_processes, rollouts
 from torch import Tensor
 
 from visgrpo.data.pictures import Pictures
+from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.token_reference import reference_of
 from visgrpo.models.vision_language import VisionLanguageModel

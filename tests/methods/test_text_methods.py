@@ -12,7 +12,7 @@ from token_tools import VOCABULARY, language
 from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.text import NextToken, PreferredCompletion
+from visgrpo.methods.supervised import NextToken, PreferredCompletion
 
 BLOCKS = torch.randint(1, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.rollout import Sampling
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import CriticKind, LanguageModel, Scores, critic_of
 from visgrpo.models.token_reference import TokenReference, reference_of
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
-from visgrpo.rewards.text import TextRewards
+from visgrpo.rewards.texts import TextRewards
 
 Answer = TypeVar("Answer")
 VOCABULARY, WIDTH, PAD, STOP = 12, 16, 0, 1

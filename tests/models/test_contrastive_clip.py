@@ -11,7 +11,7 @@ from classifiers import pixels
 
 from visgrpo.models.contrastive import ContrastiveClip
 from visgrpo.models.loading import load_clip
-from visgrpo.objectives.contrastive import contrastive_loss
+from visgrpo.objectives.losses import contrastive_loss
 
 TEXTS = ["a cat", "a photo of a dog.", "an apple", "two dogs and a cat"]
 

@@ -146,7 +146,7 @@ def test_what_is_kept_goes_when_more_or_less_trains() -> None:
 @pytest.mark.parametrize("train", ["language", "lora and merger"])
 def test_what_was_kept_while_generating_serves_training(train: str) -> None:
     """A tensor made in inference mode could not be saved for a backward pass."""
-    from visgrpo.methods.rollout import Sampling, generate
+    from visgrpo.methods.generate import Sampling, generate
 
     model, seen = seeing(train).double(), scene()
     batch = seen.batch()

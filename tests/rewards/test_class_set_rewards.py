@@ -11,8 +11,7 @@ from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.rewards import LabelReward, parse_rewards
-from visgrpo.rewards.class_set import ClassCredit, Spread, Uniformity, UniformityOfWrong
-from visgrpo.rewards.labels import LABEL_REWARDS
+from visgrpo.rewards.labels import LABEL_REWARDS, ClassCredit, Spread, Uniformity, UniformityOfWrong
 
 CLASSES = ("sky", "cat", "dog", "car")
 LABEL = torch.tensor([1, 3])

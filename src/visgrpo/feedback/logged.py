@@ -23,10 +23,9 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.feedback.reward import ROW_COLUMN
-from visgrpo.methods.groups import LabelGroups
+from visgrpo.methods.groups import LabelGroups, mean_over_inputs
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics
-from visgrpo.methods.metrics import mean_over_inputs
 from visgrpo.methods.unknown import Support
 
 Correction = Literal["ratio", "self-normalized", "uncorrected"]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.rewards.labels import Known
-from visgrpo.rewards.scope import Scope
+from visgrpo.rewards.labels import Known, Scope
 
 ROW_COLUMN = "feedback_row"
 """Column of a data set that says which row of the tables an image is."""

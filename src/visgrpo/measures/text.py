@@ -20,7 +20,7 @@ from visgrpo.models.language import LanguageModel
 from visgrpo.models.reward_model import RewardModel
 from visgrpo.objectives import weighted_sum
 from visgrpo.objectives.token_distribution import LOGITS_AT_ONCE
-from visgrpo.rewards.text import TextRewards
+from visgrpo.rewards.texts import TextRewards
 
 PROMPTS_AT_ONCE = 32
 

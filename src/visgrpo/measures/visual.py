@@ -16,7 +16,7 @@ from visgrpo.data.visual_prompts import VisualInputs
 from visgrpo.measures.counting import answer_measures, counting_measures
 from visgrpo.measures.held_out import Precision
 from visgrpo.measures.text import completion_means, completion_sums
-from visgrpo.methods.rollout import Sampling, generate
+from visgrpo.methods.generate import Sampling, generate
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution

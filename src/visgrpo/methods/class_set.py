@@ -13,6 +13,7 @@ that of cross-entropy, and what is new is that every image pulls equally hard. W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,12 +22,11 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
-from visgrpo.methods.chunks import in_chunks
+from visgrpo.methods.groups import mean_over_inputs, policy_metrics
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics, WithoutGroups
-from visgrpo.methods.metrics import mean_over_inputs, policy_metrics
 from visgrpo.methods.views import ImageView, Rows, View
-from visgrpo.objectives.uniformity import gaussian_potential
+from visgrpo.objectives.losses import gaussian_potential
 
 NUMBERS_AT_ONCE = 2**20
 """Logits worked on at one time: 4 MiB in each of the tensors between logits and loss."""
@@ -70,7 +70,7 @@ class ClassSetGRPO:
         policy: rewards, advantages and loss of rows.
         view: what a row is.
         feature_uniformity: weight of the Gaussian potential of the features, see
-            :mod:`visgrpo.objectives.uniformity`; it is taken over the batch as a whole.
+            :mod:`visgrpo.objectives.losses`; it is taken over the batch as a whole.
 
     Raises:
         UserError: for groups that are drawn or compared with each other: what is done for some
@@ -205,3 +205,54 @@ def _batch_of_rows(batch: Batch, some: slice, rows: Rows) -> Batch:
 def _nothing_to_decide(logits: Tensor) -> tuple[Tensor, Metrics]:
     """Return the loss of images none of whose pixels has a label: 0, with a gradient of 0."""
     return logits.sum() * 0.0, {}
+
+
+LossOfSome = Callable[[Tensor, slice], tuple[Tensor, Metrics]]
+
+
+def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple[Tensor, Metrics]:
+    """Return the mean loss over N inputs, and metrics, from a loss of some inputs.
+
+    The loss of one chunk is differentiated before the next is begun. Beside the logits only their
+    gradient is ever whole; the tensors between them exist for one chunk, and stay in the cache of
+    the processor. Value and gradient are those of the loss of all inputs at once, up to rounding.
+
+    Args:
+        loss_of: takes the logits of some inputs (n, …) and which these are; returns the *mean* loss
+            of those inputs, which must not depend on other inputs, and metrics that are means too.
+        logits: (N, …), with gradient.
+        inputs_at_once: inputs in a chunk.
+    """
+    n_inputs = len(logits)
+    if n_inputs <= inputs_at_once:
+        return loss_of(logits, slice(0, n_inputs))
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    losses = []
+    metrics: Metrics = {}
+    for start in range(0, n_inputs, inputs_at_once):
+        some = slice(start, min(start + inputs_at_once, n_inputs))
+        share = (some.stop - some.start) / n_inputs
+        with torch.enable_grad():
+            leaf = logits[some].detach().requires_grad_()
+            loss, its_metrics = loss_of(leaf, some)
+            (gradient[some],) = torch.autograd.grad(loss * share, leaf)
+        losses.append(loss.detach() * share)
+        for name, value in its_metrics.items():
+            metrics[name] = metrics.get(name, 0) + value * share
+    return _WithGradient.apply(logits, torch.stack(losses).sum(), gradient), metrics
+
+
+class _WithGradient(torch.autograd.Function):
+    """A number whose gradient is known already. It can be gone through backwards once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("A loss made in chunks has no second backward pass.")
+        return gradient.mul_(upstream), None, None  # in place: it can be as large as the logits

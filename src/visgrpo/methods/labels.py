@@ -15,12 +15,14 @@ from visgrpo.errors import UserError
 from visgrpo.methods.groups import (
     LabelGroups,
     advantages_of,
+    mean_over_inputs,
+    policy_metrics,
+    reward_metrics,
     subset_offsets,
     uniforms_for,
     weights_with_inputs,
 )
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Metrics, Shards
-from visgrpo.methods.metrics import mean_over_inputs, policy_metrics, reward_metrics
 from visgrpo.methods.unknown import Support, conditioned
 from visgrpo.objectives import (
     Objective,

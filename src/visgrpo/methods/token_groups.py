@@ -12,12 +12,12 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Prompt
+from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.method import ONE_PROCESS, Shards
-from visgrpo.methods.rollout import Completions, Sampling, generate, token_uniforms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
 from visgrpo.models.token_reference import TokenReference
-from visgrpo.rewards.text import TextReward, TextRewards
+from visgrpo.rewards.texts import TextReward, TextRewards
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from visgrpo.objectives.divergences import normalized_entropy as normalized_entr
 from visgrpo.objectives.divergences import token_kl as token_kl
 from visgrpo.objectives.estimators import draw as draw
 from visgrpo.objectives.estimators import estimator_weights as estimator_weights
-from visgrpo.objectives.preferences import bradley_terry_loss as bradley_terry_loss
+from visgrpo.objectives.losses import bradley_terry_loss as bradley_terry_loss
 from visgrpo.objectives.presets import PRESETS as PRESETS
 from visgrpo.objectives.presets import Objective as Objective
 from visgrpo.objectives.presets import check_objective as check_objective

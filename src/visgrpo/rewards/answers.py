@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from visgrpo.errors import UserError
-from visgrpo.rewards.text import Text, completion_text
+from visgrpo.rewards.texts import Text, completion_text
 
 ORDINAL_SCALE = 10.0
 

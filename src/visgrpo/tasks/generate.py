@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
-from visgrpo.methods.rollout import generate, token_uniforms
+from visgrpo.methods.generate import generate, token_uniforms
 from visgrpo.models.language import LanguageModel
 from visgrpo.tasks.language_config import GenerateConfig
 from visgrpo.tasks.language_defaults import FOREIGN, PRESETS

@@ -16,8 +16,8 @@ from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of
-from visgrpo.rewards.preferences import can_be_compared, prefer_first
-from visgrpo.rewards.text import TextRewards
+from visgrpo.rewards.judge import can_be_compared, prefer_first
+from visgrpo.rewards.texts import TextRewards
 from visgrpo.tasks.language_config import LanguageConfig, resolved
 from visgrpo.tasks.language_setup import (
     PromptJob,

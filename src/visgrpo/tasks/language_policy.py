@@ -19,8 +19,8 @@ from visgrpo.models.language_loading import LanguageParts, stop_tokens
 from visgrpo.models.reward_model import LearnedReward, load_reward_model
 from visgrpo.models.token_reference import reference_of
 from visgrpo.objectives import Objective, check_objective
-from visgrpo.rewards.gold import GoldJudge
-from visgrpo.rewards.text import TextReward, TextRewards, parse_text_rewards
+from visgrpo.rewards.judge import GoldJudge
+from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.language_config import LanguageConfig, resolved
 from visgrpo.tasks.language_defaults import LORA_RATE

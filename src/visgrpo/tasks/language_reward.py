@@ -13,7 +13,7 @@ from visgrpo.data.batches import CachedInputs
 from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
 from visgrpo.errors import UserError
 from visgrpo.measures.text import pair_accuracy, pair_scores
-from visgrpo.methods.text import PreferredCompletion
+from visgrpo.methods.supervised import PreferredCompletion
 from visgrpo.models.card import reward_card
 from visgrpo.models.language_loading import context_of
 from visgrpo.models.reward_model import (

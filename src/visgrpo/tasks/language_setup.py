@@ -14,11 +14,11 @@ from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, pro
 from visgrpo.data.text import TextSplits
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.errors import UserError
-from visgrpo.methods.rollout import Sampling
+from visgrpo.methods.generate import Sampling
 from visgrpo.models.language_loading import LanguageParts, context_of, load_language, stop_tokens
 from visgrpo.models.token_reference import TokenReference
 from visgrpo.objectives.token_distribution import TokenDistribution
-from visgrpo.rewards.gold import GoldJudge
+from visgrpo.rewards.judge import GoldJudge
 from visgrpo.tasks.language_config import LanguageConfig
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.token_config import SamplingConfig

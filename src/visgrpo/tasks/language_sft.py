@@ -7,7 +7,7 @@ from typing import Any
 
 from visgrpo.data.token_blocks import BlockDataset, token_blocks
 from visgrpo.measures.text import likelihood
-from visgrpo.methods.text import NextToken
+from visgrpo.methods.supervised import NextToken
 from visgrpo.models.language_loading import LanguageParts, context_of
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer

@@ -24,7 +24,7 @@ from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.card import load_with_transformers
 from visgrpo.models.representation_saving import save_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
-from visgrpo.objectives.contrastive import supervised_contrastive_loss
+from visgrpo.objectives.losses import supervised_contrastive_loss
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.pretrain_clip import more_training_data
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig

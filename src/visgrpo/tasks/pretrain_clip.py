@@ -22,7 +22,7 @@ from visgrpo.models.contrastive import ContrastiveClip
 from visgrpo.models.prompts import check_templates, class_prompts
 from visgrpo.models.saving import save_parts
 from visgrpo.models.small_clip import SmallClip, build_small_clip
-from visgrpo.objectives.contrastive import contrastive_loss
+from visgrpo.objectives.losses import contrastive_loss
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.tasks.session import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets
 from visgrpo.measures.visual import answer_likelihood
-from visgrpo.methods.text import AnswerTokens
+from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language_loading import context_of
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.language_setup import data_of, memory_of

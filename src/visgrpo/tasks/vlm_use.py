@@ -19,7 +19,7 @@ from visgrpo.models.loading import read_info
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.models.vision_loading import VisionParts, load_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
-from visgrpo.rewards.text import parse_text_rewards
+from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
 from visgrpo.tasks.language_setup import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.session import print_notes

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.rewards.functions import UserFunction, user_function
-from visgrpo.rewards.weighted import WeightedRewards
+from visgrpo.rewards.sets import WeightedRewards
 
 ARGUMENTS = ("prompts", "completions", "completion_ids")
 """Keyword arguments that every text reward can take besides the data set's columns."""

@@ -1,10 +1,14 @@
-"""Contrastive losses: of images and captions that may repeat in a batch, and of views of images."""
+"""Losses beside GRPO: contrastive ones, uniformity of features, and preferences."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from visgrpo.errors import UserError
 
 
 def contrastive_loss(logits_NU: Tensor, caption_of_N: Tensor) -> Tensor:
@@ -56,3 +60,42 @@ def supervised_contrastive_loss(
     # Of a view with itself the logarithm is -inf: left out by selection, since 0 · inf is NaN.
     summed_V = log_share_VV.where(positive_VV, 0.0).sum(dim=1)
     return -(summed_V / positive_VV.sum(dim=1)).mean()
+
+
+def gaussian_potential(features_ND: Tensor, *, t: float = 2.0) -> Tensor:
+    """Return the log mean Gaussian potential of N features over all ordered pairs, a scalar ≤ 0.
+
+        L = log  mean_{i ≠ j}  exp(-t ‖z_i - z_j‖²),   z = features brought to length 1
+
+    Source: Wang & Isola 2020, arXiv 2005.10242, eq. 6. It is lowest for evenly spread features and
+    0 when all coincide. The number belongs to a batch and not to an output, so as a *reward* it
+    would be the same for every class of an image and have no advantage: here it is a term.
+
+    Raises:
+        UserError: for fewer than two features, which form no pair.
+    """
+    n_inputs = len(features_ND)
+    if n_inputs < 2:
+        raise UserError("Feature uniformity compares pairs: it needs two images or more.")
+    with torch.autocast(features_ND.device.type, enabled=False):  # bf16 is too rough for them
+        z_ND = F.normalize(features_ND.float(), dim=-1)
+        # On the sphere ‖x - y‖² = 2 - 2⟨x, y⟩.
+        exponents_NN = 2 * t * (z_ND @ z_ND.T - 1)
+    itself = torch.eye(n_inputs, dtype=torch.bool, device=z_ND.device)
+    pairs = exponents_NN.masked_fill(itself, -torch.inf)
+    return pairs.flatten().logsumexp(dim=0) - math.log(n_inputs * (n_inputs - 1))
+
+
+def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of B choices, in nats: a scalar.
+
+        mean of  -log σ(s_chosen - s_rejected)
+
+    Choices know differences of scores only: a constant may be added to all. Sources: Bradley &
+    Terry 1952; as the loss of a reward model, Ouyang et al. 2022 (arXiv 2203.02155), eq. 1.
+
+    Args:
+        chosen_B: scores of the outputs that were preferred.
+        rejected_B: scores of the others.
+    """
+    return -F.logsigmoid(chosen_B - rejected_B).mean()

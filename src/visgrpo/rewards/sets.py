@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.rewards.custom import ARGUMENTS, CustomReward
-from visgrpo.rewards.functions import user_function
+from visgrpo.rewards.functions import ARGUMENTS, CustomReward, user_function
 from visgrpo.rewards.labels import (
     LABEL_REWARDS,
     Known,
@@ -20,7 +20,52 @@ from visgrpo.rewards.labels import (
     Scope,
     label_reward,
 )
-from visgrpo.rewards.weighted import WeightedRewards
+
+
+@dataclass(frozen=True)
+class WeightedRewards:
+    """R rewards with a name and a weight each.
+
+    Raises:
+        UserError: no reward, one name twice, not one weight for each, or a weight not finite.
+    """
+
+    names: tuple[str, ...]
+    functions: tuple[Any, ...]
+    weights: tuple[float, ...]
+    examples: ClassVar[tuple[str, ...]]
+    """What a reward can be, for those who named none."""
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, Any]], weights: Sequence[float] | None) -> Self:
+        """From (name, function) pairs and one weight for each; None for all 1."""
+        pairs = list(parts)
+        return cls(
+            names=tuple(name for name, _ in pairs),
+            functions=tuple(function for _, function in pairs),
+            weights=(1.0,) * len(pairs) if weights is None else tuple(map(float, weights)),
+        )
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError(f"Name at least one reward: {', '.join(self.examples)}.")
+        if len(self.functions) != len(self.names):
+            raise UserError(f"{len(self.functions)} functions for {len(self.names)} reward names.")
+        if len(self.weights) != len(self.names):
+            raise UserError(
+                f"{len(self.weights)} reward weights for {len(self.names)} rewards "
+                f"({', '.join(self.names)}): give one weight for each."
+            )
+        for position, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
+            if name in self.names[:position]:
+                raise UserError(f'Two rewards are called "{name}": leave one out or rename one.')
+            if not math.isfinite(weight):
+                raise UserError(f'The weight of reward "{name}" is {weight}: it must be finite.')
+
+    @property
+    def weights_R(self) -> Tensor:
+        """The weights, (R,) float32."""
+        return torch.tensor(self.weights, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

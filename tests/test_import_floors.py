@@ -11,12 +11,13 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors"}
+CORE = {"errors", "options"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
 MAY_IMPORT = {
     "errors": set[str](),
+    "options": {"errors"},
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,

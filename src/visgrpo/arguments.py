@@ -1,29 +1,82 @@
-"""From the words of a command line to a config: defaults, then --config FILE, then flags."""
+"""From the words of a command line to a command's options: defaults, --config FILE, then flags."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+import inspect
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.options import Declared, Options, declared, options_of
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
+Given = dict[str, list[str]]  # by option, the words that are its value
 # A run's config.yaml records these beside its options.
 NOT_OPTIONS = ("recipe", "versions")
 _FILE_HELP = "--config FILE takes options from YAML (option: value); flags override it."
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an option takes on a command line.
+
+    Attributes:
+        of: the type of a value, or the words that it may be.
+        count: of values; None for any number.
+        or_none: whether None is a value.
+    """
+
+    default: Any
+    declared: Declared
+    of: type | tuple[str, ...]
+    count: int | None
+    or_none: bool
+
+    def read(self, flag: str, words: Sequence[str]) -> Any:
+        """Return the value that some words are, or raise UserError."""
+        if self.or_none and list(words) == ["None"]:
+            return None
+        if self.count == 1 and not words:
+            raise UserError(f"{flag} needs a value.")
+        if self.count not in (None, len(words)):
+            raise UserError(f"{flag} takes {self.count} values, not {len(words)}.")
+        values = tuple(self._one(flag, word) for word in words)
+        return values[0] if self.count == 1 and not isinstance(self.default, tuple) else values
+
+    def _one(self, flag: str, word: str) -> Any:
+        if isinstance(self.of, tuple):
+            if word not in self.of:
+                raise UserError(f'{flag} cannot be "{word}". {nearest(word, self.of, most=99)}')
+            return word
+        if self.of is bool:
+            if word not in ("True", "False"):
+                raise UserError(f'{flag} takes no value such as "{word}": write {flag} or not.')
+            return word == "True"
+        try:
+            return self.of(word)
+        except ValueError:
+            raise UserError(f'{flag} takes {_NUMBERS[self.of]}, not "{word}".') from None
+
+    def shown(self) -> str:
+        """Return what --help shows in the place of a value."""
+        if isinstance(self.of, tuple):
+            one = "{" + ",".join(self.of) + "}"
+        else:
+            one = {int: "N", float: "X", str: "TEXT"}.get(self.of, "")
+        return f"[{one} …]" if self.count is None else " ".join([one] * self.count)
 
 
 def parse(
     config_class: type[T], command: str, words: Sequence[str], positional: Sequence[str] = ()
 ) -> T:
-    """Return the config that the words ask for.
+    """Return the options that the words ask for.
 
     Args:
         command: its name, for messages.
@@ -34,30 +87,31 @@ def parse(
         UserError: for whatever cannot be understood.
         SystemExit: with code 0, after --help.
     """
-    import tyro
-
-    file, words = _take_config_file(list(words), config_class, command)
-    flags = _name_leading_words(words, positional)
-    if file:
-        # A file is turned into flags, so that one parser checks both.
-        origin = f"--config {file}"
-        flags = [*options_as_flags(read_options(file), config_class, origin, flags), *flags]
-    flags = _with_whole_lists(flags, config_class)
-    usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
-    file_help = "" if _reads_its_own_file(config_class) else _FILE_HELP
-    about = f"{config_class.__doc__}\n\n{usage} [--option value …]. {file_help}".rstrip()
-    asks_for_help = bool({"-h", "--help"} & set(flags))
-    messages = io.StringIO()
+    if {"-h", "--help"} & set(words):
+        print(_help(config_class, command, positional))
+        raise SystemExit(0)
+    taken = takes(config_class)
+    given: Given = {}
+    old: list[str] = []
     try:
-        with contextlib.redirect_stderr(messages), _columns(None if asks_for_help else 2000):
-            return tyro.cli(config_class, prog=usage, description=about, args=flags)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        problem = _unknown_option(flags, config_class) or _in_plain_words(
-            _without_box(messages.getvalue())
-        )
-        raise UserError(f"{problem} See visgrpo {command} --help.") from None
+        given = _sorted_words(words, taken, positional, old)
+        file = given.pop("config", [""])[-1] if "config" not in taken else ""
+        typed = {name: taken[name].read(_flag(name), values) for name, values in given.items()}
+    except UserError as problem:
+        hint = "" if str(problem).startswith("--config") else f" See visgrpo {command} --help."
+        raise UserError(f"{problem}{hint}") from None
+    saved = Path(given["output"][-1], "config.yaml") if given.get("output") else None
+    if file:
+        origin = f"--config {file}"
+        typed = {**_values(read_options(Path(file)), config_class, origin, old), **typed}
+    elif typed.get("resume") and saved is not None and saved.exists():
+        # A resumed run's own settings are its config.
+        content = _read_yaml(saved)
+        _check_recipe(given["output"][-1], content.get("recipe"), command)
+        typed = {**_values(content, config_class, f"--config {saved}", []), **typed}
+    for remark in dict.fromkeys(old):
+        print(f"note: {remark}", file=sys.stderr)
+    return config_class(**typed)
 
 
 def read_options(file: Path) -> dict[str, Any]:
@@ -67,6 +121,201 @@ def read_options(file: Path) -> dict[str, Any]:
         UserError: for a file that cannot be read or holds no mapping.
     """
     return {key: value for key, value in _read_yaml(file).items() if key not in NOT_OPTIONS}
+
+
+def from_file(config_class: type[T], options: Mapping[str, Any], origin: str) -> T:
+    """Return a config of options as a YAML file holds them, also by names of earlier versions.
+
+    Raises:
+        UserError: for an option that the config does not have, and for one that is no value of it.
+    """
+    return config_class(**_values(options, config_class, origin, []))
+
+
+def options_as_flags(
+    options: Mapping[str, Any],
+    config_class: type[Options],
+    origin: str,
+    given: Sequence[str] = (),
+) -> list[str]:
+    """Return options as flags for ``parse``, without those that the given flags name themselves.
+
+    Args:
+        origin: where the options stand, for messages.
+
+    Raises:
+        UserError: for an option that the config does not have.
+    """
+    taken = takes(config_class)
+    by_hand = _sorted_words(given, taken, (), []) if given else {}
+    flags: list[str] = []
+    for name, words in _words_of(options, taken, origin, []).items():
+        if name in by_hand:
+            continue
+        if taken[name].of is bool:
+            flags.append(_flag(name) if words == ["True"] else _flag(f"no_{name}"))
+        else:
+            flags += [_flag(name), *words]
+    return flags
+
+
+def takes(config_class: type[Options]) -> dict[str, Taken]:
+    """Return what each option of a command takes, by its name."""
+    hints = get_type_hints(config_class)
+    return {
+        each.name: _taken(hints[each.name], each.default, declared(each))
+        for each in options_of(config_class)
+    }
+
+
+def _taken(hint: Any, default: Any, says: Declared) -> Taken:
+    count: int | None = 1
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not type(None))
+    or_none = len(kinds) > 1 or default is None
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        count = None if inner[-1] is Ellipsis else len(inner)
+        kind = inner[0]
+    of = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else kind
+    return Taken(default, says, str if of is Any else of, count, or_none)
+
+
+def _sorted_words(
+    words: Sequence[str], taken: Mapping[str, Taken], positional: Sequence[str], old: list[str]
+) -> Given:
+    """Say of every word which option it is a value of.
+
+    A list may be given at once or piece by piece; of another option the last value counts.
+
+    Args:
+        old: remarks on words of earlier versions are added to it.
+    """
+    given: Given = {}
+    words, given = _without_leading(list(words), taken, positional)
+    current = ""
+    for word in words:
+        if not word.startswith("--"):
+            known = taken.get(current)
+            several = known is not None and known.count != 1
+            if not current or (given[current] and not several) or _is_switch(known):
+                raise UserError(f'Unexpected "{word}": options start with "--".')
+            given[current].append(word)
+            continue
+        flag, has_value, value = word.removeprefix("--").partition("=")
+        name = flag.replace("-", "_")
+        if name == "config" and name not in taken:
+            current, given["config"] = name, [value] if has_value else []
+            continue
+        positive = name.removeprefix("no_")
+        switched_off = name not in taken and _is_switch(taken.get(positive))
+        current, meant = _meant(positive if switched_off else name, taken)
+        if not current:
+            hint = nearest(flag.replace("_", "-"), [_flag(name)[2:] for name in taken])
+            hint = hint.replace('"', "").replace("Did you mean ", " Did you mean --")
+            hint = hint if "Did you" in hint else ""
+            raise UserError(f"Unknown option --{flag.replace('_', '-')}.{hint}")
+        if current != (positive if switched_off else name):
+            now = " ".join([_flag(current), *([meant] if meant else [])])
+            old.append(f"--{flag} is {now} now; the old word will go.")
+        known = taken[current]
+        if known.count is not None or current not in given:
+            given[current] = []
+        if _is_switch(known):
+            if has_value:
+                raise UserError(f"{_flag(current)} takes no value.")
+            given[current] = [str(not switched_off)]
+        elif meant is not None or has_value:
+            given[current].append(value if has_value else str(meant))
+    if given.get("config") == [] and "config" not in taken:
+        raise UserError("--config needs a file: --config settings.yaml")
+    for name, words in given.items():
+        bare = taken[name].declared.bare if name in taken else None
+        if not words and bare is not None:
+            words.append(bare)
+            old.append(f"{_flag(name)} takes a value now: {_flag(name)} {bare} is what it was.")
+    return given
+
+
+def _without_leading(
+    words: list[str], taken: Mapping[str, Taken], positional: Sequence[str]
+) -> tuple[list[str], Given]:
+    """Give the leading words without a flag to the options that the command has for them."""
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    leading, given = words[:count], {}
+    for name in positional:
+        wanted = len(leading) if taken[name].count is None else 1
+        if leading:
+            given[name], leading = leading[:wanted], leading[wanted:]
+    if leading:
+        raise UserError(f'Unexpected "{leading[0]}": options start with "--".')
+    return words[count:], given
+
+
+def _meant(name: str, taken: Mapping[str, Taken]) -> tuple[str, str | None]:
+    """Return the option of a name, perhaps of an earlier version, and the value that it meant."""
+    if name in taken:
+        return name, None
+    for now, known in taken.items():
+        if name in known.declared.was:
+            return now, known.declared.was[name]
+    return "", None
+
+
+def _is_switch(known: Taken | None) -> bool:
+    return known is not None and known.of is bool
+
+
+def _values(
+    options: Mapping[str, Any], config_class: type[Options], origin: str, old: list[str]
+) -> dict[str, Any]:
+    taken = takes(config_class)
+    found = {}
+    for name, words in _words_of(options, taken, origin, old).items():
+        try:
+            found[name] = taken[name].read(_flag(name), words)
+        except UserError as problem:
+            raise UserError(f"{origin}: {problem}") from None
+    return found
+
+
+def _words_of(
+    options: Mapping[str, Any], taken: Mapping[str, Taken], origin: str, old: list[str]
+) -> Given:
+    """Return the options of a file as the words of a command line would be."""
+    given: Given = {}
+    for key, value in options.items():
+        if key in NOT_OPTIONS:
+            continue
+        written = str(key).replace("-", "_")
+        name, meant = _meant(written, taken)
+        if not name:
+            known = [_flag(name)[2:] for name in taken]
+            raise UserError(f'{origin}: unknown option "{key}". {nearest(str(key), known)}')
+        if name != written:
+            if meant is not None and not value:
+                continue  # a switch of an earlier version that was off
+            old.append(f"{origin}: {key} is {_flag(name)[2:]} now; the old word will go.")
+            value = meant if meant is not None else value
+            given.setdefault(name, []).extend(_texts(value))
+        elif isinstance(value, bool) and taken[name].declared.bare is not None:
+            given[name] = [taken[name].declared.bare if value else "None"]  # type: ignore[list-item]
+        else:
+            given[name] = [*_texts(value), *given.get(name, [])]
+    return given
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _check_recipe(run: str, recipe: str | None, command: str) -> None:
+    """Raise UserError where a run to go on with is another command's."""
+    if recipe and recipe != command:
+        raise UserError(
+            f"{run} is a run of visgrpo {recipe}: go on with visgrpo {recipe} --resume --output "
+            f"{run}"
+        )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -84,182 +333,35 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def options_as_flags(
-    options: Mapping[str, Any], config_class: type, origin: str, given: Sequence[str] = ()
-) -> list[str]:
-    """Return options as flags for ``parse``, without those that the given flags name themselves.
-
-    Args:
-        origin: where the options stand, for messages.
-
-    Raises:
-        UserError: for an option that the config does not have.
-    """
-    known = _options(config_class)
-    given_options = {_option_of(word) for word in given if word.startswith("--")}
-    flags: list[str] = []
-    for key, value in options.items():
-        option = str(key).replace("_", "-")
-        if option not in known:
-            raise UserError(f'{origin}: unknown option "{key}". {nearest(option, known)}')
-        if option in given_options:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, list):
-            flags += [f"--{option}", *map(str, value)]
-        else:
-            flags += [f"--{option}", str(value)]
-    return flags
+def _help(config_class: type[Options], command: str, positional: Sequence[str]) -> str:
+    """Return the text of --help: what the command is for, and its options under their headings."""
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
+    taken = takes(config_class)
+    file_help = "" if "config" in taken else f"\n\n{_FILE_HELP}"
+    parts = [f"usage: {usage} [--option value …]\n\n{inspect.getdoc(config_class)}{file_help}"]
+    own = (config_class.__doc__ or "").partition("\n")[0].rstrip(".")
+    groups: dict[str, list[str]] = {own: []}
+    for name, known in taken.items():
+        lines = groups.setdefault(known.declared.group, [])
+        off = f", {_flag(f'no_{name}')}" if _is_switch(known) else ""
+        lines.append(f"  {_flag(name)}{off} {known.shown()}".rstrip())
+        text = " ".join(known.declared.help.split()) + _default_text(known)
+        lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for heading, lines in groups.items():
+        if lines:
+            parts.append("\n".join(["Options:" if heading == own else f"{heading}:", *lines]))
+    return "\n\n".join(parts)
 
 
-def _take_config_file(
-    words: list[str], config_class: type, command: str
-) -> tuple[Path | None, list[str]]:
-    """Take --config FILE out of the words. A resumed run's own settings are its config."""
-    for position, word in enumerate([] if _reads_its_own_file(config_class) else words):
-        if word == "--config" or word.startswith("--config="):
-            inline = word.partition("=")[2]
-            if not inline and position + 1 == len(words):
-                raise UserError("--config needs a file: --config settings.yaml")
-            file = Path(inline or words[position + 1])
-            return file, words[:position] + words[position + (1 if inline else 2) :]
-    output = _last_value(words, "--output")
-    if "--resume" in words and output:
-        saved = Path(output) / "config.yaml"
-        if saved.exists():
-            _check_recipe(output, _read_yaml(saved).get("recipe"), command)
-            return saved, words
-    return None, words
+def _default_text(known: Taken) -> str:
+    default = known.default
+    if default is MISSING or default in (None, "", ()):
+        return ""
+    if isinstance(default, bool):
+        return f" (default: {'on' if default else 'off'})"
+    return f" (default: {' '.join(map(str, default if isinstance(default, tuple) else [default]))})"
 
 
-def _check_recipe(run: str, recipe: str | None, command: str) -> None:
-    """Raise UserError where a run to go on with is another command's."""
-    if recipe and recipe != command:
-        raise UserError(
-            f"{run} is a run of visgrpo {recipe}: go on with visgrpo {recipe} --resume --output "
-            f"{run}"
-        )
-
-
-def _last_value(words: Sequence[str], flag: str) -> str | None:
-    """Return what the last "--flag VALUE" or "--flag=VALUE" says, None without one."""
-    value = None
-    for word, following in zip(words, [*words, None][1:], strict=True):
-        if word == flag:
-            value = following
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-    return value
-
-
-def _name_leading_words(words: list[str], positional: Sequence[str]) -> list[str]:
-    """Give the leading words without a flag the names that the command has for them."""
-    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    leading, flags = words[:count], []
-    for position, name in enumerate(positional):
-        takes_several = name.endswith("s")
-        taken = leading[position:] if takes_several else leading[position : position + 1]
-        if taken:
-            flags += [f"--{name}", *taken]
-    takes_all = bool(positional) and positional[-1].endswith("s")
-    if count > len(positional) and not takes_all:
-        raise UserError(f'Unexpected "{leading[len(positional)]}": options start with "--".')
-    return flags + words[count:]
-
-
-def _unknown_option(flags: Sequence[str], config_class: type) -> str | None:
-    """Name the first flag that is no option, with the nearest one."""
-    known = _options(config_class)
-    for flag in flags:
-        option = flag.partition("=")[0].removeprefix("--").replace("_", "-")
-        if flag.startswith("--") and _option_of(flag) not in known:
-            close = nearest(option, known)
-            hint = close.replace('"', "", 1).replace('"', "", 1) if "Did you" in close else ""
-            hint = hint.replace("Did you mean ", "Did you mean --")
-            return f"Unknown option --{option}. {hint}".rstrip()
-    return None
-
-
-def _options(config_class: Any) -> list[str]:
-    return [field.name.replace("_", "-") for field in fields(config_class)]
-
-
-def _reads_its_own_file(config_class: type) -> bool:
-    """Whether --config is an option of the command itself: its file holds another one's options."""
-    return "config" in _options(config_class)
-
-
-def _with_whole_lists(flags: Sequence[str], config_class: type) -> list[str]:
-    """Bring the values of an option that is a list together: "--metric a --metric b" is "a b"."""
-    lists = _list_options(config_class)
-    parts: list[list[str]] = []  # each an option and its values
-    first: dict[str, list[str]] = {}
-    for word in flags:
-        option = _option_of(word) if word.startswith("--") else ""
-        if option not in lists:
-            if option or not parts:
-                parts.append([])
-            parts[-1].append(word)
-            continue
-        given = first.get(option)
-        if given is None:
-            given = first[option] = [f"--{option}"]
-        parts.append(given)  # what follows are its values
-        if "=" in word:
-            given.append(word.partition("=")[2])
-    unique = {id(part): part for part in parts}
-    return [word for part in unique.values() for word in part]
-
-
-def _list_options(config_class: Any) -> set[str]:
-    """Options that take any number of values."""
-    found = set()
-    for name, hint in get_type_hints(config_class).items():
-        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        if any(get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis for kind in kinds):
-            found.add(name.replace("_", "-"))
-    return found
-
-
-def _option_of(flag: str) -> str:
-    """Return the option that "--flag", "--no-flag" or "--flag=value" is about."""
-    name = flag.partition("=")[0].removeprefix("--").replace("_", "-")
-    return name.removeprefix("no-")
-
-
-def _without_box(text: str) -> str:
-    """Return the first paragraph of the parser's boxed message as one line."""
-    first = re.split(r"[│|]\s*[─-]{4,}", text.split("\n", 1)[-1], maxsplit=1)[0]
-    line = " ".join(re.sub(r"[╭╮╰╯│─]|^\||\|$|[+|]?-{4,}[+|]?", " ", first, flags=re.M).split())
-    return line if line.endswith((".", "?")) else f"{line}."
-
-
-def _in_plain_words(problem: str) -> str:
-    """Say what an option takes, where the parser says which Python types it tried."""
-    choice = re.match(r"invalid choice '(.*?)' for argument '(--\S+?)'.*?\((.*)\)", problem)
-    if choice:
-        word, flag, choices = choice.groups()
-        known = re.findall(r"[\w-]+", choices)
-        return f'{flag} cannot be "{word}". {nearest(word, known, most=len(known))}'
-    value = re.match(r"Error parsing (--\S+?): .*?(?:from \[|: )'(.*?)'", problem)
-    if value:
-        flag, word = value.groups()
-        kind = "a whole number" if "INT" in problem or "int()" in problem else "a number"
-        return f'{flag} takes {kind}, not "{word}".'
-    return problem
-
-
-@contextlib.contextmanager
-def _columns(width: int | None) -> Iterator[None]:
-    """Make the terminal as wide as a message, which the parser would wrap; None leaves it."""
-    before = os.environ.get("COLUMNS")
-    if width is not None:
-        os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["COLUMNS"] = before
-        elif width is not None:
-            del os.environ["COLUMNS"]
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

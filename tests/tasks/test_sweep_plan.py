@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.tasks.configs import ClipConfig, Config
+from visgrpo.options import Options
+from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.sweep_config import SweepConfig
 from visgrpo.tasks.sweep_plan import Combination, read_combinations, value_text
 
@@ -120,6 +121,6 @@ def test_mistakes_name_the_place(text: str, tmp_path: Path) -> None:
         (SweepConfig(("clip",), resume=True), "--resume needs --output"),
     ],
 )
-def test_words_that_cannot_work(config: Config, expected: str) -> None:
+def test_words_that_cannot_work(config: Options, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         config.check()

@@ -71,7 +71,7 @@ def _stage_config(config: LanguageConfig, stage: str, run: Path) -> LanguageConf
     resting: dict[str, Any] = {
         field.name: field.default
         for field in fields(config)
-        if not OPTIONS.uses(stage, field.name) or (start and field.name in OF_NEW_MODELS)
+        if not OPTIONS.use(stage, field.name) or (start and field.name in OF_NEW_MODELS)
     }
     changes: dict[str, Any] = {"stage": stage, "init": start, "output": str(run)}
     return replace(config, **{**resting, **changes, "resume": (run / "config.yaml").exists()})

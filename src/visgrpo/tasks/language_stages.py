@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from visgrpo.tasks.stage_options import StageOptions
+from visgrpo.options import users
 
 Stage = Literal[
     "all",
@@ -34,7 +34,8 @@ _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
 _WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 # The story's options are those of the stages that it goes through, where one value suits them all.
-OPTIONS = StageOptions.of(
+OPTIONS = users(
+    "stage",
     get_args(Stage),
     (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation"),
     ((*_ONE_BY_ONE, "preferences"), "batch_size"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from visgrpo.arguments import from_file
 from visgrpo.data.augment import check_augmentations
 from visgrpo.data.batches import BatchLoader, InputFunction, Rows
 from visgrpo.data.dataset import ImageDataset, Splits
@@ -218,8 +219,8 @@ def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict
 
 def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> None:
     now = settings_of(config)
-    # A run of an earlier version does not record the options that came later.
-    before = {**settings_of(type(config)()), **before}
+    # A run of an earlier version does not record the options that came later, and has old words.
+    before = settings_of(from_file(type(config), before, str(config.output)))
     differing = [
         f"{name} was {before[name]!r}, now {now[name]!r}"
         for name in now

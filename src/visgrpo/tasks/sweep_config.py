@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from visgrpo.errors import UserError
-from visgrpo.tasks.checks import named, positive
-from visgrpo.tasks.configs import Config
+from visgrpo.options import Options, option
 
 
 @dataclass(frozen=True)
-class SweepConfig(Config):
+class SweepConfig(Options):
     """Train with every combination of some options and several seeds, and print one table."""
 
-    command_words: tuple[str, ...] = ()
-    """The command to run: clip, pretrain clip and so on."""
-    config: str | None = None
-    """YAML with options of that command, which all runs share. Under "sweep" stand options with
-    lists of values, which are combined; under "variants" names, each with options of its own."""
-    seeds: int = 3
-    """Runs of every combination: seeds 0, 1 and so on."""
-    measure: tuple[str, ...] = ()
-    """Measure of the tuned model to put into the table, such as accuracy or knn.20, or any other
-    number of a run's summary, such as before.accuracy."""
-    output: str | None = None
-    """Folder for the runs; by default a free name under runs/."""
-    resume: bool = False
-    """Go on with the sweep in --output: finished runs stay, one that was stopped goes on."""
+    command_words: tuple[str, ...] = option(
+        (),
+        "The command to run: clip, pretrain clip and so on.",
+        required="the command: visgrpo sweep clip --config FILE",
+    )
+    config: str | None = option(
+        None,
+        'YAML with options of that command, which all runs share. Under "sweep" stand options '
+        'with lists of values, which are combined; under "variants" names, each with options '
+        "of its own.",
+    )
+    seeds: int = option(3, "Runs of every combination: seeds 0, 1 and so on.", within="> 0")
+    measure: tuple[str, ...] = option(
+        (),
+        "Measure of the tuned model to put into the table, such as accuracy or knn.20, or any "
+        "other number of a run's summary, such as before.accuracy.",
+    )
+    output: str | None = option(None, "Folder for the runs; by default a free name under runs/.")
+    resume: bool = option(
+        False, "Go on with the sweep in --output: finished runs stay, one that was stopped goes on."
+    )
 
-    def check(self) -> None:
-        named(self.command_words, "the command: visgrpo sweep clip --config FILE")
-        positive(self, "seeds")
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
         if self.resume and self.output is None:
-            raise UserError("--resume needs --output, the sweep to go on with.")
+            yield "--resume needs --output, the sweep to go on with."
         if self.config is None and not self.resume:
-            raise UserError(
+            yield (
                 "--config FILE is needed: YAML with the options of the runs and, under sweep or "
                 "variants, what differs between them."
             )

@@ -46,7 +46,7 @@ def _train(config: VlmConfig) -> dict[str, Any]:
 def _stage_config(config: VlmConfig, stage: str, run: Path) -> VlmConfig:
     """Return the options of one stage: the whole's that go with it, the others at rest."""
     changes: dict[str, Any] = {
-        each.name: each.default for each in fields(config) if not OPTIONS.uses(stage, each.name)
+        each.name: each.default for each in fields(config) if not OPTIONS.use(stage, each.name)
     }
     if stage == "sft":
         changes |= {

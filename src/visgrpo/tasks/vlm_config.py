@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from visgrpo.errors import UserError
-from visgrpo.tasks.checks import named, not_negative, positive
+from visgrpo.options import option, override
 from visgrpo.tasks.language_defaults import LORA_RATE, Budget
 from visgrpo.tasks.token_config import TokenPolicyConfig
 from visgrpo.tasks.vlm_defaults import FOREIGN, PRESETS, Defaults
@@ -18,106 +17,125 @@ from visgrpo.tasks.vlm_stages import OPTIONS, Stage
 class VlmConfig(TokenPolicyConfig):
     """A vision-language model: SFT on answers, then GRPO on what its own answers earn."""
 
-    stage: Stage = "all"
-    """One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page."""
-    model: str | None = None
-    """What to start from: a run, a folder (of visgrpo join, for one) or a Hub name, Qwen2.5-VL or
-    SmolVLM; by default a new small model."""
-    preset: Literal["tiny", "small"] = "tiny"
-    """Size of a new model, and how long it trains."""
-    data: str = "shapes"
-    """Built-in (shapes: count what is in a picture), a .parquet or .jsonl file or a folder of them,
-    or the name of a Hub data set."""
-    image_column: str | None = None
-    """Column of the images, or of lists of them, where its name is not a usual one."""
-    question_column: str | None = None
-    """Column of the questions, where its name is not a usual one."""
-    answer_column: str | None = None
-    """Column of the true answers, where its name is not a usual one."""
-    trace_column: str | None = None
-    """Column of the reasoning that SFT imitates, where its name is not a usual one."""
-    ood: str | None = None
-    """Data from elsewhere, with usual column names, that is measured on too, before and after; by
-    default the built-in data's own."""
-    validation_fraction: float = 0.05
-    """Share of the training rows set apart where the data has no validation split."""
-    skip_bad_images: bool = False
-    """Leave out images that cannot be read, count and list them; otherwise they stop the run."""
-    style: Literal["reasoning", "direct"] = "reasoning"
-    """Ask for reasoning before the answer, or for the answer alone."""
-    max_pixels: int | None = None
-    """Larger images are made smaller, to rows × columns of at most this; by default as the model's
-    own settings have it."""
-    train: tuple[str, ...] = ("all",)
-    """What trains: all; parts (vision, merger, merger-last, language, embeddings, layers:0-4,
-    head), patterns of parameter names such as "*.mlp.*", and lora, adapters on the language model.
-    """
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, with less memory. In GRPO it needs
-    --engine plain."""
-    engine: Literal["shared", "plain"] = "shared"
-    """GRPO runs image and prompt once for all completions of a group, or with each of them."""
-    vision_cache: float = 1.0
-    """GiB of memory for what a frozen vision tower makes of images, once for all steps."""
-    eval_images: int = 256
-    """Held-out rows of an evaluation, at most."""
-    batch_size: int | None = None
-    """Rows of a step, over all processes; by default the preset's."""
-    workers: int = 0
-    """Processes that decode and prepare images ahead of time."""
-    learning_rate: float | None = None
-    """By default the preset's for the stage, 20 times as much where lora alone trains."""
-    max_new_tokens: int | None = None
-    """Longest completion; by default 256 (new models: tiny 64, small 96)."""
-    reward: tuple[str, ...] = ()
-    """format, exact, ordinal:K, length:N, random, file.py:f or module:f; by default format and
-    exact."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them alone."""
-    kl_in: Literal["loss", "reward"] | None = None
-    """Where KL weighs; by default in the reward with rloo, else in the loss."""
-    inner_passes: int | None = None
-    """Passes over each batch's completions; by default 1."""
-    sft_data: str | None = None
-    """all: what SFT learns from; by default --data."""
-    sft_steps: int | None = None
-    """all: SFT's steps, where --steps are GRPO's; by default the preset's."""
-    sft_batch_size: int | None = None
-    """all: SFT's rows of a step; by default the preset's."""
-    sft_learning_rate: float | None = None
-    """all: SFT's learning rate; by default the preset's."""
+    stage: Stage = option(
+        "all", "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page."
+    )
+    model: str | None = option(
+        None,
+        "What to start from: a run, a folder (of visgrpo join, for one) or a Hub name, "
+        "Qwen2.5-VL or SmolVLM; by default a new small model.",
+    )
+    preset: Literal["tiny", "small"] = option(
+        "tiny", "Size of a new model, and how long it trains."
+    )
+    data: str = option(
+        "shapes",
+        "Built-in (shapes: count what is in a picture), a .parquet or .jsonl file or a folder "
+        "of them, or the name of a Hub data set.",
+        required="the --data: shapes, a file, a folder or a data set",
+    )
+    image_column: str | None = option(
+        None, "Column of the images, or of lists of them, where its name is not a usual one."
+    )
+    question_column: str | None = option(
+        None, "Column of the questions, where its name is not a usual one."
+    )
+    answer_column: str | None = option(
+        None, "Column of the true answers, where its name is not a usual one."
+    )
+    trace_column: str | None = option(
+        None, "Column of the reasoning that SFT imitates, where its name is not a usual one."
+    )
+    ood: str | None = option(
+        None,
+        "Data from elsewhere, with usual column names, that is measured on too, before and "
+        "after; by default the built-in data's own.",
+    )
+    validation_fraction: float = option(
+        0.05,
+        "Share of the training rows set apart where the data has no validation split.",
+        within="(0, 0.5)",
+    )
+    skip_bad_images: bool = option(
+        False,
+        "Leave out images that cannot be read, count and list them; otherwise they stop the run.",
+    )
+    style: Literal["reasoning", "direct"] = option(
+        "reasoning", "Ask for reasoning before the answer, or for the answer alone."
+    )
+    max_pixels: int | None = option(
+        None,
+        "Larger images are made smaller, to rows × columns of at most this; by default as the "
+        "model's own settings have it.",
+        within="> 0",
+    )
+    train: tuple[str, ...] = option(
+        ("all",),
+        "What trains: all; parts (vision, merger, merger-last, language, embeddings, "
+        'layers:0-4, head), patterns of parameter names such as "*.mlp.*", and lora, adapters '
+        "on the language model.",
+        required="what trains: --train all, or parts of the model",
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Compute activations again in the backward pass: slower, with less memory. In GRPO it "
+        "needs --engine plain.",
+    )
+    engine: Literal["shared", "plain"] = option(
+        "shared",
+        "GRPO runs image and prompt once for all completions of a group, or with each of them.",
+    )
+    vision_cache: float = option(
+        1.0,
+        "GiB of memory for what a frozen vision tower makes of images, once for all steps.",
+        within=">= 0",
+    )
+    eval_images: int = option(256, "Held-out rows of an evaluation, at most.", within="> 0")
+    batch_size = override(help="Rows of a step, over all processes; by default the preset's.")
+    workers: int = option(
+        0, "Processes that decode and prepare images ahead of time.", within=">= 0"
+    )
+    learning_rate = override(
+        help="By default the preset's for the stage, 20 times as much where lora alone trains."
+    )
+    max_new_tokens = override(
+        help="Longest completion; by default 256 (new models: tiny 64, small 96)."
+    )
+    reward = override(
+        help="format, exact, ordinal:K, length:N, random, file.py:f or module:f; by default format "
+        "and exact.",
+    )
+    max_grad_norm = override(1.0, "Gradients are scaled down to this norm; 0 leaves them alone.")
+    kl_in = override(help="Where KL weighs; by default in the reward with rloo, else in the loss.")
+    inner_passes = override(help="Passes over each batch's completions; by default 1.")
+    sft_data: str | None = option(None, "all: what SFT learns from; by default --data.")
+    sft_steps: int | None = option(
+        None, "all: SFT's steps, where --steps are GRPO's; by default the preset's.", within="> 0"
+    )
+    sft_batch_size: int | None = option(
+        None, "all: SFT's rows of a step; by default the preset's.", within="> 0"
+    )
+    sft_learning_rate: float | None = option(
+        None, "all: SFT's learning rate; by default the preset's.", within="> 0"
+    )
 
-    def check(self) -> None:
-        super().check()
-        positive(self, "eval_images")
-        positive(self, "max_pixels", "sft_steps", "sft_batch_size", optional=True)
-        positive(self, "sft_learning_rate", optional=True)
-        not_negative(self, "vision_cache", "workers")
-        named(self.data, "the --data: shapes, a file, a folder or a data set")
-        named(self.train, "what trains: --train all, or parts of the model")
-        if not 0 < self.validation_fraction < 0.5:
-            raise UserError(
-                f"--validation-fraction {self.validation_fraction} must lie between 0 and 0.5."
-            )
-        self.refuse_unused(OPTIONS)
-        self.check_policy()
-        self._check_together()
+    users = OPTIONS
 
-    def _check_together(self) -> None:
-        """Refuse options that contradict each other, or leave one another without use."""
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        yield from self.policy_rules()
         if self.gradient_checkpointing and self.engine == "shared" and self.stage != "sft":
-            raise UserError(
+            yield (
                 "--gradient-checkpointing does not go with --engine shared: completions share "
                 "the cache of their prompt, which checkpointing does not keep. Take --engine "
                 "plain, or leave it out."
             )
-        self.refuse_idle(
+        yield from self.idle(
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
-            ("lora_rank", "lora" not in self.train, "is for --train lora"),
-            ("lora_alpha", "lora" not in self.train, "is for --train lora"),
+            ("lora_rank lora_alpha", "lora" not in self.train, "is for --train lora"),
         )
-        if self.stage == "all" and self.group_size == 1:  # before SFT has trained for it
-            raise UserError("--group-size 1 leaves grpo nothing to compare: take 2 or more.")
+        if self.stage == "all" and self.group_size == 1:
+            yield "--group-size 1 leaves grpo nothing to compare: take 2 or more."
 
 
 def defaults_of(info: Mapping[str, Any]) -> Defaults:

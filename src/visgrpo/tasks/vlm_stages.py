@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from visgrpo.tasks.stage_options import StageOptions
+from visgrpo.options import users
 
 Stage = Literal[
     "all",
@@ -20,7 +20,8 @@ Stage = Literal[
 POLICY_STAGES = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
-OPTIONS = StageOptions.of(
+OPTIONS = users(
+    "stage",
     get_args(Stage),
     (_LEARNING, "reward reward_weights combination group_size token_budget"),
     (_LEARNING, "scope advantage_baseline scale"),

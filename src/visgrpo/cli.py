@@ -12,6 +12,7 @@ from typing import Any
 
 from visgrpo.arguments import parse
 from visgrpo.errors import Interrupted, UserError, nearest, printable
+from visgrpo.feedback import commands as feedback
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -78,22 +79,7 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
         "visgrpo.tasks.pretrain_backbone:pretrain_backbone",
     ),
-    "feedback summarize": Command(
-        "what is in a table of clicks, votes, preferences or grades",
-        "visgrpo.feedback.summarize_options:SummarizeConfig",
-        "visgrpo.feedback.summarize:summarize",
-        positional=("events",),
-    ),
-    "feedback collect": Command(
-        "a local page on which people judge a model's answers",
-        "visgrpo.collecting.options:CollectConfig",
-        "visgrpo.collecting.serve:collect",
-    ),
-    "feedback replay": Command(
-        "how models would have done, estimated from a log of another",
-        "visgrpo.feedback.replay_options:ReplayConfig",
-        "visgrpo.feedback.replay:replay",
-    ),
+    **{name: Command(*row) for name, row in feedback.COMMANDS.items()},
     "sweep": Command(
         "train with many settings and seeds: one table, mean ± spread",
         "visgrpo.tasks.sweep_config:SweepConfig",

@@ -1,0 +1,31 @@
+"""The commands `visgrpo feedback …`: (about, its options, what does the work, words without a flag).
+
+The command line takes them up as they stand; nothing is loaded before one is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Row = tuple[str, str, str, tuple[str, ...]]
+
+COMMANDS: Mapping[str, Row] = {
+    "feedback summarize": (
+        "what is in a table of clicks, votes, preferences or grades",
+        "visgrpo.feedback.summarize_options:SummarizeConfig",
+        "visgrpo.feedback.summarize:summarize",
+        ("events",),
+    ),
+    "feedback collect": (
+        "a local page on which people judge a model's answers",
+        "visgrpo.collecting.options:CollectConfig",
+        "visgrpo.collecting.serve:collect",
+        (),
+    ),
+    "feedback replay": (
+        "how models would have done, estimated from a log of another",
+        "visgrpo.feedback.replay_options:ReplayConfig",
+        "visgrpo.feedback.replay:replay",
+        (),
+    ),
+}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from serving import CLASSES, Client, Served, first_is_best, plain_images, serving
 
-from visgrpo.collecting import schema
+from visgrpo.collecting import tables
 from visgrpo.collecting.collector import Design, LearningState
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.collecting.server import listen
@@ -120,7 +120,7 @@ def test_who_judges_is_asked_first(shared: Served) -> None:
 def test_a_locked_store_says_so_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(tables, "WAIT_SECONDS", 0.05)
     path = tmp_path / "f.db"
     with serving(path, plain_images(1)) as running:
         ann = Client(running)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from visgrpo.collecting import schema, store
-from visgrpo.collecting.records import Drawn, NoSuchOffer, Offer
+from visgrpo.collecting import store, tables
 from visgrpo.collecting.store import AlreadyJudged, NothingToUndo, Progress, Store
+from visgrpo.collecting.tables import Drawn, NoSuchOffer, Offer
 from visgrpo.errors import UserError
 from visgrpo.feedback.source.events import open_events
 
@@ -220,7 +220,7 @@ def test_the_store_is_a_log(
 _JUDGE_ALL = """
 import sys
 from pathlib import Path
-from visgrpo.collecting.records import Drawn
+from visgrpo.collecting.tables import Drawn
 from visgrpo.collecting.store import Store
 path, user, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 draw = lambda image, number: Drawn(("dog", "cat"), (0.5, 0.5), "dog", "start")
@@ -310,7 +310,7 @@ def test_a_path_that_cannot_be_a_file(tmp_path: Path, name: str, message: str) -
 
 
 def test_a_locked_store(opened: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(tables, "WAIT_SECONDS", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(UserError, match="is locked by another program: close what writes"):

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.feedback.logged import Log, LoggedGRPO
-from visgrpo.feedback.reward import FeedbackReward
+from visgrpo.feedback.reward import FeedbackReward, Log, LoggedGRPO
 from visgrpo.feedback.worth.cells import VoteCells
-from visgrpo.feedback.worth.posterior import Posterior
-from visgrpo.feedback.worth.votes import log_share_posterior, share_posterior
+from visgrpo.feedback.worth.posterior import Posterior, log_share_posterior, share_posterior
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
 from visgrpo.rewards import parse_rewards

@@ -10,7 +10,7 @@ from log_tools import CLASSES, Rows, world
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.off_policy import estimate_policy
-from visgrpo.feedback.worth.click_prediction import click_rates, predicted_clicks
+from visgrpo.feedback.worth.prediction import click_rates, predicted_clicks
 
 SMALL = Rows(
     np.array([0, 0, 1]), np.array([0, 1, 2]), np.array([0.5, 0.5, 0.25]), np.array([1.0, 0.0, 1.0])

@@ -14,8 +14,8 @@ import pytest
 from event_files import IMPRESSIONS, WRITERS, write_csv, write_parquet, write_sqlite
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.source.databases import parse_address
 from visgrpo.feedback.source.events import open_events
+from visgrpo.feedback.source.sources import parse_address
 
 VOTES = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 2]}
 GRADES = {"image": ["a"], "label": ["x"], "grade": [0.5]}
@@ -128,7 +128,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_locked_database(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visgrpo.feedback.source.databases._BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("visgrpo.feedback.source.sources._BUSY_MILLISECONDS", 10)
     with pytest.raises(UserError, match=r"app\.db is locked .* close that, or copy the file"):
         open_events(str(locked))
 

@@ -17,7 +17,7 @@ from visgrpo.feedback.off_policy import (
     overlap,
 )
 from visgrpo.feedback.worth.cells import LogCells
-from visgrpo.feedback.worth.click_prediction import click_rates
+from visgrpo.feedback.worth.prediction import click_rates
 
 # Two images; ratios of the policy below are 1, 1, 2 and clicks 1, 0, 1.
 SMALL = Rows(

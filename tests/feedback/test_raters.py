@@ -8,8 +8,8 @@ import pytest
 import visgrpo.feedback.worth.raters
 from visgrpo.errors import UserError
 from visgrpo.feedback.worth.cells import RaterVotes
+from visgrpo.feedback.worth.posterior import share_posterior
 from visgrpo.feedback.worth.raters import dawid_skene, posterior_of_raters, weighted_votes
-from visgrpo.feedback.worth.votes import share_posterior
 
 # Dawid & Skene (1979), Table 1: five anaesthetists on 45 patients, the first of them three times.
 ANAESTHETISTS = """

@@ -11,7 +11,7 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
 from visgrpo.feedback.worth.cells import impression_cells
-from visgrpo.feedback.worth.running import RunningAverage
+from visgrpo.feedback.worth.posterior import RunningAverage
 
 HALF_LIFE = 50.0
 

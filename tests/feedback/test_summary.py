@@ -17,9 +17,16 @@ from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
 from visgrpo.feedback.summary import Summary, summarize
 from visgrpo.feedback.summary_clicks import Clicks
-from visgrpo.feedback.summary_judgements import Grades, Preferences
-from visgrpo.feedback.summary_rows import Bin, Row, doubling_bins, mean_row, wilson
-from visgrpo.feedback.summary_votes import Votes
+from visgrpo.feedback.summary_judgements import (
+    Bin,
+    Grades,
+    Preferences,
+    Row,
+    Votes,
+    doubling_bins,
+    mean_row,
+    wilson,
+)
 
 # Fleiss (1971), table 1 in its usual form: 14 raters, 10 subjects, 5 categories; kappa is 0.210.
 FLEISS = [

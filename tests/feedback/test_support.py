@@ -9,7 +9,7 @@ import pytest
 from log_tools import Rows, world
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.support import check_support
+from visgrpo.feedback.off_policy import check_support
 
 TRUTH = world()
 ROWS, TYPE_M = TRUTH.log(seed=0, images=400)

@@ -9,7 +9,7 @@ import pytest
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.worth.cells import ValueCells
-from visgrpo.feedback.worth.values import SMALLEST_SD, value_posterior
+from visgrpo.feedback.worth.posterior import SMALLEST_SD, value_posterior
 
 
 def cells_of(values: dict[tuple[int, int], list[float]]) -> ValueCells:

@@ -8,7 +8,7 @@ from scipy.stats import dirichlet
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.worth.cells import VoteCells
-from visgrpo.feedback.worth.votes import log_share_posterior, share_posterior
+from visgrpo.feedback.worth.posterior import log_share_posterior, share_posterior
 
 CELLS = VoteCells(np.array([0, 0, 2]), np.array([0, 2, 1]), np.array([7.0, 2, 1.5]))
 ALPHAS = np.array([[7.5, 0.5, 2.5], [0.5, 0.5, 0.5], [0.5, 2, 0.5]])

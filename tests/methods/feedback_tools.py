@@ -10,8 +10,7 @@ from label_tools import names
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.feedback.logged import Log, LoggedGRPO
-from visgrpo.feedback.reward import FeedbackReward
+from visgrpo.feedback.reward import FeedbackReward, Log, LoggedGRPO
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
 from visgrpo.rewards import RewardSet, parse_rewards

@@ -12,7 +12,7 @@ from feedback_tools import DoubleLogged, gradient, learner, logged, rewards_of, 
 from label_tools import names
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.logged import Correction, Log
+from visgrpo.feedback.reward import Correction, Log
 from visgrpo.objectives import Objective
 
 RNG = np.random.default_rng(5)

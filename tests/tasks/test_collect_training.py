@@ -14,16 +14,16 @@ import pytest
 
 from visgrpo.arguments import parse
 from visgrpo.collecting.judging import Answer, Ask
-from visgrpo.collecting.learning import ClipProcess
-from visgrpo.collecting.options import CollectConfig
-from visgrpo.collecting.records import Drawn
-from visgrpo.collecting.store import Store
-from visgrpo.collecting.training import (
+from visgrpo.collecting.learning import (
+    ClipProcess,
     Training,
     clip_config,
     clip_words,
     photos_for_training,
 )
+from visgrpo.collecting.options import CollectConfig
+from visgrpo.collecting.store import Store
+from visgrpo.collecting.tables import Drawn
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError

@@ -33,9 +33,8 @@ from visgrpo.collecting.learning import (
     LearningFailed,
     LearningStopped,
 )
-from visgrpo.collecting.model import AnsweringModel
 from visgrpo.collecting.options import CollectConfig
-from visgrpo.collecting.serve import add_learner, collect
+from visgrpo.collecting.serve import AnsweringModel, add_learner, collect
 from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone

@@ -23,9 +23,8 @@ from feedback_tables import (
 
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.errors import UserError
-from visgrpo.feedback.from_model import doubly_robust
 from visgrpo.feedback.learn import FeedbackLearning
-from visgrpo.feedback.logged import Log
+from visgrpo.feedback.reward import Log, doubly_robust
 from visgrpo.feedback.worth.cells import LogCells
 from visgrpo.objectives import preset
 from visgrpo.rewards import parse_rewards
@@ -142,7 +141,7 @@ def test_doubly_robust_is_the_textbooks_sum(
         seen.update(cells=cells, features=features_MD, seed=seed)
         return q
 
-    monkeypatch.setattr("visgrpo.feedback.from_model.predicted_clicks", predicted)
+    monkeypatch.setattr("visgrpo.feedback.reward.predicted_clicks", predicted)
     file = write_table(tmp_path / "log.csv", LOG_HEADER, rows)
     feedback, log, _ = used(config_of(file, off_policy="doubly-robust", seed=7), splits)
     assert log is None
@@ -173,7 +172,7 @@ def test_doubly_robust_needs_one_of_two(
     truth, p = RATES[:4], np.random.default_rng(6).dirichlet(np.full(3, 3.0), 4)
     q = truth if right_q else np.full((4, 3), 0.5)
     told = p if right_p else np.full((4, 3), 1 / 3)
-    monkeypatch.setattr("visgrpo.feedback.from_model.predicted_clicks", lambda *a, **b: q)
+    monkeypatch.setattr("visgrpo.feedback.reward.predicted_clicks", lambda *a, **b: q)
     rng = np.random.default_rng(10)
     tables = []
     for _ in range(600):

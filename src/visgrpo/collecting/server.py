@@ -20,9 +20,8 @@ from pydantic import BaseModel, StrictInt, StrictStr
 from visgrpo.collecting.collector import Collector, LearningState
 from visgrpo.collecting.guard import Guard
 from visgrpo.collecting.judging import BadAnswer
-from visgrpo.collecting.records import NoSuchOffer
-from visgrpo.collecting.schema import StoreTrouble
 from visgrpo.collecting.store import AlreadyJudged, NothingToUndo
+from visgrpo.collecting.tables import NoSuchOffer, StoreTrouble
 from visgrpo.errors import UserError
 
 PERSON_COOKIE = "visgrpo_person"

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from visgrpo.collecting.judging import TABLES, Answer, Ask, agreement, rows_of
-from visgrpo.collecting.records import (
+from visgrpo.collecting.tables import (
     OFFER_COLUMNS,
     Drawn,
     NoSuchOffer,
@@ -26,11 +26,13 @@ from visgrpo.collecting.records import (
     answer_to,
     as_json,
     find_offer,
+    in_one_line,
     insert_offer,
     insert_row,
     offer_from,
+    open_store,
+    transaction,
 )
-from visgrpo.collecting.schema import in_one_line, open_store, transaction
 from visgrpo.errors import UserError
 
 HELD_SECONDS = 600.0  # how long an image that one person was offered is kept from the others

@@ -1,4 +1,4 @@
-"""The commands `visgrpo feedback …`: (about, its options, what does the work, words without a flag).
+"""The commands `visgrpo feedback …`: about, options, what does the work, words without a flag.
 
 The command line takes them up as they stand; nothing is loaded before one is used.
 """

@@ -24,8 +24,7 @@ from visgrpo.data.identity import of_files
 from visgrpo.data.images import without_bad_images
 from visgrpo.data.splitting import Source, divide, parse_slice
 from visgrpo.errors import UserError
-from visgrpo.feedback.from_model import doubly_robust, logged, predicted
-from visgrpo.feedback.logged import LoggedGRPO
+from visgrpo.feedback.off_policy import check_support
 from visgrpo.feedback.posteriors import (
     best_answers,
     kind_of_rewards,
@@ -33,17 +32,23 @@ from visgrpo.feedback.posteriors import (
     rewards_of_table,
     votes_of,
 )
-from visgrpo.feedback.reward import ROW_COLUMN, FeedbackReward
+from visgrpo.feedback.reward import (
+    ROW_COLUMN,
+    FeedbackReward,
+    LoggedGRPO,
+    doubly_robust,
+    logged,
+    predicted,
+)
 from visgrpo.feedback.source.events import Events, open_events
-from visgrpo.feedback.source.labels import logged_labels
 from visgrpo.feedback.source.matching import (
     Matched,
     image_keys,
     key_columns,
+    logged_labels,
     match,
     remarks_on_images,
 )
-from visgrpo.feedback.support import check_support
 from visgrpo.feedback.worth.cells import LogCells, log_cells, of_images
 from visgrpo.feedback.worth.posterior import Floats, Posterior
 from visgrpo.measures.held_out import logits_of, pooled_of

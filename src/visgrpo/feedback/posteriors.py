@@ -31,10 +31,14 @@ from visgrpo.feedback.worth.clicks import (
     fit_examination,
 )
 from visgrpo.feedback.worth.comparisons import davidson_scores
-from visgrpo.feedback.worth.posterior import Posterior, scatter
+from visgrpo.feedback.worth.posterior import (
+    Posterior,
+    log_share_posterior,
+    scatter,
+    share_posterior,
+    value_posterior,
+)
 from visgrpo.feedback.worth.raters import dawid_skene, weighted_votes
-from visgrpo.feedback.worth.values import value_posterior
-from visgrpo.feedback.worth.votes import log_share_posterior, share_posterior
 from visgrpo.tasks.configs import ClipConfig
 
 _KIND_OF: Mapping[str, Kind] = {

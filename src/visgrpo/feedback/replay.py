@@ -21,14 +21,15 @@ from visgrpo.feedback.off_policy import (
     estimate_policy,
     logged_value,
     overlap,
+    remarks,
+    unsupported,
 )
 from visgrpo.feedback.replay_models import Answers, answers_of, images_of_log
 from visgrpo.feedback.replay_options import ReplayConfig
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import image_keys, match, remarks_on_images
-from visgrpo.feedback.support import remarks, unsupported
 from visgrpo.feedback.worth.cells import LogCells, log_cells
-from visgrpo.feedback.worth.click_prediction import predicted_clicks
+from visgrpo.feedback.worth.prediction import predicted_clicks
 from visgrpo.tasks.session import print_notes
 from visgrpo.training.processes import Processes
 

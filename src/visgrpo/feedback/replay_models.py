@@ -21,7 +21,7 @@ from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 from visgrpo.feedback.replay_options import ReplayConfig
 from visgrpo.feedback.source.events import Events
-from visgrpo.feedback.source.labels import logged_labels
+from visgrpo.feedback.source.matching import logged_labels
 from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.zero_shot import predict_logits, run_over
 from visgrpo.models.clip import ClipClassifier

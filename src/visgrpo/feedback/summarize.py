@@ -50,7 +50,7 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
     from visgrpo.data.folders import holds_photos, read_photos
     from visgrpo.data.sources import load_splits
     from visgrpo.feedback.learn import keys_of
-    from visgrpo.feedback.source.labels import logged_labels
+    from visgrpo.feedback.source.matching import logged_labels
 
     if holds_photos(folder := Path(config.data).expanduser()):
         names, _ = read_photos(folder)

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 from visgrpo.feedback.source.events import Events
 from visgrpo.feedback.source.matching import Matched, remarks_on_shared_names
-from visgrpo.feedback.source.schemas import SCHEMAS, Kind
-from visgrpo.feedback.source.sql import identifier, only_row
+from visgrpo.feedback.source.schemas import SCHEMAS, Kind, identifier, only_row
 from visgrpo.feedback.summary_clicks import Clicks, summarize_clicks
 from visgrpo.feedback.summary_judgements import (
+    Bin,
     Grades,
     Preferences,
+    Votes,
+    doubling_bins,
     summarize_grades,
     summarize_preferences,
+    summarize_votes,
 )
-from visgrpo.feedback.summary_rows import Bin, doubling_bins
-from visgrpo.feedback.summary_votes import Votes, summarize_votes
 
 # What cannot be done without a column that is not required.
 _MISSING: Mapping[Kind, Mapping[str, str]] = {

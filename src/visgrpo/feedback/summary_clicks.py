@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from visgrpo.feedback.source.events import Events
-from visgrpo.feedback.source.sql import only_row
-from visgrpo.feedback.summary_rows import Row, share_row
+from visgrpo.feedback.source.schemas import only_row
+from visgrpo.feedback.summary_judgements import Row, share_row
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,218 @@
-"""Preferences and grades in numbers."""
+"""Votes, preferences and grades in numbers: rows with intervals, how far people agree."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visgrpo.feedback.source.events import Events
-from visgrpo.feedback.source.sql import only_row
-from visgrpo.feedback.summary_rows import Bin, Row, mean_row, share_row
+from visgrpo.feedback.source.schemas import only_row
 
+Z = 1.959963984540054  # two-sided 95 %
+LEAST_VOTES = 10
+"""Votes that a user must have before anything is said about them."""
+MOST_RATERS = 10
+_SHARE_BINS = 10
 _GRADE_BINS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A value of one label, position or user, made of `count` observations.
+
+    `low` and `high` are its 95 % interval, None where there is none; observations are taken to be
+    independent.
+    """
+
+    name: str
+    count: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """How many things lie between two values, both inclusive for counts, else [low, high)."""
+
+    low: float
+    high: float
+    count: int
+
+
+def share_row(name: str, part: float, count: float) -> Row:
+    """Return the share part/count with Wilson's score interval.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    return Row(name, count, part / count, *wilson(part, count))
+
+
+def wilson(part: float, count: float) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval of part/count; count is above 0."""
+    share, spread = part / count, Z**2 / count
+    middle = share + spread / 2
+    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return (
+        max(0.0, (middle - half) / (1 + spread)),
+        min(1.0, (middle + half) / (1 + spread)),
+    )
+
+
+def mean_row(name: str, count: int, mean: float, deviation: float | None) -> Row:
+    """Return a mean with its normal interval; one observation has no deviation, and no interval."""
+    if deviation is None:
+        return Row(name, count, mean)
+    half = Z * deviation / math.sqrt(count)
+    return Row(name, count, mean, mean - half, mean + half)
+
+
+def doubling_bins(counts: Sequence[tuple[int, int]]) -> list[Bin]:
+    """Put whole numbers ≥ 1 into the bins 1, 2, 3 to 4, 5 to 8, ….
+
+    Args:
+        counts: (exponent of the bin's end, how many) in order of the exponent.
+    """
+    return [Bin(2 ** (n - 1) + 1 if n else 1, 2**n, count) for n, count in counts]
+
+
+@dataclass(frozen=True)
+class Raters:
+    """How often users vote as the majority of the others do, where that is clear.
+
+    Attributes:
+        judged: users with at least `LEAST_VOTES` such votes.
+        median: of their agreement, None without any.
+        least_agreeing: those who agree least, at most `MOST_RATERS`.
+    """
+
+    judged: int
+    median: float | None
+    least_agreeing: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Votes over all and by label.
+
+    Attributes:
+        per_image: votes for an image that has any, on average.
+        majority: mean share of an image's most frequent label.
+        majority_shares: how many images have which share; 100 % is in the last bin.
+        kappa: Fleiss' kappa; None unless some image has two votes and labels differ.
+        labels: share of all votes, most frequent first.
+    """
+
+    votes: float
+    per_image: float
+    majority: float
+    majority_shares: tuple[Bin, ...]
+    kappa: float | None
+    labels: tuple[Row, ...]
+    raters: Raters | None
+
+
+def summarize_votes(events: Events) -> Votes:
+    """Summarise votes. Without a single vote shares are 0."""
+    connection = events.connection
+    connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE tally AS
+            SELECT image, label, sum(votes) AS v FROM events GROUP BY image, label
+            HAVING sum(votes) > 0;
+        CREATE OR REPLACE TEMP TABLE totals AS
+            SELECT image, sum(v) AS n, sum(v^2) AS squares, max(v) AS top FROM tally GROUP BY image
+        """
+    )
+    votes, per_image, majority = only_row(
+        connection,
+        "SELECT coalesce(sum(n), 0), coalesce(avg(n), 0), coalesce(avg(top / n), 0) FROM totals",
+    )
+    shares = connection.execute(
+        f"SELECT least(floor(top / n * {_SHARE_BINS}), {_SHARE_BINS - 1})::INTEGER AS b, count(*) "
+        "FROM totals GROUP BY b ORDER BY b"
+    ).fetchall()
+    labels = connection.execute(
+        "SELECT label, sum(v) AS count FROM tally GROUP BY label ORDER BY count DESC, label"
+    ).fetchall()
+    return Votes(
+        votes=votes,
+        per_image=per_image,
+        majority=majority,
+        majority_shares=tuple(
+            Bin(b / _SHARE_BINS, (b + 1) / _SHARE_BINS, count) for b, count in shares
+        ),
+        kappa=_kappa(events),
+        labels=tuple(Row(label, count, count / votes) for label, count in labels),
+        raters=_raters(events) if "user" in events.columns else None,
+    )
+
+
+def _kappa(events: Events) -> float | None:
+    """Return (P - Pe)/(1 - Pe) over images with at least two votes.
+
+    P is the mean over images of the share of pairs of votes that agree, (Σ v² - n)/(n(n - 1)), and
+    Pe = Σ_label share². Fleiss (1971), "Measuring nominal scale agreement among many raters", for
+    images with the same number of votes; otherwise the same formulas with each image's own n.
+    """
+    agreement, chance = only_row(
+        events.connection,
+        """
+        SELECT
+            (SELECT avg((squares - n) / (n * (n - 1))) FROM totals WHERE n > 1),
+            (SELECT sum(share^2) FROM (
+                SELECT sum(v) / sum(sum(v)) OVER () AS share
+                FROM tally SEMI JOIN (FROM totals WHERE n > 1) USING (image) GROUP BY label))
+        """,
+    )
+    if agreement is None or chance == 1:
+        return None
+    return float((agreement - chance) / (1 - chance))
+
+
+def _raters(events: Events) -> Raters:
+    """Compare users' votes with the majority of the other votes on the same image.
+
+    An image's most votes for a label, the second most, and how many labels have either, say what
+    the majority is without the user's own votes. A tie says nothing.
+    """
+    connection = events.connection
+    connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE rated AS
+        WITH below AS (
+            SELECT image, max(v) AS second FROM tally JOIN totals USING (image)
+            WHERE v < top GROUP BY image
+        ),
+        ends AS (
+            SELECT image, any_value(top) AS top, coalesce(any_value(second), 0) AS second,
+                count(*) FILTER (v = top) AS at_top, count(*) FILTER (v = second) AS at_second
+            FROM tally JOIN totals USING (image) LEFT JOIN below USING (image) GROUP BY image
+        ),
+        own AS (
+            SELECT image, label, "user", sum(votes) AS own FROM events
+            WHERE "user" IS NOT NULL GROUP BY image, label, "user" HAVING sum(votes) > 0
+        ),
+        compared AS (
+            SELECT "user", own, CASE
+                WHEN v < top THEN CASE WHEN at_top = 1 THEN 0 END
+                WHEN at_top > 1 THEN CASE WHEN at_top = 2 THEN 0 END
+                WHEN top - own > second THEN 1
+                WHEN top - own < second AND at_second = 1 THEN 0
+            END AS agrees
+            FROM own JOIN tally USING (image, label) JOIN ends USING (image)
+        )
+        SELECT "user", sum(own) AS count, sum(own * agrees) AS agreed FROM compared
+        WHERE agrees IS NOT NULL GROUP BY "user" HAVING sum(own) >= {LEAST_VOTES}
+        """
+    )
+    judged, median = only_row(connection, "SELECT count(*), median(agreed / count) FROM rated")
+    least = connection.execute(
+        'SELECT "user", count, agreed / count AS share FROM rated '
+        f'ORDER BY share, "user" LIMIT {MOST_RATERS}'
+    ).fetchall()
+    return Raters(judged, median, tuple(Row(*row) for row in least))
 
 
 @dataclass(frozen=True)

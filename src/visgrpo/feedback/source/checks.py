@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from visgrpo.errors import UserError
-from visgrpo.feedback.source.schemas import Column, Schema
-from visgrpo.feedback.source.sql import identifier, only_row
+from visgrpo.feedback.source.schemas import Column, Schema, identifier, only_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection

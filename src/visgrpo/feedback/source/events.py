@@ -15,10 +15,23 @@ from typing import TYPE_CHECKING, Self
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.source.checks import check_duplicates, check_events, note_clock, rows_text
 from visgrpo.feedback.source.checks import drop_duplicates as drop_duplicate_rows
-from visgrpo.feedback.source.databases import Address, Database, open_database, parse_address
-from visgrpo.feedback.source.schemas import Kind, Schema, canonical_columns, find_schema, kinds_of
-from visgrpo.feedback.source.sources import file_relation, find_files, reading
-from visgrpo.feedback.source.sql import only_row
+from visgrpo.feedback.source.schemas import (
+    Kind,
+    Schema,
+    canonical_columns,
+    find_schema,
+    kinds_of,
+    only_row,
+)
+from visgrpo.feedback.source.sources import (
+    Address,
+    Database,
+    file_relation,
+    find_files,
+    open_database,
+    parse_address,
+    reading,
+)
 from visgrpo.feedback.source.staging import stage
 
 if TYPE_CHECKING:

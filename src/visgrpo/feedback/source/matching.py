@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.source.events import Events
-from visgrpo.feedback.source.labels import match_labels
-from visgrpo.feedback.source.schemas import SCHEMAS
-from visgrpo.feedback.source.sql import identifier, only_row
+from visgrpo.feedback.source.schemas import SCHEMAS, identifier, only_row
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
 
 KEY_COLUMNS = ("id", "image_id", "path", "image_path", "file", "filename", "file_name", "name")
 """Columns of a data set that may name its images."""
 MOST_LISTED = 20
 _MEND_SHARED = "give every image a name of its own, or say which column has one with --id-column"
-
 # Below, a path is written with "/" and without "./" or "/" at its beginning.
 _MACROS = r"""
     CREATE OR REPLACE TEMP MACRO plain_path(text) AS
@@ -32,6 +30,63 @@ _MACROS = r"""
             lambda i: array_to_string(list_slice(string_split(plain_path(text), '/'), i, -1), '/')
         );
 """
+
+
+def match_labels(events: Events, classes: Sequence[str]) -> None:
+    """Create the table labels(label, k), as `matching.match` says.
+
+    Raises:
+        UserError: a label is no class.
+    """
+    import pyarrow as pa
+
+    connection = events.connection
+    places = pa.array(range(len(classes)), pa.int32())
+    connection.register(
+        "given_classes", pa.table({"name": pa.array(classes, pa.string()), "k": places})
+    )
+    union = " UNION ALL ".join(
+        f"SELECT {identifier(column)} AS label, row FROM events"
+        for column in SCHEMAS[events.kind].labels
+    )
+    connection.execute(
+        rf"""
+        CREATE OR REPLACE TABLE classes AS FROM given_classes;
+        CREATE OR REPLACE TEMP TABLE said AS
+            SELECT label, min(row) AS row FROM ({union}) GROUP BY label;
+        CREATE OR REPLACE TABLE labels AS
+        WITH folded AS (
+            SELECT lower(name) AS name, min(k) AS k FROM classes
+            GROUP BY lower(name) HAVING count(*) = 1
+        ),
+        ids AS (
+            SELECT k FROM classes
+            WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
+        )
+        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
+        LEFT JOIN classes AS exact ON exact.name = label
+        LEFT JOIN folded ON folded.name = lower(label)
+        LEFT JOIN ids
+            ON ids.k = CASE WHEN regexp_full_match(label, '\d+') THEN TRY_CAST(label AS BIGINT) END
+        """
+    )
+    connection.unregister("given_classes")
+    unknown = connection.execute(
+        "SELECT label, row, count(*) OVER () FROM labels WHERE k IS NULL ORDER BY row LIMIT 1"
+    ).fetchall()
+    for label, row, count in unknown:
+        more = f" ({count:,} labels are unknown.)" if count > 1 else ""
+        raise UserError(
+            f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
+        )
+    connection.execute("ALTER TABLE labels DROP COLUMN row")
+
+
+def logged_labels(events: Events) -> tuple[str, ...]:
+    """Return the labels that a table of feedback speaks of, sorted."""
+    columns = SCHEMAS[events.kind].labels
+    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
+    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))
 
 
 @dataclass(frozen=True)

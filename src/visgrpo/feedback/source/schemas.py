@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from visgrpo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 Kind = Literal["impressions", "votes", "preferences", "grades"]
 Type = Literal["text", "number", "whole", "flag", "time"]
@@ -174,3 +177,21 @@ def find_schema(source: str, names: Collection[str], kind: Kind | None = None) -
 def _listed(names: Collection[str], most: int = 12) -> str:
     shown = list(names)[:most]
     return ", ".join(shown) + (", …" if len(names) > most else "") if shown else "none"
+
+
+def literal(text: str) -> str:
+    """Quote a text for those parts of SQL that take no parameters."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Quote the name of a column or table."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def only_row(
+    connection: DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """Return the row of a query that has exactly one, such as an aggregate over all rows."""
+    (row,) = connection.execute(sql, dict(parameters or {})).fetchall()
+    return row

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.source.matching import Matched
-from visgrpo.feedback.source.schemas import SCHEMAS, Kind
-from visgrpo.feedback.source.sql import only_row
+from visgrpo.feedback.source.schemas import SCHEMAS, Kind, only_row
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]

@@ -15,9 +15,9 @@ import pytest
 from event_files import WRITERS, write_parquet
 
 from visgrpo.errors import UserError
-from visgrpo.feedback import cells
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import Matched, match
+from visgrpo.feedback.worth import cells
 
 CLASSES = ("cat", "dog", "owl")
 IMAGES = 7

@@ -117,7 +117,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     # ru_maxrss would begin with what this process has.
     script = f"""
 import json, sys
-from visgrpo.feedback import events
+from visgrpo.feedback.source import events
 events.MEMORY_LIMIT = "80MB"
 with events.open_events({str(path)!r}) as table:
     (peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

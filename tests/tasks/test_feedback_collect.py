@@ -26,6 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
+from visgrpo.collecting import learning
 from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
 from visgrpo.collecting.learning import (
     BackgroundLearner,
@@ -41,7 +42,6 @@ from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
-from visgrpo.tasks import collect_learning
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
@@ -273,7 +273,7 @@ def wait_for(path: Path) -> None:
 def test_a_round_that_is_ended_with_the_command_has_not_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect_learning, "_PATIENCE", 0.1)
+    monkeypatch.setattr(learning, "_PATIENCE", 0.1)
     train = ClipProcess(python(waiting(60)))
     learner = background(tmp_path, train, every=1)
     learner.judged(1)

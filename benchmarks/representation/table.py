@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from visgrpo.tasks.sweep_table import measure_of
+from visgrpo.tasks.sweep import measure_of
 
 Row = dict[str, Any]
 

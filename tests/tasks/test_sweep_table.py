@@ -9,7 +9,7 @@ import pytest
 
 from visgrpo.tasks.configs import RunConfig
 from visgrpo.tasks.sweep_plan import Combination
-from visgrpo.tasks.sweep_table import (
+from visgrpo.tasks.sweep import (
     complaints,
     measure_of,
     measured,

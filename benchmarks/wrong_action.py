@@ -33,7 +33,7 @@ from visgrpo.models.loading import load_clip
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.saving import save_classifier
 from visgrpo.objectives import advantages, categorical_kl
-from visgrpo.tasks.clip import adaptation_of
+from visgrpo.tasks.clip.train import adaptation_of
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.session import begin, load_data, open_session, training_options
@@ -71,7 +71,7 @@ class WrongAction:
 
 
 def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
-    """Do what `visgrpo.tasks.clip.train_clip` does, with this loss and a cached reference."""
+    """Do what `visgrpo.tasks.clip.train.train_clip` does, with this loss and a cached reference."""
     session = open_session(config, "wrong-action")
     splits = load_data(session)
     options = training_options(config, config.resolved_learning_rate(), splits.train)

@@ -36,17 +36,17 @@ COMMANDS: Mapping[str, Command] = {
     "clip": Command(
         "fine-tune a CLIP classifier with rewards",
         "visgrpo.tasks.configs:ClipConfig",
-        "visgrpo.tasks.clip:train_clip",
+        "visgrpo.tasks.clip.train:train_clip",
     ),
     "representation": Command(
         "fine-tune a backbone for classification, by GRPO-RM",
         "visgrpo.tasks.backbone_configs:RepresentationConfig",
-        "visgrpo.tasks.representation:train_representation",
+        "visgrpo.tasks.backbone.representation:train_representation",
     ),
     "segmentation": Command(
         "fine-tune a backbone for a class at every pixel, by GRPO-RM",
         "visgrpo.tasks.backbone_configs:SegmentationConfig",
-        "visgrpo.tasks.segmentation:train_segmentation",
+        "visgrpo.tasks.backbone.segmentation:train_segmentation",
     ),
     "language": Command(
         "train a small language model: SFT, reward model, GRPO and PPO",
@@ -72,12 +72,12 @@ COMMANDS: Mapping[str, Command] = {
     "pretrain clip": Command(
         "pre-train a small CLIP from random weights",
         "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
-        "visgrpo.tasks.pretrain_clip:pretrain_clip",
+        "visgrpo.tasks.clip.pretrain:pretrain_clip",
     ),
     "pretrain backbone": Command(
         "pre-train a small vision encoder from random weights",
         "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
-        "visgrpo.tasks.pretrain_backbone:pretrain_backbone",
+        "visgrpo.tasks.backbone.pretrain:pretrain_backbone",
     ),
     **{name: Command(*row) for name, row in feedback.COMMANDS.items()},
     "sweep": Command(

@@ -19,7 +19,7 @@ import peft  # noqa: F401
 import torch
 from transformers import CLIPModel  # noqa: F401
 
-import visgrpo.tasks.clip
+import visgrpo.tasks.clip.train
 import visgrpo.tasks.language  # noqa: F401
 from visgrpo.cli import main
 from visgrpo.training import checkpoints

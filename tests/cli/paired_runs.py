@@ -20,10 +20,10 @@ import peft  # noqa: F401
 import torch
 from transformers import CLIPModel  # noqa: F401
 
-import visgrpo.tasks.clip
+import visgrpo.tasks.backbone.representation
+import visgrpo.tasks.backbone.segmentation
+import visgrpo.tasks.clip.train
 import visgrpo.tasks.language
-import visgrpo.tasks.representation
-import visgrpo.tasks.segmentation
 import visgrpo.tasks.vlm  # noqa: F401
 from visgrpo.cli import main
 

@@ -24,7 +24,7 @@ def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(name: str) -> None:
         pytest.fail(f"{name} was loaded before cheap checks were done")
 
-    monkeypatch.setattr("visgrpo.tasks.backbone_runs.load_backbone", loaded)
+    monkeypatch.setattr("visgrpo.tasks.backbone.shared.load_backbone", loaded)
 
 
 # Options that cannot work; for both jobs

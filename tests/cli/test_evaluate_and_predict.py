@@ -45,7 +45,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         files.append(list(dataset.columns["file"]))
         return torch.zeros(len(dataset), len(dataset.classes))
 
-    monkeypatch.setattr("visgrpo.tasks.clip_use.predict_logits", predict_logits)
+    monkeypatch.setattr("visgrpo.tasks.clip.use.predict_logits", predict_logits)
     return files
 
 

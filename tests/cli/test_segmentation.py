@@ -22,8 +22,8 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import Segmenter
 from visgrpo.models.representation_saving import load_representation
+from visgrpo.tasks.backbone.segmentation import rewards_of
 from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.segmentation import rewards_of
 
 LAST = ["--keep", "last"]
 MEASURES = {"miou", "pixel_accuracy", "mean_class_accuracy", "per_class_iou"}

@@ -172,7 +172,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(config: object) -> None:
         pytest.fail("a run began before everything was checked")
 
-    monkeypatch.setattr("visgrpo.tasks.clip.train_clip", run)
+    monkeypatch.setattr("visgrpo.tasks.clip.train.train_clip", run)
 
 
 def test_a_finished_sweep_shows_another_measure_at_once(

@@ -26,7 +26,7 @@ from visgrpo.feedback.learn import FeedbackLearning, read_votes
 from visgrpo.feedback.posteriors import best_answers
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
-from visgrpo.tasks.clip import objective_of
+from visgrpo.tasks.clip.train import objective_of
 from visgrpo.tasks.configs import ClipConfig
 
 Rows = list[tuple[Any, ...]]

@@ -28,7 +28,7 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 from visgrpo.models.loading import load_clip
-from visgrpo.tasks.clip import train_clip
+from visgrpo.tasks.clip.train import train_clip
 from visgrpo.tasks.configs import ClipConfig
 
 CLASSES = ("cat", "dog", "apple")

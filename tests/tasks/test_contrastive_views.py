@@ -13,7 +13,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
-from visgrpo.tasks.pretrain_backbone import (
+from visgrpo.tasks.backbone.pretrain import (
     ContrastiveViews,
     ProjectedBackbone,
     memory_of,

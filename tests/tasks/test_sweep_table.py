@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from visgrpo.tasks.configs import RunConfig
-from visgrpo.tasks.sweep_plan import Combination
 from visgrpo.tasks.sweep import (
     complaints,
     measure_of,
@@ -17,6 +16,7 @@ from visgrpo.tasks.sweep import (
     sweep_rows,
     write_rows,
 )
+from visgrpo.tasks.sweep_plan import Combination
 
 PAIR = (
     Combination("a|b_beta=0.1", "a|b", {"beta": 0.1}, RunConfig()),

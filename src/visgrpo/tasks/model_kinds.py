@@ -40,19 +40,19 @@ class Kind:
 
 # By the "task" of visgrpo.json; models that have none are told apart by their settings.
 KINDS: dict[str, Kind] = {
-    "clip": Kind("a CLIP or SigLIP model", "visgrpo.tasks.clip_use:", labels=True),
+    "clip": Kind("a CLIP or SigLIP model", "visgrpo.tasks.clip.use:", labels=True),
     "classification": Kind(
-        "a backbone with a classification head", "visgrpo.tasks.backbone_use:", labels=True
+        "a backbone with a classification head", "visgrpo.tasks.backbone.use:", labels=True
     ),
     "segmentation": Kind(
         "a backbone with a segmentation head",
-        "visgrpo.tasks.segmentation_use:",
+        "visgrpo.tasks.backbone.use_masks:",
         labels=True,
         alike=True,
     ),
     "backbone": Kind(
         "a backbone without a head",
-        "visgrpo.tasks.backbone_use:",
+        "visgrpo.tasks.backbone.use:",
         no_answers="answers nothing: train one with visgrpo representation or visgrpo segmentation",
     ),
     "language": Kind(

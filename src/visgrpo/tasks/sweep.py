@@ -55,15 +55,15 @@ class Trainable:
 
 
 TRAINABLE: Mapping[str, Trainable] = {
-    "clip": Trainable("visgrpo.tasks.configs:ClipConfig", "visgrpo.tasks.clip:train_clip"),
+    "clip": Trainable("visgrpo.tasks.configs:ClipConfig", "visgrpo.tasks.clip.train:train_clip"),
     "representation": Trainable(
         "visgrpo.tasks.backbone_configs:RepresentationConfig",
-        "visgrpo.tasks.representation:train_representation",
+        "visgrpo.tasks.backbone.representation:train_representation",
         ("accuracy", "knn.20", "softmax_regression"),
     ),
     "segmentation": Trainable(
         "visgrpo.tasks.backbone_configs:SegmentationConfig",
-        "visgrpo.tasks.segmentation:train_segmentation",
+        "visgrpo.tasks.backbone.segmentation:train_segmentation",
         ("miou", "pixel_accuracy"),
     ),
     "language": Trainable(
@@ -78,11 +78,11 @@ TRAINABLE: Mapping[str, Trainable] = {
     ),
     "pretrain clip": Trainable(
         "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
-        "visgrpo.tasks.pretrain_clip:pretrain_clip",
+        "visgrpo.tasks.clip.pretrain:pretrain_clip",
     ),
     "pretrain backbone": Trainable(
         "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
-        "visgrpo.tasks.pretrain_backbone:pretrain_backbone",
+        "visgrpo.tasks.backbone.pretrain:pretrain_backbone",
         ("knn.20",),
     ),
 }
@@ -138,15 +138,15 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     _begin(config, output, file)
     repeat = _command_line(config, file, output)
     summaries: dict[tuple[str, int], Summary] = {}
-    for number, job in enumerate(jobs, start=1):
+    for place, job in enumerate(jobs, start=1):
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
-        _say(f"[{number}/{len(jobs)}] {job.title}{state}")
+        _say(f"[{place}/{len(jobs)}] {job.title}{state}")
         summaries[job.key] = _summary(job, recipe, output)
         # Without probes, say, no run has their measures: no columns of dashes by default.
         measures = config.measure or measured(summaries.values(), recipe.measures)
         rows = sweep_rows(combinations, summaries, measures)
         write_rows(output, repeat, rows)
-        if number == 1:  # perhaps a later run has it, but a typo is best seen now
+        if place == 1:  # perhaps a later run has it, but a typo is best seen now
             for complaint in complaints(summaries.values(), config.measure):
                 _say(f"note: {complaint}")
     page = _page(jobs, output)

@@ -23,17 +23,17 @@ from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.objectives import check_objective
 from visgrpo.rewards import RewardSet, parse_rewards
-from visgrpo.tasks.backbone_configs import RepresentationConfig
-from visgrpo.tasks.backbone_runs import (
+from visgrpo.tasks.backbone.feature_job import FeatureJob
+from visgrpo.tasks.backbone.shared import (
     adapt,
     load_start,
     objective_of,
     options_of,
     rate_of,
 )
+from visgrpo.tasks.backbone_configs import RepresentationConfig
 from visgrpo.tasks.baseline import supervised_baseline
 from visgrpo.tasks.ending import finish
-from visgrpo.tasks.feature_job import FeatureJob
 from visgrpo.tasks.session import (
     Session,
     batches_of,

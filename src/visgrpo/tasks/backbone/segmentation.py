@@ -28,8 +28,8 @@ from visgrpo.models.loading import check_model_name
 from visgrpo.models.representation import Segmenter
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.rewards import ClassCredit, RewardSet, parse_rewards
-from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.backbone_runs import (
+from visgrpo.tasks.backbone.pictures import Pictures
+from visgrpo.tasks.backbone.shared import (
     adapt,
     frozen_features,
     load_start,
@@ -37,9 +37,9 @@ from visgrpo.tasks.backbone_runs import (
     options_of,
     rate_of,
 )
+from visgrpo.tasks.backbone_configs import SegmentationConfig
 from visgrpo.tasks.baseline import supervised_baseline
 from visgrpo.tasks.ending import finish
-from visgrpo.tasks.segment_pictures import Pictures
 from visgrpo.tasks.session import (
     Session,
     batches_of,

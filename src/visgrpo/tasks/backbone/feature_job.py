@@ -20,8 +20,8 @@ from visgrpo.measures.probes import Labelled
 from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone_loading import BackboneParts
 from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.tasks.backbone.shared import frozen_features
 from visgrpo.tasks.backbone_configs import RepresentationConfig
-from visgrpo.tasks.backbone_runs import frozen_features
 from visgrpo.tasks.session import Session
 
 

@@ -25,8 +25,8 @@ from visgrpo.models.card import load_with_transformers
 from visgrpo.models.representation_saving import save_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
+from visgrpo.tasks.clip.pretrain import more_training_data
 from visgrpo.tasks.ending import finish
-from visgrpo.tasks.pretrain_clip import more_training_data
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
 from visgrpo.tasks.session import (
     Session,

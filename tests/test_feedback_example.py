@@ -90,7 +90,7 @@ def test_every_option_in_the_guide_s_commands_exists() -> None:
     assert len(commands) > 10
     for words in commands:
         name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS)
-        module, _, config = COMMANDS[name].config.partition(":")
+        module, _, config = str(COMMANDS[name].config).partition(":")
         options = {option.name for option in fields(getattr(import_module(module), config))}
         given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
         assert given <= options, f"{name}: {given - options}"

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from importlib.metadata import version
+from pkgutil import resolve_name
 from typing import Any
 
 from visgrpo.arguments import parse
 from visgrpo.errors import Interrupted, UserError, nearest, printable
 from visgrpo.feedback import commands as feedback
+from visgrpo.tasks.task import TASKS, Place, train
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its options, the function that does the work, and what comes without a flag."""
+    """A command: its options, the function that does the work, and what comes without a flag.
+
+    Options and function may be named as "module:attribute", which is loaded when it is used.
+    """
 
     about: str
-    config: str
-    function: str
+    config: str | type
+    function: str | Callable[[Any], Any]
     positional: tuple[str, ...] = ()
+
+
+def task_command(name: str) -> Command:
+    """Return the command that trains by a task."""
+    task = TASKS[name]
+    options = task.options_at if isinstance(task, Place) else task.options
+    return Command(task.about, options, partial(train, name))
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -48,11 +60,7 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.backbone_configs:SegmentationConfig",
         "visgrpo.tasks.backbone.segmentation:train_segmentation",
     ),
-    "language": Command(
-        "train a small language model: SFT, reward model, GRPO and PPO",
-        "visgrpo.tasks.language_config:LanguageConfig",
-        "visgrpo.tasks.language:train_language",
-    ),
+    "language": task_command("language"),
     "generate": Command(
         "complete a PROMPT with a language MODEL",
         "visgrpo.tasks.language_config:GenerateConfig",
@@ -64,11 +72,7 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.join_config:JoinConfig",
         "visgrpo.tasks.join:join_models",
     ),
-    "vlm": Command(
-        "train a vision-language model: SFT, then GRPO on what its answers earn",
-        "visgrpo.tasks.vlm_config:VlmConfig",
-        "visgrpo.tasks.vlm:train_vlm",
-    ),
+    "vlm": task_command("vlm"),
     "pretrain clip": Command(
         "pre-train a small CLIP from random weights",
         "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
@@ -113,6 +117,11 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+def commands() -> dict[str, Command]:
+    """Return all commands: those above, and tasks that were registered elsewhere."""
+    return {**COMMANDS, **{name: task_command(name) for name in TASKS if name not in COMMANDS}}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 2 for the user's mistakes, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -124,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         name, rest = _split_command(words)
-        command = COMMANDS[name]
+        command = commands()[name]
         config = parse(_load(command.config), name, rest, command.positional)
         _quiet_libraries()
         _load(command.function)(config)
@@ -146,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    width = max(map(len, commands()))
+    lines = [f"  {name:<{width}}  {command.about}" for name, command in commands().items()]
     return "\n".join(
         [
             "usage: visgrpo COMMAND [--config FILE] [--option value …]",
@@ -165,7 +174,7 @@ def _overview() -> str:
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
     for length in (2, 1):
         name = " ".join(words[:length])
-        if name in COMMANDS:
+        if name in commands():
             return name, words[length:]
     if words[0] == "pretrain":
         raise UserError('Say what to pre-train: "visgrpo pretrain clip" or "pretrain backbone".')
@@ -173,7 +182,7 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         raise UserError(
             'Say what to do: "visgrpo feedback summarize", "feedback collect" or "feedback replay".'
         )
-    raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], COMMANDS)}')
+    raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], commands())}')
 
 
 def _quiet_libraries() -> None:
@@ -185,6 +194,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+def _load(place: Any) -> Any:
+    return resolve_name(place) if isinstance(place, str) else place

@@ -17,6 +17,7 @@ from running import clip, read_json, refused, same_run
 from visgrpo.cli import COMMANDS, main
 from visgrpo.tasks.configs import LoopConfig
 from visgrpo.tasks.sweep import TRAINABLE
+from visgrpo.tasks.task import TASKS
 
 Capture = pytest.CaptureFixture[str]
 SIZES = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 2, "device": "cpu"}
@@ -296,12 +297,13 @@ def test_several_processes_are_refused(
 
 def test_every_command_that_trains_can_be_swept() -> None:
     training = {
-        name: (command.config, command.function)
+        name
         for name, command in COMMANDS.items()
-        if issubclass(resolve_name(command.config), LoopConfig)
+        if issubclass(resolve_name(str(command.config)), LoopConfig)
     }
-    swept = {name: (recipe.config, recipe.function) for name, recipe in TRAINABLE.items()}
-    assert swept == training
+    assert {*TRAINABLE, *TASKS} == training
+    for name, recipe in TRAINABLE.items():
+        assert (COMMANDS[name].config, COMMANDS[name].function) == (recipe.config, recipe.function)
 
 
 def test_an_error_keeps_the_traceback_of_a_users_reward(

@@ -115,13 +115,12 @@ def test_the_story_gives_each_stage_what_it_uses(
 ) -> None:
     seen: dict[str, VlmConfig] = {}
 
-    def train(config: VlmConfig) -> dict[str, Any]:
+    def train(task: Any, config: VlmConfig) -> dict[str, Any]:
         config.check()
         seen[config.stage] = config
         return {"seconds": 1.0, "before": {}, "after": {}, "data": {"test": 1}}
 
-    monkeypatch.setattr(vlm, "train_sft", train)
-    monkeypatch.setattr(vlm, "train_policy", train)
+    monkeypatch.setattr(vlm, "train", train)
     monkeypatch.setattr(vlm, "print_measures", lambda title, rows: None)
     config = VlmConfig(
         **{"data": "rewarded", "sft_data": "imitated", "steps": 7, "sft_steps": 5},

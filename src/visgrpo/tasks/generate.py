@@ -12,8 +12,9 @@ from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
 from visgrpo.methods.generate import generate, token_uniforms
 from visgrpo.models.language import LanguageModel
 from visgrpo.tasks.language_config import GenerateConfig
+from visgrpo.tasks.language_data import load_writer
 from visgrpo.tasks.language_defaults import FOREIGN, PRESETS
-from visgrpo.tasks.language_setup import decoder_of, load_writer, prompt_room, sampling_of
+from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.training.processes import Processes
 
 

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from visgrpo.tasks.ending import print_measures
-from visgrpo.tasks.language_best_of_n import best_of_n
-from visgrpo.tasks.language_config import OF_NEW_MODELS, LanguageConfig
-from visgrpo.tasks.language_pairs import make_preferences
-from visgrpo.tasks.language_policy import train_policy
-from visgrpo.tasks.language_reward import train_reward
-from visgrpo.tasks.language_setup import run_name
-from visgrpo.tasks.language_sft import train_sft
-from visgrpo.tasks.language_stages import OPTIONS
-from visgrpo.tasks.story import Summaries, tell_story
+import numpy as np
+import torch
 
-Train = Callable[[LanguageConfig], dict[str, Any]]
+from visgrpo.data.batches import CachedInputs
+from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
+from visgrpo.data.token_blocks import BlockDataset, token_blocks
+from visgrpo.errors import UserError
+from visgrpo.measures.text import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
+from visgrpo.methods.supervised import NextToken, PreferredCompletion
+from visgrpo.models.card import reward_card
+from visgrpo.models.language import critic_of
+from visgrpo.models.language_loading import LanguageParts, context_of
+from visgrpo.models.reward_model import (
+    RewardModel,
+    build_reward_model,
+    save_reward_model,
+    with_own_padding,
+)
+from visgrpo.models.small_language import SIZES, build_language
+from visgrpo.models.tokenizers import make_tokenizer
+from visgrpo.tasks.ending import print_measures
+from visgrpo.tasks.language_config import OF_NEW_MODELS, LanguageConfig, resolved
+from visgrpo.tasks.language_data import (
+    adapted,
+    block_of,
+    holds_text,
+    info_of,
+    load_documents,
+    load_prompt_job,
+    load_start,
+    reward_bytes_of,
+    rewards_of,
+    rollouts_of,
+    save_writer,
+)
+from visgrpo.tasks.language_defaults import LORA_RATE, PRESETS
+from visgrpo.tasks.language_drawing import PAIRS_FILE, best_of_n, make_preferences
+from visgrpo.tasks.language_stages import OPTIONS
+from visgrpo.tasks.run import Job, Moment, Seen, train
+from visgrpo.tasks.session import Session
+from visgrpo.tasks.story import Summaries, tell_story
+from visgrpo.tasks.task import Task
+from visgrpo.tasks.tokens import (
+    SPLITS,
+    data_of,
+    kl_control_of,
+    learning,
+    memory_of,
+    objective_of,
+    per_second,
+    policy_job,
+    training_of,
+)
+
 # In the order of "all": the name of the run's folder, and the stage.
 STORY: Mapping[str, str] = {
     "sft": "sft",
@@ -29,6 +71,49 @@ STORY: Mapping[str, str] = {
     "ppo": "ppo",
 }
 COMPARED = ("best-of-n", "grpo", "ppo")
+VALIDATION_COMPLETIONS = 2  # of each prompt; of a test prompt there are as many as in training
+NORMALISED_ON = 512  # pairs
+
+
+class LanguageTask(Task):
+    """SFT, preference pairs, a reward model, then GRPO, PPO and others on what completions earn."""
+
+    name = "language"
+    options = LanguageConfig
+    shown = ("gold_reward", "reward", "kl", "nll", "accuracy")
+
+    def run_name(self, options: LanguageConfig) -> str:
+        stem = Path(options.data.rstrip("/")).stem
+        return f"language-{stem}" + ("" if options.stage == "all" else f"-{options.stage}")
+
+    def set_up(self, options: LanguageConfig, session: Session) -> Job:
+        set_up = {"sft": next_token, "reward": reward_model}.get(options.stage, policy)
+        return set_up(options, session)
+
+    def train(self, options: LanguageConfig) -> dict[str, Any]:
+        options.check()
+        if options.stage == "all":
+            return self._train_all(options)
+        return self._train_stage(options)
+
+    def _train_stage(self, options: LanguageConfig) -> dict[str, Any]:
+        if options.stage == "preferences":
+            return make_preferences(options, self.run_name(options))
+        if options.stage == "best-of-n":
+            return best_of_n(options, self.run_name(options))
+        return train(self, options)
+
+    def _train_all(self, options: LanguageConfig) -> dict[str, Any]:
+        """Train each stage in a folder of its own, and put the last ones on one page."""
+        return tell_story(
+            options,
+            self.run_name(options),
+            recipe=self.name,
+            stages=STORY,
+            train=lambda stage, run: self._train_stage(_stage_config(options, stage, run)),
+            show=lambda summaries: _print_story(options, summaries),
+            compared=COMPARED,
+        )
 
 
 def train_language(config: LanguageConfig) -> dict[str, Any]:
@@ -38,31 +123,201 @@ def train_language(config: LanguageConfig) -> dict[str, Any]:
         UserError: for settings, data, models or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    config.check()
-    return _train_all(config) if config.stage == "all" else _train_of(config.stage)(config)
+    return LanguageTask().train(config)
 
 
-def _train_of(stage: str) -> Train:
-    special: Mapping[str, Train] = {
-        "sft": train_sft,
-        "preferences": make_preferences,
-        "reward": train_reward,
-        "best-of-n": best_of_n,
+def next_token(config: LanguageConfig, session: Session) -> Job:
+    """Learn a text, token by token: `--stage sft`."""
+    documents = load_documents(config, session)
+    parts = load_start(config, session) if config.init else _new_model(config, documents.train)
+    full = resolved(config, parts.info)
+    block = block_of(full.context, context_of(parts.model))
+    blocks = {
+        name: token_blocks(getattr(documents, name), parts.tokenizer, block) for name in SPLITS
     }
-    return special.get(stage, train_policy)
+    training = training_of(full, session)
+    model = adapted(config, parts, session)
+    rows = {
+        name: BlockDataset(f"{documents.name}/{name}", len(blocks[name].inputs_M))
+        for name in SPLITS
+    }
 
+    def measures(split: str) -> dict[str, float]:
+        return likelihood(model, blocks[split], parts.tokenizer, session.processes)
 
-def _train_all(config: LanguageConfig) -> dict[str, Any]:
-    """Train each stage in a folder of its own, and put the last ones on one page."""
-    return tell_story(
-        config,
-        run_name(config),
-        recipe="language",
-        stages=STORY,
-        train=lambda stage, run: _train_of(stage)(_stage_config(config, stage, run)),
-        show=lambda summaries: _print_story(config, summaries),
-        compared=COMPARED,
+    return Job(
+        model=model,
+        method=NextToken(),
+        rows=rows["train"],
+        inputs=blocks["train"],
+        training=training,
+        validate=lambda: measures("validation"),
+        look=lambda moment: Seen(measures("test")),
+        save=lambda summary: save_writer(model, parts, config, session, summary),
+        data=data_of(config.data, rows, "blocks"),
+        start=parts.name,
+        chosen_method="sft",
+        selection="-nll",
+        more=lambda result: {
+            "tokens_per_second": per_second(result.examples * block, result.seconds),
+            "memory": memory_of(model),
+        },
+        inputs_are="blocks",
     )
+
+
+def reward_model(config: LanguageConfig, session: Session) -> Job:
+    """Learn which completions are preferred: `--stage reward`."""
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    training = training_of(full, session)
+    spec = _pairs_of(config, session)
+    splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
+    session.note(*splits.notes)
+    tokenizer = with_own_padding(parts.tokenizer)
+    pairs = {
+        name: encode_pairs(getattr(splits, name), tokenizer, max_tokens=context_of(parts.model))
+        for name in SPLITS
+    }
+    model = build_reward_model(parts, config.seed).to(session.processes.device)
+
+    def measures(split: str) -> dict[str, float]:
+        return pair_accuracy(model, pairs[split], getattr(splits, split), session.processes)
+
+    def look(moment: Moment) -> Seen:
+        if moment == "before":
+            return Seen(measures("test"))
+        normalising = _normalising(model, splits.train, pairs["train"], session)
+        more = {**normalising, **_ceiling(splits.test), "memory": memory_of(model)}
+        return Seen(measures("test"), more=more)
+
+    def save(summary: Mapping[str, Any]) -> None:
+        scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
+        info = {**info_of(config, parts), **scale, "data": spec}
+        folder = session.run.path / "model"
+        save_reward_model(model, tokenizer, folder, reward_card(summary), info)
+
+    return Job(
+        model=model,
+        method=PreferredCompletion(),
+        rows=splits.train,
+        inputs=pairs["train"],
+        training=training,
+        validate=lambda: measures("validation"),
+        look=look,
+        save=save,
+        data=data_of(spec, vars(splits), "pairs"),
+        start=str(config.init),
+        chosen_method="reward",
+        selection="-nll",
+        inputs_are="pairs",
+    )
+
+
+def policy(config: LanguageConfig, session: Session) -> Job:
+    """Learn from rewards: `--stage grpo`, `ppo` and the others."""
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    objective = objective_of(full)
+    training = training_of(full, session)
+    _check_warmup(full, training.steps)
+    control = kl_control_of(full, training)
+    job = load_prompt_job(full, parts, session)
+    rewards = rewards_of(full, parts, job, session)
+    critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
+    model = adapted(config, parts, session, critic)
+    rollouts = learning(rollouts_of(full, parts, job, rewards), model, full, control, session)
+    # A critic is no adapter: it trains whole, at a rate for whole models.
+    critic_rate = config.critic_rate / (LORA_RATE if config.lora else 1.0)
+
+    def held_out(split: str, completions: int) -> HeldOutPrompts:
+        dataset = getattr(job.splits, split)
+        apart = rollouts.apart(dataset.prompts, completions)
+        return HeldOutPrompts(apart, dataset, job.inputs[split], session.processes)
+
+    validation = held_out("validation", VALIDATION_COMPLETIONS)
+    test = held_out("test", rollouts.group_size)
+    return policy_job(
+        full,
+        rollouts,
+        objective,
+        training,
+        model=model,
+        reward_bytes=reward_bytes_of(rewards),
+        rows=job.splits.train,
+        inputs=job.inputs["train"],
+        validate=lambda: validation.measures(model),
+        look=lambda moment: Seen(test.measures(model)),
+        save=lambda summary: save_writer(model, parts, config, session, summary),
+        data=job.summary(config.data),
+        start=str(config.init),
+        inputs_are="prompts",
+        rate_of=lambda name: critic_rate if name.startswith("critic.") else 1.0,
+    )
+
+
+def _check_warmup(config: LanguageConfig, steps: int) -> None:
+    if config.stage == "ppo" and config.critic_warmup >= steps:
+        more = "a larger --token-budget" if config.token_budget else "more --steps"
+        raise UserError(
+            f"--critic-warmup {config.critic_warmup} leaves none of {steps} steps to the policy: "
+            f"take {more}, or a shorter warm-up."
+        )
+
+
+def _new_model(config: LanguageConfig, documents: Sequence[str]) -> LanguageParts:
+    """Build a tokenizer of the training text, and a model with random weights for it."""
+    tokenizer = make_tokenizer(config.tokenizer, documents, vocabulary=config.vocabulary)
+    layers, width, heads = SIZES[config.preset]
+    model = build_language(
+        tokenizer,
+        architecture=config.architecture,
+        layers=layers,
+        width=width,
+        heads=heads,
+        context=config.context or PRESETS[config.preset].context,
+        seed=config.seed,
+    )
+    name = f"{config.architecture} {config.preset}"
+    return LanguageParts(name, model, tokenizer, {"preset": config.preset})
+
+
+def _pairs_of(config: LanguageConfig, session: Session) -> str:
+    """Return the table of pairs that is named, or the one that was made beside the start."""
+    spec = config.data
+    if holds_text(config):
+        beside = Path(str(config.init)).parent / "pairs" / PAIRS_FILE
+        if not beside.exists():
+            raise UserError(
+                f"--stage reward learns from preference pairs: name a table of them with --data; "
+                f"there is no {beside} beside --init."
+            )
+        spec = str(beside)
+        session.note(f"the pairs are {spec}.")
+    return spec
+
+
+def _normalising(
+    model: RewardModel, pairs: PairDataset, encoded: CachedInputs, session: Session
+) -> dict[str, float]:
+    """Return mean and standard deviation of the scores of pairs that the model learned from.
+
+    The scale of its scores is no measure of the model: the pairs it learned from tell it best.
+    """
+    some = np.arange(min(len(pairs), NORMALISED_ON))
+    scores = torch.cat(
+        pair_scores(model, encoded.take(some), pairs.subset(some), session.processes)
+    )
+    return {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
+
+
+def _ceiling(test: PairDataset) -> dict[str, float]:
+    """How often the true scores, where they are known, order the pairs as they were chosen."""
+    if "gold_chosen" not in test.columns:
+        return {}
+    golds = zip(test.columns["gold_chosen"], test.columns["gold_rejected"], strict=True)
+    right = [chosen > rejected for chosen, rejected in golds]
+    return {"judge_accuracy": sum(right) / len(right)}
 
 
 def _stage_config(config: LanguageConfig, stage: str, run: Path) -> LanguageConfig:

@@ -15,7 +15,7 @@ from visgrpo.models.language_loading import context_of, load_language
 from visgrpo.models.reward_model import load_reward_model
 from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
 from visgrpo.tasks.language_config import LanguageConfig
-from visgrpo.tasks.language_setup import block_of
+from visgrpo.tasks.language_data import block_of
 from visgrpo.tasks.model_kinds import KINDS
 from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.use_configs import EvaluateConfig

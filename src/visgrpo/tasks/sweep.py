@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -36,6 +36,7 @@ from visgrpo.tasks.sweep_plan import (
     read_combinations,
     value_text,
 )
+from visgrpo.tasks.task import TASKS, task_named
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
     RunDirectory,
@@ -49,8 +50,8 @@ from visgrpo.training.run_directory import (
 class Trainable:
     """A recipe that can be swept: its options, its function, and what its table shows."""
 
-    config: str
-    function: str
+    config: str | type
+    function: str | Callable[[Any], Summary]
     measures: tuple[str, ...] = ("accuracy",)
 
 
@@ -65,16 +66,6 @@ TRAINABLE: Mapping[str, Trainable] = {
         "visgrpo.tasks.backbone_configs:SegmentationConfig",
         "visgrpo.tasks.backbone.segmentation:train_segmentation",
         ("miou", "pixel_accuracy"),
-    ),
-    "language": Trainable(
-        "visgrpo.tasks.language_config:LanguageConfig",
-        "visgrpo.tasks.language:train_language",
-        ("gold_reward", "reward", "kl", "nll", "accuracy"),
-    ),
-    "vlm": Trainable(
-        "visgrpo.tasks.vlm_config:VlmConfig",
-        "visgrpo.tasks.vlm:train_vlm",
-        ("accuracy", "sampled_accuracy", "shifts.out.after.accuracy", "mean_absolute_error"),
     ),
     "pretrain clip": Trainable(
         "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
@@ -123,12 +114,10 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     config.check()
     _refuse_several_processes()
     command = " ".join(config.command_words)
-    if command not in TRAINABLE:
-        raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, TRAINABLE)}')
-    recipe = TRAINABLE[command]
+    recipe = _trainable(command)
     output = _output(config, command)
     file = Path(config.config) if config.config else output / PLAN
-    combinations = read_combinations(file, resolve_name(recipe.config), command)
+    combinations = read_combinations(file, _loaded(recipe.config), command)
     # Seed by seed: a sweep that is stopped early can already compare all combinations.
     jobs = [_job(each, seed, output) for seed in range(config.seeds) for each in combinations]
     if len(jobs) < 2:
@@ -157,6 +146,16 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     if page is not None:
         print(page)
     return rows
+
+
+def _trainable(command: str) -> Trainable:
+    if command in TASKS:
+        task = task_named(command)
+        return Trainable(task.options, task.train, task.shown)
+    if command not in TRAINABLE:
+        known = (*TRAINABLE, *TASKS)
+        raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, known)}')
+    return TRAINABLE[command]
 
 
 def _say(line: str) -> None:
@@ -216,13 +215,17 @@ def _summary(job: Job, recipe: Trainable, output: Path) -> Summary:
         return read_object(job.folder / "summary.json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
-            return resolve_name(recipe.function)(job.config)
+            return _loaded(recipe.function)(job.config)
     except Interrupted as stopped:  # what goes on is the whole sweep
         raise Interrupted(stopped.step, output) from None
     except UserError as error:
         # The same error, which may carry the traceback of the user's own reward.
         error.args = (f"{job.title}: {error} What is done stays: go on with --resume.",)
         raise
+
+
+def _loaded(place: Any) -> Any:
+    return resolve_name(place) if isinstance(place, str) else place
 
 
 def _page(jobs: Sequence[Job], output: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from visgrpo.data.visual import VisualDataset, VisualSplits, require_answers
 from visgrpo.data.visual_sources import load_visual, load_visual_test
@@ -14,14 +13,7 @@ from visgrpo.tasks.vlm_config import VlmConfig
 from visgrpo.tasks.vlm_lineage import Learned, learned_from
 from visgrpo.training.processes import Processes
 
-SPLITS = ("train", "validation", "test")
 LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
-
-
-def run_name(config: VlmConfig) -> str:
-    """Return the default name of a stage's run."""
-    stem = Path(config.data.rstrip("/")).stem
-    return f"vlm-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
 
 
 def load_questions(config: VlmConfig, session: Session) -> VisualSplits:

@@ -25,9 +25,9 @@ from visgrpo.models.vision_loading import VisionParts, load_vision_language
 from visgrpo.models.vision_saving import save_vision_language, save_vision_language_adapter
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
-from visgrpo.tasks.language_setup import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.token_config import SamplingConfig
+from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.vlm_config import VlmConfig
 from visgrpo.tasks.vlm_data import first_rows, say_resized
 from visgrpo.tasks.vlm_lineage import with_stage

@@ -21,9 +21,9 @@ from visgrpo.models.vision_loading import VisionParts, load_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
-from visgrpo.tasks.language_setup import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.token_config import SamplingConfig
+from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.tasks.vlm_config import VlmConfig, defaults_of
 from visgrpo.tasks.vlm_data import say_left_out, say_resized

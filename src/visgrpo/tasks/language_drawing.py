@@ -1,47 +1,54 @@
-"""The gold judge chooses between a model's completions: `visgrpo language --stage preferences`."""
+"""Stages of `visgrpo language` that draw and train nothing: preference pairs, best of n."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from visgrpo.data.batches import BatchLoader
+from visgrpo.data.batches import BatchLoader, sequential
 from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
 from visgrpo.errors import UserError
-from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.measures.language import best_of_n as best_of_samples
+from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of
+from visgrpo.objectives import weighted_sum
+from visgrpo.reporting import write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
 from visgrpo.rewards.texts import TextRewards
+from visgrpo.tasks.ending import print_measures
 from visgrpo.tasks.language_config import LanguageConfig, resolved
-from visgrpo.tasks.language_setup import (
+from visgrpo.tasks.language_data import (
     PromptJob,
-    decoder_of,
     load_prompt_job,
     load_start,
-    run_name,
-    sampling_of,
+    reward_bytes_of,
+    rewards_of,
+    rollouts_of,
 )
 from visgrpo.tasks.session import Session, begin, open_session
+from visgrpo.tasks.tokens import memory_of, per_second
 from visgrpo.training.metrics import peak_memory_bytes
 
 PAIRS_FILE = "pairs.jsonl"
 MOST_ROUNDS = 10  # of drawing as many pairs as are asked for, before it is given up
+PROMPTS_AT_ONCE = 8
 
 
-def make_preferences(config: LanguageConfig) -> dict[str, Any]:
+def make_preferences(config: LanguageConfig, default_output: str) -> dict[str, Any]:
     """Draw pairs of completions, let the judge choose, write OUTPUT/pairs.jsonl; return a summary.
 
     Raises:
         UserError: without text to judge by, and where too few of the pairs that are drawn can be
             learned from.
     """
-    session = open_session(config, run_name(config))
+    session = open_session(config, default_output)
     if session.processes.world_size > 1:
         raise UserError("--stage preferences runs in one process.")
     parts = load_start(config, session)
@@ -91,15 +98,8 @@ def _pairs(
     judge = job.judge
     assert judge is not None
     model = LanguageModel(parts.model).to(session.processes.device).eval()
-    rollouts = TokenRollouts(
-        rewards=TextRewards.of([("gold", judge)], None),
-        sampling=sampling_of(config, parts),
-        group_size=2,
-        prompts=job.splits.train.prompts,
-        decode=decoder_of(parts),
-        memory=TokenMemory(FixedKL(0.0)),
-        seed=config.seed,
-    )
+    judging = TextRewards.of([("gold", judge)], None)
+    rollouts = replace(rollouts_of(config, parts, job, judging, group_size=2), judge=None)
     assert config.batch_size is not None
     size = min(8 * config.batch_size, len(job.splits.train))
     loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
@@ -166,3 +166,65 @@ def _chosen(groups: TokenGroups, config: LanguageConfig, step: int) -> Iterator[
             "gold_chosen": golds[chosen],
             "gold_rejected": golds[rejected],
         }
+
+
+def best_of_n(config: LanguageConfig, default_output: str) -> dict[str, Any]:
+    """Draw samples of every test prompt, take the best of n by the reward; return the summary.
+
+    Nothing trains: it shows what a reward is worth, and what any method pays its tokens for.
+    """
+    session = open_session(config, default_output)
+    parts = load_start(config, session)
+    full = resolved(config, parts.info)
+    job = load_prompt_job(full, parts, session)
+    rewards = rewards_of(full, parts, job, session)
+    model = LanguageModel(parts.model).requires_grad_(False).to(session.processes.device).eval()
+    assert full.samples is not None
+    rollouts = rollouts_of(full, parts, job, rewards, split="test", group_size=full.samples)
+    began = time.perf_counter()
+    proxies: list[Tensor] = []
+    golds: list[Tensor] = []
+    for step, batch in enumerate(sequential(job.splits.test, job.inputs["test"], PROMPTS_AT_ONCE)):
+        with session.processes.autocast():
+            on_device = batch.to(session.processes.device)
+            groups = rollouts.draw(model, on_device, step, chunk=PROMPTS_AT_ONCE)
+        known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
+        proxies.append(weighted_sum(known_NGR, rewards.weights_R).cpu())
+        if groups.gold_NG is not None:
+            golds.append(groups.gold_NG.cpu())
+    sizes = sorted({*(2**power for power in range(full.samples.bit_length())), full.samples})
+    rows = best_of_samples(torch.cat(proxies), torch.cat(golds) if golds else None, sizes)
+    seconds = time.perf_counter() - began
+    summary = {
+        "recipe": "language",
+        "method": "best-of-n",
+        "model": str(config.init),
+        "data": job.summary(config.data),
+        "samples": sizes[-1],
+        "steps": 0,
+        "seconds": round(seconds, 3),
+        "sampled_tokens": rollouts.memory.sampled_tokens,
+        "tokens_per_second": per_second(rollouts.memory.sampled_tokens, seconds),
+        "peak_memory_bytes": peak_memory_bytes(session.processes.device),
+        "memory": memory_of(model, reward_bytes=reward_bytes_of(rewards)),
+        "best_of_n": rows,
+        "before": _measures(rows[0]),
+        "after": _measures(rows[-1]),
+    }
+    begin(session, "language")
+    if session.processes.is_main:
+        session.run.log_metrics({"step": 0, "epoch": 0.0, "seconds": 0.0, **_as_evaluation(rows)})
+        session.run.write_summary(summary)
+        if config.report:
+            write_report(session.run.path)
+        title = f"{config.data}, {len(job.splits.test)} held-out prompts"
+        print_measures(title, {f"best of {row['n']}": _measures(row) for row in rows})
+    return summary
+
+
+def _measures(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "n"}
+
+
+def _as_evaluation(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in _measures(rows[-1]).items()}

@@ -1,4 +1,4 @@
-"""What the stages of `visgrpo language` share: data, start, sampling, what is said of them."""
+"""What the stages of `visgrpo language` are given: a start, prompts or text, rewards."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
-from visgrpo.data.batches import CachedInputs
+from visgrpo.data.batches import CachedInputs, batch_columns
 from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, prompts_from_text
 from visgrpo.data.text import TextSplits
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.errors import UserError
-from visgrpo.methods.generate import Sampling
-from visgrpo.models.language_loading import LanguageParts, context_of, load_language, stop_tokens
-from visgrpo.models.token_reference import TokenReference
-from visgrpo.objectives.token_distribution import TokenDistribution
+from visgrpo.methods.kl_control import FixedKL
+from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
+from visgrpo.models.adapt_language import adapt_language
+from visgrpo.models.card import language_card
+from visgrpo.models.language import Critic, LanguageModel
+from visgrpo.models.language_loading import LanguageParts, load_language, stop_tokens
+from visgrpo.models.language_saving import save_language, save_language_adapter
+from visgrpo.models.reward_model import LearnedReward, load_reward_model
 from visgrpo.rewards.judge import GoldJudge
+from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language_config import LanguageConfig
 from visgrpo.tasks.session import Session
-from visgrpo.tasks.token_config import SamplingConfig
+from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, decoder_of, prompt_room, sampling_of
 
-SPLITS = ("train", "validation", "test")
 LONGEST_BLOCK = 1024  # by default, of models that can see more
 
 
@@ -39,11 +43,9 @@ class PromptJob:
     inputs: Mapping[str, CachedInputs]
     judge: GoldJudge | None
 
-
-def run_name(config: LanguageConfig) -> str:
-    """Return the default name of a stage's run."""
-    stem = Path(config.data.rstrip("/")).stem
-    return f"language-{stem}" + ("" if config.stage == "all" else f"-{config.stage}")
+    def summary(self, name: str) -> dict[str, Any]:
+        """Return what the summary of a run says of the prompts."""
+        return data_of(name, {split: self.inputs[split].inputs_M for split in SPLITS}, "prompts")
 
 
 def load_writer(name: str) -> LanguageParts:
@@ -123,37 +125,73 @@ def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Sessi
     return PromptJob(splits, inputs, judge)
 
 
-def prompt_room(config: SamplingConfig, parts: LanguageParts) -> int:
-    """Return how many tokens a prompt may have beside the longest completion."""
-    assert config.max_new_tokens is not None
-    room = context_of(parts.model) - config.max_new_tokens
-    if room < 1:
-        raise UserError(
-            f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt: the model sees "
-            f"{context_of(parts.model)} tokens at once."
-        )
-    return room
+def rollouts_of(
+    config: LanguageConfig,
+    parts: LanguageParts,
+    job: PromptJob,
+    rewards: TextRewards,
+    *,
+    split: str = "train",
+    group_size: int = 1,
+) -> TokenRollouts:
+    """Return what draws completions of a split's prompts and pays for them, without a reference."""
+    return TokenRollouts(
+        rewards=rewards,
+        sampling=sampling_of(config, parts),
+        group_size=group_size,
+        prompts=getattr(job.splits, split).prompts,
+        decode=decoder_of(parts),
+        memory=TokenMemory(FixedKL(0.0)),
+        judge=job.judge,
+        seed=config.seed,
+    )
 
 
-def sampling_of(
-    config: SamplingConfig, parts: LanguageParts, never: tuple[int, ...] = ()
-) -> Sampling:
-    """Return how completions are drawn; padding never is, unless it ends them too.
+def rewards_of(
+    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
+) -> TextRewards:
+    """Return the rewards that were asked for, or the reward model beside the start.
 
-    Args:
-        never: further tokens that are never drawn.
+    Raises:
+        UserError: for a reward that is not there or cannot be used.
     """
-    assert config.max_new_tokens is not None
-    stop, pad = stop_tokens(parts), parts.tokenizer.pad_token_id
-    forbidden = tuple(sorted({*never, pad} - set(stop)))
-    distribution = TokenDistribution(config.temperature, config.top_k, config.top_p, forbidden)
-    return Sampling(distribution, config.max_new_tokens, stop, pad)
+    specs = config.reward
+    if not specs:
+        beside = Path(str(config.init)).parent / "reward"
+        if not (beside / "config.yaml").exists():
+            raise UserError(
+                f"Name a --reward (model:RUN, gold, file.py:function): there is no run {beside} "
+                "beside --init."
+            )
+        specs = (f"model:{beside}",)
+        session.note(f"the reward is model:{beside}.")
+
+    def gold(argument: str) -> GoldJudge:
+        if job.judge is None:
+            raise UserError(
+                "--reward gold judges by the text that the prompts come from: take --data with "
+                "text, and leave --gold on."
+            )
+        return job.judge
+
+    def learned(path: str) -> LearnedReward:
+        return LearnedReward(
+            load_reward_model(path),
+            device=session.processes.device,
+            stop_tokens=stop_tokens(parts),
+            policy_tokenizer=parts.tokenizer,
+        )
+
+    built_in: Mapping[str, Callable[[str], TextReward]] = {"gold": gold, "model": learned}
+    rewards = parse_text_rewards(specs, config.reward_weights, built_in)
+    rewards.validate(batch_columns(job.splits.train))
+    return rewards
 
 
-def decoder_of(parts: LanguageParts) -> Callable[[list[list[int]]], list[str]]:
-    """Return what makes text of token ids, without special tokens."""
-    tokenizer = parts.tokenizer
-    return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+def reward_bytes_of(rewards: TextRewards) -> int:
+    """Return the bytes of the reward models' weights."""
+    learned = [f for f in rewards.functions if isinstance(f, LearnedReward)]
+    return sum(bytes_of(function.model) for function in learned)
 
 
 def block_of(context: int | None, sees: int) -> int:
@@ -171,19 +209,15 @@ def block_of(context: int | None, sees: int) -> int:
     return context or min(sees, LONGEST_BLOCK)
 
 
-def data_of(name: str, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
-    """Return what the summary says of the data.
-
-    Args:
-        name: as the user wrote it.
-        sizes: something with a length by split.
-        unit: what the splits are measured in.
-    """
-    return {
-        "name": name,
-        **{split: len(sizes[split]) for split in SPLITS},
-        "unit": unit,
-    }
+def adapted(
+    config: LanguageConfig, parts: LanguageParts, session: Session, critic: Critic | None = None
+) -> LanguageModel:
+    """Return the start with what trains of it chosen, on the device."""
+    torch.manual_seed(config.seed)  # the adapters' start
+    lm = adapt_language(
+        parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
+    )
+    return LanguageModel(lm, critic).to(session.processes.device)
 
 
 def info_of(config: LanguageConfig, parts: LanguageParts) -> dict[str, Any]:
@@ -198,22 +232,15 @@ def info_of(config: LanguageConfig, parts: LanguageParts) -> dict[str, Any]:
     }
 
 
-def memory_of(
-    model: nn.Module, reference: TokenReference | None = None, reward_bytes: int = 0
-) -> dict[str, int]:
-    """Return the bytes that weights and the optimiser's two moments take, by what they are for."""
-    critic = getattr(model, "critic", None)
-    of_critic = 0 if critic is None else bytes_of(critic)
-    found = {
-        "policy_bytes": bytes_of(model) - of_critic,
-        "critic_bytes": of_critic,
-        "reference_bytes": 0 if reference is None else reference.own_bytes,
-        "reward_model_bytes": reward_bytes,
-        "optimizer_bytes": 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad),
-    }
-    return {name: size for name, size in found.items() if size}
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Return the bytes of a module's weights; those that two layers share count once."""
-    return sum(parameter.nbytes for parameter in module.parameters())
+def save_writer(
+    model: LanguageModel,
+    parts: LanguageParts,
+    config: LanguageConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+) -> None:
+    """Save the language model of a finished run, and its adapter where it has one."""
+    folder, info = session.run.path / "model", info_of(config, parts)
+    save_language(model.lm, parts.tokenizer, folder, language_card(summary), info)
+    if model.has_adapter:
+        save_language_adapter(model.lm, session.run.path / "adapter")

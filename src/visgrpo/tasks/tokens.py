@@ -1,0 +1,241 @@
+"""What the jobs of models over tokens share: how they draw, learn and are summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from visgrpo.errors import UserError
+from visgrpo.methods.generate import Sampling
+from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
+from visgrpo.methods.method import Method
+from visgrpo.methods.ppo import TokenPPO
+from visgrpo.methods.token_groups import KLControl, TokenMemory, TokenRollouts
+from visgrpo.methods.tokens import TokenGRPO, TokenTerms
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.language_loading import context_of, stop_tokens
+from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.objectives import Objective, check_objective, preset
+from visgrpo.objectives.token_distribution import TokenDistribution
+from visgrpo.tasks.run import Job
+from visgrpo.tasks.session import Session, loop_options
+from visgrpo.tasks.token_config import SamplingConfig, TokenPolicyConfig
+from visgrpo.training.options import TrainingOptions
+from visgrpo.training.trainer import TrainResult
+
+SPLITS = ("train", "validation", "test")
+
+
+def training_of(config: TokenPolicyConfig, session: Session) -> TrainingOptions:
+    """Turn a resolved config into the trainer's options, and check them."""
+    assert config.steps is not None
+    assert config.batch_size is not None
+    assert config.learning_rate is not None
+    assert config.inner_passes is not None
+    options = loop_options(
+        config,
+        config.steps,
+        config.batch_size,
+        config.learning_rate,
+        inner_passes=config.inner_passes,
+        minibatches=config.minibatches,
+        refresh_every=config.refresh_every,
+        silent_steps_allowed=config.silent_steps,
+    )
+    options.check(session.processes.world_size)
+    return options
+
+
+def objective_of(config: TokenPolicyConfig) -> Objective:
+    """Return the objective of a stage with the user's changes; refuse one that cannot be taken."""
+    changes = {
+        "scope": config.scope,
+        "baseline": config.advantage_baseline,
+        "scale": config.scale,
+        "epsilon_low": config.epsilon_low,
+        "epsilon_high": config.epsilon_high,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    stage = {"ppo": "grpo", "rejection": "reinforce"}.get(config.stage, config.stage)
+    objective = replace(preset(stage.replace("-", "_")), **given)  # type: ignore[arg-type]
+    if config.stage != "ppo":
+        check_objective(objective, "sampled", config.group_size)
+    return objective
+
+
+def kl_control_of(config: TokenPolicyConfig, training: TrainingOptions) -> KLControl:
+    """Return who decides the weight of KL."""
+    if not config.kl_target:
+        return FixedKL(config.beta)
+    control = AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
+    control.check(training.batch_size * config.group_size)  # completions of a step
+    return control
+
+
+def learning(
+    rollouts: TokenRollouts,
+    model: LanguageModel,
+    config: TokenPolicyConfig,
+    control: KLControl,
+    session: Session,
+) -> TokenRollouts:
+    """Return rollouts as a run learns from them: in groups, with a memory and a reference."""
+    return replace(
+        rollouts,
+        group_size=config.group_size,
+        memory=TokenMemory(control),
+        reference=reference_of(model) if config.beta or config.track_kl else None,
+        shards=session.processes,
+    )
+
+
+def method_of(
+    config: TokenPolicyConfig,
+    rollouts: TokenRollouts,
+    objective: Objective,
+    training: TrainingOptions,
+) -> Method:
+    """Return what is optimised."""
+    terms = TokenTerms(
+        kl_in=config.kl_in or "loss",
+        kl_estimator=config.kl_estimator,
+        entropy_weight=config.entropy_weight,
+        mask_truncated=config.mask_truncated,
+        on_policy=training.updates_per_rollout == 1,
+    )
+    if config.stage == "ppo":
+        ppo: Any = config  # only the language command has this stage, and its options
+        return TokenPPO(
+            rollouts,
+            terms,
+            gamma=ppo.gamma,
+            lam=ppo.gae_lambda,
+            whiten_advantages=ppo.whiten_advantages,
+            epsilon_low=objective.epsilon_low,
+            epsilon_high=objective.epsilon_high,
+            value_clip=ppo.value_clip or None,
+            value_weight=ppo.value_weight,
+            critic_warmup=ppo.critic_warmup,
+        )
+    best_only = config.stage == "rejection"
+    if best_only:
+        objective = replace(objective, aggregation="token_mean")
+    return TokenGRPO(
+        rollouts,
+        objective,
+        terms,
+        config.combination,
+        best_only=best_only,
+        read_once=terms.on_policy,
+    )
+
+
+def policy_job(
+    config: TokenPolicyConfig,
+    rollouts: TokenRollouts,
+    objective: Objective,
+    training: TrainingOptions,
+    *,
+    model: nn.Module,
+    reward_bytes: int = 0,
+    **job: Any,
+) -> Job:
+    """Return the job of a policy that learns from what its own completions earn.
+
+    Args:
+        config: resolved.
+        rollouts: as `learning` has them.
+        reward_bytes: of the reward models' weights.
+        job: what else a `Job` says.
+    """
+    memory = rollouts.memory
+
+    def more(result: TrainResult) -> dict[str, Any]:
+        return {
+            "sampled_tokens": memory.sampled_tokens,
+            "tokens_per_second": per_second(memory.sampled_tokens, result.seconds),
+            "memory": memory_of(model, rollouts.reference, reward_bytes),
+        }
+
+    return Job(
+        model=model,
+        method=method_of(config, rollouts, objective, training),
+        training=training,
+        selection="reward",
+        chosen_method=config.stage,
+        draws_sequences=True,
+        memory=memory,
+        more=more,
+        **job,
+    )
+
+
+def prompt_room(config: SamplingConfig, parts: Any) -> int:
+    """Return how many tokens a prompt may have beside the longest completion."""
+    assert config.max_new_tokens is not None
+    room = context_of(parts.model) - config.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt: the model sees "
+            f"{context_of(parts.model)} tokens at once."
+        )
+    return room
+
+
+def sampling_of(config: SamplingConfig, parts: Any, never: tuple[int, ...] = ()) -> Sampling:
+    """Return how completions are drawn; padding never is, unless it ends them too.
+
+    Args:
+        never: further tokens that are never drawn.
+    """
+    assert config.max_new_tokens is not None
+    stop, pad = stop_tokens(parts), parts.tokenizer.pad_token_id
+    forbidden = tuple(sorted({*never, pad} - set(stop)))
+    distribution = TokenDistribution(config.temperature, config.top_k, config.top_p, forbidden)
+    return Sampling(distribution, config.max_new_tokens, stop, pad)
+
+
+def decoder_of(parts: Any) -> Callable[[list[list[int]]], list[str]]:
+    """Return what makes text of token ids, without special tokens."""
+    tokenizer = parts.tokenizer
+    return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def data_of(name: str, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """Return what the summary says of the data.
+
+    Args:
+        name: as the user wrote it.
+        sizes: something with a length by split.
+        unit: what the splits are measured in.
+    """
+    return {"name": name, **{split: len(sizes[split]) for split in SPLITS}, "unit": unit}
+
+
+def memory_of(
+    model: nn.Module, reference: TokenReference | None = None, reward_bytes: int = 0
+) -> dict[str, int]:
+    """Return the bytes that weights and the optimiser's two moments take, by what they are for."""
+    critic = getattr(model, "critic", None)
+    of_critic = 0 if critic is None else bytes_of(critic)
+    found = {
+        "policy_bytes": bytes_of(model) - of_critic,
+        "critic_bytes": of_critic,
+        "reference_bytes": 0 if reference is None else reference.own_bytes,
+        "reward_model_bytes": reward_bytes,
+        "optimizer_bytes": 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad),
+    }
+    return {name: size for name, size in found.items() if size}
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Return the bytes of a module's weights; those that two layers share count once."""
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def per_second(count: float, seconds: float) -> float:
+    """Return a rate as a summary has it."""
+    return round(count / max(seconds, 1e-9), 1)

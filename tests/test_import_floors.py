@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "feedback/source": CORE,
     "feedback/worth": CORE | {"feedback/source"},
     "feedback": TASKS | {"tasks", "feedback/source", "feedback/worth"},
-    "collecting": TASKS | {"tasks", "feedback/source"},
+    "collecting": TASKS | {"tasks", "feedback", "feedback/source"},
     "cli": CORE | {"arguments", "tasks", "feedback"},
     "__main__": {"cli"},
 }

@@ -16,8 +16,8 @@ from PIL import Image
 
 from visgrpo.arguments import parse
 from visgrpo.errors import UserError
+from visgrpo.feedback.options import ReplayConfig
 from visgrpo.feedback.replay import LOGGED, replay
-from visgrpo.feedback.replay_options import ReplayConfig
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from visgrpo.errors import UserError
+from visgrpo.feedback.options import SummarizeConfig
 from visgrpo.feedback.summarize import summarize
-from visgrpo.feedback.summarize_options import SummarizeConfig
 
 LOG = """image,label,clicked,time
 cat/1.png,red,1,100
@@ -136,7 +136,7 @@ def test_mistakes(options: dict[str, str], message: str) -> None:
 
 def test_it_needs_no_torch(log: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from visgrpo.feedback.summarize_options import SummarizeConfig;"
+        "import sys; from visgrpo.feedback.options import SummarizeConfig;"
         "assert not {'duckdb', 'matplotlib', 'numpy'} & set(sys.modules);"
         "from visgrpo.feedback.summarize import summarize;"
         f"summarize(SummarizeConfig(events={str(log)!r}, output={str(tmp_path / 'p.html')!r}));"

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from visgrpo.arguments import options_as_flags, read_options
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
-from visgrpo.options import Options, option
+from visgrpo.feedback.options import ImageColumns
+from visgrpo.options import option
 from visgrpo.tasks.configs import ClipConfig
 
 MOST_LABELS = 9  # each has a key of its own
@@ -24,7 +25,7 @@ _SET_BY_COLLECT = (
 
 
 @dataclass(frozen=True)
-class CollectConfig(Options):
+class CollectConfig(ImageColumns):
     """Serve a page on which people judge the labels that a model offers for images.
 
     What they judge is stored with the probability of every label they were shown: the store is a
@@ -75,16 +76,6 @@ class CollectConfig(Options):
         "train",
         'Rows of data that is stored in splits, perhaps sliced: "train[:2000]". Judging test '
         "rows spoils them for measuring what was learned from the judgements.",
-    )
-    image_column: str | None = option(
-        None, "Column of the images, where its name is not a usual one."
-    )
-    label_column: str | None = option(
-        None, "Column of the labels, where its name is not a usual one."
-    )
-    id_column: str | None = option(
-        None,
-        "Column by which the log names images; by default id, image_id, path, file or the like.",
     )
     host: str = option(
         "127.0.0.1", "Address to listen on; any but this machine's own needs --token."

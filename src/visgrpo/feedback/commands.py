@@ -12,7 +12,7 @@ Row = tuple[str, str, str, tuple[str, ...]]
 COMMANDS: Mapping[str, Row] = {
     "feedback summarize": (
         "what is in a table of clicks, votes, preferences or grades",
-        "visgrpo.feedback.summarize_options:SummarizeConfig",
+        "visgrpo.feedback.options:SummarizeConfig",
         "visgrpo.feedback.summarize:summarize",
         ("events",),
     ),
@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, Row] = {
     ),
     "feedback replay": (
         "how models would have done, estimated from a log of another",
-        "visgrpo.feedback.replay_options:ReplayConfig",
+        "visgrpo.feedback.options:ReplayConfig",
         "visgrpo.feedback.replay:replay",
         (),
     ),

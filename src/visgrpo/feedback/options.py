@@ -1,7 +1,11 @@
-"""The options with which a job learns from people's behaviour. Light to import."""
+"""The options of feedback: of a job that learns from it, of its summary and of replay.
+
+Light to import.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -16,7 +20,42 @@ _OF_VOTES = ("votes", "log-votes")
 
 
 @dataclass(frozen=True)
-class FeedbackOptions(Options):
+class TableOptions(Options):
+    """How a table of what people did is read."""
+
+    query: str | None = option(
+        None,
+        "SQL that makes the table: in the database, or on a file, which is called events there.",
+    )
+    drop_duplicates: bool = option(
+        False, "Leave out repeated events, and count them; otherwise they are a mistake."
+    )
+
+
+@dataclass(frozen=True)
+class ImageColumns(Options):
+    """How the images of a data set are found and called."""
+
+    image_column: str | None = option(
+        None, "Column of the images, where its name is not a usual one."
+    )
+    label_column: str | None = option(
+        None, "Column of the labels, where its name is not a usual one."
+    )
+    id_column: str | None = option(
+        None,
+        "Column of the data that holds the log's names of images; by default id, image_id, "
+        "path, file or the like.",
+    )
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        columns, no_data = "image_column label_column id_column", getattr(self, "data", "") is None
+        yield from self.idle((columns, no_data, "is about --data, which is not given"))
+
+
+@dataclass(frozen=True)
+class FeedbackOptions(TableOptions):
     """Where feedback comes from, and what it is taken to be worth."""
 
     feedback: str | None = option(
@@ -24,15 +63,8 @@ class FeedbackOptions(Options):
         'Table of what people did: CSV, JSONL, Parquet, "sqlite:///app.db?table=votes" or '
         '"postgresql://…". See docs/feedback.md for its columns.',
     )
-    query: str | None = option(
-        None,
-        "SQL that makes the table: in the database, or on a file, which is called events there.",
-    )
     id_column: str | None = option(
         None, "Column of the images that feedback names them by, where its name is not a usual one."
-    )
-    drop_duplicates: bool = option(
-        False, "Leave out repeated events, and count them; otherwise they stop the run."
     )
     prior_strength: float | None = option(
         None,
@@ -132,3 +164,85 @@ class FeedbackOptions(Options):
         for each in fields(FeedbackOptions):
             if each.name in self.given():
                 yield f"{self.flag(each.name)} is about feedback: name a table with --feedback."
+
+
+@dataclass(frozen=True)
+class SummarizeConfig(TableOptions, ImageColumns):
+    """Say what is in a table of feedback, what it is good for and what it lacks."""
+
+    events: str = option(
+        "",
+        'CSV, JSONL, Parquet, a folder or glob of such files, "sqlite:///app.db?table=votes" '
+        'or "postgresql://…". See docs/feedback.md for its columns.',
+        required="a table of feedback: visgrpo feedback summarize events.parquet",
+    )
+    data: str | None = option(
+        None,
+        "Images whose coverage to report, in whatever visgrpo clip takes; by default coverage "
+        "is of the images and labels in the table.",
+    )
+    output: str | None = option(
+        None, "Write a page with plots to this file, or as feedback.html into this folder."
+    )
+    json: bool = option(False, "Print JSON instead of tables.")
+
+
+@dataclass(frozen=True)
+class ReplayConfig(TableOptions, ImageColumns):
+    """Estimate from a log how saved models would have done in place of the policy that wrote it.
+
+    A model is taken to draw labels by its probabilities, as the log's policy drew by its
+    propensities. Images that a model learned from the clicks of make it look better than it is.
+    """
+
+    model: tuple[str, ...] = option(
+        (),
+        "Run, folder or Hub name: CLIP, or a backbone with a classification head. Give "
+        "several to compare them with the first.",
+        required="a model: visgrpo feedback replay --model A --log events.parquet",
+    )
+    log: str = option(
+        "",
+        "Impressions with propensities: CSV, JSONL, Parquet, "
+        '"sqlite:///app.db?table=impressions" or "postgresql://…". See docs/feedback.md for '
+        "its columns.",
+        required="the log: visgrpo feedback replay --model A --log events.parquet",
+    )
+    data: str | None = option(
+        None,
+        "Images of the log, in whatever visgrpo clip takes; by default the files that the log "
+        "names, from here or beside the log.",
+    )
+    split: str = option("test", 'Rows of --data, perhaps sliced: "train[:2000]".')
+    skip_bad_images: bool = option(
+        False,
+        "Leave out images that cannot be read, and count them; otherwise they stop the estimate.",
+    )
+    classes: tuple[str, ...] = option(
+        (),
+        "Labels that could be shown; by default those of --data, else those that the first "
+        "model which names any was trained with, else those in the log.",
+    )
+    templates: tuple[str, ...] | None = option(
+        None, "CLIP: prompts; by default those that each model was trained with."
+    )
+    least_effective_share: float = option(
+        0.01,
+        "Refuse a model of which the log says less: effective sample size as a share of the "
+        "impressions.",
+        within="[0, 1)",
+    )
+    seed: int = option(
+        0,
+        "Of the folds in which click rates are predicted, and of --data that is made.",
+        within=">= 0",
+    )
+    batch_size: int = option(256, "Images at a time.", within="> 0")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
+    json: bool = option(False, "Print JSON instead of the table.")
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        twice = [name for name, times in Counter(self.model).items() if times > 1]
+        if twice:
+            yield f'--model "{twice[0]}" is given twice: give every model once.'

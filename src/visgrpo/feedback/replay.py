@@ -24,8 +24,8 @@ from visgrpo.feedback.off_policy import (
     remarks,
     unsupported,
 )
+from visgrpo.feedback.options import ReplayConfig
 from visgrpo.feedback.replay_models import Answers, answers_of, images_of_log
-from visgrpo.feedback.replay_options import ReplayConfig
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import image_keys, match, remarks_on_images
 from visgrpo.feedback.worth.cells import LogCells, log_cells

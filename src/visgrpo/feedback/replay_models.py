@@ -19,7 +19,7 @@ from visgrpo.data.inputs import PixelInputs
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
-from visgrpo.feedback.replay_options import ReplayConfig
+from visgrpo.feedback.options import ReplayConfig
 from visgrpo.feedback.source.events import Events
 from visgrpo.feedback.source.matching import logged_labels
 from visgrpo.feedback.worth.cells import Floats

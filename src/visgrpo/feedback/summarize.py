@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from visgrpo.errors import printable
+from visgrpo.feedback.options import SummarizeConfig
 from visgrpo.feedback.source.events import Events, open_events
 from visgrpo.feedback.source.matching import Matched, image_keys, match
-from visgrpo.feedback.summarize_options import SummarizeConfig
 from visgrpo.feedback.summary import summarize as summarize_events
 from visgrpo.reporting.feedback import facts, feedback_tables, write_feedback_page
 

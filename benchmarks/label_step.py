@@ -50,7 +50,7 @@ from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.small_clip import SmallClip, build_small_clip, build_tokenizer
 from visgrpo.objectives import preset
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory

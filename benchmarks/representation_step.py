@@ -42,7 +42,7 @@ from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives import Objective
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.optimizer import build_optimizer
 from visgrpo.training.trainer import Method
 

@@ -18,7 +18,7 @@ from visgrpo.feedback.worth.cells import VoteCells
 from visgrpo.feedback.worth.posterior import Posterior, log_share_posterior, share_posterior
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 
 CLASSES = ("cat", "dog", "owl", "fox")
 VOTES = np.array([[48, 1, 1, 1], [20, 19, 11, 1], [13, 14, 12, 12]])

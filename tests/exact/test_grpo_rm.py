@@ -22,7 +22,7 @@ from visgrpo.methods.class_set import ClassSetGRPO, OldPolicy
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import LossResult
 from visgrpo.objectives import Objective
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 
 EPS = 1e-4
 GRPO_RM = ("hard", "uniformity")

@@ -17,7 +17,7 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.reward import FeedbackReward
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.held_out import HeldOut, expected_reward
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 CLASSES = ("cat", "dog", "owl")
 POLICY = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.125, 0.125, 0.75], [0.6, 0.3, 0.1]])

@@ -13,7 +13,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.feedback.reward import FeedbackReward, Log, LoggedGRPO
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.objectives import Objective
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 PLAIN = Objective(scale="none")
 

@@ -12,7 +12,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import OneProcess
 from visgrpo.objectives import Objective
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 
 LOGITS = torch.tensor(
     [[1.2, -0.3, 0.4, 0.0], [0.1, 0.9, -1.0, 0.6], [-0.5, 0.2, 1.5, 0.3], [0.0, 0.1, 0.2, -1.1]],

@@ -11,7 +11,7 @@ from label_tools import LABELS, LOGITS, FixedReference, batch_of, graded, grpo, 
 from torch import Tensor
 
 from visgrpo.methods.supervised import Supervised, WarmStart
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 
 
 def supervised(rewards: Any = ("hard",), **settings: Any) -> Supervised:

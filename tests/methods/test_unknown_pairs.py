@@ -18,7 +18,7 @@ from visgrpo.errors import UserError
 from visgrpo.methods.groups import LabelGroups
 from visgrpo.methods.supervised import Supervised
 from visgrpo.objectives import Objective, advantages, preset
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 
 LOGITS = torch.tensor(
     [

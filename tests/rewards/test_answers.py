@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import parse_text_rewards
 from visgrpo.rewards.answers import (
     ANSWER_REWARDS,
     Exact,
@@ -21,6 +20,7 @@ from visgrpo.rewards.answers import (
     has_format,
     whole_number,
 )
+from visgrpo.rewards.texts import parse_text_rewards
 
 GOOD = "<think>1 0 2</think><answer>3</answer>"
 

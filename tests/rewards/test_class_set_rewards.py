@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import LabelReward, parse_rewards
-from visgrpo.rewards.labels import LABEL_REWARDS, ClassCredit, Spread, Uniformity, UniformityOfWrong
+from visgrpo.rewards.labels import (
+    LABEL_REWARDS,
+    ClassCredit,
+    LabelReward,
+    spread,
+    uniformity,
+    uniformity_of_wrong,
+)
+from visgrpo.rewards.sets import parse_rewards
 
 CLASSES = ("sky", "cat", "dog", "car")
 LABEL = torch.tensor([1, 3])
@@ -60,7 +67,7 @@ def test_spread() -> None:
 def test_spread_says_nothing_of_the_total(n_classes: int) -> None:
     probabilities = torch.rand(5, n_classes, generator=torch.Generator().manual_seed(0)) ** 4
     probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
-    rewards_NK = Spread()(
+    rewards_NK = spread(
         torch.arange(n_classes).expand(5, -1),
         label=torch.zeros(5, dtype=torch.long),
         probabilities=probabilities,
@@ -70,7 +77,7 @@ def test_spread_says_nothing_of_the_total(n_classes: int) -> None:
     assert n_classes > 2 or rewards_NK.abs().max() < 1e-7  # one wrong class is evenly spread
 
 
-@pytest.mark.parametrize("reward", [Uniformity(), UniformityOfWrong(), Spread()])
+@pytest.mark.parametrize("reward", [uniformity, uniformity_of_wrong, spread])
 def test_outputs_may_repeat_and_come_in_any_order(reward: LabelReward) -> None:
     outputs_NG = torch.tensor([[3, 3, 1, 0, 2], [0, 2, 2, 3, 1]])
     assert torch.equal(call(reward, outputs_NG), call(reward).gather(1, outputs_NG))

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import CustomReward, RewardError, parse_rewards
+from visgrpo.rewards.functions import CustomReward, RewardError
+from visgrpo.rewards.sets import parse_rewards
 
 CLASSES = ("cat", "dog", "car")
 LABEL = torch.tensor([0, 2])

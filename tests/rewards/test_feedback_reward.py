@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.reward import FeedbackReward
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 CLASSES = ("cat", "dog", "owl")
 CPU = torch.device("cpu")

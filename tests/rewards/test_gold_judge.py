@@ -8,7 +8,7 @@ import time
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import GoldJudge
+from visgrpo.rewards.judge import GoldJudge
 
 LINES = ("The king can't speak.", "Speak to the queen now.", "Now the queen is the king.")
 JUDGE = GoldJudge.from_documents(["\n\n".join(LINES[:2]), LINES[2]])

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import LabelReward, hierarchy_reward, parse_rewards
+from visgrpo.rewards.labels import HierarchyReward, LabelReward
+from visgrpo.rewards.sets import parse_rewards
+from visgrpo.rewards.tables import read_hierarchy
 
 CLASSES = ("cat", "dog", "car")
 LABEL = torch.tensor([0, 2])
@@ -98,20 +100,20 @@ def test_hierarchy(tmp_path: Path, suffix: str) -> None:
 
 def test_hierarchy_partial_credit_is_a_choice(tmp_path: Path) -> None:
     path = write(tmp_path, "tree.json", json.dumps(TREE))
-    assert call(hierarchy_reward(path, CLASSES, partial=0.25))[0] == [1, 0.25, 0, 1]
+    assert call(HierarchyReward(read_hierarchy(path, CLASSES), partial=0.25))[0] == [1, 0.25, 0, 1]
 
 
 def test_hierarchy_takes_class_names_literally(tmp_path: Path) -> None:
     """YAML would read these as False, 7 and None."""
     path = write(tmp_path, "tree.yaml", "a:\n  - no\n  - 007\nb: [null]\n")
-    reward = hierarchy_reward(path, ("null", "no", "007"))
+    reward = parse_rewards([f"hierarchy:{path}"], None, ("null", "no", "007")).functions[0]
     every_KK = reward(torch.arange(3).expand(3, 3), label=torch.arange(3))
     assert every_KK.tolist() == [[1, 0, 0], [0, 1, 0.5], [0, 0.5, 1]]
 
 
 def test_tables_move_to_the_device_once(tmp_path: Path) -> None:
     cost = parse_rewards([f"cost:{write(tmp_path, 'costs.csv', CSV)}"], None, CLASSES).functions[0]
-    tree = hierarchy_reward(write(tmp_path, "tree.json", json.dumps(TREE)), CLASSES)
+    tree = HierarchyReward(read_hierarchy(write(tmp_path, "tree.json", json.dumps(TREE)), CLASSES))
     outputs_NG, label = OUTPUTS_NG.to("meta"), LABEL.to("meta")
     for reward in (cost, tree):
         assert reward(outputs_NG, label=label).device.type == "meta"
@@ -124,7 +126,7 @@ def test_tables_move_to_the_device_once(tmp_path: Path) -> None:
 def test_a_hierarchy_of_many_classes_makes_no_table(tmp_path: Path) -> None:
     names = [f"class {k}" for k in range(1000)]
     tree = {f"group {g}": names[g::10] for g in range(10)}
-    reward = hierarchy_reward(write(tmp_path, "tree.json", json.dumps(tree)), names)
+    reward = HierarchyReward(read_hierarchy(write(tmp_path, "tree.json", json.dumps(tree)), names))
     assert [tensor.numel() for tensor in tensors_of(reward)] == [1000]
     label, outputs_NG = torch.tensor([7]), torch.tensor([[7, 17, 997, 8]])
     assert reward(outputs_NG, label=label).tolist() == [[1, 0.5, 0.5, 0]]

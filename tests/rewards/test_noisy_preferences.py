@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import can_be_compared, prefer_first, preference_probability
+from visgrpo.rewards.judge import can_be_compared, prefer_first, preference_probability
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 CLASSES = ("cat", "dog", "car")
 LABEL = torch.tensor([0, 2])

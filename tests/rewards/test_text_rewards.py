@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.rewards import RewardError, TextRewards, parse_text_rewards
+from visgrpo.rewards.functions import RewardError
+from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 
 PROMPTS = ("To be", [{"role": "user", "content": "Or not?"}])
 COMPLETIONS_NG = [["a", "bb"], ["ccc", "dddd"]]

@@ -27,7 +27,7 @@ from visgrpo.feedback.learn import FeedbackLearning
 from visgrpo.feedback.reward import Log, doubly_robust
 from visgrpo.feedback.worth.cells import LogCells
 from visgrpo.objectives import preset
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.tasks.configs import ClipConfig
 
 

@@ -25,7 +25,7 @@ from visgrpo.methods.class_set import ClassSetGRPO, OldPolicy
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import LossResult
 from visgrpo.objectives import Objective
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.checkpoints import newest_good
 from visgrpo.training.optimizer import build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions

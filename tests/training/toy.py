@@ -18,7 +18,7 @@ from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import LossResult
 from visgrpo.methods.supervised import Supervised
 from visgrpo.objectives import preset
-from visgrpo.rewards import parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory

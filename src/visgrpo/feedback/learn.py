@@ -55,7 +55,7 @@ from visgrpo.measures.held_out import logits_of, pooled_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.objectives import Objective
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import Extension
 from visgrpo.tasks.session import Session, load_data, say_notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from visgrpo.methods.groups import LabelGroups, mean_over_inputs
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics
 from visgrpo.methods.unknown import Support
-from visgrpo.rewards.labels import Known, Scope
+from visgrpo.rewards.labels import Known
 
 ROW_COLUMN = "feedback_row"
 """Column of a data set that says which row of the tables an image is."""
@@ -45,7 +45,6 @@ class FeedbackReward:
     worth_MK: Tensor
     observed_MK: Tensor
     masks: bool = True
-    scope: ClassVar[Scope] = "any"
     _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.classification import evaluate_logits, scalar_measures
 from visgrpo.measures.zero_shot import Shards, predict_logits, run_over
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 
 
 class Precision(Shards, Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 from visgrpo.methods.method import Metrics, Shards
 from visgrpo.objectives import Objective, all_equal, combine_rewards, entropy, weighted_sum
 from visgrpo.objectives.advantages import Combination
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from visgrpo.objectives import (
 )
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.estimators import Estimator
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)

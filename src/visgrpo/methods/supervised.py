@@ -20,7 +20,7 @@ from visgrpo.methods.labels import (
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Shards, WithoutGroups
 from visgrpo.objectives import categorical_kl
 from visgrpo.objectives.losses import bradley_terry_loss
-from visgrpo.rewards import RewardSet
+from visgrpo.rewards.sets import RewardSet
 
 
 @dataclass(frozen=True)

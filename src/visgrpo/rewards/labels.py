@@ -1,14 +1,14 @@
-"""Rewards for outputs that are class labels.
+"""Rewards for outputs that are class labels: each is one function, or one table.
 
-Every reward here is a callable of one signature, `LabelReward`. Its `scope` says over what its
-advantages make sense: "any", or "batch" when all outputs of one image earn the same number.
+A new one is a function under `@built_in("name")`, or a row of `WITH_ARGUMENT` where something
+follows its colon. Users' own functions have the same signature, see `LabelReward`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from visgrpo.errors import UserError
 from visgrpo.rewards.tables import read_credit, read_hierarchy, read_table
 
 Scope = Literal["any", "batch"]
+"""Over what the advantages of a reward make sense."""
 
 
 class LabelReward(Protocol):
@@ -30,12 +31,9 @@ class LabelReward(Protocol):
     * `classes`: the K class names, position = class id;
     * `columns`: every other column of the data set, each a list of length N.
 
-    It returns the rewards (N, G).
+    It returns the rewards (N, G). An attribute `scope` says over what its advantages make sense:
+    "any", which holds without one, or "batch" when all outputs of one image earn the same number.
     """
-
-    @property
-    def scope(self) -> Scope:
-        """What the advantages may be taken over: "any", or "batch" only."""
 
     def __call__(
         self,
@@ -75,18 +73,35 @@ class PartialReward(LabelReward, Protocol):
         """Return what is known about all labels of the images with these columns."""
 
 
-@dataclass(frozen=True)
-class Hard:
+PLAIN: dict[str, LabelReward] = {}
+"""The built-in rewards that take no argument, by name."""
+
+
+def built_in(name: str, *, scope: Scope = "any") -> Callable[[Any], Any]:
+    """Let a reward be asked for by a name."""
+
+    def register(function: Any) -> Any:
+        function.scope = scope
+        PLAIN[name] = function
+        return function
+
+    return register
+
+
+def scope_of(reward: LabelReward) -> Scope:
+    """Return over what the advantages of a reward make sense."""
+    scope: Scope = getattr(reward, "scope", "any")
+    return scope
+
+
+@built_in("hard")
+def hard(outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
     """1 if the output is the true label, else 0."""
-
-    scope: ClassVar[Scope] = "any"
-
-    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
-        return (outputs_NG == label[:, None]).float()
+    return (outputs_NG == label[:, None]).float()
 
 
-@dataclass(frozen=True)
-class Soft:
+@built_in("soft", scope="batch")
+def soft(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any) -> Tensor:
     """The old policy's probability of the true label, the same for every output of an image.
 
     Inside one image's group its advantage is therefore exactly zero, and it is refused there. Over
@@ -98,13 +113,45 @@ class Soft:
     another reward it acts only indirectly, as a baseline of its own for each image and as a part
     of the std that all advantages are divided by.
     """
+    return probabilities.gather(1, label[:, None]).float().expand(outputs_NG.shape)
 
-    scope: ClassVar[Scope] = "batch"
 
-    def __call__(
-        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
-    ) -> Tensor:
-        return probabilities.gather(1, label[:, None]).float().expand(outputs_NG.shape)
+# For groups that are the whole class set, as in GRPO-RM (arXiv 2511.15256). Its accuracy reward is
+# `hard` with a weight c; its uniformity reward is the first of these, with two variants of our own
+# that leave the true class out. They look at the old policy's probabilities, so that a class is
+# paid for being *unlikely*; alone they would end at the uniform distribution.
+
+
+@built_in("uniformity")
+def uniformity(outputs_NG: Tensor, /, *, probabilities: Tensor, **_: Any) -> Tensor:
+    """-p_k for every class k.
+
+    With c·`hard` all classes earn the same, and learning is over, where p_y - p_k = c for every
+    wrong k: at the one-hot target for c = 1, at label smoothing 1 - c below it.
+    """
+    return -probabilities.gather(1, outputs_NG).float()
+
+
+@built_in("uniformity-wrong")
+def uniformity_of_wrong(
+    outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
+) -> Tensor:
+    """-p_k for every wrong class, 0 for the true one, which is thus never paid less."""
+    return uniformity(outputs_NG, probabilities=probabilities) * (outputs_NG != label[:, None])
+
+
+@built_in("spread")
+def spread(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any) -> Tensor:
+    """How far a wrong class lies below the mean of the wrong ones; 0 for the true class.
+
+        r_k = (1 - p_y) / (K - 1) - p_k
+
+    It evens the wrong classes out and, summing to 0 over them, says nothing about their total.
+    """
+    true_N1 = probabilities.gather(1, label[:, None]).float()
+    mean_N1 = (1 - true_N1) / (probabilities.shape[1] - 1)
+    wrong_NG = outputs_NG != label[:, None]
+    return (mean_N1 - probabilities.gather(1, outputs_NG).float()) * wrong_NG
 
 
 @dataclass(eq=False)
@@ -115,7 +162,6 @@ class TableReward:
     """
 
     table_KK: Tensor
-    scope: ClassVar[Scope] = "any"
 
     def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
         self.table_KK = self.table_KK.to(outputs_NG.device)
@@ -132,13 +178,25 @@ class HierarchyReward:
 
     superclass_K: Tensor
     partial: float = 0.5
-    scope: ClassVar[Scope] = "any"
 
     def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
         self.superclass_K = self.superclass_K.to(outputs_NG.device)
-        right_NG = outputs_NG == label[:, None]
         related_NG = self.superclass_K[outputs_NG] == self.superclass_K[label][:, None]
-        return torch.where(right_NG, 1.0, self.partial * related_NG.float())
+        return torch.where(outputs_NG == label[:, None], 1.0, self.partial * related_NG.float())
+
+
+@dataclass(eq=False)
+class ClassCredit:
+    """What the true class earns, by class, as output of an image or pixel of that class; else 0.
+
+    `credit_K` moves to the outputs' device at a call, and stays there for the next.
+    """
+
+    credit_K: Tensor
+
+    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+        self.credit_K = self.credit_K.to(outputs_NG.device)
+        return torch.where(outputs_NG == label[:, None], self.credit_K[label][:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -152,7 +210,6 @@ class TopK:
 
     k: int
     partial: float = 0.5
-    scope: ClassVar[Scope] = "any"
 
     def __call__(
         self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
@@ -162,117 +219,7 @@ class TopK:
         return torch.maximum(right_NG, self.partial * near_N[:, None].float())
 
 
-# Rewards for groups that are the whole class set, as in GRPO-RM (arXiv 2511.15256). Its accuracy
-# reward is `hard` with a weight c; its uniformity reward is here, with two variants of our own that
-# leave the true class out. They look at the old policy's probabilities, so that a class is paid for
-# being *unlikely*; alone they would end at the uniform distribution.
-
-
-@dataclass(frozen=True)
-class Uniformity:
-    """-p_k for every class k.
-
-    With c·`hard` all classes earn the same, and learning is over, where p_y - p_k = c for every
-    wrong k: at the one-hot target for c = 1, at label smoothing 1 - c below it.
-    """
-
-    scope: ClassVar[Scope] = "any"
-
-    def __call__(self, outputs_NG: Tensor, /, *, probabilities: Tensor, **_: Any) -> Tensor:
-        return -probabilities.gather(1, outputs_NG).float()
-
-
-@dataclass(frozen=True)
-class UniformityOfWrong:
-    """-p_k for every wrong class, 0 for the true one, which is thus never paid less."""
-
-    scope: ClassVar[Scope] = "any"
-
-    def __call__(
-        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
-    ) -> Tensor:
-        wrong_NG = outputs_NG != label[:, None]
-        return -probabilities.gather(1, outputs_NG).float() * wrong_NG
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far a wrong class lies below the mean of the wrong ones; 0 for the true class.
-
-        r_k = (1 - p_y) / (K - 1) - p_k
-
-    It evens the wrong classes out and, summing to 0 over them, says nothing about their total.
-    """
-
-    scope: ClassVar[Scope] = "any"
-
-    def __call__(
-        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
-    ) -> Tensor:
-        true_N1 = probabilities.gather(1, label[:, None]).float()
-        mean_N1 = (1 - true_N1) / (probabilities.shape[1] - 1)
-        wrong_NG = outputs_NG != label[:, None]
-        return (mean_N1 - probabilities.gather(1, outputs_NG).float()) * wrong_NG
-
-
-@dataclass(eq=False)
-class ClassCredit:
-    """What the true class earns, by class, as output of an image or pixel of that class; else 0.
-
-    `credit_K` moves to the outputs' device at a call, and stays there for the next.
-    """
-
-    credit_K: Tensor
-    scope: ClassVar[Scope] = "any"
-
-    def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
-        self.credit_K = self.credit_K.to(outputs_NG.device)
-        right_NG = outputs_NG == label[:, None]
-        return torch.where(right_NG, self.credit_K[label][:, None], 0.0)
-
-
-def cost_reward(path: str, classes: Sequence[str]) -> TableReward:
-    """Minus the cost of answering `output` when the truth is `label`, from a CSV table.
-
-    Raises:
-        UserError: the file is missing or unreadable, or its classes are not `classes`.
-    """
-    return TableReward(0 - read_table(path, classes))  # a cost of 0 is 0, not -0
-
-
-def graded_reward(path: str, classes: Sequence[str]) -> TableReward:
-    """The credit for answering `output` when the truth is `label`, from a CSV table, as given.
-
-    Raises:
-        UserError: the file is missing or unreadable, or its classes are not `classes`.
-    """
-    return TableReward(read_table(path, classes))
-
-
-def credit_reward(path: str, classes: Sequence[str]) -> ClassCredit:
-    """What a right answer earns, by class, from a YAML or JSON file {class: number}; others earn 1.
-
-    Raises:
-        UserError: the file is missing or unreadable, or names an unknown class.
-    """
-    return ClassCredit(read_credit(path, classes))
-
-
-def hierarchy_reward(path: str, classes: Sequence[str], partial: float = 0.5) -> HierarchyReward:
-    """`HierarchyReward` from a file of superclasses.
-
-    Args:
-        path: YAML or JSON, {superclass: [class, …]}, with every class in exactly one superclass.
-        classes: class names, position = class id.
-        partial: the reward of a sibling.
-
-    Raises:
-        UserError: the file is missing or unreadable, or it does not place each class once.
-    """
-    return HierarchyReward(read_hierarchy(path, classes), partial)
-
-
-def top_k_reward(argument: str, classes: Sequence[str]) -> TopK:
+def top_k(argument: str, classes: Sequence[str]) -> TopK:
     """`TopK` from the text of k.
 
     Raises:
@@ -286,26 +233,22 @@ def top_k_reward(argument: str, classes: Sequence[str]) -> TopK:
     return TopK(int(argument))
 
 
-_PLAIN: Mapping[str, Callable[[], LabelReward]] = {
-    "hard": Hard,
-    "soft": Soft,
-    "uniformity": Uniformity,
-    "uniformity-wrong": UniformityOfWrong,
-    "spread": Spread,
+WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
+    # Minus what an answer costs, given the truth: a cost of 0 is 0, not -0.
+    "cost": ("costs.csv", lambda path, classes: TableReward(0 - read_table(path, classes))),
+    "credit": ("credit.yaml", lambda path, classes: ClassCredit(read_credit(path, classes))),
+    "graded": ("credit.csv", lambda path, classes: TableReward(read_table(path, classes))),
+    "hierarchy": ("tree.yaml", lambda path, names: HierarchyReward(read_hierarchy(path, names))),
+    "top-k": ("5", top_k),
 }
-_WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
-    "cost": ("costs.csv", cost_reward),
-    "credit": ("credit.yaml", credit_reward),
-    "graded": ("credit.csv", graded_reward),
-    "hierarchy": ("tree.yaml", hierarchy_reward),
-    "top-k": ("5", top_k_reward),
-}
-LABEL_REWARDS: tuple[str, ...] = (*_PLAIN, *_WITH_ARGUMENT)
+"""The others: an example of what follows their colon, and what makes a reward of it."""
+
+LABEL_REWARDS: tuple[str, ...] = (*PLAIN, *WITH_ARGUMENT)
 """Names of the built-in rewards."""
 
 
 def label_reward(name: str, argument: str, classes: Sequence[str]) -> LabelReward:
-    """Build the built-in reward `name`, one of `LABEL_REWARDS`.
+    """Return the built-in reward `name`, one of `LABEL_REWARDS`.
 
     Args:
         name: the reward.
@@ -315,11 +258,11 @@ def label_reward(name: str, argument: str, classes: Sequence[str]) -> LabelRewar
     Raises:
         UserError: an argument is missing, superfluous or wrong.
     """
-    if name in _PLAIN:
+    if name in PLAIN:
         if argument:
             raise UserError(f'Reward "{name}" takes no argument: write "{name}".')
-        return _PLAIN[name]()
-    example, build = _WITH_ARGUMENT[name]
+        return PLAIN[name]
+    example, build = WITH_ARGUMENT[name]
     if not argument:
         raise UserError(f'Reward "{name}" needs an argument: write for example "{name}:{example}".')
     return build(argument, classes)

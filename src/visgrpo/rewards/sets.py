@@ -19,6 +19,7 @@ from visgrpo.rewards.labels import (
     PartialReward,
     Scope,
     label_reward,
+    scope_of,
 )
 
 
@@ -85,7 +86,7 @@ class RewardSet(WeightedRewards):
     @property
     def scope(self) -> Scope:
         """ "batch" if any part makes sense over the batch only."""
-        return "batch" if any(part.scope == "batch" for part in self.functions) else "any"
+        return "batch" if any(scope_of(part) == "batch" for part in self.functions) else "any"
 
     @property
     def masks(self) -> bool:
@@ -164,7 +165,7 @@ class RewardSet(WeightedRewards):
         """
         names = None if columns is None else list(columns)
         for name, part in zip(self.names, self.functions, strict=True):
-            if part.scope == "batch" and scope != "batch":
+            if scope_of(part) == "batch" and scope != "batch":
                 raise UserError(
                     f'Reward "{name}" is the same number for every output of one image, so its '
                     "advantage inside that image's group is zero and teaches nothing: take "

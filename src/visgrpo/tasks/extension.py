@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from visgrpo.methods.labels import LabelGRPO
     from visgrpo.models.clip import ClipClassifier
     from visgrpo.objectives import Objective
-    from visgrpo.rewards import LabelReward, RewardSet
+    from visgrpo.rewards.labels import LabelReward
+    from visgrpo.rewards.sets import RewardSet
     from visgrpo.tasks.configs import ClipConfig
     from visgrpo.tasks.session import Session
 

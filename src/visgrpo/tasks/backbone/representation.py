@@ -22,7 +22,7 @@ from visgrpo.models.reference import CachedReference
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import save_representation
 from visgrpo.objectives import check_objective
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.feature_job import FeatureJob
 from visgrpo.tasks.backbone.shared import (
     adapt,

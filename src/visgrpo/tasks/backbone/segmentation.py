@@ -27,7 +27,8 @@ from visgrpo.models.card import model_card
 from visgrpo.models.loading import check_model_name
 from visgrpo.models.representation import Segmenter
 from visgrpo.models.representation_saving import save_representation
-from visgrpo.rewards import ClassCredit, RewardSet, parse_rewards
+from visgrpo.rewards.labels import ClassCredit
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.pictures import Pictures
 from visgrpo.tasks.backbone.shared import (
     adapt,

@@ -26,7 +26,7 @@ from visgrpo.models.prompts import class_prompts
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.saving import save_adapter, save_classifier
 from visgrpo.objectives import Objective, check_objective, preset
-from visgrpo.rewards import RewardSet, parse_rewards
+from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.baseline import supervised_baseline
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.ending import finish

@@ -11,13 +11,14 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "options"}
+CORE = {"errors", "options", "metrics"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
 MAY_IMPORT = {
     "errors": set[str](),
     "options": {"errors"},
+    "metrics": set[str](),
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,

@@ -10,12 +10,12 @@ from fake_language_runs import language_run
 from fake_vlm_runs import QUESTION, draw_scene, measures, vlm_run, write_jsonl
 from html_pages import Page, assert_offline, read_page, squeeze
 
+from visgrpo.metrics import metric, ordered
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report
-from visgrpo.reporting.counting import confusions, distributions
-from visgrpo.reporting.curves import curve_figure, curve_keys
 from visgrpo.reporting.examples import examples
-from visgrpo.reporting.labels import metric, ordered
-from visgrpo.reporting.run_reader import common_subject
+from visgrpo.reporting.figures import curve_figure, curve_keys
+from visgrpo.reporting.outcome import count_confusions, distributions
+from visgrpo.reporting.run import common_subject
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_without_other_data_there_is_nothing_to_compare(small_run, make_run):
 def test_confusion_of_counts_by_hand(small_run):
     rows = [[3, 1, 0, 0], [0, 2, 1, 5]]  # true 0 and 1; answered 0, 1, another number, none
     run = read_run(small_run(summary={"confusion": {"in": {"counts": [0, 1], "rows": rows}}}))
-    (name, matrix), *others = confusions(run).items()
+    (name, matrix), *others = count_confusions(run).items()
     assert (name, others) == ("in distribution", [])
     assert matrix.names == ["0", "1"]
     assert matrix.columns == ["0", "1", "other", "none"]

@@ -10,8 +10,12 @@ from html_pages import Page, squeeze
 from judged_by_epoch import curve, representation_run
 
 from visgrpo.reporting import compare_runs, read_run
-from visgrpo.reporting.convergence import convergence_keys, convergence_rows, epochs_to_final
-from visgrpo.reporting.groups import group_by_config
+from visgrpo.reporting.groups import (
+    convergence_keys,
+    convergence_rows,
+    epochs_to_final,
+    group_by_config,
+)
 from visgrpo.tasks.configs import CompareConfig
 from visgrpo.tasks.pages import compare
 

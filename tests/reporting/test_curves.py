@@ -12,8 +12,14 @@ from PIL import Image
 
 from visgrpo.errors import UserError
 from visgrpo.reporting import plot_curves, read_run
-from visgrpo.reporting.curves import curve_figure, curve_keys
-from visgrpo.reporting.drawing import DARK, LIGHT, moving_average, smoothing_window
+from visgrpo.reporting.figures import (
+    DARK,
+    LIGHT,
+    curve_figure,
+    curve_keys,
+    moving_average,
+    smoothing_window,
+)
 
 
 def logged(path, key):
@@ -125,9 +131,9 @@ def test_an_unknown_metric_is_an_error(make_run):
 
 def test_matplotlib_is_loaded_late_and_pyplot_never(make_run):
     code = (
-        "import sys; from visgrpo.reporting import read_run; from visgrpo.reporting import curves;"
+        "import sys; from visgrpo.reporting import read_run; from visgrpo.reporting import figures;"
         "assert not {'matplotlib', 'jinja2', 'torch'} & set(sys.modules);"
-        "curves.curve_figure(read_run(sys.argv[1]), 'kl');"
+        "figures.curve_figure(read_run(sys.argv[1]), 'kl');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(make_run(steps=2))], check=True)

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 from html_pages import assert_offline, read_page, squeeze
 
-from visgrpo.reporting.feedback import MOST_ROWS, facts, feedback_tables, write_feedback_page
-from visgrpo.reporting.feedback_plots import feedback_figures
+from visgrpo.reporting.feedback import (
+    MOST_ROWS,
+    facts,
+    feedback_figures,
+    feedback_tables,
+    write_feedback_page,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 

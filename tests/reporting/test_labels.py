@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visgrpo.reporting import describe_gain
-from visgrpo.reporting.labels import duration, memory, metric, number, ordered
+from visgrpo.metrics import describe_gain, duration, memory, metric, number, ordered
 
 
 @pytest.mark.parametrize(

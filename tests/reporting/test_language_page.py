@@ -10,14 +10,14 @@ from fake_language_runs import language_run, write_jsonl
 from html_pages import Page, assert_offline, read_page, squeeze
 
 from visgrpo.errors import UserError
+from visgrpo.metrics import memory, metric
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report
 from visgrpo.reporting.compare import group_band, overlay_figure
-from visgrpo.reporting.curves import curve_figure, curve_keys
 from visgrpo.reporting.examples import examples, group_table
+from visgrpo.reporting.figures import curve_figure, curve_keys
 from visgrpo.reporting.groups import group_by_config
-from visgrpo.reporting.labels import memory, metric
-from visgrpo.reporting.model_memory import memory_parts
-from visgrpo.reporting.run_reader import common_subject, positions
+from visgrpo.reporting.outcome import memory_parts
+from visgrpo.reporting.run import common_subject, positions
 
 
 @pytest.fixture

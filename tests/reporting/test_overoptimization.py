@@ -10,14 +10,13 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from visgrpo.reporting import read_run, write_report
-from visgrpo.reporting.drawing import LIGHT
+from visgrpo.reporting.figures import LIGHT
 from visgrpo.reporting.groups import RunGroup, group_by_config
 from visgrpo.reporting.overoptimization import (
     best_of_n_trajectory,
     drawn_groups,
-    has_overoptimization,
+    overoptimization,
     overoptimization_figure,
-    overoptimization_title,
     reward_trajectory,
 )
 
@@ -101,19 +100,19 @@ def test_best_of_n_is_squares_in_the_colour_of_its_run(make):
 
 
 def test_a_run_without_kl_or_reward_has_no_figure(make, make_run):
-    assert not has_overoptimization([group(make("no-kl", [{"step": 0, "eval/reward": 1.0}]))])
+    assert overoptimization([group(make("no-kl", [{"step": 0, "eval/reward": 1.0}]))]) is None
     apart = [{"step": 0, "eval/reward": 1.0}, {"step": 1, "eval/kl": 1.0}]
-    assert not has_overoptimization([group(make("apart", apart))])
+    assert overoptimization([group(make("apart", apart))]) is None
     clip = make_run("clip", steps=1, samples=False)
     write_jsonl(clip / "metrics.jsonl", LINES)
-    assert not has_overoptimization([group(read_run(clip))])
+    assert overoptimization([group(read_run(clip))]) is None
 
 
 def test_one_reward_is_one_panel(make):
     proxy_only = [{k: v for k, v in line.items() if "gold" not in k} for line in LINES]
     groups = [group(make(lines=proxy_only))]
     assert len(overoptimization_figure(groups).axes) == 1
-    assert overoptimization_title(groups) == "reward that is trained on against KL"
+    assert overoptimization(groups).alt == "reward that is trained on against KL"
 
 
 def test_a_policy_that_never_moved_can_be_drawn(make):

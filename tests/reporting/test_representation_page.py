@@ -8,11 +8,11 @@ import pytest
 from html_pages import Page, assert_offline, read_page, squeeze
 from judged_by_epoch import curve, representation_run, segmentation_run
 
+from visgrpo.metrics import metric, ordered
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report
 from visgrpo.reporting.compare import overlay_figure
-from visgrpo.reporting.curves import curve_figure
+from visgrpo.reporting.figures import curve_figure
 from visgrpo.reporting.groups import group_by_config
-from visgrpo.reporting.labels import metric, ordered
 
 
 def test_head_and_features_have_a_table_each(make_run):

@@ -10,7 +10,7 @@ import pytest
 
 from visgrpo.errors import UserError
 from visgrpo.reporting import read_run, series
-from visgrpo.reporting.run_reader import metric_keys
+from visgrpo.reporting.run import metric_keys
 
 
 def test_a_run_is_read_as_it_was_written(make_run):

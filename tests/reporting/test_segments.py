@@ -13,8 +13,8 @@ from PIL import Image
 
 from visgrpo.errors import UserError
 from visgrpo.reporting import compare_runs, outcome, read_run, write_report
+from visgrpo.reporting.examples import segments
 from visgrpo.reporting.html import embed
-from visgrpo.reporting.segments import segments
 
 
 def test_each_row_shows_image_truth_before_and_after(make_run):

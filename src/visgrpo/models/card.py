@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_MEASURES = {
-    "accuracy": "accuracy",
-    "ece": "ECE",
-    "nll": "NLL (nats)",
-    "kl": "KL to start (nats)",
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
-    "softmax_regression": "softmax regression on the backbone's features",
-}
+from visgrpo.metrics import metric, ordered
+
 _HEADS = ("representation", "segmentation")  # recipes whose models have a head of their own
 
 
@@ -21,11 +14,8 @@ def model_card(summary: Mapping[str, Any]) -> str:
     """Return the README.md of a tuned model, from its run's summary."""
     before, after = summary["before"], summary["after"]
     data, recipe = summary["data"], summary["recipe"]
-    rows = [
-        f"| {title} | {before[key]:.4f} | {after[key]:.4f} |"
-        for key, title in _MEASURES.items()
-        if key in before and key in after
-    ]
+    both = ordered([key for key in after if key in before and metric(key).is_shown("card")])
+    rows = [f"| {_title(key)} | {before[key]:.4f} | {after[key]:.4f} |" for key in both]
     lines = [
         "---",
         "library_name: transformers",
@@ -68,10 +58,18 @@ def reward_card(summary: Mapping[str, Any]) -> str:
     return _text_card(summary, "AutoModelForSequenceClassification", use)
 
 
+def _title(key: str) -> str:
+    """Name a measure, with its unit where that is one of information."""
+    row = metric(f"eval/{key}", "any")
+    return f"{row.in_a_line} ({row.unit})" if row.unit.startswith("nats") else row.in_a_line
+
+
 def _text_card(summary: Mapping[str, Any], auto_class: str, use: str) -> str:
     before, after, data = summary["before"], summary["after"], summary["data"]
     rows = [
-        f"| {name} | {before[name]:.4f} | {after[name]:.4f} |" for name in after if name in before
+        f"| {_title(key)} | {before[key]:.4f} | {after[key]:.4f} |"
+        for key in after
+        if key in before
     ]
     lines = [
         "---",

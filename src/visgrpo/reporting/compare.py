@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visgrpo.errors import UserError, nearest
-from visgrpo.reporting.convergence import convergence_keys, convergence_rows
-from visgrpo.reporting.curves import curve_keys, curve_title, curve_window
-from visgrpo.reporting.drawing import (
+from visgrpo.metrics import main_keys, metric
+from visgrpo.reporting.figures import (
     LIGHT,
     Theme,
+    curve_keys,
+    curve_title,
+    curve_window,
+    draw_band,
+    evaluations_first,
     line_style,
     moving_average,
     new_axes,
@@ -24,24 +27,19 @@ from visgrpo.reporting.drawing import (
 )
 from visgrpo.reporting.groups import (
     RunGroup,
-    comparison_table,
+    convergence_keys,
+    convergence_rows,
     differing_options,
     group_by_config,
     read_runs,
+    result_headings,
+    result_rows,
     run_names,
 )
 from visgrpo.reporting.html import both_themes, render, write_whole
-from visgrpo.reporting.labels import metric, ordered
-from visgrpo.reporting.model_memory import memory_parts
-from visgrpo.reporting.overoptimization import (
-    REWARDS,
-    drawn_groups,
-    has_overoptimization,
-    overoptimization_figure,
-    overoptimization_title,
-)
-from visgrpo.reporting.result_table import result_headings, result_rows
-from visgrpo.reporting.run_reader import (
+from visgrpo.reporting.outcome import memory_parts
+from visgrpo.reporting.overoptimization import REWARDS, drawn_groups, overoptimization
+from visgrpo.reporting.run import (
     SAMPLED_TOKENS,
     Across,
     Run,
@@ -54,10 +52,6 @@ from visgrpo.reporting.run_reader import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Their other metrics are on the page of each run. The loss is not the same for every method;
-# the negative log-likelihood is.
-_JUDGED_BY_EPOCH = ("eval/miou", "eval/accuracy", "eval/nll", "loss")
 
 
 @dataclass(frozen=True)
@@ -92,24 +86,23 @@ def compare_runs(
     runs = read_runs(run_paths)
     groups = group_by_config(runs)
     converging = convergence_keys(runs, metrics)
+    parts = [(place, memory_parts(group.runs)) for place, group in enumerate(groups)]
+    against_kl = overoptimization(groups)
     page = render(
         "compare.html.j2",
         groups=groups,
         runs=runs,
         columns=result_headings(runs),
         rows=[(group, result_rows(group, runs)) for group in groups],
-        memory=[
-            (place, parts)
-            for place, group in enumerate(groups)
-            if (parts := memory_parts(group.runs))
-        ],
+        memory=[(place, memory) for place, memory in parts if memory],
         convergence_columns=[metric(key) for key in converging],
         convergence=[(group, convergence_rows(group, runs, converging)) for group in groups],
-        overoptimization=_overoptimization(groups),
+        overoptimization=against_kl
+        and {"plot": against_kl, "drawn": drawn_groups(groups), "absent": []},
         by_tokens=[_plot(groups, runs, key, "token") for key in _by_tokens(runs)],
         plots=[_plot(groups, runs, key, across(runs)) for key in _chosen(runs, metrics)],
         differing=differing_options(groups),
-        unfinished=[row["run"] for row in comparison_table(runs) if not row["finished"]],
+        unfinished=[n for n, run in zip(run_names(runs), runs, strict=True) if not run.finished],
     )
     path = Path(output)
     return write_whole(path / "compare.html" if path.is_dir() else path, page)
@@ -118,7 +111,8 @@ def compare_runs(
 def group_band(group: RunGroup, key: str, axis: Across = "step") -> Band | None:
     """Return a group's curve of one metric, None when none of its runs has it.
 
-    Runs with many points are smoothed one by one, before the mean is taken over runs.
+    Runs with many points are smoothed one by one, before the mean is taken over runs. Steps lie at
+    the same place for all of them, but for the tokens they sampled: at the mean of those.
     """
     runs = [run for run in group.runs if _has(run, key, axis)]
     if not runs:
@@ -128,8 +122,9 @@ def group_band(group: RunGroup, key: str, axis: Across = "step") -> Band | None:
     by_step = [dict(zip(s, moving_average(v, window), strict=True)) for s, v in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in steps] for curve in by_step])
-    places = _places(runs, steps, axis)
-    return Band(steps, places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    places = [positions(run, steps, axis) for run in (runs if axis == "token" else runs[:1])]
+    across_runs = np.mean(places, axis=0).tolist() if len(places) > 1 else places[0]
+    return Band(steps, across_runs, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
 def overlay_figure(
@@ -159,9 +154,7 @@ def overlay_figure(
             linewidth=1.8, label=group.name,
         )  # fmt: skip
         if len(group.runs) > 1:
-            axes.fill_between(
-                band.places, band.low, band.high, color=colour, alpha=0.18, linewidth=0
-            )
+            draw_band(axes, band.places, band.low, band.high, colour, 0.18)
     settle_scale(axes, label)
     return figure
 
@@ -174,14 +167,14 @@ def _chosen(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
             raise UserError(f'None of the runs has the metric "{key}". {hint}')
     if metrics:
         return list(dict.fromkeys(metrics))
-    judged = [key for key in _JUDGED_BY_EPOCH if key in known]
+    # Their other metrics are on the page of each run. The loss is not the same for every method;
+    # the negative log-likelihood is.
+    by_epoch = (*(f"eval/{key}" for key in main_keys()), "eval/nll", "loss")
+    judged = [key for key in by_epoch if key in known]
     if across(runs) == "epoch" and judged:
         return judged
     drawn = list(dict.fromkeys(key for run in runs for key in curve_keys(run)))
-    evaluation = [key for key in drawn if key.startswith("eval/")]
-    training = [key for key in drawn if key not in evaluation]
-    subject = common_subject(runs)
-    return ordered(evaluation, subject) + ordered(training, subject)
+    return evaluations_first(drawn, common_subject(runs))
 
 
 def _by_tokens(runs: Sequence[Run]) -> list[str]:
@@ -197,38 +190,14 @@ def _has(run: Run, key: str, axis: Across) -> bool:
     return key in keys and (axis != "token" or SAMPLED_TOKENS in keys)
 
 
-def _places(runs: Sequence[Run], steps: Sequence[int], axis: Across) -> list[float]:
-    """Return where steps lie: at the same place for all runs, but for the tokens they sampled."""
-    if axis != "token":
-        return positions(runs[0], steps, axis)
-    return [
-        fmean(of_runs) for of_runs in zip(*(positions(r, steps, axis) for r in runs), strict=True)
-    ]
-
-
-def _overoptimization(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
-    if not has_overoptimization(groups):
-        return None
-    draw = partial(overoptimization_figure, groups)
-    return {
-        "plot": both_themes(overoptimization_title(groups), draw),
-        "drawn": drawn_groups(groups),
-        "absent": [],
-    }
-
-
 def _plot(
     groups: Sequence[RunGroup], runs: Sequence[Run], key: str, axis: Across
 ) -> dict[str, Any]:
     bands = [group_band(group, key, axis) for group in groups]
+    draw = partial(overlay_figure, groups, key, axis=axis)
+    named = zip(run_names(runs), runs, strict=True)
     return {
-        "plot": both_themes(
-            curve_title(key, common_subject(runs)), partial(overlay_figure, groups, key, axis=axis)
-        ),
+        "plot": both_themes(curve_title(key, common_subject(runs)), draw),
         "drawn": [place for place, band in enumerate(bands) if band is not None],
-        "absent": [
-            name
-            for name, run in zip(run_names(runs), runs, strict=True)
-            if not _has(run, key, axis)
-        ],
+        "absent": [name for name, run in named if not _has(run, key, axis)],
     }

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from visgrpo.reporting import labels
-from visgrpo.reporting.drawing import DARK, LIGHT, Theme, png_bytes
+from visgrpo.metrics import number, signed
+from visgrpo.reporting.figures import DARK, LIGHT, Theme, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": labels.number, "signed": labels.signed}
+    environment.filters |= {"number": number, "signed": signed}
     return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
 
 
@@ -111,25 +111,6 @@ def write_whole(path: Path, text: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested options into {"optimizer.lr": "0.001"}, values as YAML would show them."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _plain(value)
-    return flat
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
 def _data_uri(content: bytes, kind: str) -> str:

@@ -1,27 +1,38 @@
-"""Before and after as tables: measures, classes, confusion matrix, retention, shifted data."""
+"""Before and after as tables: measures, classes, confusions, other data, memory of the models."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
-from visgrpo.reporting.labels import Metric, Subject, metric, ordered
-from visgrpo.reporting.run_reader import Run, is_number, scalars
+from visgrpo.metrics import (
+    Metric,
+    Subject,
+    is_number,
+    main_keys,
+    memory,
+    metric,
+    ordered,
+    scalars,
+)
+from visgrpo.reporting.run import Run
 
 MAX_CONFUSIONS = 5
 MAX_CLASSES = 200  # above it a table of classes has only those that changed most
 MOST_CHANGED = 20  # in either direction
 _COUNTED = ("tokens", "pairs", "prompts")
-_EXAMPLES: dict[Subject, str] = {
-    "images": "images",
-    "tokens": "examples",
-    "pairs": "examples",
-    "answers": "questions",
+_EXAMPLES: dict[Subject, str] = {"images": "images", "answers": "questions"}
+_DISTRIBUTIONS = {"in": "in distribution", "out": "out of distribution"}
+_BEYOND = ["other", "none"]  # columns after the counts: another number, no number to read
+_MEMORY = {
+    "policy_bytes": "policy",
+    "critic_bytes": "critic",
+    "reference_bytes": "reference",
+    "reward_model_bytes": "reward model",
+    "optimizer_bytes": "optimiser",
 }
-_SAID_IN_WORDS = ("accuracy_low", "accuracy_high", "majority")
-# Counts, and entropy on another scale: no columns of their own.
-_NOT_SHOWN = frozenset({"examples", "pixels", "entropy_normalized", *_COUNTED, *_SAID_IN_WORDS})
-_OF_FEATURES = frozenset({"softmax_regression", "knn", "alignment", "uniformity"})
 
 
 @dataclass(frozen=True)
@@ -61,46 +72,32 @@ class Confusion:
     largest: list[tuple[str, str, int, float]]
 
 
-def change(name: str, label: Metric, before: object, after: object) -> Change:
-    """Write one measure before and after."""
-    old, new = _number(before), _number(after)
-    delta, verdict = "–", "same"
-    if old is not None and new is not None:
-        delta, verdict = label.change(old, new), label.verdict(old, new)
-    return Change(
-        name=name,
-        label=label,
-        before="–" if old is None else label.text(old),
-        after="–" if new is None else label.text(new),
-        change=delta,
-        verdict=verdict,
-        before_value=old,
-        after_value=new,
-    )
+@dataclass(frozen=True)
+class MemoryPart:
+    """One part, or their sum: its size written out, and its share of the sum."""
+
+    name: str
+    size: str
+    share: float
 
 
 def measures(run: Run) -> list[Change]:
     """Return the scalar measures of the run: the known ones in reading order, then any other."""
-    return changes_of(run.before, run.after, run.subject)
-
-
-def changes_of(before: dict[str, Any], after: dict[str, Any], subject: Subject) -> list[Change]:
-    """Write the scalars of two evaluations of the same data, in reading order."""
-    old, new = scalars(before), scalars(after)
-    keys = [key for key in dict.fromkeys([*old, *new]) if key not in _NOT_SHOWN]
-    return [
-        change(key, metric(f"eval/{key}", subject), old.get(key), new.get(key))
-        for key in ordered(keys, subject)
-    ]
+    return _changes(run.before, run.after, run.subject)
 
 
 def measure_tables(run: Run) -> dict[str, list[Change]]:
-    """Return the measures by what they are about: the model, and its backbone's features."""
-    tables: dict[str, list[Change]] = {"": [], "Features of the backbone": []}
+    """Return the measures by the title of their table: "" of the model, and those it has besides.
+
+    Questions on data of another distribution have a table of all measures each.
+    """
+    tables: dict[str, list[Change]] = {"": []}
     for measure in measures(run):
-        of_features = measure.name.split("/")[0] in _OF_FEATURES
-        tables["Features of the backbone" if of_features else ""].append(measure)
-    return {title: changes for title, changes in tables.items() if changes}
+        tables.setdefault(measure.label.table, []).append(measure)
+    if run.subject == "answers":
+        for name, (before, after) in _both(run.shifts).items():
+            tables[_distribution(name).capitalize()] = _changes(before, after, run.subject)
+    return {title: changes for title, changes in tables.items() if changes or title}
 
 
 def baseline(run: Run) -> dict[str, Any] | None:
@@ -117,8 +114,11 @@ def per_class(run: Run, measure: str) -> list[Change]:
     """
     before: dict[str, Any] = run.before.get(f"per_class_{measure}") or {}
     after: dict[str, Any] = run.after.get(f"per_class_{measure}") or {}
-    names = list(dict.fromkeys([*before, *after]))
-    changes = [change(name, metric(measure), before.get(name), after.get(name)) for name in names]
+    label = metric(measure)
+    changes = [
+        _change(name, label, before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+    ]
     if len(changes) <= MAX_CLASSES:
         return changes
     return [*_most(changes, "loss"), *_most(changes, "gain")]
@@ -127,23 +127,41 @@ def per_class(run: Run, measure: str) -> list[Change]:
 def shifts(run: Run) -> list[Change]:
     """Return the main measure on shifted copies of the test data, after that on the data itself.
 
-    Questions on other data are no such copies: those are in `counting`.
+    Questions on other data are no such copies: those are in `distributions`.
     """
     if not run.shifts or run.subject == "answers":
         return []
-    key = "miou" if "miou" in run.after else "accuracy"
-    rows = {"not shifted": {"before": run.before, "after": run.after}, **run.shifts}
+    key = next((key for key in main_keys() if key in run.after), "accuracy")
+    rows = {"not shifted": (run.before, run.after), **_both(run.shifts)}
     return [
-        change(name, metric(key), v.get("before", {}).get(key), v.get("after", {}).get(key))
-        for name, v in rows.items()
+        _change(name, metric(key), old.get(key), new.get(key)) for name, (old, new) in rows.items()
     ]
+
+
+def distributions(run: Run) -> list[Change]:
+    """Return the accuracy in distribution and on other data, with 95 % intervals where known.
+
+    Empty where the run was measured in distribution alone, or answers no questions.
+    """
+    if run.subject != "answers" or not run.shifts:
+        return []
+    rows = []
+    for name, (before, after) in {"in": (run.before, run.after), **_both(run.shifts)}.items():
+        accuracies = before.get("accuracy"), after.get("accuracy")
+        plain = _change(_distribution(name), metric("accuracy", "answers"), *accuracies)
+        ends = [
+            text if (known := _accuracy_interval(of)) is None else f"{text} ({' to '.join(known)})"
+            for text, of in ((plain.before, before), (plain.after, after))
+        ]
+        rows.append(replace(plain, before=ends[0], after=ends[1]))
+    return rows
 
 
 def retention(run: Run) -> list[Change]:
     """Return the accuracy on other data sets, before and after: what the run forgot."""
     kept: dict[str, Any] = run.summary.get("retention") or {}
     label = metric("accuracy")
-    return [change(name, label, v.get("before"), v.get("after")) for name, v in kept.items()]
+    return [_change(name, label, v.get("before"), v.get("after")) for name, v in kept.items()]
 
 
 def confusion(run: Run) -> Confusion | None:
@@ -156,11 +174,93 @@ def confusion(run: Run) -> Confusion | None:
         return None
     known = [str(name) for name in run.after.get("per_class_accuracy") or {}]
     names = known if len(known) == len(counts) else [str(k) for k in range(len(counts))]
-    return confusion_of(counts, names, names)
+    return _confusion(counts, names, names)
 
 
-def confusion_of(counts: list[list[int]], names: list[str], columns: list[str]) -> Confusion:
-    """Return a matrix of counts with the names of its rows and columns."""
+def count_confusions(run: Run) -> dict[str, Confusion]:
+    """Return the confusions of counts after the run, by the name of the data.
+
+    ``summary.json`` has them under "confusion": {name: {"counts": [0, 1, …], "rows": [[…], …]}},
+    a row for each true count, a column for each count, then another number, then none.
+    """
+    found: dict[str, Any] = run.summary.get("confusion") or {}
+    tables = {}
+    for name, table in found.items():
+        names = [str(number) for number in table["counts"]]
+        tables[_distribution(name)] = _confusion(table["rows"], names, names + _BEYOND)
+    return tables
+
+
+def tested_on(run: Run) -> str | None:
+    """Say on how many examples the end was measured, and how sure that makes the accuracy."""
+    images, pixels = run.after.get("examples"), run.after.get("pixels")
+    counts = [f"{pixels:,} labelled pixels"] if pixels is not None else []
+    if images is not None:
+        counts.append(f"{images} held-out {_EXAMPLES.get(run.subject, 'examples')}")
+    counts += [f"{run.after[key]:,} held-out {key}" for key in _COUNTED if key in run.after]
+    if not counts:
+        return None
+    measured = f"Measured on {' of '.join(counts)}"
+    if ends := _accuracy_interval(run.after):
+        between = " and ".join(ends)
+        measured += f"; the accuracy at the end lies between {between} (95 % interval)"
+    if (majority := run.after.get("majority")) is not None:
+        always = metric("accuracy").text(majority)
+        measured += f"; always giving the commonest answer would be right for {always}"
+    return f"{measured}."
+
+
+def memory_parts(runs: Sequence[Run]) -> list[MemoryPart]:
+    """Return the parts that ``summary.json`` lists under "memory", then their sum.
+
+    Of several runs, the mean over those that have the list; empty where none has it. A part that
+    a method does without is there with a dash: it is what sets the methods apart.
+    """
+    found = [run.summary["memory"] for run in runs if run.summary.get("memory")]
+    if not found:
+        return []
+    sizes = {name: fmean(split.get(key, 0) for split in found) for key, name in _MEMORY.items()}
+    sizes["together"] = total = sum(sizes.values())
+    return [
+        MemoryPart(name, memory(size), size / total) if size else MemoryPart(name, "–", 0.0)
+        for name, size in sizes.items()
+    ]
+
+
+def _change(name: str, label: Metric, before: object, after: object) -> Change:
+    """Write one measure before and after."""
+    old, new = (float(value) if is_number(value) else None for value in (before, after))
+    delta, verdict = "–", "same"
+    if old is not None and new is not None:
+        delta, verdict = label.change(old, new), label.verdict(old, new)
+    was, now = ("–" if value is None else label.text(value) for value in (old, new))
+    return Change(name, label, was, now, delta, verdict, old, new)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any], subject: Subject) -> list[Change]:
+    """Write the scalars of two evaluations of the same data, in reading order."""
+    old, new = scalars(before), scalars(after)
+    labels = {
+        key: metric(f"eval/{key}", subject) for key in ordered(dict.fromkeys([*old, *new]), subject)
+    }
+    return [
+        _change(key, label, old.get(key), new.get(key))
+        for key, label in labels.items()
+        if not label.is_hidden("page")
+    ]
+
+
+def _both(shifts: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the measures of other data before and after, {} where there are none."""
+    return {n: (v.get("before") or {}, v.get("after") or {}) for n, v in shifts.items()}
+
+
+def _distribution(name: str) -> str:
+    """Return what data is called on the page; names of the user's own stay as they are."""
+    return _DISTRIBUTIONS.get(name, name)
+
+
+def _confusion(counts: list[list[int]], names: list[str], columns: list[str]) -> Confusion:
     cells = [
         Cell(row, column, count, count / sum(line))
         for row, line in enumerate(counts)
@@ -172,33 +272,11 @@ def confusion_of(counts: list[list[int]], names: list[str], columns: list[str]) 
     return Confusion(names, columns, cells, largest)
 
 
-def tested_on(run: Run) -> str | None:
-    """Say on how many examples the end was measured, and how sure that makes the accuracy."""
-    images, pixels = run.after.get("examples"), run.after.get("pixels")
-    ends = accuracy_interval(run.after)
-    counts = [f"{pixels:,} labelled pixels"] if pixels is not None else []
-    counts += [f"{images} held-out {_EXAMPLES[run.subject]}"] if images is not None else []
-    counts += [f"{run.after[key]:,} held-out {key}" for key in _COUNTED if key in run.after]
-    if not counts:
-        return None
-    measured = f"Measured on {' of '.join(counts)}"
-    if ends:
-        low, high = ends
-        measured += f"; the accuracy at the end lies between {low} and {high} (95 % interval)"
-    if (majority := run.after.get("majority")) is not None:
-        always = metric("accuracy").text(majority)
-        measured += f"; always giving the commonest answer would be right for {always}"
-    return f"{measured}."
-
-
-def accuracy_interval(measured: dict[str, Any]) -> tuple[str, str] | None:
+def _accuracy_interval(measured: dict[str, Any]) -> list[str] | None:
     """Return the ends of the accuracy's interval as written, None where it was not measured."""
     pair = [measured.get("accuracy_low"), measured.get("accuracy_high")]
     known = [end for end in measured.get("accuracy_interval") or pair if is_number(end)]
-    if len(known) != 2:
-        return None
-    low, high = (metric("accuracy").text(end) for end in known)
-    return low, high
+    return [metric("accuracy").text(end) for end in known] if len(known) == 2 else None
 
 
 def _most(changes: list[Change], verdict: str) -> list[Change]:
@@ -209,7 +287,3 @@ def _most(changes: list[Change], verdict: str) -> list[Change]:
 
     found = [change for change in changes if change.verdict == verdict]
     return sorted(found, key=size, reverse=True)[:MOST_CHANGED]
-
-
-def _number(value: object) -> float | None:
-    return float(value) if is_number(value) else None

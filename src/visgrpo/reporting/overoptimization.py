@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visgrpo.reporting.drawing import (
+from visgrpo.metrics import metric
+from visgrpo.reporting.figures import (
     LIGHT,
     Theme,
     line_style,
     new_figure,
+    png_bytes,
     settle_scale,
     style_axes,
 )
 from visgrpo.reporting.groups import RunGroup
-from visgrpo.reporting.labels import metric
-from visgrpo.reporting.run_reader import Run, metric_keys, series
+from visgrpo.reporting.html import Plot, both_themes
+from visgrpo.reporting.run import Run, metric_keys, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,37 +78,26 @@ def best_of_n_trajectory(run: Run, key: str) -> Trajectory | None:
     )
 
 
-def mean_trajectory(paths: Sequence[Trajectory]) -> Trajectory:
-    """Return the mean KL and the mean reward at the steps that all of them have."""
-    steps = sorted(set.intersection(*(set(path.steps) for path in paths)))
-    at = [[path.steps.index(step) for step in steps] for path in paths]
-    return Trajectory(
-        steps=steps,
-        kl=np.mean([path.kl[places] for path, places in zip(paths, at, strict=True)], axis=0),
-        values=np.mean(
-            [path.values[places] for path, places in zip(paths, at, strict=True)], axis=0
-        ),
-    )
+def overoptimization(groups: Sequence[RunGroup], png: Path | None = None) -> Plot | None:
+    """Return the figure for a page, None where no run measured a reward and KL together.
 
-
-def panels(groups: Sequence[RunGroup]) -> list[str]:
-    """Return the rewards that can be drawn against KL: of language runs only."""
-    return [key for key in REWARDS if _drawn(groups, key)]
-
-
-def has_overoptimization(groups: Sequence[RunGroup]) -> bool:
-    """Return whether any of the runs measured a reward and KL together."""
-    return bool(panels(groups))
-
-
-def overoptimization_title(groups: Sequence[RunGroup]) -> str:
-    """Say in words what the figure shows."""
-    return " and ".join(REWARDS[key].lower() for key in panels(groups)) + " against KL"
+    Args:
+        png: A file to write the figure of light pages into.
+    """
+    keys = _panels(groups)
+    if not keys:
+        return None
+    light = png_bytes(overoptimization_figure(groups))
+    if png is not None:
+        png.parent.mkdir(exist_ok=True)
+        png.write_bytes(light)
+    title = " and ".join(REWARDS[key].lower() for key in keys) + " against KL"
+    return both_themes(title, partial(overoptimization_figure, groups), light=light)
 
 
 def drawn_groups(groups: Sequence[RunGroup]) -> list[int]:
     """Return the places of the groups that have a curve or points in the figure."""
-    return [place for place, group in enumerate(groups) if panels([group])]
+    return [place for place, group in enumerate(groups) if _panels([group])]
 
 
 def overoptimization_figure(groups: Sequence[RunGroup], theme: Theme = LIGHT) -> Figure:
@@ -113,7 +106,7 @@ def overoptimization_figure(groups: Sequence[RunGroup], theme: Theme = LIGHT) ->
     The two rewards have units of their own, and so they never share an axis. The scale of KL is
     that of its square root. Several seeds are thin lines under their mean; best-of-n is squares.
     """
-    keys = panels(groups)
+    keys = _panels(groups)
     figure = new_figure((PANEL_INCHES[0] * len(keys), PANEL_INCHES[1]), theme)
     edges = {"left": 0.145 / len(keys), "right": 1 - 0.035 / len(keys)}
     figure.subplots_adjust(**edges, top=0.83, bottom=0.145, wspace=0.22)
@@ -123,6 +116,22 @@ def overoptimization_figure(groups: Sequence[RunGroup], theme: Theme = LIGHT) ->
         _draw_panel(axes, groups, key, theme)
         _square_root_scale(axes, furthest)
     return figure
+
+
+def _panels(groups: Sequence[RunGroup]) -> list[str]:
+    """Return the rewards that can be drawn against KL: of language runs only."""
+    return [key for key in REWARDS if _drawn(groups, key)]
+
+
+def _mean(paths: Sequence[Trajectory]) -> Trajectory:
+    """Return the mean KL and the mean reward at the steps that all of them have."""
+    steps = sorted(set.intersection(*(set(path.steps) for path in paths)))
+    at = [[path.steps.index(step) for step in steps] for path in paths]
+    kl, values = (
+        np.mean([getattr(path, of)[places] for path, places in zip(paths, at, strict=True)], axis=0)
+        for of in ("kl", "values")
+    )
+    return Trajectory(steps, kl, values)
 
 
 def _drawn(groups: Sequence[RunGroup], key: str) -> list[Trajectory]:
@@ -142,7 +151,7 @@ def _draw_panel(axes: Axes, groups: Sequence[RunGroup], key: str, theme: Theme) 
             for path in paths:
                 axes.plot(path.kl, path.values, color=colour, linewidth=0.8, alpha=0.4)
         if paths:
-            mean = mean_trajectory(paths)
+            mean = _mean(paths)
             axes.plot(
                 mean.kl, mean.values, color=colour, linestyle=dash, linewidth=1.8, marker="o",
                 markersize=4, label=group.name, clip_on=False,

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visgrpo.reporting import counting, outcome
-from visgrpo.reporting.curves import curve_figure, curve_keys, curve_title, plot_curves
-from visgrpo.reporting.drawing import png_bytes
-from visgrpo.reporting.examples import examples
+from visgrpo.metrics import count, duration, memory
+from visgrpo.reporting import outcome
+from visgrpo.reporting.examples import examples, segments
+from visgrpo.reporting.figures import curve_figure, curve_keys, curve_title, plot_curves
 from visgrpo.reporting.groups import RunGroup
-from visgrpo.reporting.html import Plot, both_themes, flatten, render, write_whole
-from visgrpo.reporting.labels import count, duration, memory
-from visgrpo.reporting.model_memory import memory_parts
-from visgrpo.reporting.overoptimization import (
-    has_overoptimization,
-    overoptimization_figure,
-    overoptimization_title,
-)
-from visgrpo.reporting.people_labels import feedback_facts
-from visgrpo.reporting.run_reader import Run, read_run
-from visgrpo.reporting.segments import segments
+from visgrpo.reporting.html import Plot, both_themes, render, write_whole
+from visgrpo.reporting.overoptimization import overoptimization
+from visgrpo.reporting.run import Run, flatten, read_run
 
 
 def write_report(run_path: Path | str) -> Path:
@@ -35,7 +27,8 @@ def write_report(run_path: Path | str) -> Path:
     """
     run = read_run(run_path)
     shown, logged = examples(run)
-    tables = outcome.measure_tables(run) | counting.measures_elsewhere(run)
+    tables = outcome.measure_tables(run)
+    versions = run.config.get("versions")
     page = render(
         "report.html.j2",
         run=run,
@@ -50,17 +43,19 @@ def write_report(run_path: Path | str) -> Path:
         confusion=outcome.confusion(run),
         retention=outcome.retention(run),
         shifts=outcome.shifts(run),
-        distributions=counting.distributions(run),
-        count_confusions=counting.confusions(run),
-        memory=memory_parts([run]),
-        overoptimization=_overoptimization(run),
+        distributions=outcome.distributions(run),
+        count_confusions=outcome.count_confusions(run),
+        memory=outcome.memory_parts([run]),
+        overoptimization=overoptimization(
+            [RunGroup(run.name, (run,))], run.path / "plots" / "overoptimization.png"
+        ),
         plots=_plots(run),
         segments=segments(run),
         examples=shown,
         examples_logged=logged,
         command=repeat_command(run),
-        config=_options(run.config),
-        versions=flatten(_mapping(run.config, "versions")),
+        config=flatten({key: value for key, value in run.config.items() if key != "versions"}),
+        versions=flatten(versions if isinstance(versions, dict) else {}),
     )
     return write_whole(run.path / "report.html", page)
 
@@ -87,15 +82,15 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Method": run.method,
         "Model": run.summary.get("model", run.config.get("model")),
         "Data": _data_name(run),
-        **feedback_facts(run.summary.get("feedback")),
+        **_feedback_facts(run.summary.get("feedback")),
         "Last written": written.strftime("%Y-%m-%d %H:%M"),
-        "Time": None if run.seconds is None else duration(run.seconds),
+        "Time": _written(duration, run.seconds),
         "Steps": run.steps,
         "Best step": run.summary.get("best_step"),
-        "Sampled tokens": _count(run.sampled_tokens),
-        "Tokens per second": _count(run.summary.get("tokens_per_second")),
-        "Examples per second": _rounded(run.summary.get("examples_per_second")),
-        "Peak memory": _memory(run.summary.get("peak_memory_bytes")),
+        "Sampled tokens": _written(count, run.sampled_tokens),
+        "Tokens per second": _written(count, run.summary.get("tokens_per_second")),
+        "Examples per second": _written("{:.1f}".format, run.summary.get("examples_per_second")),
+        "Peak memory": _written(memory, run.summary.get("peak_memory_bytes")),
     }
     return [(name, str(value)) for name, value in found.items() if value is not None]
 
@@ -123,28 +118,6 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
     return {title: plots for title, plots in groups.items() if plots}
 
 
-def _overoptimization(run: Run) -> Plot | None:
-    """Write ``plots/overoptimization.png``, and return it; None for a run that has no such data."""
-    group = RunGroup(run.name, (run,))
-    if not has_overoptimization([group]):
-        return None
-    light = png_bytes(overoptimization_figure([group]))
-    folder = run.path / "plots"
-    folder.mkdir(exist_ok=True)
-    (folder / "overoptimization.png").write_bytes(light)
-    draw = partial(overoptimization_figure, [group])
-    return both_themes(overoptimization_title([group]), draw, light=light)
-
-
-def _options(config: dict[str, Any]) -> dict[str, str]:
-    return flatten({key: value for key, value in config.items() if key != "versions"})
-
-
-def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, dict) else {}
-
-
 def _data_name(run: Run) -> str | None:
     data = run.summary.get("data") or run.config.get("data")
     if not isinstance(data, dict):
@@ -155,13 +128,16 @@ def _data_name(run: Run) -> str | None:
     return f"{name} ({rest})" if name and rest else name or rest
 
 
-def _count(value: float | None) -> str | None:
-    return None if value is None else count(value)
+def _feedback_facts(feedback: dict[str, Any] | None) -> dict[str, str]:
+    """Return what a page says of the feedback that a run learned from."""
+    if not feedback:
+        return {}
+    coverage = f"{feedback['coverage']:.1%} of the labels of training images"
+    return {
+        "Feedback": f"{feedback['matched']:,} {feedback['kind']} from {feedback['source']}",
+        "Seen by people": f"{coverage}; the others: {feedback['unknown']}",
+    }
 
 
-def _rounded(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1f}"
-
-
-def _memory(size: float | None) -> str | None:
-    return None if size is None else memory(size)
+def _written(write: Callable[[float], str], value: float | None) -> str | None:
+    return None if value is None else write(value)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from visgrpo.reporting import compare_runs
+from visgrpo.reporting import compare_runs, print_measures
 from visgrpo.tasks.clip.pretrain import pretrain_clip
 from visgrpo.tasks.clip.train import train_clip
 from visgrpo.tasks.configs import ClipConfig, DemoConfig
-from visgrpo.tasks.ending import print_measures
 from visgrpo.tasks.pretrain_configs import PretrainClipConfig
 from visgrpo.training.run_directory import check_free, free_name
 

@@ -5,43 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from visgrpo.reporting import write_report
+from visgrpo.reporting import print_measures, write_report
 from visgrpo.tasks.session import Session
 from visgrpo.training.metrics import peak_memory_bytes
 from visgrpo.training.trainer import TrainResult
-
-_COLUMNS = {
-    "accuracy": "accuracy",
-    "sampled_accuracy": "sampled",
-    "reward": "reward",
-    "ece": "ECE",
-    "nll": "NLL",
-    "entropy": "entropy",
-    "kl": "KL",
-    "people_kl": "KL from people",
-    "people_cross_entropy": "people's NLL",
-    "people_accuracy": "people's answer",
-    "disagreed_accuracy": "disagreed",
-    "softmax_regression": "softmax regression",
-    "knn.1": "kNN 1",
-    "knn.5": "kNN 5",
-    "knn.20": "kNN 20",
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_class_accuracy": "class accuracy",
-    "gold_reward": "gold reward",
-    "length": "length",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "margin": "margin",
-    "format": "format",
-    "unparsed": "unparsed",
-    "mean_absolute_error": "mean error",
-    "majority": "majority",
-}
 
 _SHIFTS_IN_TABLE = ("vlm",)  # recipes with one or two shifts, of which more than accuracy counts
 
@@ -129,25 +96,3 @@ def print_outcome(summary: Mapping[str, Any]) -> None:
     for name, value in shifts.items():
         accuracies = (value[when]["accuracy"] for when in ("before", "after"))
         print("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
-
-
-def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print one row of measures for each name; missing measures stay empty."""
-    rows = {name: _flat(row) for name, row in rows.items()}
-    columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
-    table = Table("", *[_COLUMNS[key] for key in columns])
-    for name, row in rows.items():
-        table.add_row(name, *[f"{row[key]:z.3f}" if key in row else "" for key in columns])
-    print(title)  # not the table's own, which would be wrapped to the width of a small table
-    Console(width=None if Console().is_terminal else 120).print(table)
-
-
-def _flat(measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the numbers of a nested measure names of their own: {"knn": {"5": x}} is knn.5."""
-    flat: dict[str, Any] = {}
-    for key, value in measures.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}.{inner}": number for inner, number in value.items()})
-        else:
-            flat[key] = value
-    return flat

@@ -13,7 +13,7 @@ from visgrpo.data.sources import load_split, load_splits
 from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
 from visgrpo.models.loading import model_folder, read_info
-from visgrpo.tasks.ending import print_measures
+from visgrpo.reporting import print_measures
 from visgrpo.tasks.model_kinds import KINDS, kind_of, part_of, refuse_other_options
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes

@@ -27,7 +27,7 @@ from visgrpo.models.reward_model import (
 )
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.tasks.ending import print_measures
+from visgrpo.reporting import print_measures
 from visgrpo.tasks.language_config import OF_NEW_MODELS, LanguageConfig, resolved
 from visgrpo.tasks.language_data import (
     adapted,

@@ -19,10 +19,9 @@ from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import LanguageParts, context_of
 from visgrpo.objectives import weighted_sum
-from visgrpo.reporting import write_report
+from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
 from visgrpo.rewards.texts import TextRewards
-from visgrpo.tasks.ending import print_measures
 from visgrpo.tasks.language_config import LanguageConfig, resolved
 from visgrpo.tasks.language_data import (
     PromptJob,

@@ -1,20 +1,15 @@
-"""Pages from finished runs: `visgrpo report` and `visgrpo compare`."""
+"""Pages from finished runs: `visgrpo report` and `visgrpo compare`. Only their files are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from visgrpo.reporting import Run, compare_runs, read_runs, write_report
-from visgrpo.reporting.convergence import convergence_keys, convergence_rows
-from visgrpo.reporting.groups import group_by_config
-from visgrpo.reporting.labels import metric
+from visgrpo.metrics import metric
+from visgrpo.reporting import Run, compare_runs, print_measures, read_runs, write_report
+from visgrpo.reporting.console import print_cells
+from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_by_config
 from visgrpo.tasks.configs import CompareConfig, ReportConfig
-from visgrpo.tasks.ending import print_measures
 
 
 def report(config: ReportConfig) -> Path:
@@ -41,15 +36,7 @@ def _print_convergence(runs: Sequence[Run], metrics: Sequence[str]) -> None:
     keys = convergence_keys(runs, metrics)
     if not keys:
         return
-    columns = [
-        column
-        for key in keys
-        for column in (f"{metric(key).heading}, final", f"{metric(key).heading}, epochs to 99 %")
-    ]
-    title = "Epochs to 99 % of the final value, on validation data"
-    table = Table("", *columns, title=title, title_justify="left")
-    for group in group_by_config(runs):
-        for name, cells in convergence_rows(group, runs, keys):
-            texts = [f"{cell.main} ({cell.below})" if cell.below else cell.main for cell in cells]
-            table.add_row(escape(name), *texts)
-    Console(width=None if Console().is_terminal else 100).print(table)
+    headings = [metric(key).heading for key in keys]
+    columns = [f"{name}, {what}" for name in headings for what in ("final", "epochs to 99 %")]
+    rows = [row for group in group_by_config(runs) for row in convergence_rows(group, runs, keys)]
+    print_cells("Epochs to 99 % of the final value, on validation data", columns, rows)

@@ -20,10 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from visgrpo.errors import Interrupted, UserError, nearest
+from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
-from visgrpo.reporting.html import flatten
-from visgrpo.reporting.labels import number
-from visgrpo.reporting.run_reader import read_object
+from visgrpo.reporting.run import flatten, read_object
 from visgrpo.tasks.configs import LoopConfig
 from visgrpo.tasks.session import settings_of
 from visgrpo.tasks.sweep_config import SweepConfig
@@ -132,7 +131,9 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         _say(f"[{place}/{len(jobs)}] {job.title}{state}")
         summaries[job.key] = _summary(job, recipe, output)
         # Without probes, say, no run has their measures: no columns of dashes by default.
-        measures = config.measure or measured(summaries.values(), recipe.measures)
+        measures = config.measure or measured(
+            summaries.values(), [*added("sweep"), *recipe.measures]
+        )
         rows = sweep_rows(combinations, summaries, measures)
         write_rows(output, repeat, rows)
         if place == 1:  # perhaps a later run has it, but a typo is best seen now

@@ -16,7 +16,7 @@ from visgrpo.measures.visual import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language_loading import context_of
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.tasks.ending import print_measures
+from visgrpo.reporting import print_measures
 from visgrpo.tasks.run import Job, Moment, Seen, train
 from visgrpo.tasks.session import Session, save_picture
 from visgrpo.tasks.story import Summaries, tell_story

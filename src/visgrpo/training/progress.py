@@ -10,20 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_SHOWN = {
-    "reward": "reward",
-    "loss": "loss",
-    "kl": "KL",
-    "entropy": "entropy",
-    "accuracy": "accuracy",
-    "eval/reward": "validation reward",
-    "eval/accuracy": "validation accuracy",
-    "eval/sampled_accuracy": "sampled accuracy",
-    "eval/miou": "validation mIoU",
-    "eval/knn": "validation kNN",
-    "eval/perplexity": "validation perplexity",
-    "eval/gold_reward": "validation gold",
-}
+from visgrpo.metrics import metric, ordered
 
 
 class ProgressDisplay:
@@ -71,10 +58,9 @@ class ProgressDisplay:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show new values."""
-        self._values.update({k: v for k, v in metrics.items() if k in _SHOWN})
-        text = "  ".join(
-            f"{_SHOWN[name]} {self._values[name]:z.3f}" for name in _SHOWN if name in self._values
-        )
+        self._values.update({key: value for key, value in metrics.items() if _name(key)})
+        shown = ordered(self._values, "bar")
+        text = "  ".join(f"{_name(key)} {self._values[key]:z.3f}" for key in shown)
         if self._bar:
             self._bar.update(self._task, metrics=text)
         elif self._shown:
@@ -94,3 +80,11 @@ class ProgressDisplay:
             return ""
         left = (time.perf_counter() - self._began) / done * (self._steps - step)
         return f"  {left:.0f} s left"
+
+
+def _name(key: str) -> str:
+    """What a metric is called on the bar; nothing if it is not shown there."""
+    row, of_validation = metric(key, "any"), key.startswith("eval/")
+    if not row.is_shown("validation" if of_validation else "bar"):
+        return ""
+    return f"validation {row.in_a_line}" if of_validation else row.in_a_line

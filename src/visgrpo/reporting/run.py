@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
 from visgrpo.errors import UserError, nearest
-from visgrpo.reporting.labels import Subject
+from visgrpo.metrics import Subject, is_number
 
 PROGRESS_KEYS = frozenset({"step", "epoch", "seconds"})
 Across = Literal["step", "epoch", "token"]
@@ -163,13 +163,6 @@ def series(run: Run, key: str) -> tuple[list[int], list[float]]:
     return steps, [by_step[step] for step in steps]
 
 
-def scalars(values: dict[str, Any]) -> dict[str, float]:
-    """Return the measures of an evaluation that are one number; kNN's for each k as "knn/5"."""
-    nested = values.get("knn")
-    flat = {f"knn/{k}": value for k, value in nested.items()} if isinstance(nested, dict) else {}
-    return {key: float(value) for key, value in (values | flat).items() if is_number(value)}
-
-
 def across(runs: Sequence[Run]) -> Across:
     """Return what the curves of these runs go across: epochs if that suits all of them."""
     by_epoch = all(run.recipe in _RECIPES_BY_EPOCH and has_epochs(run) for run in runs)
@@ -203,9 +196,23 @@ def positions(run: Run, steps: Sequence[int], axis: Across) -> list[float]:
     return [epochs[step] for step in steps]
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value of a JSON file is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested options into {"optimizer.lr": "0.001"}, values as YAML would show them."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
 def _evaluation_at(metrics: list[dict[str, Any]], step: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""The common look of every plot: themes, labelled axes, PNG bytes. Never touches pyplot's state."""
+"""Plots: their common look, curves of one run, and ``plots/<metric>.png``. Never pyplot's state."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visgrpo.reporting.labels import Metric
-from visgrpo.reporting.run_reader import Across
+from visgrpo.metrics import Metric, Subject, metric, ordered
+from visgrpo.reporting.run import Across, Run, across, metric_keys, positions, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,10 +58,119 @@ ACROSS: dict[Across, str] = {
 DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
 
 
+# ---- curves of one run --------------------------------------------------------------------------
+
+
+def curve_keys(run: Run) -> list[str]:
+    """Return the metrics that get a curve: evaluations first, then training, in reading order."""
+    keys = [key for key in metric_keys(run) if not metric(key, run.subject).is_hidden("curve")]
+    return evaluations_first(keys, run.subject)
+
+
+def evaluations_first(keys: Sequence[str], subject: Subject) -> list[str]:
+    """Sort keys: evaluations before training, both in reading order."""
+    return sorted(ordered(keys, subject), key=lambda key: not key.startswith("eval/"))
+
+
+def curve_title(key: str, subject: Subject = "images") -> str:
+    """Return the title of a curve, which says what it was measured on where that is in doubt."""
+    title = metric(key, subject).title
+    if key.startswith("eval/"):
+        return f"{title}, validation"
+    return f"{title}, training batches" if key in ("accuracy", "pixel_accuracy") else title
+
+
+def curve_window(key: str, points: int) -> int:
+    """Return the moving average's width; evaluations and schedules have no noise to average."""
+    return 1 if key.startswith("eval/") or key == "learning_rate" else smoothing_window(points)
+
+
+def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
+    """Draw one metric over optimiser steps, or over epochs where the recipe is judged by them.
+
+    Evaluations are marked points. Training metrics are a line; with many points the raw line turns
+    faint under its moving average. "reward" has a band of one "reward_std" on each side.
+
+    Raises:
+        UserError: The run has no such metric.
+    """
+    steps, values = series(run, key)
+    label, axis = metric(key, run.subject), across([run])
+    places = positions(run, steps, axis)
+    window = curve_window(key, len(values))
+    spread_at: dict[int, float] = {}
+    if key == "reward" and len(steps) > 1 and "reward_std" in metric_keys(run):
+        spread_at = dict(zip(*series(run, "reward_std"), strict=True))
+    notes = [f"mean over {window} logged points"] if window > 1 else []
+    notes += ["band: ± std within a group"] if spread_at else []
+    title = curve_title(key, run.subject)
+    figure, axes = new_axes(label, theme, title=title, note=" · ".join(notes), across=axis)
+    colour, _ = line_style(0, theme)
+
+    if spread_at:
+        shared = [n for n, step in enumerate(steps) if step in spread_at]
+        middle = moving_average(values, window)[shared]
+        spread = moving_average([spread_at[steps[n]] for n in shared], window)
+        draw_band(axes, [places[n] for n in shared], middle - spread, middle + spread, colour, 0.15)
+    marker = "o" if key.startswith("eval/") or len(values) == 1 else None
+    axes.plot(
+        places, values, color=colour, marker=marker, markersize=5, label=key,
+        linewidth=1.0 if window > 1 else 1.8, alpha=0.28 if window > 1 else 1.0,
+    )  # fmt: skip
+    if window > 1:
+        axes.plot(places, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
+    settle_scale(axes, label)
+    return figure
+
+
+def plot_curves(run: Run, out_dir: Path | str) -> list[Path]:
+    """Write one PNG for each metric that the run logged, and return their paths.
+
+    "eval/accuracy" becomes ``eval_accuracy.png``.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for key in curve_keys(run):
+        path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.png"
+        path.write_bytes(png_bytes(curve_figure(run, key)))
+        paths.append(path)
+    return paths
+
+
+def smoothing_window(points: int) -> int:
+    """Return the odd width of the moving average: 1 (none) up to 40 points, then about a 20th."""
+    return 1 if points <= MANY_POINTS else max(5, points // 20) | 1
+
+
+def moving_average(values: Sequence[float], window: int) -> np.ndarray:
+    """Return the centred mean over ``window`` (odd) points; at the ends, over those that exist."""
+    padded = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    places = np.arange(len(values))
+    low = np.maximum(places - window // 2, 0)
+    high = np.minimum(places + window // 2 + 1, len(values))
+    return (padded[high] - padded[low]) / (high - low)
+
+
+# ---- the common look ----------------------------------------------------------------------------
+
+
 def line_style(index: int, theme: Theme) -> tuple[str, str]:
     """Return colour and dash of curve ``index``: dashes change once the palette is used up."""
     turn, place = divmod(index, len(theme.palette))
     return theme.palette[place], DASHES[turn % len(DASHES)]
+
+
+def draw_band(
+    axes: Axes,
+    places: Sequence[float],
+    low: np.ndarray,
+    high: np.ndarray,
+    colour: str,
+    alpha: float,
+) -> None:
+    """Fill what lies between two curves."""
+    axes.fill_between(places, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def new_axes(
@@ -132,22 +243,6 @@ def settle_scale(axes: Axes, label: Metric) -> None:
         room = 0.025 * (high - low)
         low, high = max(low, -room), min(high, 1 + room)
     axes.set_ylim(low, high)
-
-
-def smoothing_window(points: int) -> int:
-    """Return the odd width of the moving average: 1 (none) up to 40 points, then about a 20th."""
-    if points <= MANY_POINTS:
-        return 1
-    return max(5, points // 20) | 1
-
-
-def moving_average(values: Sequence[float], window: int) -> np.ndarray:
-    """Return the centred mean over ``window`` (odd) points; at the ends, over those that exist."""
-    padded = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
-    places = np.arange(len(values))
-    low = np.maximum(places - window // 2, 0)
-    high = np.minimum(places + window // 2 + 1, len(values))
-    return (padded[high] - padded[low]) / (high - low)
 
 
 def png_bytes(figure: Figure) -> bytes:

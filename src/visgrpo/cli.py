@@ -45,21 +45,9 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.configs:DemoConfig",
         "visgrpo.tasks.demo:demo",
     ),
-    "clip": Command(
-        "fine-tune a CLIP classifier with rewards",
-        "visgrpo.tasks.configs:ClipConfig",
-        "visgrpo.tasks.clip.train:train_clip",
-    ),
-    "representation": Command(
-        "fine-tune a backbone for classification, by GRPO-RM",
-        "visgrpo.tasks.backbone_configs:RepresentationConfig",
-        "visgrpo.tasks.backbone.representation:train_representation",
-    ),
-    "segmentation": Command(
-        "fine-tune a backbone for a class at every pixel, by GRPO-RM",
-        "visgrpo.tasks.backbone_configs:SegmentationConfig",
-        "visgrpo.tasks.backbone.segmentation:train_segmentation",
-    ),
+    "clip": task_command("clip"),
+    "representation": task_command("representation"),
+    "segmentation": task_command("segmentation"),
     "language": task_command("language"),
     "generate": Command(
         "complete a PROMPT with a language MODEL",
@@ -73,16 +61,8 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.join:join_models",
     ),
     "vlm": task_command("vlm"),
-    "pretrain clip": Command(
-        "pre-train a small CLIP from random weights",
-        "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
-        "visgrpo.tasks.clip.pretrain:pretrain_clip",
-    ),
-    "pretrain backbone": Command(
-        "pre-train a small vision encoder from random weights",
-        "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
-        "visgrpo.tasks.backbone.pretrain:pretrain_backbone",
-    ),
+    "pretrain clip": task_command("pretrain clip"),
+    "pretrain backbone": task_command("pretrain backbone"),
     **{name: Command(*row) for name, row in feedback.COMMANDS.items()},
     "sweep": Command(
         "train with many settings and seeds: one table, mean ± spread",

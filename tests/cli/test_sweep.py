@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import fmean, stdev
@@ -16,7 +15,6 @@ from running import clip, read_json, refused, same_run
 
 from visgrpo.cli import COMMANDS, main
 from visgrpo.tasks.configs import LoopConfig
-from visgrpo.tasks.sweep import TRAINABLE
 from visgrpo.tasks.task import TASKS
 
 Capture = pytest.CaptureFixture[str]
@@ -170,10 +168,10 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(config: object) -> None:
+    def run(task: object, config: object) -> None:
         pytest.fail("a run began before everything was checked")
 
-    monkeypatch.setattr("visgrpo.tasks.clip.train.train_clip", run)
+    monkeypatch.setattr("visgrpo.tasks.clip.train.ClipTask.train", run)
 
 
 def test_a_finished_sweep_shows_another_measure_at_once(
@@ -189,8 +187,7 @@ def test_a_finished_sweep_shows_another_measure_at_once(
 def test_a_default_measure_that_no_run_has_is_no_column(
     copied: Path, nothing_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    recipe = replace(TRAINABLE["clip"], measures=("accuracy", "knn.20"))
-    monkeypatch.setattr("visgrpo.tasks.sweep.TRAINABLE", {"clip": recipe})
+    monkeypatch.setattr("visgrpo.tasks.clip.train.ClipTask.shown", ("accuracy", "knn.20"))
     main(["sweep", "--resume", "--output", str(copied)])
     captured = capsys.readouterr()
     assert "accuracy" in captured.out
@@ -301,9 +298,7 @@ def test_every_command_that_trains_can_be_swept() -> None:
         for name, command in COMMANDS.items()
         if issubclass(resolve_name(str(command.config)), LoopConfig)
     }
-    assert {*TRAINABLE, *TASKS} == training
-    for name, recipe in TRAINABLE.items():
-        assert (COMMANDS[name].config, COMMANDS[name].function) == (recipe.config, recipe.function)
+    assert set(TASKS) == training
 
 
 def test_an_error_keeps_the_traceback_of_a_users_reward(

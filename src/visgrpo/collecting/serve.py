@@ -36,7 +36,8 @@ from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.tasks.model_kinds import KINDS, kind_of
+from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
 
 _DEFAULT_GROUP = 4
@@ -214,8 +215,8 @@ def _kind(config: CollectConfig) -> str:
     kind = kind_of(config.model)
     if kind not in ("clip", "classification"):
         raise UserError(
-            f'"{config.model}" is {KINDS[kind].words}; labels are offered by '
-            f"{KINDS['clip'].words} or {KINDS['classification'].words}."
+            f'"{config.model}" is {kinds()[kind].words}; labels are offered by '
+            f"{kinds()['clip'].words} or {kinds()['classification'].words}."
         )
     if kind == "classification":
         for option, given in (
@@ -225,7 +226,8 @@ def _kind(config: CollectConfig) -> str:
         ):
             if given:
                 raise UserError(
-                    f'--{option} is for CLIP: "{config.model}" is {KINDS["classification"].words}.'
+                    f'--{option} is for CLIP: "{config.model}" is '
+                    f"{kinds()['classification'].words}."
                 )
     return kind
 

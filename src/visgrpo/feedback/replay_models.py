@@ -29,7 +29,8 @@ from visgrpo.models.loading import load_clip, model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.representation_saving import load_representation
-from visgrpo.tasks.model_kinds import KINDS, kind_of
+from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
 
 
@@ -105,8 +106,8 @@ def _load(
         return dual, dual.pool, clip.preprocess
     if kind != "classification":
         raise UserError(
-            f'"{folder}" is {KINDS[kind].words}; labels are shown by {KINDS["clip"].words} or '
-            f"{KINDS['classification'].words}."
+            f'"{folder}" is {kinds()[kind].words}; labels are shown by {kinds()["clip"].words} or '
+            f"{kinds()['classification'].words}."
         )
     model, backbone = load_representation(folder)
     headed = cast(RepresentationClassifier, model)

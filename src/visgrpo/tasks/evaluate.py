@@ -14,7 +14,8 @@ from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
 from visgrpo.models.loading import model_folder, read_info
 from visgrpo.reporting import print_measures
-from visgrpo.tasks.model_kinds import KINDS, kind_of, part_of, refuse_other_options
+from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
+from visgrpo.tasks.task import Kind, kinds, loaded
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
@@ -50,10 +51,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config.check()
     start = model_folder(config.start) if config.start else None
     config = replace(config, model=model_folder(config.model), start=start)
-    kinds = {row: kind_of(name) for row, name in models_of(config)}
-    refuse_other_options(config, kinds["model"])
-    _check(config, **kinds)
-    evaluation: Evaluation = part_of(kinds["model"], "Evaluation")(config, Processes(config.device))
+    names = {row: kind_of(name) for row, name in models_of(config)}
+    refuse_other_options(config, names["model"])
+    kind, start_kind = (kinds().get(names.get(row, "")) for row in ("model", "start"))
+    assert kind is not None
+    _check(config, kind, start_kind)
+    evaluation: Evaluation = loaded(kind.evaluation)(config, Processes(config.device))
     results: dict[str, Any] = {}
     for row, name in models_of(config):
         results |= evaluation.measures(row, name)
@@ -137,15 +140,14 @@ def _settings(config: EvaluateConfig, division: Division) -> dict[str, Any]:
     }
 
 
-def _check(config: EvaluateConfig, model: str, start: str | None = None) -> None:
+def _check(config: EvaluateConfig, kind: Kind, start: Kind | None) -> None:
     """Raise UserError where data must be named, and for a start that is no such model."""
-    kind = KINDS[model]
     if kind.data is not None and config.data == EvaluateConfig.data:
         raise UserError(f'"{config.model}" is {kind.words}: name {kind.data} with --data.')
-    if start not in (None, model) and kind.alike:
+    if start not in (None, kind) and kind.alike:
+        assert start is not None
         raise UserError(
-            f'--start "{config.start}" is {KINDS[str(start)].words}: give {kind.words}, or leave '
-            "--start out."
+            f'--start "{config.start}" is {start.words}: give {kind.words}, or leave --start out.'
         )
 
 

@@ -16,8 +16,8 @@ from visgrpo.models.reward_model import load_reward_model
 from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
 from visgrpo.tasks.language_config import LanguageConfig
 from visgrpo.tasks.language_data import block_of
-from visgrpo.tasks.model_kinds import KINDS
 from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
@@ -74,7 +74,7 @@ def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
     split, rows = named_split(config)
     if is_text(config.data):
         raise UserError(
-            f"--data {config.data} is text and holds no pairs: name {KINDS['reward'].data} with "
+            f"--data {config.data} is text and holds no pairs: name {kinds()['reward'].data} with "
             "--data."
         )
     division = _division(config)

@@ -4,81 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
 
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
 from visgrpo.models.language_loading import nanogpt_checkpoint
 from visgrpo.models.loading import check_model_name, in_one_line, read_info
 from visgrpo.models.vision_loading import FAMILIES as SEEING_FAMILIES
+from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What saved models of one kind are called, and what is done with them.
-
-    Attributes:
-        words: what it is, as messages say it.
-        parts: the module and the beginning of the names of its `Evaluation` and `Prediction`.
-        labels: whether it answers with names of classes.
-        data: what `evaluate` must be given with --data; None where built-in data will do.
-        alike: whether a start must be of the same kind.
-        no_answers: why `predict` has no use for it, and what to do instead.
-    """
-
-    words: str
-    parts: str
-    labels: bool = False
-    data: str | None = None
-    alike: bool = False
-    no_answers: str | None = None
-
-
-# By the "task" of visgrpo.json; models that have none are told apart by their settings.
-KINDS: dict[str, Kind] = {
-    "clip": Kind("a CLIP or SigLIP model", "visgrpo.tasks.clip.use:", labels=True),
-    "classification": Kind(
-        "a backbone with a classification head", "visgrpo.tasks.backbone.use:", labels=True
-    ),
-    "segmentation": Kind(
-        "a backbone with a segmentation head",
-        "visgrpo.tasks.backbone.use_masks:",
-        labels=True,
-        alike=True,
-    ),
-    "backbone": Kind(
-        "a backbone without a head",
-        "visgrpo.tasks.backbone.use:",
-        no_answers="answers nothing: train one with visgrpo representation or visgrpo segmentation",
-    ),
-    "language": Kind(
-        "a language model",
-        "visgrpo.tasks.language_use:Text",
-        data="a text, such as topics or a .txt file,",
-        alike=True,
-        no_answers="sees no images: visgrpo generate MODEL PROMPT completes text with it",
-    ),
-    "reward": Kind(
-        "a reward model",
-        "visgrpo.tasks.language_use:Pair",
-        data="a table of preference pairs, such as RUN/pairs/pairs.jsonl,",
-        alike=True,
-        no_answers=(
-            "sees no images: visgrpo evaluate measures it, and visgrpo generate takes language "
-            "models"
-        ),
-    ),
-    "vision-language": Kind(
-        "a vision-language model",
-        "visgrpo.tasks.vlm_use:",
-        data="questions about images, such as shapes or a .jsonl file,",
-        alike=True,
-    ),
-}
 # How transformers' classes are called that write text, and those that score it.
 _ARCHITECTURES: Mapping[str, str] = {
     "ForCausalLM": "language",
@@ -131,11 +67,6 @@ _BECAUSE: Mapping[str, str] = {
 }
 
 
-def part_of(kind: str, part: str) -> Any:
-    """Return the `Evaluation` or `Prediction` of a kind; only now its modules are loaded."""
-    return resolve_name(KINDS[kind].parts + part)
-
-
 def kind_of(name: str) -> str:
     """Return what a folder or Hub name holds, without loading weights.
 
@@ -148,7 +79,7 @@ def kind_of(name: str) -> str:
         return "language"
     check_model_name(name)
     task = read_info(name).get("task")
-    if task in KINDS:
+    if task in kinds():
         return str(task)
     if (Path(name) / "adapter_config.json").exists():
         return _kind_of_adapter(Path(name) / "adapter_config.json")
@@ -175,10 +106,10 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> N
         flag = "--" + option.name.replace("_", "-")
         because = _BECAUSE.get(option.name, "") if kind in _BACKBONES else ""
         reason = f": {because}" if because else ""
-        *most, last = (KINDS[other].words for other in taken_by)
+        *most, last = (kinds()[other].words for other in taken_by)
         wanted = f"{', '.join(most)} or {last}" if most else last
         raise UserError(
-            f'{flag} does not go with "{config.model}", {KINDS[kind].words}{reason}. '
+            f'{flag} does not go with "{config.model}", {kinds()[kind].words}{reason}. '
             f"It is for {wanted}."
         )
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from visgrpo.data.images import decode
 from visgrpo.errors import UserError
 from visgrpo.models.loading import model_folder, read_info
-from visgrpo.tasks.model_kinds import KINDS, kind_of, part_of, refuse_other_options
+from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
+from visgrpo.tasks.task import kinds, loaded
 from visgrpo.tasks.use_configs import PredictConfig
 from visgrpo.training.processes import Processes
 
@@ -44,15 +45,15 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """
     config.check()
     config = replace(config, model=model_folder(config.model))
-    kind = kind_of(config.model)
-    if KINDS[kind].no_answers is not None:
-        raise UserError(f'"{config.model}" is {KINDS[kind].words} and {KINDS[kind].no_answers}.')
-    refuse_other_options(config, kind)
-    if KINDS[kind].labels:
+    name = kind_of(config.model)
+    kind = kinds()[name]
+    if kind.prediction is None:
+        raise UserError(f'"{config.model}" is {kind.words} and {kind.no_answers}.')
+    refuse_other_options(config, name)
+    if kind.labels:
         classes_of(config)
     images = [_open(path) for path in config.images]
-    made = part_of(kind, "Prediction")(config, images, Processes(config.device))
-    prediction: Prediction = made
+    prediction: Prediction = loaded(kind.prediction)(config, images, Processes(config.device))
     with torch.no_grad():
         answers = [
             {"image": path, **prediction(path, image)}

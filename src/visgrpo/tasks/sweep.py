@@ -8,10 +8,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pkgutil import resolve_name
 from statistics import fmean, stdev
 from typing import Any
 
@@ -35,7 +34,7 @@ from visgrpo.tasks.sweep_plan import (
     read_combinations,
     value_text,
 )
-from visgrpo.tasks.task import TASKS, task_named
+from visgrpo.tasks.task import TASKS, Task, task_named
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
     RunDirectory,
@@ -43,39 +42,6 @@ from visgrpo.training.run_directory import (
     free_name,
     read_config,
 )
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A recipe that can be swept: its options, its function, and what its table shows."""
-
-    config: str | type
-    function: str | Callable[[Any], Summary]
-    measures: tuple[str, ...] = ("accuracy",)
-
-
-TRAINABLE: Mapping[str, Trainable] = {
-    "clip": Trainable("visgrpo.tasks.configs:ClipConfig", "visgrpo.tasks.clip.train:train_clip"),
-    "representation": Trainable(
-        "visgrpo.tasks.backbone_configs:RepresentationConfig",
-        "visgrpo.tasks.backbone.representation:train_representation",
-        ("accuracy", "knn.20", "softmax_regression"),
-    ),
-    "segmentation": Trainable(
-        "visgrpo.tasks.backbone_configs:SegmentationConfig",
-        "visgrpo.tasks.backbone.segmentation:train_segmentation",
-        ("miou", "pixel_accuracy"),
-    ),
-    "pretrain clip": Trainable(
-        "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
-        "visgrpo.tasks.clip.pretrain:pretrain_clip",
-    ),
-    "pretrain backbone": Trainable(
-        "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
-        "visgrpo.tasks.backbone.pretrain:pretrain_backbone",
-        ("knn.20",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -113,10 +79,12 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     config.check()
     _refuse_several_processes()
     command = " ".join(config.command_words)
-    recipe = _trainable(command)
+    if command not in TASKS:
+        raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, TASKS)}')
+    task = task_named(command)
     output = _output(config, command)
     file = Path(config.config) if config.config else output / PLAN
-    combinations = read_combinations(file, _loaded(recipe.config), command)
+    combinations = read_combinations(file, task.options, command)
     # Seed by seed: a sweep that is stopped early can already compare all combinations.
     jobs = [_job(each, seed, output) for seed in range(config.seeds) for each in combinations]
     if len(jobs) < 2:
@@ -129,11 +97,10 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     for place, job in enumerate(jobs, start=1):
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
         _say(f"[{place}/{len(jobs)}] {job.title}{state}")
-        summaries[job.key] = _summary(job, recipe, output)
+        summaries[job.key] = _summary(job, task, output)
         # Without probes, say, no run has their measures: no columns of dashes by default.
-        measures = config.measure or measured(
-            summaries.values(), [*added("sweep"), *recipe.measures]
-        )
+        shown = [*added("sweep"), *task.shown]
+        measures = config.measure or measured(summaries.values(), shown)
         rows = sweep_rows(combinations, summaries, measures)
         write_rows(output, repeat, rows)
         if place == 1:  # perhaps a later run has it, but a typo is best seen now
@@ -147,16 +114,6 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     if page is not None:
         print(page)
     return rows
-
-
-def _trainable(command: str) -> Trainable:
-    if command in TASKS:
-        task = task_named(command)
-        return Trainable(task.options, task.train, task.shown)
-    if command not in TRAINABLE:
-        known = (*TRAINABLE, *TASKS)
-        raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, known)}')
-    return TRAINABLE[command]
 
 
 def _say(line: str) -> None:
@@ -210,23 +167,19 @@ def _begin(config: SweepConfig, output: Path, file: Path) -> None:
         shutil.copyfile(file, output / PLAN)
 
 
-def _summary(job: Job, recipe: Trainable, output: Path) -> Summary:
+def _summary(job: Job, task: Task, output: Path) -> Summary:
     """Run a job, unless it is finished, and return its summary."""
     if job.finished:
         return read_object(job.folder / "summary.json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
-            return _loaded(recipe.function)(job.config)
+            return task.train(job.config)
     except Interrupted as stopped:  # what goes on is the whole sweep
         raise Interrupted(stopped.step, output) from None
     except UserError as error:
         # The same error, which may carry the traceback of the user's own reward.
         error.args = (f"{job.title}: {error} What is done stays: go on with --resume.",)
         raise
-
-
-def _loaded(place: Any) -> Any:
-    return resolve_name(place) if isinstance(place, str) else place
 
 
 def _page(jobs: Sequence[Job], output: Path) -> Path | None:

@@ -12,6 +12,29 @@ if TYPE_CHECKING:
     from visgrpo.tasks.session import Session
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What saved models of one kind are called, and what is done with them.
+
+    Attributes:
+        words: what it is, as messages say it.
+        evaluation: the `Evaluation` of `visgrpo evaluate`, perhaps as "module:class".
+        prediction: the `Prediction` of `visgrpo predict`, in the same way; or None.
+        no_answers: why it has no prediction, and what to do instead.
+        labels: whether it answers with names of classes.
+        data: what evaluations must be given with --data; None where built-in data will do.
+        alike: whether the start of an evaluation must be of the same kind.
+    """
+
+    words: str
+    evaluation: str | type
+    prediction: str | type | None = None
+    no_answers: str = "answers nothing"
+    labels: bool = False
+    data: str | None = None
+    alike: bool = False
+
+
 class Task:
     """One job: what `visgrpo NAME` does, and what is asked of the models that it makes.
 
@@ -22,7 +45,7 @@ class Task:
         name: the command, and the "recipe" of its runs.
         about: the line of `visgrpo --help`.
         options: the dataclass of its options, a `LoopConfig`.
-        kinds: what the visgrpo.json of its models says under "task", each in words for messages.
+        kinds: of the models that it saves, by what their visgrpo.json says under "task".
         shown: measures that a sweep's table shows by default.
         baseline: options that a supervised run beside it takes instead of its own; None where a
             task has no such baseline.
@@ -31,7 +54,7 @@ class Task:
     name: ClassVar[str]
     about: ClassVar[str] = ""
     options: ClassVar[Any]
-    kinds: ClassVar[Mapping[str, str]] = {}
+    kinds: ClassVar[Mapping[str, Kind]] = {}
     shown: ClassVar[tuple[str, ...]] = ("accuracy",)
     baseline: ClassVar[Mapping[str, Any] | None] = None
 
@@ -60,22 +83,6 @@ class Task:
 
         return train(self, options)
 
-    def load(self, name: str, options: Any, processes: Any) -> Any:
-        """Load a saved model for `evaluate` and `predict`."""
-        raise NotImplementedError
-
-    def held_out(self, options: Any, processes: Any) -> Any:
-        """Read the rows that `evaluate` measures on."""
-        raise NotImplementedError
-
-    def measure(self, model: Any, rows: Any, options: Any, processes: Any) -> Mapping[str, Any]:
-        """Return the measures of a loaded model on rows."""
-        raise NotImplementedError
-
-    def answer(self, model: Any, image: Any, options: Any) -> dict[str, Any]:
-        """Return what a loaded model says of an image."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class Place:
@@ -87,7 +94,7 @@ class Place:
     about: str
     options_at: str
     task_at: str
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
     def options(self) -> Any:
@@ -95,19 +102,114 @@ class Place:
 
 
 TASKS: dict[str, Place | Task] = {
+    "clip": Place(
+        "fine-tune a CLIP classifier with rewards",
+        "visgrpo.tasks.configs:ClipConfig",
+        "visgrpo.tasks.clip.train:ClipTask",
+        {
+            "clip": Kind(
+                "a CLIP or SigLIP model",
+                "visgrpo.tasks.clip.use:Evaluation",
+                "visgrpo.tasks.clip.use:Prediction",
+                labels=True,
+            )
+        },
+    ),
+    "representation": Place(
+        "fine-tune a backbone for classification, by GRPO-RM",
+        "visgrpo.tasks.backbone_configs:RepresentationConfig",
+        "visgrpo.tasks.backbone.representation:RepresentationTask",
+        {
+            "classification": Kind(
+                "a backbone with a classification head",
+                "visgrpo.tasks.backbone.use:Evaluation",
+                "visgrpo.tasks.backbone.use:Prediction",
+                labels=True,
+            )
+        },
+    ),
+    "segmentation": Place(
+        "fine-tune a backbone for a class at every pixel, by GRPO-RM",
+        "visgrpo.tasks.backbone_configs:SegmentationConfig",
+        "visgrpo.tasks.backbone.segmentation:SegmentationTask",
+        {
+            "segmentation": Kind(
+                "a backbone with a segmentation head",
+                "visgrpo.tasks.backbone.use_masks:Evaluation",
+                "visgrpo.tasks.backbone.use_masks:Prediction",
+                labels=True,
+                alike=True,
+            )
+        },
+    ),
     "language": Place(
         "train a small language model: SFT, reward model, GRPO and PPO",
         "visgrpo.tasks.language_config:LanguageConfig",
         "visgrpo.tasks.language:LanguageTask",
-        {"language": "a language model", "reward": "a reward model"},
+        {
+            "language": Kind(
+                "a language model",
+                "visgrpo.tasks.language_use:TextEvaluation",
+                no_answers="sees no images: visgrpo generate MODEL PROMPT completes text with it",
+                data="a text, such as topics or a .txt file,",
+                alike=True,
+            ),
+            "reward": Kind(
+                "a reward model",
+                "visgrpo.tasks.language_use:PairEvaluation",
+                no_answers=(
+                    "sees no images: visgrpo evaluate measures it, and visgrpo generate takes "
+                    "language models"
+                ),
+                data="a table of preference pairs, such as RUN/pairs/pairs.jsonl,",
+                alike=True,
+            ),
+        },
     ),
     "vlm": Place(
         "train a vision-language model: SFT, then GRPO on what its answers earn",
         "visgrpo.tasks.vlm_config:VlmConfig",
         "visgrpo.tasks.vlm:VlmTask",
-        {"vision-language": "a vision-language model"},
+        {
+            "vision-language": Kind(
+                "a vision-language model",
+                "visgrpo.tasks.vlm_use:Evaluation",
+                "visgrpo.tasks.vlm_use:Prediction",
+                data="questions about images, such as shapes or a .jsonl file,",
+                alike=True,
+            )
+        },
+    ),
+    "pretrain clip": Place(
+        "pre-train a small CLIP from random weights",
+        "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
+        "visgrpo.tasks.clip.pretrain:PretrainClipTask",
+    ),
+    "pretrain backbone": Place(
+        "pre-train a small vision encoder from random weights",
+        "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
+        "visgrpo.tasks.backbone.pretrain:PretrainBackboneTask",
+        {
+            "backbone": Kind(
+                "a backbone without a head",
+                "visgrpo.tasks.backbone.use:Evaluation",
+                no_answers=(
+                    "answers nothing: train one with visgrpo representation or visgrpo segmentation"
+                ),
+            )
+        },
     ),
 }
+
+
+def kinds() -> dict[str, Kind]:
+    """Return the kinds of saved models that some task knows, by name."""
+    return {name: kind for task in TASKS.values() for name, kind in task.kinds.items()}
+
+
+def loaded(place: Any) -> Any:
+    """Return what stands at "module:attribute"; anything else as it is."""
+    return resolve_name(place) if isinstance(place, str) else place
 
 
 def register(task: Task) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.augment import ViewInputs
-from visgrpo.data.batches import Batch, BatchLoader, InputFunction
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.batches import Batch, InputFunction
+from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
 from visgrpo.errors import UserError
@@ -25,20 +25,18 @@ from visgrpo.models.card import load_with_transformers
 from visgrpo.models.representation_saving import save_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
-from visgrpo.tasks.clip.pretrain import more_training_data
-from visgrpo.tasks.ending import finish
+from visgrpo.tasks.clip.pretrain import more_training_data, refuse_several_processes
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
+from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import (
     Session,
-    begin,
     data_info,
     data_summary,
     load_data,
-    open_session,
     training_options,
 )
+from visgrpo.tasks.task import Task
 from visgrpo.training.processes import Processes
-from visgrpo.training.trainer import Trainer
 
 MEMORY = 5000  # training images, at most, whose features vote for the classes of held-out ones
 NEIGHBOURS_WHILE_TRAINING = 5
@@ -112,68 +110,66 @@ class Neighbours:
         return self.backbone.pooled(pixels, "both")
 
 
+class PretrainBackboneTask(Task):
+    """A small vision encoder learns what two views of an image, or of a class, have in common."""
+
+    name = "pretrain backbone"
+    options = PretrainBackboneConfig
+    shown = ("knn.20",)
+
+    def run_name(self, options: PretrainBackboneConfig) -> str:
+        return "backbone"
+
+    def set_up(self, options: PretrainBackboneConfig, session: Session) -> Job:
+        refuse_several_processes(self.name, session)
+        splits = load_data(options, session)
+        train = join([splits.train, *more_training_data(options, session)])
+        training = training_options(options, options.resolved_learning_rate(), train)
+        parts = build_small_backbone(sizes_of(options), options.seed)
+        model = _projected(parts, options).to(session.processes.device)
+        memory = memory_of(splits.train, options.seed)
+        neighbours = Neighbours(
+            model.backbone, memory, pixel_inputs(memory, parts.preprocess), session.processes
+        )
+        validation = pixel_inputs(splits.validation, parts.preprocess)
+        test = pixel_inputs(splits.test, parts.preprocess)
+
+        def validate() -> dict[str, float]:
+            ks = (NEIGHBOURS_WHILE_TRAINING,)
+            return {"knn": neighbours.accuracy(splits.validation, validation, ks)[ks[0]]}
+
+        def look(moment: Moment) -> Seen:
+            by_k = neighbours.accuracy(splits.test, test)
+            return Seen({"knn": {str(k): accuracy for k, accuracy in by_k.items()}})
+
+        def save(summary: Mapping[str, Any]) -> None:
+            info = {"classes": list(splits.train.classes), **data_info(options)}
+            save_backbone(parts, session.run.path / "model", backbone_card(summary), info)
+
+        return Job(
+            model=model,
+            method=ContrastiveViews(options.temperature, by_class=options.positives == "classes"),
+            rows=train,
+            inputs=ViewInputs(train, parts.preprocess, options.image_size, options.augment),
+            training=training,
+            validate=validate,
+            look=look,
+            save=save,
+            data=data_summary(options, splits),
+            start=f"a small {options.family} from random weights",
+            chosen_method=f"contrastive, {options.positives}",
+            title="pretrain",
+            selection="knn",
+        )
+
+
 def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
     """Run the whole job and return its summary.
 
     Raises:
         UserError: for settings or data that cannot work.
     """
-    session = open_session(config, "backbone")
-    if session.processes.world_size > 1:
-        raise UserError("pretrain backbone runs in one process: its loss compares a whole batch.")
-    splits = load_data(config, session)
-    train = join([splits.train, *more_training_data(config, session)])
-    options = training_options(config, config.resolved_learning_rate(), train)
-    parts = build_small_backbone(sizes_of(config), config.seed)
-    model = _projected(parts, config)
-    model.to(session.processes.device)
-    memory = memory_of(splits.train, config.seed)
-    neighbours = Neighbours(
-        model.backbone, memory, pixel_inputs(memory, parts.preprocess), session.processes
-    )
-    validation = pixel_inputs(splits.validation, parts.preprocess)
-    test = pixel_inputs(splits.test, parts.preprocess)
-
-    def evaluate() -> dict[str, float]:
-        ks = (NEIGHBOURS_WHILE_TRAINING,)
-        return {"knn": neighbours.accuracy(splits.validation, validation, ks)[ks[0]]}
-
-    def measure() -> dict[str, Any]:
-        by_k = neighbours.accuracy(splits.test, test)
-        return {"knn": {str(k): accuracy for k, accuracy in by_k.items()}}
-
-    before = measure()
-    trainer = Trainer(
-        model,
-        ContrastiveViews(config.temperature, by_class=config.positives == "classes"),
-        BatchLoader(
-            train,
-            ViewInputs(train, parts.preprocess, config.image_size, config.augment),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-        ),
-        options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=evaluate,
-        selection="knn",
-        title="pretrain",
-    )
-    begin(session, "pretrain backbone")
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-    return finish(
-        session,
-        result,
-        recipe="pretrain backbone",
-        method=f"contrastive, {config.positives}",
-        model=f"a small {config.family} from random weights",
-        data=data_summary(config, splits),
-        before=before,
-        after=measure(),
-        save=lambda summary: _save(parts, summary, config, session, splits),
-    )
+    return PretrainBackboneTask().train(config)
 
 
 def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
@@ -234,20 +230,6 @@ def _projected(parts: BackboneParts, config: PretrainBackboneConfig) -> Projecte
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return ProjectedBackbone(Backbone(parts.model), config.projection)
-
-
-def _save(
-    parts: BackboneParts,
-    summary: Mapping[str, Any],
-    config: PretrainBackboneConfig,
-    session: Session,
-    splits: Splits,
-) -> None:
-    info = {
-        "classes": list(splits.train.classes),
-        **data_info(config),
-    }
-    save_backbone(parts, session.run.path / "model", backbone_card(summary), info)
 
 
 @torch.no_grad()

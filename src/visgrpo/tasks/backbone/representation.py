@@ -4,48 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar
 
-from visgrpo.data.batches import InputFunction, batch_columns
-from visgrpo.data.dataset import ImageDataset
+import torch
+
+from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.inputs import PixelInputs, pixel_inputs
+from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.shifts import shifted
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
+from visgrpo.measures.backbone import feature_measures, retention_measure
 from visgrpo.measures.held_out import HeldOut, logits_of
+from visgrpo.measures.probes import Labelled
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
-from visgrpo.models.card import model_card
 from visgrpo.models.loading import check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.representation_saving import save_representation
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import RewardSet, parse_rewards
-from visgrpo.tasks.backbone.feature_job import FeatureJob
 from visgrpo.tasks.backbone.shared import (
-    adapt,
+    Features,
     load_start,
     objective_of,
-    options_of,
     rate_of,
+    save_tuned,
+    training_of,
 )
 from visgrpo.tasks.backbone_configs import RepresentationConfig
-from visgrpo.tasks.baseline import supervised_baseline
-from visgrpo.tasks.ending import finish
-from visgrpo.tasks.session import (
-    Session,
-    batches_of,
-    begin,
-    data_info,
-    data_summary,
-    load_data,
-    open_session,
-    run_stem,
-    save_picture,
-)
-from visgrpo.training.trainer import Trainer
+from visgrpo.tasks.run import Job, Moment, Seen
+from visgrpo.tasks.session import Session, data_summary, load_data, run_stem, save_picture
+from visgrpo.tasks.task import Task
+
+SPLITS = ("train", "validation", "test")
+
+
+class RepresentationTask(Task):
+    """A head on a backbone, and as much of the backbone as is wished, learn classes of images."""
+
+    name = "representation"
+    options = RepresentationConfig
+    shown = ("accuracy", "knn.20", "softmax_regression")
+    baseline: ClassVar[Mapping[str, Any] | None] = {"beta": 0.0, "feature_uniformity": 0.0}
+
+    def run_name(self, options: RepresentationConfig) -> str:
+        return f"representation-{run_stem(options.data)}-{options.method}"
+
+    def set_up(self, options: RepresentationConfig, session: Session) -> Job:
+        if options.feature_uniformity and session.processes.world_size > 1:
+            raise UserError(
+                "--feature-uniformity compares the images of a whole batch: it runs in one process."
+            )
+        check_model_name(options.model)
+        splits = load_data(options, session)
+        classes = splits.train.classes
+        rewards = parse_rewards(options.reward, options.reward_weights, classes)
+        rewards.validate("group", batch_columns(splits.train))
+        check_objective(objective_of(options), options.estimator, options.group_size)
+        policy = _policy(options, rewards, classes, session)
+        training = training_of(options, splits.train, session)
+        retained = {name: load_splits(name, seed=options.seed) for name in options.retention}
+
+        def new(parts: BackboneParts) -> RepresentationClassifier:
+            backbone = Backbone(parts.model)
+            return RepresentationClassifier(
+                backbone, classes, pool=options.pool, hidden=options.hidden
+            )
+
+        classifier, parts, has_answers = load_start(options, new, session)
+        if options.beta and not has_answers:
+            raise UserError(
+                "--beta: KL to a start whose head is random would hold the model back from "
+                "learning; start from a model that visgrpo tuned on these classes, or leave --beta "
+                "at 0."
+            )
+        held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
+        return Job(
+            model=classifier,
+            method=_method(
+                options, policy, classifier, splits.train, held_out.inputs["train"], session
+            ),
+            rows=splits.train,
+            inputs=held_out.inputs["train"],
+            training=training,
+            validate=held_out.validation.scalars,
+            look=held_out.look,
+            save=lambda summary: save_tuned(classifier, parts, options, session, summary),
+            data=data_summary(options, splits),
+            start=options.model,
+            chosen_method=options.method,
+            image_of=lambda index: save_picture(session, splits.train.images, index),
+            rate_of=rate_of(options),
+        )
 
 
 def train_representation(config: RepresentationConfig) -> dict[str, Any]:
@@ -55,74 +110,7 @@ def train_representation(config: RepresentationConfig) -> dict[str, Any]:
         UserError: for settings, data or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    session = open_session(config, f"representation-{run_stem(config.data)}-{config.method}")
-    if config.feature_uniformity and session.processes.world_size > 1:
-        raise UserError(
-            "--feature-uniformity compares the images of a whole batch: it runs in one process."
-        )
-    check_model_name(config.model)
-    splits = load_data(config, session)
-    rewards = parse_rewards(config.reward, config.reward_weights, splits.train.classes)
-    rewards.validate("group", batch_columns(splits.train))
-    check_objective(objective_of(config), config.estimator, config.group_size)
-    policy = _policy(config, rewards, splits.train.classes, session)
-    options = options_of(config, splits.train, session)
-    retained = {name: load_splits(name, seed=config.seed) for name in config.retention}
-
-    def new(parts: BackboneParts) -> RepresentationClassifier:
-        return RepresentationClassifier(
-            Backbone(parts.model), splits.train.classes, pool=config.pool, hidden=config.hidden
-        )
-
-    start, parts, has_answers = load_start(config, new, session)
-    classifier = cast(RepresentationClassifier, start)
-    if config.beta and not has_answers:
-        raise UserError(
-            "--beta: KL to a start whose head is random would hold the model back from learning; "
-            "start from a model that visgrpo tuned on these classes, or leave --beta at 0."
-        )
-    adapt(classifier, config, session)
-    job = FeatureJob(config, session, classifier, parts, splits, retained)
-    inputs = {name: job.inputs(name) for name in ("train", "validation", "test")}
-    held_out = {
-        name: HeldOut.at_start(classifier, getattr(splits, name), inputs[name], session.processes)
-        for name in ("validation", "test")
-    }
-    before = {**held_out["test"].start(), **job.feature_measures(inputs)}
-    shifts_before, retention_before = job.shifts(), job.retention()
-    trainer = Trainer(
-        classifier,
-        _method(config, policy, classifier, splits.train, inputs["train"], session),
-        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
-        options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=held_out["validation"].scalars,
-        title=config.method,
-        image_of=lambda index: save_picture(session, splits.train.images, index),
-        rate_of=rate_of(config),
-    )
-    begin(session, "representation")  # only now: whatever was wrong has left no folder behind
-    baseline = supervised_baseline(
-        train_representation, config, session, beta=0.0, feature_uniformity=0.0
-    )
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-    classifier.eval()
-    return finish(
-        session,
-        result,
-        recipe="representation",
-        method=config.method,
-        model=config.model,
-        data=data_summary(config, splits),
-        before=before,
-        after={**held_out["test"].now(), **job.feature_measures(inputs)},
-        baseline=baseline,
-        retention=_pairs(retention_before, job.retention()),
-        shifts=_pairs(shifts_before, job.shifts()),
-        save=lambda summary: _save(classifier, parts, config, session, summary),
-    )
+    return RepresentationTask().train(config)
 
 
 def _policy(
@@ -161,21 +149,97 @@ def _method(
     return ClassSetGRPO(policy, feature_uniformity=config.feature_uniformity)
 
 
-def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: {"before": before[name], "after": after[name]} for name in before}
+class _HeldOut:
+    """The images as the model sees them, and the measures of its head and of its features.
 
+    Args:
+        retained: data sets that are not tuned on, whose features are measured too.
+    """
 
-def _save(
-    classifier: RepresentationClassifier,
-    parts: BackboneParts,
-    config: RepresentationConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-) -> None:
-    info = {
-        "start": config.model,
-        "method": config.method,
-        **data_info(config),
-    }
-    folder = session.run.path / "model"
-    save_representation(classifier, parts, folder, model_card(summary), info)
+    def __init__(
+        self,
+        config: RepresentationConfig,
+        session: Session,
+        classifier: RepresentationClassifier,
+        preprocess: Preprocess,
+        splits: Splits,
+        retained: Mapping[str, Splits],
+    ) -> None:
+        self._config, self._processes = config, session.processes
+        self._classifier, self._preprocess = classifier, preprocess
+        self._parts = {name: getattr(splits, name) for name in SPLITS}
+        self._retained = retained
+        self._features = Features(classifier, preprocess, config, session)
+        self._measured: dict[str, Any] | None = None
+        self.inputs = {name: self._inputs_of(name) for name in SPLITS}
+        self.validation, self._test = (
+            HeldOut.at_start(classifier, self._parts[name], self.inputs[name], session.processes)
+            for name in ("validation", "test")
+        )
+
+    def look(self, moment: Moment) -> Seen:
+        measures = self._test.start() if moment == "before" else self._test.now()
+        measures |= self._feature_measures()
+        return Seen(measures, shifts=self._shifts(), retention=self._retention())
+
+    def _inputs_of(self, split: str) -> InputFunction:
+        """What the model takes of a split: features that were computed once, or pixels."""
+        dataset = self._parts[split]
+        if self._features.are_inputs:
+            return self._computed(dataset)
+        augmentations = self._config.augment if split == "train" else ()
+        return pixel_inputs(dataset, self._preprocess, augmentations)
+
+    def _computed(self, dataset: ImageDataset) -> CachedInputs:
+        return CachedInputs(self._features.of(dataset, PixelInputs(dataset, self._preprocess)))
+
+    def _feature_measures(self) -> dict[str, Any]:
+        """Measure the backbone's features now; of a frozen one, only once."""
+        probes = self._config.probes()
+        if not probes:
+            return {}
+        if self._measured is None or not self._features.frozen:
+            rows = {name: self._labelled(self._parts[name], name) for name in SPLITS}
+            classes, device = len(self._parts["train"].classes), self._processes.device
+            self._measured = feature_measures(**rows, classes=classes, probes=probes, device=device)
+        return self._measured
+
+    def _labelled(self, dataset: ImageDataset, split: str | None = None) -> Labelled:
+        """The features of a data set with its labels.
+
+        Args:
+            split: of which the inputs at hand will do, unless they change from epoch to epoch.
+        """
+        made = self.inputs[split] if split is not None else None
+        if not isinstance(made, CachedInputs):
+            made = None
+        if made is not None and self._features.are_inputs:
+            features_MD = made.inputs_M
+        else:
+            pixels = made or PixelInputs(dataset, self._preprocess)
+            features_MD = self._features.of(dataset, pixels)
+        return Labelled(features_MD, torch.from_numpy(dataset.labels))
+
+    def _shifts(self) -> dict[str, dict[str, float]]:
+        """Measure the head on shifted test images."""
+        measures: dict[str, dict[str, float]] = {}
+        for name in dict.fromkeys(self._config.shifts):
+            dataset = shifted(self._parts["test"], name, seed=self._config.seed)
+            made: InputFunction = PixelInputs(dataset, self._preprocess)
+            if self._features.are_inputs:
+                made = self._computed(dataset)
+            logits_MK = logits_of(self._classifier, dataset, made, self._processes)
+            right_M = logits_MK.argmax(dim=1) == torch.from_numpy(dataset.labels)
+            measures[name] = {"accuracy": right_M.double().mean().item()}
+        return measures
+
+    def _retention(self) -> dict[str, float]:
+        """Measure the features by kNN on data sets that are not tuned on."""
+        return {
+            name: retention_measure(
+                self._labelled(splits.train),
+                self._labelled(splits.test),
+                classes=len(splits.train.classes),
+            )
+            for name, splits in self._retained.items()
+        }

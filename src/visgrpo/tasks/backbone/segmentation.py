@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,47 +14,94 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.segmentation_sources import load_segmentation_splits
 from visgrpo.errors import UserError, nearest
-from visgrpo.measures.feature_cache import weights_key
 from visgrpo.measures.held_out_masks import HeldOutMasks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
-from visgrpo.models.adapt_backbone import backbone_is_frozen
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.backbone_loading import BackboneParts
-from visgrpo.models.card import model_card
 from visgrpo.models.loading import check_model_name
 from visgrpo.models.representation import Segmenter
-from visgrpo.models.representation_saving import save_representation
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.pictures import Pictures
 from visgrpo.tasks.backbone.shared import (
-    adapt,
-    frozen_features,
+    Features,
     load_start,
     objective_of,
-    options_of,
     rate_of,
+    save_tuned,
+    training_of,
 )
 from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.baseline import supervised_baseline
-from visgrpo.tasks.ending import finish
-from visgrpo.tasks.session import (
-    Session,
-    batches_of,
-    begin,
-    data_info,
-    data_summary,
-    open_session,
-    run_stem,
-    say_notes,
-)
-from visgrpo.training.trainer import Trainer
+from visgrpo.tasks.run import Job, Moment, Seen
+from visgrpo.tasks.session import Session, data_summary, run_stem, say_notes
+from visgrpo.tasks.task import Task
 
 BACKGROUND_NAMES = ("background", "null")
 BACKGROUND_REWARD = 0.5  # c/2, as in GRPO-RM
+
+
+class SegmentationTask(Task):
+    """A decoder on a backbone, and as much of the backbone as is wished, learn masks."""
+
+    name = "segmentation"
+    options = SegmentationConfig
+    shown = ("miou", "pixel_accuracy")
+    baseline: ClassVar[Mapping[str, Any] | None] = {}
+
+    def run_name(self, options: SegmentationConfig) -> str:
+        return f"segmentation-{run_stem(options.data)}-{options.method}"
+
+    def set_up(self, options: SegmentationConfig, session: Session) -> Job:
+        check_model_name(options.model)
+        splits = _load_data(options, session)
+        classes = splits.train.classes
+        rewards = rewards_of(options, classes)
+        training = training_of(options, splits.train, session)
+
+        def new(parts: BackboneParts) -> Segmenter:
+            return Segmenter(Backbone(parts.model), classes, hidden=options.hidden)
+
+        segmenter, parts, _ = load_start(options, new, session)
+        preprocess = parts.preprocess.for_dense(options.image_size)
+        inputs = _inputs(segmenter, splits, preprocess, options, session)
+        validation, test = (
+            HeldOutMasks(segmenter, getattr(splits, name), inputs[name], session.processes)
+            for name in ("validation", "test")
+        )
+        _say_padding(segmenter, splits, preprocess, session)
+        pictures = Pictures(test, preprocess, options.pictures)
+
+        def look(moment: Moment) -> Seen:
+            if moment == "after":
+                pictures.write(session.run)
+            return Seen(test.now())
+
+        return Job(
+            model=segmenter,
+            method=_method(options, rewards, segmenter, splits.train, session),
+            rows=splits.train,
+            inputs=inputs["train"],
+            training=training,
+            validate=validation.scalars,
+            look=look,
+            save=lambda summary: save_tuned(
+                segmenter,
+                parts,
+                options,
+                session,
+                summary,
+                image_size=options.image_size,
+                ignore_index=options.ignore_index,
+            ),
+            data=data_summary(options, splits),
+            start=options.model,
+            chosen_method=options.method,
+            selection="miou",
+            rate_of=rate_of(options),
+        )
 
 
 def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
@@ -64,58 +111,7 @@ def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
         UserError: for settings, data or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    session = open_session(config, f"segmentation-{run_stem(config.data)}-{config.method}")
-    check_model_name(config.model)
-    splits = _load_data(config, session)
-    rewards = rewards_of(config, splits.train.classes)
-    options = options_of(config, splits.train, session)
-
-    def new(parts: BackboneParts) -> Segmenter:
-        return Segmenter(Backbone(parts.model), splits.train.classes, hidden=config.hidden)
-
-    start, parts, _ = load_start(config, new, session)
-    segmenter = cast(Segmenter, start)
-    adapt(segmenter, config, session)
-    preprocess = parts.preprocess.for_dense(config.image_size)
-    inputs = _inputs(segmenter, splits, preprocess, config, session)
-    held_out = {
-        name: HeldOutMasks(segmenter, getattr(splits, name), inputs[name], session.processes)
-        for name in ("validation", "test")
-    }
-    _say_padding(segmenter, splits, preprocess, session)
-    before = held_out["test"].now()
-    pictures = Pictures(held_out["test"], preprocess, config.pictures)
-    trainer = Trainer(
-        segmenter,
-        _method(config, rewards, segmenter, splits.train, session),
-        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
-        options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=held_out["validation"].scalars,
-        selection="miou",
-        title=config.method,
-        rate_of=rate_of(config),
-    )
-    begin(session, "segmentation")  # only now: whatever was wrong has left no folder behind
-    baseline = supervised_baseline(train_segmentation, config, session)
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-    segmenter.eval()
-    after = held_out["test"].now()
-    pictures.write(session.run)
-    return finish(
-        session,
-        result,
-        recipe="segmentation",
-        method=config.method,
-        model=config.model,
-        data=data_summary(config, splits),
-        before=before,
-        after=after,
-        baseline=baseline,
-        save=lambda summary: _save(segmenter, parts, config, session, summary),
-    )
+    return SegmentationTask().train(config)
 
 
 def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSet:
@@ -182,31 +178,19 @@ def _inputs(
     session: Session,
 ) -> dict[str, InputFunction]:
     """Pixels and masks, or dense features computed once where the backbone stays as it is."""
-    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-    if not backbone_is_frozen(segmenter) or config.augment:
-        augmentations = {"train": config.augment}
-        return {
-            name: segmentation_inputs(part, preprocess, augmentations.get(name, ()))
-            for name, part in parts.items()
-        }
-    session.say("The backbone is frozen: its features are computed once.")
-    weights = weights_key(segmenter.backbone)
+    features = Features(segmenter, preprocess, config, session)
 
-    def fixed(dataset: SegmentationDataset) -> CachedInputs:
-        features_M = frozen_features(
-            segmenter,
-            dataset,
-            SegmentationInputs(dataset, preprocess),
-            preprocess,
-            weights,
-            config,
-            session,
-        )
+    def made(dataset: SegmentationDataset, augmentations: tuple[str, ...] = ()) -> InputFunction:
+        if not features.are_inputs:
+            return segmentation_inputs(dataset, preprocess, augmentations)
+        features_M = features.of(dataset, SegmentationInputs(dataset, preprocess))
         return CachedInputs(features_M, preprocessed_masks(dataset, preprocess))
 
-    made: dict[str, InputFunction] = {name: fixed(part) for name, part in parts.items()}
-    segmenter.inputs_are_features = True
-    return made
+    return {
+        "train": made(splits.train, config.augment),
+        "validation": made(splits.validation),
+        "test": made(splits.test),
+    }
 
 
 def _say_padding(
@@ -245,21 +229,3 @@ def _method(
         seed=config.seed,
     )
     return ClassSetGRPO(policy, view)
-
-
-def _save(
-    segmenter: Segmenter,
-    parts: BackboneParts,
-    config: SegmentationConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-) -> None:
-    info = {
-        "start": config.model,
-        "method": config.method,
-        **data_info(config),
-        "image_size": config.image_size,
-        "ignore_index": config.ignore_index,
-    }
-    folder = session.run.path / "model"
-    save_representation(segmenter, parts, folder, model_card(summary), info)

@@ -1,25 +1,27 @@
-"""What `representation` and `segmentation` share: objective, what trains, inputs, the head."""
+"""What `representation` and `segmentation` share: objective, start, what trains, inputs, saving."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import InputFunction, Rows
+from visgrpo.data.batches import InputFunction
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
-from visgrpo.measures.feature_cache import cached_features
-from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
+from visgrpo.measures.feature_cache import cached_features, weights_key
+from visgrpo.measures.held_out import pooled_of
+from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone, backbone_is_frozen
 from visgrpo.models.backbone_loading import BackboneParts, load_backbone
+from visgrpo.models.card import model_card
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.representation_saving import HEAD_FILE, load_representation
+from visgrpo.models.representation_saving import HEAD_FILE, load_representation, save_representation
 from visgrpo.objectives import Objective
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
-from visgrpo.tasks.session import Session, training_options
+from visgrpo.tasks.session import Session, data_info, training_options
 from visgrpo.training.options import TrainingOptions
 
 BackboneModel = RepresentationClassifier | Segmenter
@@ -32,7 +34,7 @@ def objective_of(config: BackboneRunConfig) -> Objective:
     )
 
 
-def options_of(config: BackboneRunConfig, train: Any, session: Session) -> TrainingOptions:
+def training_of(config: BackboneRunConfig, train: Any, session: Session) -> TrainingOptions:
     """Return the trainer's options, checked for this number of processes."""
     supervised = config.method == "supervised"
     options = training_options(
@@ -48,12 +50,109 @@ def options_of(config: BackboneRunConfig, train: Any, session: Session) -> Train
     return options
 
 
-def adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:
-    """Choose what of the backbone trains, and bring the model to the device. In place.
+def load_start(
+    config: BackboneRunConfig,
+    new: Callable[[BackboneParts], BackboneModel],
+    session: Session,
+) -> tuple[Any, BackboneParts, bool]:
+    """Load the start, choose what of it trains, and bring it to the device.
+
+    Its own head is kept where it answers the same question.
+
+    Args:
+        new: puts a new head on a backbone.
+
+    Returns:
+        The model, its parts, and whether the head was kept.
 
     Raises:
-        UserError: for a choice that this backbone, or this number of processes, cannot follow.
+        UserError: for a model that is not there or does not fit the job, and for a choice that it,
+            or this number of processes, cannot follow.
     """
+    torch.manual_seed(config.seed)  # the head's start
+    parts = load_backbone(config.model)
+    model, kept = new(parts), False
+    if (Path(config.model) / HEAD_FILE).exists():
+        saved, saved_parts = load_representation(config.model)
+        kept = _question(saved) == _question(model)
+        if kept:
+            model, parts = saved.train(), saved_parts
+        session.say(
+            f"The head of {config.model} is kept."
+            if kept
+            else f"note: the head of {config.model} has another task, classes or width: a new one."
+        )
+    _adapt(model, config, session)
+    return model, parts, kept
+
+
+def rate_of(config: BackboneRunConfig) -> Callable[[str], float]:
+    """Return the share of the learning rate by the name of a parameter."""
+    return lambda name: 1.0 if name.startswith("head.") else config.backbone_rate
+
+
+class Features:
+    """A backbone's features as they are now; of a frozen one from the cache on disk.
+
+    Where no pixel changes either, the model takes them as its inputs from here on.
+    """
+
+    def __init__(
+        self,
+        model: BackboneModel,
+        preprocess: Preprocess,
+        config: BackboneRunConfig,
+        session: Session,
+    ) -> None:
+        self._model, self._preprocess = model, preprocess
+        self._config, self._session = config, session
+        self.frozen = backbone_is_frozen(model)
+        self._weights = weights_key(model.backbone) if self.frozen else ""
+        self.are_inputs = self.frozen and not config.augment
+        model.inputs_are_features = self.are_inputs
+        if self.are_inputs:
+            session.say("The backbone is frozen: its features are computed once.")
+
+    def of(self, dataset: Any, inputs: InputFunction) -> Tensor:
+        """Return the features (M, …) of a data set, given what makes its pixels."""
+        model, training = self._model, self._model.training
+        model.eval()
+        if self.frozen:
+            features_M = self._cached(dataset, inputs)
+        else:
+            features_M = pooled_of(model.features, dataset, inputs, self._session.processes)
+        model.train(training)
+        return features_M
+
+    def _cached(self, dataset: Any, inputs: InputFunction) -> Tensor:
+        model, config = self._model, self._config
+        key = {
+            "weights": self._weights,
+            "model": model.backbone.plain.config.to_json_string(),
+            "preprocess": repr(self._preprocess),
+            "features": model.pool if isinstance(model, RepresentationClassifier) else "dense",
+            "precision": config.precision,
+        }
+        folder = Path(config.cache).expanduser() if config.cache else None
+        return cached_features(
+            model.features, dataset, inputs, self._session.processes, key=key, folder=folder
+        )
+
+
+def save_tuned(
+    model: BackboneModel,
+    parts: BackboneParts,
+    config: BackboneRunConfig,
+    session: Session,
+    summary: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Write the model into its run, with what made it and more that its use needs to know."""
+    info = {"start": config.model, "method": config.method, **data_info(config), **more}
+    save_representation(model, parts, session.run.path / "model", model_card(summary), info)
+
+
+def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:
     choice = BackboneAdaptation(
         train=config.train,
         last_blocks=config.last_blocks,
@@ -72,80 +171,11 @@ def adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> 
     model.to(session.processes.device)
 
 
-def rate_of(config: BackboneRunConfig) -> Callable[[str], float]:
-    """Return the share of the learning rate by the name of a parameter."""
-    return lambda name: 1.0 if name.startswith("head.") else config.backbone_rate
-
-
-def load_start(
-    config: BackboneRunConfig,
-    new: Callable[[BackboneParts], BackboneModel],
-    session: Session,
-) -> tuple[BackboneModel, BackboneParts, bool]:
-    """Load the start; its own head is kept where it answers the same question.
-
-    Args:
-        new: puts a new head on a backbone.
-
-    Returns:
-        The model, its parts, and whether the head was kept.
-
-    Raises:
-        UserError: for a model that is not there or does not fit the job.
-    """
-    torch.manual_seed(config.seed)  # the head's start
-    parts = load_backbone(config.model)
-    model = new(parts)
-    if not (Path(config.model) / HEAD_FILE).exists():
-        return model, parts, False
-    saved, saved_parts = load_representation(config.model)
-    if _asks_the_same(saved, model):
-        session.say(f"The head of {config.model} is kept.")
-        return saved.train(), saved_parts, True
-    session.say(f"note: the head of {config.model} has another task, classes or width: a new one.")
-    return model, parts, False
-
-
-def frozen_features(
-    model: BackboneModel,
-    dataset: Rows,
-    inputs: InputFunction,
-    preprocess: Preprocess,
-    weights: str,
-    config: BackboneRunConfig,
-    session: Session,
-) -> Tensor:
-    """Return the features of a frozen backbone, (M, …), from the cache on disk where they are.
-
-    Args:
-        weights: `weights_key` of the backbone.
-    """
-    pool = model.pool if isinstance(model, RepresentationClassifier) else "dense"
-    key = {
-        "weights": weights,
-        "model": model.backbone.plain.config.to_json_string(),
-        "preprocess": repr(preprocess),
-        "features": pool,
-        "precision": config.precision,
-    }
-    folder = Path(config.cache).expanduser() if config.cache else None
-    training = model.training
-    model.eval()
-    features_M = cached_features(
-        model.features, dataset, inputs, session.processes, key=key, folder=folder
-    )
-    model.train(training)
-    return features_M
-
-
 def _keeps_batch_statistics(model: nn.Module) -> bool:
     """Whether training moves what is neither a weight nor the same in every process."""
     return any(isinstance(part, nn.BatchNorm2d) and part.training for part in model.modules())
 
 
-def _asks_the_same(saved: BackboneModel, new: BackboneModel) -> bool:
-    def question(model: BackboneModel) -> tuple[Any, ...]:
-        pool = getattr(model, "pool", None)
-        return type(model), model.classes, model.hidden, pool
-
-    return question(saved) == question(new)
+def _question(model: BackboneModel) -> tuple[Any, ...]:
+    """What a head answers, and how."""
+    return type(model), model.classes, model.hidden, getattr(model, "pool", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visgrpo.data.batches import Batch, BatchLoader
+from visgrpo.data.batches import Batch
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
@@ -23,18 +24,16 @@ from visgrpo.models.prompts import check_templates, class_prompts
 from visgrpo.models.saving import save_parts
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss
-from visgrpo.tasks.ending import finish
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
+from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import (
     Session,
-    begin,
     data_info,
     data_summary,
     load_data,
-    open_session,
     training_options,
 )
-from visgrpo.training.trainer import Trainer
+from visgrpo.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -47,99 +46,91 @@ class Contrastive(WithoutGroups):
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the loss of a batch, with one caption drawn for each image."""
         rng = np.random.default_rng([self.seed, step])
-        rows = batch.indices_N.tolist()
-        texts = [choices[rng.integers(len(choices))] for choices in self._choices(rows)]
+        choices_N = [self.captions[row] for row in batch.indices_N.tolist()]
+        texts = [choices[rng.integers(len(choices))] for choices in choices_N]
         distinct, caption_of_N = np.unique(texts, return_inverse=True)
         columns_N = torch.from_numpy(caption_of_N).to(batch.inputs.device)
         logits_NU = model(batch.inputs, distinct.tolist())
         loss = contrastive_loss(logits_NU.float(), columns_N)
         return LossResult(loss, {"accuracy": _matched(logits_NU, columns_N)})
 
-    def _choices(self, rows: list[int]) -> list[tuple[str, ...]]:
-        return [self.captions[row] for row in rows]
+
+class PretrainClipTask(Task):
+    """Both towers of a small CLIP learn to find an image's caption in the batch, and back.
+
+    Validation and test accuracy are zero-shot, on the class names of ``--data``.
+    """
+
+    name = "pretrain clip"
+    options = PretrainClipConfig
+
+    def run_name(self, options: PretrainClipConfig) -> str:
+        return "tiny-clip"
+
+    def set_up(self, options: PretrainClipConfig, session: Session) -> Job:
+        refuse_several_processes(self.name, session)
+        check_templates(options.templates)
+        splits = load_data(options, session)
+        classes = splits.train.classes
+        train = join([splits.train, *more_training_data(options, session)])
+        captions = captions_of(train, options)
+        training = training_options(options, options.resolved_learning_rate(), train)
+        sizes = SmallClip(
+            image_size=options.image_size,
+            patch_size=options.patch_size,
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
+            features=options.features,
+            vocabulary=options.vocabulary,
+        )
+        vocabulary_texts = sorted({text for choices in captions for text in choices})
+        parts = build_small_clip(sizes, vocabulary_texts, options.seed)
+        classifier = ClipClassifier(
+            parts.model, parts.tokenizer, classes, options.templates, logit_scale="clamped"
+        )
+        classifier.to(session.processes.device)
+        validation, test = (
+            HeldOut.at_start(
+                classifier, part, pixel_inputs(part, parts.preprocess), session.processes
+            )
+            for part in (splits.validation, splits.test)
+        )
+
+        def look(moment: Moment) -> Seen:
+            if moment == "before":
+                return Seen(test.start())
+            classifier.forget_text()
+            return Seen(test.now())
+
+        def save(summary: Mapping[str, Any]) -> None:
+            info = {"classes": list(classes), "templates": list(options.templates)}
+            card, folder = model_card(summary), session.run.path / "model"
+            save_parts(parts.model, parts, folder, card, {**info, **data_info(options)})
+
+        return Job(
+            model=ContrastiveClip(parts.model, parts.tokenizer),
+            method=Contrastive(captions, options.seed),
+            rows=train,
+            inputs=pixel_inputs(train, parts.preprocess, options.augment),
+            training=training,
+            validate=validation.scalars,
+            look=look,
+            save=save,
+            data=data_summary(options, splits),
+            start="a small CLIP from random weights",
+            chosen_method="contrastive",
+            title="pretrain",
+        )
 
 
 def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
     """Run the whole job and return its summary.
 
-    Validation and test accuracy are zero-shot, on the class names of ``--data``.
-
     Raises:
         UserError: for settings or data that cannot work.
     """
-    session = open_session(config, "tiny-clip")
-    if session.processes.world_size > 1:
-        raise UserError("pretrain clip runs in one process: its loss compares a whole batch.")
-    check_templates(config.templates)
-    splits = load_data(config, session)
-    train = join([splits.train, *more_training_data(config, session)])
-    captions = captions_of(train, config)
-    options = training_options(config, config.resolved_learning_rate(), train)
-    sizes = SmallClip(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        features=config.features,
-        vocabulary=config.vocabulary,
-    )
-    vocabulary_texts = sorted({text for choices in captions for text in choices})
-    parts = build_small_clip(sizes, vocabulary_texts, config.seed)
-    classifier = ClipClassifier(
-        parts.model,
-        parts.tokenizer,
-        splits.train.classes,
-        config.templates,
-        logit_scale="clamped",
-    )
-    classifier.to(session.processes.device)
-    pixels = {
-        name: pixel_inputs(part, parts.preprocess)
-        for name, part in (("validation", splits.validation), ("test", splits.test))
-    }
-    held_out = {
-        name: HeldOut.at_start(classifier, getattr(splits, name), inputs, session.processes)
-        for name, inputs in pixels.items()
-    }
-    trainer = Trainer(
-        ContrastiveClip(parts.model, parts.tokenizer),
-        Contrastive(captions, config.seed),
-        BatchLoader(
-            train,
-            pixel_inputs(train, parts.preprocess, config.augment),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-        ),
-        options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=held_out["validation"].scalars,
-        title="pretrain",
-    )
-    begin(session, "pretrain clip")
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-    classifier.forget_text()
-    info = {
-        "classes": list(splits.train.classes),
-        "templates": list(config.templates),
-        **data_info(config),
-    }
-    return finish(
-        session,
-        result,
-        recipe="pretrain clip",
-        method="contrastive",
-        model="a small CLIP from random weights",
-        data=data_summary(config, splits),
-        before=held_out["test"].start(),
-        after=held_out["test"].now(),
-        save=lambda summary: save_parts(
-            parts.model, parts, session.run.path / "model", model_card(summary), info
-        ),
-    )
+    return PretrainClipTask().train(config)
 
 
 def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tuple[str, ...], ...]:
@@ -152,6 +143,12 @@ def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tupl
     return tuple(
         (str(text),) if text else by_class[label] for text, label in zip(own, classes, strict=True)
     )
+
+
+def refuse_several_processes(job: str, session: Session) -> None:
+    """Raise UserError where a batch would be divided."""
+    if session.processes.world_size > 1:
+        raise UserError(f"{job} runs in one process: its loss compares a whole batch.")
 
 
 def more_training_data(

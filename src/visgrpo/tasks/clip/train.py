@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,25 +27,103 @@ from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.saving import save_adapter, save_classifier
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
-from visgrpo.tasks.baseline import supervised_baseline
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.ending import finish
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
+from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import (
     Session,
-    batches_of,
-    begin,
     data_info,
     data_summary,
-    open_session,
     run_stem,
     save_picture,
     training_options,
 )
+from visgrpo.tasks.task import Task
 from visgrpo.training.options import falling
-from visgrpo.training.trainer import Trainer
 
 REFERENCE_BYTES = 4 * 1024**3  # of log-probs kept for training images
+
+
+class ClipTask(Task):
+    """A CLIP classifier learns from rewards over the labels that it gives."""
+
+    name = "clip"
+    options = ClipConfig
+    baseline: ClassVar[Mapping[str, Any] | None] = {"warm_start": 0, **WITHOUT_GROUPS}
+
+    def run_name(self, options: ClipConfig) -> str:
+        return f"clip-{run_stem(options.data)}-{options.method}"
+
+    def set_up(self, options: ClipConfig, session: Session) -> Job:
+        start = model_folder(options.model)
+        check_model_name(start)
+        extension = extension_of(options, session)
+        splits = extension.splits
+        class_prompts(splits.train.classes, options.templates)
+        rewards = parse_rewards(
+            options.reward, options.reward_weights, splits.train.classes, extension.rewards
+        )
+        objective = objective_of(options)
+        supervised = options.method == "supervised"  # no groups, so rewards are metrics of images
+        rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
+        if not supervised:
+            check_objective(objective, options.estimator, options.group_size)
+        retained = {name: load_split(name, "test", seed=options.seed) for name in options.retention}
+        training = training_options(
+            options,
+            options.resolved_learning_rate(),
+            splits.train,
+            inner_passes=options.inner_passes,
+            minibatches=options.minibatches,
+            refresh_every=options.refresh_every,
+        )
+        training.check(session.processes.world_size)
+
+        parts = load_clip(start)
+        classifier = _classifier(parts, splits.train.classes, options, session)
+        inputs = _inputs(classifier, parts, splits, options, session)
+        rewards, grpo = extension.start(classifier, inputs, rewards, objective)
+        validation, test = (
+            HeldOut.at_start(
+                classifier,
+                part,
+                inputs[name],
+                session.processes,
+                rewards,
+                extension.votes(name),
+            )
+            for name, part in (("validation", splits.validation), ("test", splits.test))
+        )
+        retention = _retention(classifier, parts, retained, options, session)
+        reference = _reference(classifier, splits.train, inputs["train"], options, session)
+
+        def look(moment: Moment) -> Seen:
+            if moment == "before":  # asks the rewards, too, for the first time
+                measures, kept = test.start(), {name: o.start() for name, o in retention.items()}
+            else:
+                classifier.forget_text()
+                measures, kept = test.now(), {name: o.now() for name, o in retention.items()}
+            accuracies = {name: other["accuracy"] for name, other in kept.items()}
+            return Seen(measures, retention=accuracies, more=extension.facts)
+
+        return Job(
+            model=classifier,
+            method=method_of(
+                options, objective, rewards, splits.train, reference, session, training.steps, grpo
+            ),
+            rows=splits.train,
+            inputs=inputs["train"],
+            training=training,
+            validate=lambda: _with_objective(validation.scalars(), options),
+            look=look,
+            save=lambda summary: _save(classifier, parts, options, session, summary),
+            data=data_summary(options, splits),
+            start=options.model,
+            chosen_method=options.method,
+            selection=options.resolved_select(),
+            begun=extension.begin,
+            image_of=lambda index: save_picture(session, splits.train.images, index),
+        )
 
 
 def train_clip(config: ClipConfig) -> dict[str, Any]:
@@ -55,99 +133,7 @@ def train_clip(config: ClipConfig) -> dict[str, Any]:
         UserError: for settings, data or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    session = open_session(config, f"clip-{run_stem(config.data)}-{config.method}")
-    start = model_folder(config.model)
-    check_model_name(start)
-    extension = extension_of(config, session)
-    splits = extension.splits
-    class_prompts(splits.train.classes, config.templates)
-    rewards = parse_rewards(
-        config.reward, config.reward_weights, splits.train.classes, extension.rewards
-    )
-    objective = objective_of(config)
-    supervised = config.method == "supervised"  # no groups, so any reward is a metric of its own
-    rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
-    if not supervised:
-        check_objective(objective, config.estimator, config.group_size)
-    retained = {name: load_split(name, "test", seed=config.seed) for name in config.retention}
-    options = training_options(
-        config,
-        config.resolved_learning_rate(),
-        splits.train,
-        inner_passes=config.inner_passes,
-        minibatches=config.minibatches,
-        refresh_every=config.refresh_every,
-    )
-    options.check(session.processes.world_size)
-
-    parts = load_clip(start)
-    classifier = ClipClassifier(
-        parts.model,
-        parts.tokenizer,
-        splits.train.classes,
-        config.templates,
-        logit_scale=config.logit_scale,
-    )
-    torch.manual_seed(config.seed)  # the adapters' start
-    adapt(classifier, adaptation_of(config))
-    classifier.to(session.processes.device)
-    inputs = _inputs(classifier, parts, splits, config, session)
-    rewards, grpo = extension.start(classifier, inputs, rewards, objective)
-    held_out = {
-        name: HeldOut.at_start(
-            classifier,
-            getattr(splits, name),
-            inputs[name],
-            session.processes,
-            rewards,
-            extension.votes(name),
-        )
-        for name in ("validation", "test")
-    }
-    retention = _retention(classifier, parts, retained, config, session)
-    reference = _reference(classifier, splits.train, inputs["train"], config, session)
-    method = method_of(
-        config, objective, rewards, splits.train, reference, session, options.steps, grpo
-    )
-    trainer = Trainer(
-        classifier,
-        method,
-        batches_of(config, splits.train, inputs["train"], session, config.minibatches),
-        options,
-        processes=session.processes,
-        run=session.run,
-        evaluate=lambda: _with_objective(held_out["validation"].scalars(), config),
-        selection=config.resolved_select(),
-        title=config.method,
-        image_of=lambda index: save_picture(session, splits.train.images, index),
-    )
-    at_start = held_out["test"].start()  # asks the rewards, too, for the first time
-    retained_start = {name: scores.start()["accuracy"] for name, scores in retention.items()}
-    begin(session, "clip")  # only now: whatever was wrong has left no folder behind
-    extension.begin()
-    baseline = supervised_baseline(train_clip, config, session, warm_start=0, **WITHOUT_GROUPS)
-    session.start_trackers()
-    result = trainer.train(session.checkpoint)
-    classifier.eval()
-    classifier.forget_text()
-    summary = finish(
-        session,
-        result,
-        recipe="clip",
-        method=config.method,
-        model=config.model,
-        data=data_summary(config, splits),
-        before=at_start,
-        after=held_out["test"].now(),
-        baseline=baseline,
-        retention={
-            name: {"before": retained_start[name], "after": scores.now()["accuracy"]}
-            for name, scores in retention.items()
-        },
-        save=lambda summary: _save(classifier, parts, config, session, summary),
-        more=extension.facts,
-    )
-    return summary
+    return ClipTask().train(config)
 
 
 def objective_of(config: ClipConfig) -> Objective:
@@ -216,6 +202,18 @@ def method_of(
         seed=config.seed,
     )
     return WarmStart(supervised, groups, config.warm_start) if config.warm_start else groups
+
+
+def _classifier(
+    parts: ClipParts, classes: tuple[str, ...], config: ClipConfig, session: Session
+) -> ClipClassifier:
+    """Return the start, in which what was asked for trains, on the device."""
+    classifier = ClipClassifier(
+        parts.model, parts.tokenizer, classes, config.templates, logit_scale=config.logit_scale
+    )
+    torch.manual_seed(config.seed)  # the adapters' start
+    adapt(classifier, adaptation_of(config))
+    return classifier.to(session.processes.device)
 
 
 def _inputs(
@@ -311,11 +309,7 @@ def _save(
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
-    info = {
-        "start": config.model,
-        "method": config.method,
-        **data_info(config),
-    }
+    info = {"start": config.model, "method": config.method, **data_info(config)}
     save_classifier(classifier, parts, folder, model_card(summary), info)
     if config.lora and config.logit_scale == "frozen":
         save_adapter(classifier, session.run.path / "adapter")

@@ -21,7 +21,6 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.data.chat import Prompt
 from visgrpo.methods.generate import Sampling
-from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
@@ -193,7 +192,7 @@ def _method(task: Task) -> TokenGRPO:
         group_size=task.group,
         prompts=task.prompts,
         decode=lambda ids: task.tokenizer.batch_decode(ids, skip_special_tokens=True),
-        memory=TokenMemory(FixedKL(0.0)),
+        memory=TokenMemory(),
     )
     return TokenGRPO(rollouts, preset("grpo"), TokenTerms(), read_once=True)
 

@@ -40,7 +40,7 @@ rollouts = vg.TokenRollouts(
     group_size=8,
     prompts=vg.visual_prompts(shapes, "reasoning"),
     decode=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
-    memory=vg.TokenMemory(vg.FixedKL(0.0)),
+    memory=vg.TokenMemory(),
 )
 grpo = vg.TokenGRPO(rollouts, vg.preset("grpo"), vg.TokenTerms())
 prompts = vg.VisualInputs(shapes, "reasoning", processor, sizes.context - 64)

@@ -27,7 +27,7 @@ rollouts = vg.TokenRollouts(
     group_size=8,
     prompts=prompts.prompts,
     decode=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
-    memory=vg.TokenMemory(vg.FixedKL(0.0)),
+    memory=vg.TokenMemory(),
 )
 grpo = vg.TokenGRPO(rollouts, vg.preset("grpo"), vg.TokenTerms())
 tokens = vg.encode_prompts(prompts, tokenizer, max_tokens=8)

@@ -24,7 +24,6 @@ from visgrpo.measures.visual import (
     batches_of_share,
 )
 from visgrpo.methods.generate import Sampling
-from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
@@ -86,7 +85,7 @@ def held_out(parts: VisionParts, dataset: VisualDataset, shards: Any = None) -> 
         group_size=2,
         prompts=visual_prompts(dataset, "direct"),
         decode=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
-        memory=TokenMemory(FixedKL(0.0)),
+        memory=TokenMemory(),
     )
     inputs = VisualInputs(dataset, "direct", parts.processor, 100)
     return HeldOutAnswers(rollouts, dataset, inputs, True, shards or Share())

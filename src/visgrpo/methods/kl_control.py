@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 from visgrpo.errors import UserError
 
 MAX_ERROR = 0.2  # of the relative distance to the target that one update acts on
+
+
+class KLControl(Protocol):
+    """Who decides how much KL to the start weighs; its state goes into the checkpoint."""
+
+    @property
+    def coefficient(self) -> float:
+        """The weight now."""
+
+    def update(self, kl: float, samples: int) -> None:
+        """Take the KL to the start that was seen over some completions."""
+
+    def state(self) -> dict[str, float]: ...
+    def restore(self, state: Mapping[str, float]) -> None: ...
 
 
 class AdaptiveKL:

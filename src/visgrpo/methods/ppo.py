@@ -51,7 +51,7 @@ class TokenPPO:
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy; the old critic gives their tokens advantages."""
-        coefficient = self.rollouts.memory.control.coefficient
+        coefficient = self.rollouts.memory.kl_weight
         steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
         groups = self.rollouts.draw(model, batch, step, chunk, steer=steer)
         values_NGT = torch.cat(
@@ -105,7 +105,7 @@ class TokenPPO:
             epsilon_high=self.epsilon_high,
             constant=constant,
         )
-        coefficient = self.rollouts.memory.control.coefficient
+        coefficient = self.rollouts.memory.kl_weight
         loss, metrics = self.terms.add(result, scores, groups, coefficient, aggregation, constant)
         values = value_loss(
             scores.values.flatten(0, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Prompt
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
+from visgrpo.methods.kl_control import FixedKL, KLControl
 from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
@@ -102,38 +103,16 @@ class TokenGroups:
         return replace(self, prompts_NP=self.prompts_NP[:, -prompt:], **cut)
 
 
-class KLControl(Protocol):
-    """Who decides how much KL to the start weighs; its state goes into the checkpoint."""
-
-    @property
-    def coefficient(self) -> float:
-        """The weight now."""
-
-    def update(self, kl: float, samples: int) -> None:
-        """Take the KL to the start that was seen over some completions."""
-
-    def state(self) -> dict[str, float]: ...
-    def restore(self, state: Mapping[str, float]) -> None: ...
-
-
-class _NoControl:
-    """For those who measure: nothing is steered."""
-
-    coefficient = 0.0
-
-    def update(self, kl: float, samples: int) -> None: ...
-
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None: ...
-
-
 class TokenMemory:
     """What a run over tokens remembers: how many it has drawn, and the weight of KL."""
 
-    def __init__(self, control: KLControl) -> None:
-        self.control, self.sampled_tokens = control, 0
+    def __init__(self, control: KLControl | None = None) -> None:
+        self.control, self.sampled_tokens = control or FixedKL(0.0), 0
+
+    @property
+    def kl_weight(self) -> float:
+        """How much KL to the start weighs now."""
+        return self.control.coefficient
 
     def state(self) -> dict[str, float]:
         return {"sampled_tokens": self.sampled_tokens, **self.control.state()}
@@ -146,7 +125,7 @@ class TokenMemory:
     def metrics(self) -> dict[str, float]:
         return {
             "sampled_tokens": self.sampled_tokens,
-            "kl_coefficient": self.control.coefficient,
+            "kl_coefficient": self.kl_weight,
         }
 
 
@@ -264,13 +243,12 @@ class TokenRollouts:
 
     def apart(self, prompts: Sequence[Prompt], group_size: int) -> TokenRollouts:
         """Return the same for other prompts and without the run's memory, in one process."""
-        memory = TokenMemory(_NoControl())
         return replace(
             self,
             prompts=prompts,
             truths=None,
             group_size=group_size,
-            memory=memory,
+            memory=TokenMemory(),
             shards=ONE_PROCESS,
         )
 

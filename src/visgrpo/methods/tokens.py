@@ -146,7 +146,7 @@ class TokenGRPO:
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy, and give them their advantages."""
-        coefficient = self.rollouts.memory.control.coefficient
+        coefficient = self.rollouts.memory.kl_weight
         keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
         groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read)
         return replace(groups, advantages=self._advantages(groups, coefficient))
@@ -169,7 +169,7 @@ class TokenGRPO:
             epsilon_high=self.objective.epsilon_high,
             constant=constant,
         )
-        coefficient = self.rollouts.memory.control.coefficient
+        coefficient = self.rollouts.memory.kl_weight
         loss, metrics = self.terms.add(result, scores, groups, coefficient, aggregation, constant)
         return LossResult(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
 

@@ -14,7 +14,6 @@ from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, pro
 from visgrpo.data.text import TextSplits
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.errors import UserError
-from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.card import language_card
@@ -141,7 +140,7 @@ def rollouts_of(
         group_size=group_size,
         prompts=getattr(job.splits, split).prompts,
         decode=decoder_of(parts),
-        memory=TokenMemory(FixedKL(0.0)),
+        memory=TokenMemory(),
         judge=job.judge,
         seed=config.seed,
     )

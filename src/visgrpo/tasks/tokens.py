@@ -10,10 +10,10 @@ from torch import nn
 
 from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
-from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
+from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl
 from visgrpo.methods.method import Method
 from visgrpo.methods.ppo import TokenPPO
-from visgrpo.methods.token_groups import KLControl, TokenMemory, TokenRollouts
+from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import context_of, stop_tokens

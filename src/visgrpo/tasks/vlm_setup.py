@@ -14,7 +14,6 @@ from visgrpo.data.visual import VisualDataset, VisualSplits
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.counting import confusion
 from visgrpo.measures.visual import HeldOutAnswers, SeenAnswers
-from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.adapt_vision import TrainedPart, adapt_vision_language
 from visgrpo.models.card import vlm_card
@@ -93,7 +92,7 @@ def rollouts_of(
     """Return what draws completions of a data set's prompts; one of each, without a reference."""
     settings: dict[str, Any] = {
         "group_size": 1,
-        "memory": TokenMemory(FixedKL(0.0)),
+        "memory": TokenMemory(),
         **more,
     }
     return TokenRollouts(

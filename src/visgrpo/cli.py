@@ -51,14 +51,14 @@ COMMANDS: Mapping[str, Command] = {
     "language": task_command("language"),
     "generate": Command(
         "complete a PROMPT with a language MODEL",
-        "visgrpo.tasks.language_config:GenerateConfig",
-        "visgrpo.tasks.generate:generate_text",
+        "visgrpo.tasks.language.config:GenerateConfig",
+        "visgrpo.tasks.language.use:generate_text",
         positional=("model", "prompt"),
     ),
     "join": Command(
         "join a vision tower and a language model to one that sees",
-        "visgrpo.tasks.join_config:JoinConfig",
-        "visgrpo.tasks.join:join_models",
+        "visgrpo.tasks.vlm.config:JoinConfig",
+        "visgrpo.tasks.vlm.join:join_models",
     ),
     "vlm": task_command("vlm"),
     "pretrain clip": task_command("pretrain clip"),

@@ -20,7 +20,7 @@ import torch
 from transformers import CLIPModel  # noqa: F401
 
 import visgrpo.tasks.clip.train
-import visgrpo.tasks.language  # noqa: F401
+import visgrpo.tasks.language.train  # noqa: F401
 from visgrpo.cli import main
 from visgrpo.training import checkpoints
 from visgrpo.training.trainer import Trainer

@@ -23,8 +23,8 @@ from transformers import CLIPModel  # noqa: F401
 import visgrpo.tasks.backbone.representation
 import visgrpo.tasks.backbone.segmentation
 import visgrpo.tasks.clip.train
-import visgrpo.tasks.language
-import visgrpo.tasks.vlm  # noqa: F401
+import visgrpo.tasks.language.train
+import visgrpo.tasks.vlm.train  # noqa: F401
 from visgrpo.cli import main
 
 

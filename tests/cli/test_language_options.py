@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.tasks import language
-from visgrpo.tasks.language_config import LanguageConfig
+from visgrpo.tasks.language import train as language
+from visgrpo.tasks.language.config import LanguageConfig
 
 EVERYWHERE = (
     "stage output seed device precision report resume data text_column validation_fraction "

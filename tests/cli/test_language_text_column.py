@@ -9,7 +9,7 @@ import pytest
 from language_runs import speak
 from running import read_json
 
-from visgrpo.tasks.language_defaults import PRESETS, Budget
+from visgrpo.tasks.language.config import PRESETS, Budget
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from running import read_json
 from vlm_runs import see
 
 from visgrpo.cli import main
-from visgrpo.tasks.vlm_lineage import Learned, learned_from, lineage_of
+from visgrpo.tasks.vlm.data import Learned, learned_from, lineage_of
 
 Capture = pytest.CaptureFixture[str]
 

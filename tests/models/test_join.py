@@ -21,8 +21,8 @@ from visgrpo.models.join import join
 from visgrpo.models.language_saving import save_language
 from visgrpo.models.qwen_vision import CHATML, VISION_TOKENS
 from visgrpo.models.vision_loading import load_vision_language
-from visgrpo.tasks.join import join_models
-from visgrpo.tasks.join_config import JoinConfig
+from visgrpo.tasks.vlm.config import JoinConfig
+from visgrpo.tasks.vlm.join import join_models
 
 WIDE = replace(SIZES, width=24, heads=3)  # a tower made for a language model of 24
 

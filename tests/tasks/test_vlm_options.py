@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.tasks import vlm
-from visgrpo.tasks.vlm_config import VlmConfig, resolved
-from visgrpo.tasks.vlm_stages import POLICY_STAGES
+from visgrpo.tasks.vlm import train as vlm
+from visgrpo.tasks.vlm.config import POLICY_STAGES, VlmConfig, resolved
 
 REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),

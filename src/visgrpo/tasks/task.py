@@ -144,19 +144,19 @@ TASKS: dict[str, Place | Task] = {
     ),
     "language": Place(
         "train a small language model: SFT, reward model, GRPO and PPO",
-        "visgrpo.tasks.language_config:LanguageConfig",
-        "visgrpo.tasks.language:LanguageTask",
+        "visgrpo.tasks.language.config:LanguageConfig",
+        "visgrpo.tasks.language.train:LanguageTask",
         {
             "language": Kind(
                 "a language model",
-                "visgrpo.tasks.language_use:TextEvaluation",
+                "visgrpo.tasks.language.use:TextEvaluation",
                 no_answers="sees no images: visgrpo generate MODEL PROMPT completes text with it",
                 data="a text, such as topics or a .txt file,",
                 alike=True,
             ),
             "reward": Kind(
                 "a reward model",
-                "visgrpo.tasks.language_use:PairEvaluation",
+                "visgrpo.tasks.language.use:PairEvaluation",
                 no_answers=(
                     "sees no images: visgrpo evaluate measures it, and visgrpo generate takes "
                     "language models"
@@ -168,13 +168,13 @@ TASKS: dict[str, Place | Task] = {
     ),
     "vlm": Place(
         "train a vision-language model: SFT, then GRPO on what its answers earn",
-        "visgrpo.tasks.vlm_config:VlmConfig",
-        "visgrpo.tasks.vlm:VlmTask",
+        "visgrpo.tasks.vlm.config:VlmConfig",
+        "visgrpo.tasks.vlm.train:VlmTask",
         {
             "vision-language": Kind(
                 "a vision-language model",
-                "visgrpo.tasks.vlm_use:Evaluation",
-                "visgrpo.tasks.vlm_use:Prediction",
+                "visgrpo.tasks.vlm.use:Evaluation",
+                "visgrpo.tasks.vlm.use:Prediction",
                 data="questions about images, such as shapes or a .jsonl file,",
                 alike=True,
             )

@@ -22,8 +22,8 @@ from visgrpo.objectives import weighted_sum
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
 from visgrpo.rewards.texts import TextRewards
-from visgrpo.tasks.language_config import LanguageConfig, resolved
-from visgrpo.tasks.language_data import (
+from visgrpo.tasks.language.config import LanguageConfig, resolved
+from visgrpo.tasks.language.data import (
     PromptJob,
     load_prompt_job,
     load_start,

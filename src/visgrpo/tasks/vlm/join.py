@@ -11,7 +11,7 @@ from rich.table import Table
 from visgrpo.models.join import join
 from visgrpo.models.vision_loading import VisionParts
 from visgrpo.models.vision_saving import save_vision_language
-from visgrpo.tasks.join_config import JoinConfig
+from visgrpo.tasks.vlm.config import JoinConfig
 from visgrpo.training.run_directory import check_free
 
 

@@ -25,10 +25,9 @@ from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
-from visgrpo.tasks.vlm_config import VlmConfig, defaults_of
-from visgrpo.tasks.vlm_data import say_left_out, say_resized
-from visgrpo.tasks.vlm_lineage import Learned, learned_from
-from visgrpo.tasks.vlm_setup import confusions, held_out_of, rollouts_of
+from visgrpo.tasks.vlm.config import VlmConfig, defaults_of
+from visgrpo.tasks.vlm.data import Learned, learned_from, say_left_out, say_resized
+from visgrpo.tasks.vlm.model import confusions, held_out_of, rollouts_of
 from visgrpo.training.processes import Processes
 
 

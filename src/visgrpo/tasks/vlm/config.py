@@ -4,13 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from visgrpo.options import option, override
-from visgrpo.tasks.language_defaults import LORA_RATE, Budget
+from visgrpo.options import Options, option, override, users
+from visgrpo.tasks.language.config import LORA_RATE, Budget
 from visgrpo.tasks.token_config import TokenPolicyConfig
-from visgrpo.tasks.vlm_defaults import FOREIGN, PRESETS, Defaults
-from visgrpo.tasks.vlm_stages import OPTIONS, Stage
+
+Stage = Literal[
+    "all",
+    "sft",
+    "grpo",
+    "dr-grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "reinforce",
+]
+POLICY_STAGES = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
+_LEARNING = (*POLICY_STAGES, "all")
+_CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
+OPTIONS = users(
+    "stage",
+    get_args(Stage),
+    (_LEARNING, "reward reward_weights combination group_size token_budget"),
+    (_LEARNING, "scope advantage_baseline scale"),
+    (_CLIPPING, "epsilon_low epsilon_high"),
+    (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
+    (_LEARNING, "mask_truncated inner_passes minibatches refresh_every silent_steps engine"),
+    (("all",), "sft_data sft_steps sft_batch_size sft_learning_rate"),
+)
+
+
+class Defaults(NamedTuple):
+    """What a preset stands for, beside the sizes of its model."""
+
+    max_new_tokens: int
+    sft: Budget
+    policy: Budget
+
+
+PRESETS: Mapping[str, Defaults] = {
+    "tiny": Defaults(max_new_tokens=64, sft=Budget(1300, 16, 4e-3), policy=Budget(100, 16, 5e-5)),
+    "small": Defaults(max_new_tokens=96, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
+}
+# Of models that were not made here, such as those of the Hub.
+FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(200, 8, 1e-6))
 
 
 @dataclass(frozen=True)
@@ -165,3 +204,39 @@ def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
     missing = {name: value for name, value in found.items() if not getattr(config, name)}
     full = replace(config, **missing)  # type: ignore[arg-type]
     return replace(full, steps=full.steps_of_budget()) if full.token_budget else full
+
+
+@dataclass(frozen=True)
+class JoinConfig(Options):
+    """Join a vision tower and a language model to one model that sees."""
+
+    vision: str = option(
+        "",
+        "Folder or Hub name of a Qwen2.5-VL, whose vision tower is taken.",
+        required="the model whose vision tower to take: --vision NAME.",
+    )
+    language: str = option(
+        "",
+        "Run, folder or Hub name of a Qwen2 or Qwen2.5 language model.",
+        required="the language model: --language NAME.",
+    )
+    output: str = option(
+        "",
+        "Folder to save the joined model in.",
+        required="the folder to save in: --output FOLDER.",
+    )
+    merger: Literal["slice", "new"] = option(
+        "slice",
+        "The merger's last layer: the tower's own rows, as many as the language model is "
+        "wide, or a new one from random weights.",
+    )
+    max_pixels: int | None = option(
+        None,
+        "Images with more are made smaller; by default as the vision tower's settings say.",
+        within="> 0",
+    )
+    seed: int = option(
+        0,
+        "Of a new layer, and of embeddings of special tokens that have to be added.",
+        within=">= 0",
+    )

@@ -28,8 +28,15 @@ from visgrpo.models.reward_model import (
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.reporting import print_measures
-from visgrpo.tasks.language_config import OF_NEW_MODELS, LanguageConfig, resolved
-from visgrpo.tasks.language_data import (
+from visgrpo.tasks.language.config import (
+    LORA_RATE,
+    OF_NEW_MODELS,
+    OPTIONS,
+    PRESETS,
+    LanguageConfig,
+    resolved,
+)
+from visgrpo.tasks.language.data import (
     adapted,
     block_of,
     holds_text,
@@ -42,9 +49,7 @@ from visgrpo.tasks.language_data import (
     rollouts_of,
     save_writer,
 )
-from visgrpo.tasks.language_defaults import LORA_RATE, PRESETS
-from visgrpo.tasks.language_drawing import PAIRS_FILE, best_of_n, make_preferences
-from visgrpo.tasks.language_stages import OPTIONS
+from visgrpo.tasks.language.drawing import PAIRS_FILE, best_of_n, make_preferences
 from visgrpo.tasks.run import Job, Moment, Seen, train
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.story import Summaries, tell_story

@@ -23,7 +23,7 @@ from visgrpo.models.language_saving import save_language, save_language_adapter
 from visgrpo.models.reward_model import LearnedReward, load_reward_model
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
-from visgrpo.tasks.language_config import LanguageConfig
+from visgrpo.tasks.language.config import LanguageConfig
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, decoder_of, prompt_room, sampling_of
 

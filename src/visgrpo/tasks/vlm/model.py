@@ -27,9 +27,8 @@ from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
-from visgrpo.tasks.vlm_config import VlmConfig
-from visgrpo.tasks.vlm_data import first_rows, say_resized
-from visgrpo.tasks.vlm_lineage import with_stage
+from visgrpo.tasks.vlm.config import VlmConfig
+from visgrpo.tasks.vlm.data import first_rows, say_resized, with_stage
 from visgrpo.training.processes import Processes
 
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from

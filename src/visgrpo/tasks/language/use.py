@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
+from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
 from visgrpo.data.text import Documents
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.data.token_blocks import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.text import likelihood, pair_accuracy
+from visgrpo.methods.generate import generate, token_uniforms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.language_loading import context_of, load_language
 from visgrpo.models.reward_model import load_reward_model
 from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
-from visgrpo.tasks.language_config import LanguageConfig
-from visgrpo.tasks.language_data import block_of
+from visgrpo.tasks.language.config import FOREIGN, PRESETS, GenerateConfig, LanguageConfig
+from visgrpo.tasks.language.data import block_of, load_writer
 from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.task import kinds
+from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
@@ -89,3 +96,54 @@ def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
 def _division(config: EvaluateConfig) -> Division:
     """Return how rows are divided: as `visgrpo language` does it where nothing else is known."""
     return division_of(config, validation_fraction=LanguageConfig.validation_fraction)
+
+
+def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Print completions of a prompt, and return them with their log-probs, in nats.
+
+    Raises:
+        UserError: for a model that writes no text, and a prompt that it cannot read.
+    """
+    config.check()
+    processes = Processes(config.device)
+    parts = load_writer(config.model)
+    if config.max_new_tokens is None:
+        preset = parts.info.get("preset")
+        longest = (PRESETS[preset] if preset else FOREIGN).max_new_tokens
+        config = replace(config, max_new_tokens=longest)
+    prompt: Prompt = config.prompt
+    if config.chat:
+        prompt = [{"role": "user", "content": config.prompt}]
+    dataset = PromptDataset("the prompt", (prompt,))
+    encoded = encode_prompts(dataset, parts.tokenizer, max_tokens=prompt_room(config, parts))
+    assert encoded.labels_M is not None
+    assert config.max_new_tokens is not None
+    model = LanguageModel(parts.model).to(processes.device).eval()
+    uniforms = token_uniforms(
+        config.seed, 0, torch.arange(1), 1, config.samples, config.max_new_tokens
+    )
+    drawn = generate(
+        model,
+        encoded.inputs_M.to(processes.device),
+        encoded.labels_M.to(processes.device),
+        uniforms,
+        sampling_of(config, parts),
+    )
+    completions = [
+        {"completion": text, "log_prob": log_prob, "tokens": tokens, "ended": ended}
+        for text, log_prob, tokens, ended in zip(
+            decoder_of(parts)(drawn.ids()[0]),
+            drawn.log_probs_NGT[0].sum(dim=-1).tolist(),
+            drawn.mask_NGT[0].sum(dim=-1).tolist(),
+            drawn.ended_NG[0].tolist(),
+            strict=True,
+        )
+    ]
+    if config.json:
+        print(json.dumps({"prompt": config.prompt, "completions": completions}, indent=1))
+        return completions
+    for number, each in enumerate(completions, start=1):
+        if config.samples > 1:
+            print(f"--- {number} of {config.samples}")
+        print(config.prompt + each["completion"] + ("" if each["ended"] else " …"))
+    return completions

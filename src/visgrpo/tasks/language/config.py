@@ -5,12 +5,125 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from visgrpo.options import option, override
-from visgrpo.tasks.language_defaults import FOREIGN, LORA_RATE, PRESETS, Budget
-from visgrpo.tasks.language_stages import OPTIONS, Stage
+from visgrpo.options import option, override, users
 from visgrpo.tasks.token_config import SamplingConfig, TokenPolicyConfig
+
+Stage = Literal[
+    "all",
+    "sft",
+    "preferences",
+    "reward",
+    "grpo",
+    "dr-grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "reinforce",
+    "rejection",
+    "ppo",
+    "best-of-n",
+]
+POLICY_STAGES = (
+    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
+    "ppo",
+)
+_DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
+_MEASURING = (*POLICY_STAGES, "all", "best-of-n")  # on held-out prompts
+_REWARDED = (*POLICY_STAGES, "best-of-n")
+_LEARNING = (*POLICY_STAGES, "all")
+_CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
+_WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
+_ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
+# The story's options are those of the stages that it goes through, where one value suits them all.
+OPTIONS = users(
+    "stage",
+    get_args(Stage),
+    (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation"),
+    ((*_ONE_BY_ONE, "preferences"), "batch_size"),
+    ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
+    ((*_ONE_BY_ONE, "all"), "log_every keep report_to"),
+    (("sft", *POLICY_STAGES), "lora lora_rank lora_alpha"),
+    (("sft", "all"), "preset architecture tokenizer vocabulary context"),
+    (("sft", "preferences", "reward", *_REWARDED), "init"),
+    (_DRAWING, "temperature top_k top_p max_new_tokens prompt_tokens"),
+    (_MEASURING, "eval_prompts"),
+    (_REWARDED, "reward reward_weights prompt_column gold"),
+    (("preferences", "all"), "pairs noise"),
+    (("best-of-n", "all"), "samples"),
+    (_WITH_GROUPS, "combination scope advantage_baseline scale"),
+    (_CLIPPING, "epsilon_low epsilon_high"),
+    (POLICY_STAGES, "kl_in kl_estimator mask_truncated inner_passes minibatches"),
+    (POLICY_STAGES, "refresh_every token_budget"),
+    (_LEARNING, "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps"),
+    (("ppo", "all"), "critic critic_rate critic_warmup gamma gae_lambda"),
+    (("ppo", "all"), "value_clip value_weight whiten_advantages"),
+)
+
+
+class Budget(NamedTuple):
+    """How long a stage trains, by default."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+class Defaults(NamedTuple):
+    """What a preset stands for, beside the sizes of its model."""
+
+    context: int
+    max_new_tokens: int
+    pairs: int
+    samples: int
+    sft: Budget
+    reward: Budget
+    policy: Budget
+
+
+PRESETS: Mapping[str, Defaults] = {
+    "tiny": Defaults(
+        context=64,
+        max_new_tokens=24,
+        pairs=400,
+        samples=8,
+        sft=Budget(150, 16, 3e-3),
+        reward=Budget(40, 16, 1e-3),
+        policy=Budget(15, 8, 1e-3),
+    ),
+    "nano": Defaults(
+        context=96,
+        max_new_tokens=64,
+        pairs=3000,
+        samples=32,
+        sft=Budget(700, 24, 4e-3),
+        reward=Budget(150, 32, 1e-3),
+        policy=Budget(60, 8, 2e-4),
+    ),
+    "small": Defaults(
+        context=256,
+        max_new_tokens=128,
+        pairs=8000,
+        samples=64,
+        sft=Budget(3000, 64, 1e-3),
+        reward=Budget(400, 64, 2e-4),
+        policy=Budget(300, 32, 1e-4),
+    ),
+}
+# Of models that were not made here, such as those of the Hub.
+FOREIGN = Defaults(
+    context=0,
+    max_new_tokens=256,
+    pairs=2000,
+    samples=16,
+    sft=Budget(500, 16, 2e-5),
+    reward=Budget(200, 16, 1e-5),
+    policy=Budget(200, 8, 1e-6),
+)
+LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
+
 
 Preset = Literal["tiny", "nano", "small"]
 

@@ -32,9 +32,9 @@ from visgrpo.tasks.tokens import (
     prompt_room,
     training_of,
 )
-from visgrpo.tasks.vlm_config import VlmConfig, resolved
-from visgrpo.tasks.vlm_data import load_questions
-from visgrpo.tasks.vlm_setup import (
+from visgrpo.tasks.vlm.config import OPTIONS, VlmConfig, resolved
+from visgrpo.tasks.vlm.data import load_questions
+from visgrpo.tasks.vlm.model import (
     adapted,
     confusions,
     held_out_of,
@@ -43,7 +43,6 @@ from visgrpo.tasks.vlm_setup import (
     rollouts_of,
     save_seer,
 )
-from visgrpo.tasks.vlm_stages import OPTIONS
 
 STORY: Mapping[str, str] = {"sft": "sft", "grpo": "grpo"}  # folders and stages of "all"
 # Below these a start was seen to get worse instead of better: of eight completions too few are

@@ -1,0 +1,1 @@
+"""Vision-language models: what they learn from, stages, what is done with a saved one."""

@@ -30,63 +30,40 @@ _MACROS = r"""
             lambda i: array_to_string(list_slice(string_split(plain_path(text), '/'), i, -1), '/')
         );
 """
-
-
-def match_labels(events: Events, classes: Sequence[str]) -> None:
-    """Create the table labels(label, k), as `matching.match` says.
-
-    Raises:
-        UserError: a label is no class.
-    """
-    import pyarrow as pa
-
-    connection = events.connection
-    places = pa.array(range(len(classes)), pa.int32())
-    connection.register(
-        "given_classes", pa.table({"name": pa.array(classes, pa.string()), "k": places})
-    )
-    union = " UNION ALL ".join(
-        f"SELECT {identifier(column)} AS label, row FROM events"
-        for column in SCHEMAS[events.kind].labels
-    )
-    connection.execute(
-        rf"""
-        CREATE OR REPLACE TABLE classes AS FROM given_classes;
-        CREATE OR REPLACE TEMP TABLE said AS
-            SELECT label, min(row) AS row FROM ({union}) GROUP BY label;
-        CREATE OR REPLACE TABLE labels AS
-        WITH folded AS (
-            SELECT lower(name) AS name, min(k) AS k FROM classes
-            GROUP BY lower(name) HAVING count(*) = 1
-        ),
-        ids AS (
-            SELECT k FROM classes
-            WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
+# Of every name that images of the data may have: an image, and how many have it.
+_FIND_IMAGES = """
+    CREATE OR REPLACE TABLE seen AS SELECT image, count(*) AS rows FROM events GROUP BY image;
+    CREATE OR REPLACE TABLE keys AS FROM given_keys;
+    CREATE OR REPLACE TEMP TABLE exact AS
+        SELECT key AS name, min(m) AS m, count(DISTINCT m) AS n FROM keys GROUP BY key;
+    CREATE OR REPLACE TEMP TABLE whole AS
+        SELECT plain_path(key) AS name, min(m) AS m, count(DISTINCT m) AS n
+        FROM keys WHERE is_path(key) GROUP BY name;
+    CREATE OR REPLACE TEMP TABLE ends AS
+        SELECT name, min(m) AS m, count(DISTINCT m) AS n
+        FROM (SELECT m, unnest(endings(key)) AS name FROM keys WHERE is_path(key)) GROUP BY name;
+    CREATE OR REPLACE TABLE images AS
+        SELECT image, m FROM seen JOIN exact ON image = name WHERE n = 1;
+    CREATE OR REPLACE TEMP VIEW rest AS FROM seen ANTI JOIN images USING (image);
+    -- The log's path is the end of one of the data's.
+    INSERT INTO images SELECT image, m FROM rest JOIN ends ON plain_path(image) = name WHERE n = 1;
+    -- One of the data's paths is the end of the log's.
+    CREATE OR REPLACE TEMP TABLE longer AS
+        SELECT image, name FROM
+            (SELECT image, unnest(endings(image)) AS name FROM rest WHERE is_path(image));
+    INSERT INTO images
+        WITH claims AS (
+            SELECT image, arg_max(m, length(name)) AS m FROM longer JOIN whole USING (name)
+            WHERE n = 1 GROUP BY image
         )
-        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
-        LEFT JOIN classes AS exact ON exact.name = label
-        LEFT JOIN folded ON folded.name = lower(label)
-        LEFT JOIN ids
-            ON ids.k = CASE WHEN regexp_full_match(label, '\d+') THEN TRY_CAST(label AS BIGINT) END
-        """
-    )
-    connection.unregister("given_classes")
-    unknown = connection.execute(
-        "SELECT label, row, count(*) OVER () FROM labels WHERE k IS NULL ORDER BY row LIMIT 1"
-    ).fetchall()
-    for label, row, count in unknown:
-        more = f" ({count:,} labels are unknown.)" if count > 1 else ""
-        raise UserError(
-            f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
-        )
-    connection.execute("ALTER TABLE labels DROP COLUMN row")
-
-
-def logged_labels(events: Events) -> tuple[str, ...]:
-    """Return the labels that a table of feedback speaks of, sorted."""
-    columns = SCHEMAS[events.kind].labels
-    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
-    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))
+        SELECT min(image), m FROM claims ANTI JOIN images USING (m) GROUP BY m HAVING count(*) = 1;
+    -- What was not found has a name that several images share, or is not in the data.
+    CREATE OR REPLACE TEMP TABLE ambiguous AS
+        FROM rest WHERE image IN (SELECT name FROM exact WHERE n > 1)
+            OR plain_path(image) IN (SELECT name FROM ends WHERE n > 1)
+            OR image IN (SELECT image FROM longer JOIN whole USING (name) WHERE n > 1);
+    CREATE OR REPLACE TEMP TABLE missing AS FROM rest ANTI JOIN ambiguous USING (image);
+"""
 
 
 @dataclass(frozen=True)
@@ -179,7 +156,7 @@ def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str])
         UserError: a label is no class, or no image was found.
     """
     connection = events.connection
-    match_labels(events, classes)
+    _match_labels(events, classes)
     _match_images(connection, keys)
     _create_view(events)
     _, rows = _count(connection, "seen SEMI JOIN images USING (image)")
@@ -202,6 +179,13 @@ def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str])
         shared,
         shared_most[0][0] if shared else None,
     )
+
+
+def logged_labels(events: Events) -> tuple[str, ...]:
+    """Return the labels that a table of feedback speaks of, sorted."""
+    columns = SCHEMAS[events.kind].labels
+    union = " UNION ".join(f"SELECT DISTINCT {column} FROM events" for column in columns)
+    return tuple(sorted(label for (label,) in events.connection.execute(union).fetchall()))
 
 
 def remarks_on_images(matched: Matched) -> list[str]:
@@ -251,6 +235,7 @@ def _most(connection: DuckDBPyConnection, names: str) -> tuple[tuple[str, int], 
 
 
 def _match_images(connection: DuckDBPyConnection, keys: Sequence[Sequence[str]]) -> None:
+    """Create the tables images(image, m), and of what was not found ambiguous and missing."""
     import pyarrow as pa
 
     pairs = [(key, row) for row, names in enumerate(keys) for key in names]
@@ -262,76 +247,8 @@ def _match_images(connection: DuckDBPyConnection, keys: Sequence[Sequence[str]])
     )
     connection.execute(_MACROS)
     connection.register("given_keys", given)
-    connection.execute(
-        """
-        CREATE OR REPLACE TABLE seen AS SELECT image, count(*) AS rows FROM events GROUP BY image;
-        CREATE OR REPLACE TABLE keys AS FROM given_keys;
-        CREATE OR REPLACE TABLE images AS
-            SELECT image, m FROM seen JOIN (
-                SELECT key, min(m) AS m FROM keys GROUP BY key HAVING count(DISTINCT m) = 1
-            ) ON image = key;
-        """
-    )
+    connection.execute(_FIND_IMAGES)
     connection.unregister("given_keys")
-    # The log's path is the end of one of the data's.
-    connection.execute(
-        """
-        INSERT INTO images
-        WITH shorter AS (
-            SELECT ending, min(m) AS m
-            FROM (SELECT DISTINCT m, unnest(endings(key)) AS ending FROM keys WHERE is_path(key))
-            GROUP BY ending HAVING count(DISTINCT m) = 1
-        )
-        SELECT image, m FROM (FROM seen ANTI JOIN images USING (image))
-        JOIN shorter ON plain_path(image) = ending
-        """
-    )
-    # One of the data's paths is the end of the log's.
-    connection.execute(
-        """
-        INSERT INTO images
-        WITH whole AS (
-            SELECT plain_path(key) AS ending, min(m) AS m FROM keys WHERE is_path(key)
-            GROUP BY ending HAVING count(DISTINCT m) = 1
-        ),
-        rest AS (
-            SELECT image, unnest(endings(image)) AS ending
-            FROM (FROM seen ANTI JOIN images USING (image)) WHERE is_path(image)
-        ),
-        claims AS (
-            SELECT image, arg_max(m, length(ending)) AS m FROM rest JOIN whole USING (ending)
-            GROUP BY image
-        )
-        SELECT min(image), m FROM claims ANTI JOIN images USING (m)
-        GROUP BY m HAVING count(*) = 1
-        """
-    )
-    # What was not found has a name that several images share, or is not in the data.
-    connection.execute(
-        """
-        CREATE OR REPLACE TEMP TABLE ambiguous AS
-        WITH rest AS (FROM seen ANTI JOIN images USING (image)),
-        shared AS (SELECT key FROM keys GROUP BY key HAVING count(DISTINCT m) > 1),
-        shorter AS (
-            SELECT ending
-            FROM (SELECT DISTINCT m, unnest(endings(key)) AS ending FROM keys WHERE is_path(key))
-            GROUP BY ending HAVING count(*) > 1
-        ),
-        whole AS (
-            SELECT plain_path(key) AS ending FROM keys WHERE is_path(key)
-            GROUP BY ending HAVING count(DISTINCT m) > 1
-        ),
-        longer AS (
-            SELECT image FROM
-                (SELECT image, unnest(endings(image)) AS ending FROM rest WHERE is_path(image))
-            SEMI JOIN whole USING (ending)
-        )
-        FROM rest WHERE image IN (FROM shared) OR plain_path(image) IN (FROM shorter)
-            OR image IN (FROM longer);
-        CREATE OR REPLACE TEMP TABLE missing AS
-            FROM seen ANTI JOIN images USING (image) ANTI JOIN ambiguous USING (image);
-        """
-    )
 
 
 def _create_view(events: Events) -> None:
@@ -364,3 +281,49 @@ def _all_shared(events: Events, image: str, missing: int) -> str:
         f"{events.name}: none of its images can be told from others. Several images of the data "
         f'are called "{image}": {_MEND_SHARED}.{rest}'
     )
+
+
+def _match_labels(events: Events, classes: Sequence[str]) -> None:
+    """Create the table labels(label, k), or raise UserError for a label that is no class."""
+    import pyarrow as pa
+
+    connection = events.connection
+    places = pa.array(range(len(classes)), pa.int32())
+    connection.register(
+        "given_classes", pa.table({"name": pa.array(classes, pa.string()), "k": places})
+    )
+    union = " UNION ALL ".join(
+        f"SELECT {identifier(column)} AS label, row FROM events"
+        for column in SCHEMAS[events.kind].labels
+    )
+    connection.execute(
+        rf"""
+        CREATE OR REPLACE TABLE classes AS FROM given_classes;
+        CREATE OR REPLACE TEMP TABLE said AS
+            SELECT label, min(row) AS row FROM ({union}) GROUP BY label;
+        CREATE OR REPLACE TABLE labels AS
+        WITH folded AS (
+            SELECT lower(name) AS name, min(k) AS k FROM classes
+            GROUP BY lower(name) HAVING count(*) = 1
+        ),
+        ids AS (
+            SELECT k FROM classes
+            WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
+        )
+        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
+        LEFT JOIN classes AS exact ON exact.name = label
+        LEFT JOIN folded ON folded.name = lower(label)
+        LEFT JOIN ids
+            ON ids.k = CASE WHEN regexp_full_match(label, '\d+') THEN TRY_CAST(label AS BIGINT) END
+        """
+    )
+    connection.unregister("given_classes")
+    unknown = connection.execute(
+        "SELECT label, row, count(*) OVER () FROM labels WHERE k IS NULL ORDER BY row LIMIT 1"
+    ).fetchall()
+    for label, row, count in unknown:
+        more = f" ({count:,} labels are unknown.)" if count > 1 else ""
+        raise UserError(
+            f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
+        )
+    connection.execute("ALTER TABLE labels DROP COLUMN row")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,12 +137,11 @@ def impression_cells(matched: Matched, *, half_life: float | None = None) -> Imp
     found = _query(
         matched,
         f"""
-        SELECT m, k, {position} AS p, sum(shown * {weight}) AS shown,
-            sum(clicked * {weight}) AS clicked
+        SELECT m, k, {position} AS p, sum(shown * {weight}), sum(clicked * {weight})
         FROM matched GROUP BY m, k, p HAVING sum(shown) > 0 ORDER BY m, k, p
         """,
     )
-    return ImpressionCells(found["m"], found["k"], found["p"], found["shown"], found["clicked"])
+    return ImpressionCells(*found)
 
 
 def dwell_cells(matched: Matched, *, half_life: float | None = None) -> ValueCells:
@@ -190,10 +189,9 @@ def vote_cells(matched: Matched) -> VoteCells:
     _check_kind(matched, "votes")
     found = _query(
         matched,
-        "SELECT m, k, sum(votes) AS votes FROM matched GROUP BY m, k HAVING sum(votes) > 0 "
-        "ORDER BY m, k",
+        "SELECT m, k, sum(votes) FROM matched GROUP BY m, k HAVING sum(votes) > 0 ORDER BY m, k",
     )
-    return VoteCells(found["m"], found["k"], found["votes"])
+    return VoteCells(*found)
 
 
 def rater_votes(matched: Matched) -> RaterVotes:
@@ -217,12 +215,11 @@ def rater_votes(matched: Matched) -> RaterVotes:
     )
     found = _query(
         matched,
-        'SELECT m, u, k, sum(votes) AS votes FROM matched JOIN users USING ("user") '
+        'SELECT m, u, k, sum(votes) FROM matched JOIN users USING ("user") '
         "GROUP BY m, u, k HAVING sum(votes) > 0 ORDER BY m, k, u",
     )
     users = connection.execute('SELECT "user" FROM users ORDER BY u').fetchall()
-    names = tuple(row[0] for row in users)
-    return RaterVotes(found["m"], found["u"], found["k"], found["votes"], names)
+    return RaterVotes(*found, tuple(row[0] for row in users))
 
 
 def preference_cells(matched: Matched) -> PreferenceCells:
@@ -237,11 +234,11 @@ def preference_cells(matched: Matched) -> PreferenceCells:
         """
         SELECT m, CASE WHEN tie THEN least(preferred_k, rejected_k) ELSE preferred_k END AS a,
             CASE WHEN tie THEN greatest(preferred_k, rejected_k) ELSE rejected_k END AS b,
-            count(*) FILTER (NOT tie)::DOUBLE AS wins, count(*) FILTER (tie)::DOUBLE AS ties
+            count(*) FILTER (NOT tie)::DOUBLE, count(*) FILTER (tie)::DOUBLE
         FROM matched GROUP BY m, a, b ORDER BY m, a, b
         """,
     )
-    return PreferenceCells(found["m"], found["a"], found["b"], found["wins"], found["ties"])
+    return PreferenceCells(*found)
 
 
 def log_cells(matched: Matched) -> LogCells:
@@ -255,13 +252,12 @@ def log_cells(matched: Matched) -> LogCells:
     found = _query(
         matched,
         """
-        SELECT m, k, sum(shown) AS shown, sum(clicked) AS clicked, sum(shown / propensity) AS i,
-            sum(shown / propensity^2) AS i2, sum(clicked / propensity) AS ci
+        SELECT m, k, sum(shown), sum(clicked), sum(shown / propensity),
+            sum(shown / propensity^2), sum(clicked / propensity)
         FROM matched GROUP BY m, k HAVING sum(shown) > 0 ORDER BY m, k
         """,
     )
-    sums = (found[name] for name in ("shown", "clicked", "i", "i2", "ci"))
-    return LogCells(found["m"], found["k"], *sums)
+    return LogCells(*found)
 
 
 def _value_cells(
@@ -271,12 +267,11 @@ def _value_cells(
     found = _query(
         matched,
         f"""
-        SELECT m, k, sum({count} * {weight}) AS n, sum({value} * {weight}) AS x,
-            sum({square} * {weight}) AS xx
+        SELECT m, k, sum({count} * {weight}), sum({value} * {weight}), sum({square} * {weight})
         FROM matched GROUP BY m, k HAVING sum({count}) > 0 ORDER BY m, k
         """,
     )
-    return ValueCells(found["m"], found["k"], found["n"], found["x"], found["xx"])
+    return ValueCells(*found)
 
 
 def _weight(matched: Matched, half_life: float | None) -> str:
@@ -319,7 +314,7 @@ def _check_column(matched: Matched, column: str, what: str) -> None:
         raise UserError(f'{what} needs the column "{column}", which {events.name} does not have.')
 
 
-def _query(matched: Matched, sql: str) -> dict[str, np.ndarray]:
+def _query(matched: Matched, sql: str) -> list[Any]:
     """Run a query and return its columns: whole numbers as int64, the others as float64."""
     connection = matched.events.connection
     (threads,) = only_row(connection, "SELECT current_setting('threads')")
@@ -328,7 +323,7 @@ def _query(matched: Matched, sql: str) -> dict[str, np.ndarray]:
         found = connection.execute(sql).fetchnumpy()
     finally:
         connection.execute(f"SET threads = {threads}")
-    return {
-        name: np.asarray(column, np.int64 if column.dtype.kind in "iu" else np.float64)
-        for name, column in found.items()
-    }
+    return [
+        np.asarray(column, np.int64 if column.dtype.kind in "iu" else np.float64)
+        for column in found.values()
+    ]

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visgrpo.feedback.source.events import open_events
+
 Columns = Mapping[str, Sequence[Any]]
 
 IMPRESSIONS: Columns = {
@@ -24,6 +26,15 @@ IMPRESSIONS: Columns = {
     "time": [1.7e9 + n / 7 for n in range(5)],
     "user": ["ann", None, "bob", "ann", "zoë, o'hara"],
 }
+
+
+VOTES: Columns = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 2]}
+
+
+def rows_of(spec: str | Path, query: str | None = None) -> list[tuple[object, ...]]:
+    """The rows of a table, as they are staged."""
+    with open_events(str(spec), query=query) as events:
+        return events.connection.execute("FROM events ORDER BY row").fetchall()
 
 
 def write_csv(path: Path, columns: Columns) -> Path:

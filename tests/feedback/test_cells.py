@@ -25,9 +25,17 @@ Row = Mapping[str, Any]
 
 
 @contextmanager
-def matched(path: Path) -> Iterator[Matched]:
-    with open_events(str(path)) as events:
+def matched(path: Path, **options: Any) -> Iterator[Matched]:
+    with open_events(str(path), **options) as events:
         yield match(events, [[f"i{m}"] for m in range(IMAGES)], CLASSES)
+
+
+def made(
+    tmp_path: Path, columns: Mapping[str, Any], ask: Callable[..., Any], **options: Any
+) -> Any:
+    """What a function makes of a table."""
+    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
+        return ask(table, **options)
 
 
 def log(seed: int, rows: int, **columns: Callable[[np.random.Generator], Any]) -> dict[str, list]:
@@ -94,9 +102,8 @@ def test_impression_cells(tmp_path: Path, half_life: float | None) -> None:
     def weight(row: Row) -> float:
         return 1.0 if half_life is None else 0.5 ** ((max(known) - row["time"]) / half_life)
 
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.impression_cells(table, half_life=half_life)
-        dwell = cells.dwell_cells(table, half_life=half_life)
+    c = made(tmp_path, columns, cells.impression_cells, half_life=half_life)
+    dwell = made(tmp_path, columns, cells.dwell_cells, half_life=half_life)
     expected = sums(
         columns,
         lambda row: (*pair(row), row["position"] or 0),
@@ -123,16 +130,14 @@ def test_impression_cells(tmp_path: Path, half_life: float | None) -> None:
 def test_positions_are_0_where_the_log_has_none(tmp_path: Path) -> None:
     columns = impressions()
     del columns["position"]
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.impression_cells(table)
+    c = made(tmp_path, columns, cells.impression_cells)
     assert not c.position_C.any()
     assert len(c.position_C) == IMAGES * len(CLASSES)
 
 
 def test_log_cells(tmp_path: Path) -> None:
     columns = impressions()
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.log_cells(table)
+    c = made(tmp_path, columns, cells.log_cells)
 
     def values(row: Row) -> tuple[float, ...]:
         s, k, p = row["shown"], row["clicked"], row["propensity"]
@@ -154,10 +159,8 @@ def test_votes_and_their_raters(tmp_path: Path) -> None:
     )  # fmt: skip
     columns["user"] = [f"{user}-{n}" if n % 3 else user for n, user in enumerate(columns["user"])]
     columns["votes"][:2] = [2, 2]
-    with open_events(
-        str(write_parquet(tmp_path / "v.parquet", columns)), drop_duplicates=True
-    ) as e:
-        table = match(e, [[f"i{m}"] for m in range(IMAGES)], CLASSES)
+    path = write_parquet(tmp_path / "v.parquet", columns)
+    with matched(path, drop_duplicates=True) as table:
         c, v = cells.vote_cells(table), cells.rater_votes(table)
     unique = sorted(set(zip(*columns.values(), strict=True)))
     columns = dict(zip(columns, map(list, zip(*unique, strict=True)), strict=True))
@@ -190,8 +193,7 @@ def test_preferences_and_ties(tmp_path: Path) -> None:
     columns["rejected"] = [
         CLASSES[(CLASSES.index(label) + rng.integers(1, 3)) % 3] for label in columns["preferred"]
     ]
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.preference_cells(table)
+    c = made(tmp_path, columns, cells.preference_cells)
 
     def key(row: Row) -> tuple[int, ...]:
         labels = [CLASSES.index(row[name]) for name in ("preferred", "rejected")]
@@ -211,9 +213,8 @@ def test_grades(tmp_path: Path) -> None:
         grade=lambda rng: float(rng.normal()),
         time=lambda rng: float(rng.uniform(0, 100)),
     )  # fmt: skip
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.grade_cells(table)
-        late = cells.grade_cells(table, half_life=0.5)
+    c = made(tmp_path, columns, cells.grade_cells)
+    late = made(tmp_path, columns, cells.grade_cells, half_life=0.5)
     expected = sums(columns, pair, lambda row: (1, row["grade"], row["grade"] ** 2))
     check(lines(c.image_C, c.label_C, c.count_C, c.sum_C, c.square_C), expected)
     assert len(late.count_C) == len(c.count_C)
@@ -226,8 +227,7 @@ def test_clicks_without_a_dwell_time_are_left_out(tmp_path: Path) -> None:
         "shown": [1, 1, 1, 5, 1, 1, 2], "clicked": [1, 1, 0, 2, 1, 0, 2],
         "dwell": [math.e - 1, None, 30.0, None, None, None, None],
     }  # fmt: skip
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.dwell_cells(table)
+    c = made(tmp_path, columns, cells.dwell_cells)
     # i0: a click of ln e, none, a row that was passed over and 3 of 5; i2: nothing is known.
     assert lines(c.image_C, c.count_C, c.sum_C, c.square_C) == [(0, 5, 1, 1), (1, 1, 0, 0)]
 
@@ -237,9 +237,8 @@ def test_what_was_shown_long_ago_was_still_shown(tmp_path: Path) -> None:
         "image": ["i0", "i1", "i2"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
         "dwell": [1.0, None, 2.0], "time": [0.0, 1e5, 1e5 + 1],
     }  # fmt: skip
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        c = cells.impression_cells(table, half_life=1.0)
-        dwell = cells.dwell_cells(table, half_life=1.0)
+    c = made(tmp_path, columns, cells.impression_cells, half_life=1.0)
+    dwell = made(tmp_path, columns, cells.dwell_cells, half_life=1.0)
     assert c.shown_C.tolist() == [1e-100, 0.5, 1]
     assert c.clicked_C.tolist() == [1e-100, 0, 1]
     assert dwell.count_C.tolist() == [1e-100, 0.5, 1]
@@ -276,44 +275,44 @@ def test_threads_do_not_change_the_bits(tmp_path: Path) -> None:
 # ---- mistakes -----------------------------------------------------------------------------------
 
 
+VOTE = {"image": ["i0"], "label": ["cat"], "votes": [1]}
+CLICK = {"image": ["i0"], "label": ["cat"], "clicked": [1]}
+
+
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("columns", "ask", "options", "message"),
     [
-        (cells.impression_cells, "log.parquet holds votes; this needs impressions, with the col"),
-        (cells.dwell_cells, "this needs impressions"),
-        (cells.log_cells, "this needs impressions"),
-        (cells.preference_cells, "this needs preferences"),
-        (cells.grade_cells, "this needs grades"),
-        (cells.rater_votes, 'Weighting raters needs the column "user", which log.parquet does not'),
+        (VOTE, cells.impression_cells, {},
+         "log.parquet holds votes; this needs impressions, with the columns image, label, clicked"),
+        (VOTE, cells.dwell_cells, {}, "this needs impressions"),
+        (VOTE, cells.log_cells, {}, "this needs impressions"),
+        (VOTE, cells.preference_cells, {}, "this needs preferences"),
+        (VOTE, cells.grade_cells, {}, "this needs grades"),
+        (VOTE, cells.rater_votes, {},
+         'Weighting raters needs the column "user", which log.parquet does not'),
+        ({"image": ["i0", "i1"], "label": ["cat"] * 2, "votes": [1, 1], "user": ["u", None]},
+         cells.rater_votes, {}, "row 2: user is missing. Weighting raters needs one"),
+        (CLICK, cells.vote_cells, {}, "this needs votes"),
+        (CLICK, cells.dwell_cells, {}, 'Reward by dwell time needs the column "dwell"'),
+        (CLICK, cells.log_cells, {},
+         'Learning from logs off-policy needs the column "propensity"'),
+        (CLICK, cells.impression_cells, {"half_life": 5}, 'A half-life needs the column "time"'),
+        (CLICK, cells.impression_cells, {"half_life": 0}, "above 0, not 0"),
+        (CLICK, cells.impression_cells, {"half_life": math.nan}, "above 0, not nan"),
+        ({"image": ["i0", "i1", "i9"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
+          "dwell": [None, 3.0, 2.0]},
+         cells.dwell_cells, {}, "^log.parquet: no click on an image .* has a dwell time"),
     ],
-)
-def test_votes_are_no_other_feedback(
-    tmp_path: Path, ask: Callable[[Matched], object], message: str
+)  # fmt: skip
+def test_tables_that_will_not_do(
+    tmp_path: Path,
+    columns: Mapping[str, Any],
+    ask: Callable[..., object],
+    options: dict[str, Any],
+    message: str,
 ) -> None:
-    columns = {"image": ["i0"], "label": ["cat"], "votes": [1]}
-    with (
-        matched(write_parquet(tmp_path / "log.parquet", columns)) as table,
-        pytest.raises(UserError, match=message),
-    ):
-        ask(table)
-
-
-def test_clicks_alone_are_not_everything(tmp_path: Path) -> None:
-    columns = {"image": ["i0"], "label": ["cat"], "clicked": [1]}
-    with matched(write_parquet(tmp_path / "log.parquet", columns)) as table:
-        for ask, message in (
-            (cells.vote_cells, "this needs votes"),
-            (cells.dwell_cells, 'Reward by dwell time needs the column "dwell"'),
-            (cells.log_cells, 'Learning from logs off-policy needs the column "propensity"'),
-            (
-                lambda t: cells.impression_cells(t, half_life=5),
-                'A half-life needs the column "time"',
-            ),
-            (lambda t: cells.impression_cells(t, half_life=0), "above 0, not 0"),
-            (lambda t: cells.impression_cells(t, half_life=math.nan), "above 0, not nan"),
-        ):
-            with pytest.raises(UserError, match=message):
-                ask(table)
+    with pytest.raises(UserError, match=message):
+        made(tmp_path, columns, ask, **options)
 
 
 @pytest.mark.parametrize("ask", [cells.impression_cells, cells.dwell_cells])
@@ -333,24 +332,3 @@ def test_a_half_life_that_leaves_nothing(tmp_path: Path, ask: Callable[..., obje
     alone = {name: values[:1] * 2 for name, values in columns.items()} | {"user": ["a", "b"]}
     with matched(write_parquet(tmp_path / "log.parquet", alone)) as table:
         ask(table, half_life=1e-3)  # of one time: nothing is older
-
-
-def test_dwell_times_that_are_all_missing(tmp_path: Path) -> None:
-    columns = {
-        "image": ["i0", "i1", "i9"], "label": ["cat"] * 3, "clicked": [1, 0, 1],
-        "dwell": [None, 3.0, 2.0],
-    }  # fmt: skip
-    with (
-        matched(write_parquet(tmp_path / "log.parquet", columns)) as table,
-        pytest.raises(UserError, match=r"^log.parquet: no click on an image .* has a dwell time"),
-    ):
-        cells.dwell_cells(table)
-
-
-def test_raters_need_a_name_in_every_row(tmp_path: Path) -> None:
-    columns = {"image": ["i0", "i1"], "label": ["cat"] * 2, "votes": [1, 1], "user": ["u", None]}
-    with (
-        matched(write_parquet(tmp_path / "log.parquet", columns)) as table,
-        pytest.raises(UserError, match=r"row 2: user is missing. Weighting raters needs one"),
-    ):
-        cells.rater_votes(table)

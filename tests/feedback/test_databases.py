@@ -11,19 +11,21 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from event_files import IMPRESSIONS, WRITERS, write_csv, write_parquet, write_sqlite
+from event_files import (
+    IMPRESSIONS,
+    VOTES,
+    WRITERS,
+    rows_of,
+    write_csv,
+    write_parquet,
+    write_sqlite,
+)
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.sources import parse_address
 
-VOTES = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 2]}
 GRADES = {"image": ["a"], "label": ["x"], "grade": [0.5]}
-
-
-def rows_of(spec: str | Path, query: str | None = None) -> list[tuple[object, ...]]:
-    with open_events(str(spec), query=query) as events:
-        return events.connection.execute("FROM events ORDER BY row").fetchall()
 
 
 def test_the_same_rows_are_the_same_from_every_source(tmp_path: Path) -> None:

@@ -6,18 +6,11 @@ import gzip
 from pathlib import Path
 
 import pytest
-from event_files import IMPRESSIONS, write_csv, write_json_lines, write_parquet
+from event_files import IMPRESSIONS, VOTES, rows_of, write_csv, write_json_lines, write_parquet
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.sources import find_files, first_line
-
-VOTES = {"image": ["a", "b"], "label": ["x", "y"], "votes": [1, 2]}
-
-
-def rows_of(spec: str | Path, query: str | None = None) -> list[tuple[object, ...]]:
-    with open_events(str(spec), query=query) as events:
-        return events.connection.execute("FROM events ORDER BY row").fetchall()
 
 
 @pytest.mark.parametrize("write", [write_csv, write_json_lines, write_parquet])

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from visgrpo.feedback.summary_judgements import (
     wilson,
 )
 
+D = TypeVar("D", Clicks, Votes, Preferences, Grades)
 # Fleiss (1971), table 1 in its usual form: 14 raters, 10 subjects, 5 categories; kappa is 0.210.
 FLEISS = [
     [0, 0, 0, 0, 14],
@@ -46,6 +47,12 @@ FLEISS = [
 def summary(tmp_path: Path, columns: Mapping[str, Sequence[Any]]) -> Summary:
     with open_events(str(write_parquet(tmp_path / "log.parquet", columns))) as events:
         return summarize(events)
+
+
+def details_of(tmp_path: Path, columns: Mapping[str, Sequence[Any]], kind: type[D]) -> D:
+    details = summary(tmp_path, columns).details
+    assert isinstance(details, kind)
+    return details
 
 
 def votes_of(table: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
@@ -137,8 +144,7 @@ def test_clicks_by_label_and_position(tmp_path: Path) -> None:
         "clicked": [3, 1, 5, 0], "position": [1, 2, None, 3], "dwell": [4.0, None, 8.0, None],
         "propensity": [0.5, 0.5, 0.25, 1.0],
     }  # fmt: skip
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Clicks)
+    details = details_of(tmp_path, columns, Clicks)
     assert (details.shown, details.clicked, details.rate.value) == (35, 9, 9 / 35)
     assert [(row.name, row.count, row.value) for row in details.labels] == [
         ("y", 20, 0.25),
@@ -171,8 +177,7 @@ def test_whether_position_bias_can_be_estimated(
     tmp_path: Path, rows: list[tuple[str, int, int]], pairs: int, reason: str
 ) -> None:
     columns = dict(zip(("label", "position", "clicked"), zip(*rows, strict=True), strict=True))
-    details = summary(tmp_path, {"image": ["a"] * len(rows), **columns}).details
-    assert isinstance(details, Clicks)
+    details = details_of(tmp_path, {"image": ["a"] * len(rows), **columns}, Clicks)
     found = details.position_bias
     assert found is not None
     assert found.pairs == pairs
@@ -182,8 +187,7 @@ def test_whether_position_bias_can_be_estimated(
 
 def test_a_log_in_which_nothing_was_shown(tmp_path: Path) -> None:
     columns = {"image": ["a"], "label": ["x"], "clicked": [0], "shown": [0], "propensity": [0.5]}
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Clicks)
+    details = details_of(tmp_path, columns, Clicks)
     assert (details.rate, details.labels, details.propensities) == (Row("all", 0, 0.0), (), None)
 
 
@@ -191,8 +195,7 @@ def test_a_log_in_which_nothing_was_shown(tmp_path: Path) -> None:
 
 
 def test_kappa_is_fleiss_own(tmp_path: Path) -> None:
-    details = summary(tmp_path, votes_of(FLEISS)).details
-    assert isinstance(details, Votes)
+    details = details_of(tmp_path, votes_of(FLEISS), Votes)
     assert details.kappa == pytest.approx(0.210, abs=5e-4)
     assert (details.votes, details.per_image) == (140, 14)
     tops = [max(row) / 14 for row in FLEISS]
@@ -204,8 +207,7 @@ def test_kappa_is_fleiss_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", [[[5, 0], [3, 0]], [[1, 0], [0, 1]], [[0, 0]]])
 def test_kappa_of_votes_that_have_none(tmp_path: Path, table: list[list[int]]) -> None:
-    details = summary(tmp_path, votes_of(table)).details
-    assert isinstance(details, Votes)
+    details = details_of(tmp_path, votes_of(table), Votes)
     assert details.kappa is None
 
 
@@ -221,8 +223,7 @@ def test_raters_against_a_loop(tmp_path: Path) -> None:
                 rows.append((f"i{image}", f"k{said}", 1, user))
     rows.append(("i0", "k0", 1, "rare"))
     columns = dict(zip(("image", "label", "votes", "user"), zip(*rows, strict=True), strict=True))
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Votes)
+    details = details_of(tmp_path, columns, Votes)
     assert details.raters is not None
 
     agreed: dict[str, list[bool]] = defaultdict(list)
@@ -251,8 +252,7 @@ def test_preferences(tmp_path: Path) -> None:
         "rejected": ["y", "x", "y", "y", "x"],
         "tie": [False, False, False, True, False],
     }
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Preferences)
+    details = details_of(tmp_path, columns, Preferences)
     assert (details.comparisons, details.pairs, details.ties) == (5, 2, 0.2)
     assert details.agreement == 2 / 3
     assert [(row.name, row.count, row.value) for row in details.labels] == [
@@ -264,8 +264,7 @@ def test_preferences(tmp_path: Path) -> None:
 
 def test_few_grades_are_bins_of_their_own(tmp_path: Path) -> None:
     columns = {"image": list("aab"), "label": list("xyx"), "grade": [1.0, 5.0, 5.0]}
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Grades)
+    details = details_of(tmp_path, columns, Grades)
     assert details.histogram == (Bin(1, 1, 1), Bin(5, 5, 2))
     assert (details.least, details.greatest) == (1, 5)
     assert details.deviation == pytest.approx(np.std([1, 5, 5]))
@@ -279,8 +278,7 @@ def test_few_grades_are_bins_of_their_own(tmp_path: Path) -> None:
 def test_many_grades_are_counted_as_numpy_does(tmp_path: Path) -> None:
     grades = np.random.default_rng(1).normal(size=500)
     columns = {"image": ["a"] * 500, "label": ["x"] * 500, "grade": list(grades)}
-    details = summary(tmp_path, columns).details
-    assert isinstance(details, Grades)
+    details = details_of(tmp_path, columns, Grades)
     counts, edges = np.histogram(grades, bins=20)
     assert [b.count for b in details.histogram] == [n for n in counts if n]
     assert details.histogram[0].low == pytest.approx(edges[0])

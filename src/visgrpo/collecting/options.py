@@ -11,8 +11,8 @@ from typing import Any, Literal
 from visgrpo.arguments import options_as_flags, read_options
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
-from visgrpo.feedback.options import ImageColumns
-from visgrpo.options import option
+from visgrpo.feedback.options import LabelledByModel
+from visgrpo.options import option, override
 from visgrpo.tasks.configs import ClipConfig
 
 MOST_LABELS = 9  # each has a key of its own
@@ -25,7 +25,7 @@ _SET_BY_COLLECT = (
 
 
 @dataclass(frozen=True)
-class CollectConfig(ImageColumns):
+class CollectConfig(LabelledByModel):
     """Serve a page on which people judge the labels that a model offers for images.
 
     What they judge is stored with the probability of every label they were shown: the store is a
@@ -38,7 +38,7 @@ class CollectConfig(ImageColumns):
         "classification head.",
         required="the model: visgrpo feedback collect --model … --data …",
     )
-    data: str = option(
+    data: str = override(
         "",
         "Images to judge: a folder of photos, or whatever visgrpo clip takes; labels are not "
         "looked at.",
@@ -66,13 +66,10 @@ class CollectConfig(ImageColumns):
         "Labels are drawn by softmax(logits / temperature); more shows what the model doubts.",
         within="> 0",
     )
-    classes: tuple[str, ...] = option(
+    classes: tuple[str, ...] = override(
         (), "CLIP: class names; by default those that the model was trained with, or the data's."
     )
-    templates: tuple[str, ...] | None = option(
-        None, "CLIP: prompts; by default those that the model was trained with."
-    )
-    split: str = option(
+    split: str = override(
         "train",
         'Rows of data that is stored in splits, perhaps sliced: "train[:2000]". Judging test '
         "rows spoils them for measuring what was learned from the judgements.",
@@ -93,11 +90,7 @@ class CollectConfig(ImageColumns):
         None,
         "YAML file of options of visgrpo clip for that training, instead of those it has here.",
     )
-    seed: int = option(
-        0, "Of the labels that are drawn and of the order of the images.", within=">= 0"
-    )
-    batch_size: int = option(256, "Images at a time.", within="> 0")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
+    seed: int = override(0, "Of the labels that are drawn and of the order of the images.")
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()

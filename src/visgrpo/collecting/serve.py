@@ -12,10 +12,9 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from visgrpo.collecting.collector import Answers, Collector, Design
 from visgrpo.collecting.guard import Guard
@@ -26,17 +25,11 @@ from visgrpo.collecting.store import Store
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.data.images import without_bad_images
-from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError, printable
+from visgrpo.feedback.answering import answering_kind, answers_of, stored_images, unlabelled
 from visgrpo.feedback.source.matching import image_keys, key_columns
-from visgrpo.measures.zero_shot import predict_logits
-from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip, model_folder, read_info
+from visgrpo.models.loading import model_folder, read_info
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
-from visgrpo.models.representation_saving import load_representation
-from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
 
@@ -172,7 +165,7 @@ class AnsweringModel:
 
     def __init__(self, config: CollectConfig, processes: Processes) -> None:
         self._config, self._processes = config, processes
-        self._kind = _kind(config)
+        kind = _kind(config)
         info = read_info(config.model)
         self.classes = config.classes or tuple(info.get("classes", ()))
         self.templates = config.templates or tuple(info.get("templates", DEFAULT_TEMPLATES))
@@ -183,7 +176,7 @@ class AnsweringModel:
         self.classes = self.classes or self.dataset.classes
         if config.learn is not None:
             _check_learnable(self.classes, self.dataset)
-        if self._kind == "clip":
+        if kind == "clip":
             class_prompts(self.classes, self.templates)
 
     def answers(self, model: str) -> Answers:
@@ -192,32 +185,19 @@ class AnsweringModel:
         Raises:
             UserError: when it cannot be loaded.
         """
-        classifier, preprocess = self._load(model)
-        logits_MK = predict_logits(
-            classifier.to(self._processes.device),
+        _, probability_MK = answers_of(
+            model,
             self.dataset,
-            pixel_inputs(self.dataset, preprocess),
+            self.classes,
+            self.templates,
             self._processes,
             batch_size=self._config.batch_size,
         )
-        return Answers(model, logits_MK.double().softmax(dim=-1).numpy())
-
-    def _load(self, model: str) -> tuple[nn.Module, Preprocess]:
-        if self._kind == "clip":
-            clip = load_clip(model)
-            classifier = ClipClassifier(clip.model, clip.tokenizer, self.classes, self.templates)
-            return classifier, clip.preprocess
-        with_head, backbone = load_representation(model)
-        return cast(nn.Module, with_head), backbone.preprocess
+        return Answers(model, probability_MK)
 
 
 def _kind(config: CollectConfig) -> str:
-    kind = kind_of(config.model)
-    if kind not in ("clip", "classification"):
-        raise UserError(
-            f'"{config.model}" is {kinds()[kind].words}; labels are offered by '
-            f"{kinds()['clip'].words} or {kinds()['classification'].words}."
-        )
+    kind = answering_kind(config.model, "offered")
     if kind == "classification":
         for option, given in (
             ("classes", bool(config.classes)),
@@ -245,13 +225,7 @@ def _check_learnable(classes: tuple[str, ...], dataset: ImageDataset) -> None:
 def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
     folder = Path(config.data).expanduser()
     if not holds_photos(folder):
-        return load_split(
-            config.data,
-            config.split,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            seed=config.seed,
-        )
+        return stored_images(config)
     if config.split != "train":
         raise UserError(
             f"--split is of data that is stored in splits: {folder} is a folder of photos."
@@ -261,8 +235,7 @@ def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
             f'"{config.model}" names no classes, and photos have none: give them with --classes.'
         )
     names, images = read_photos(folder)
-    nothing_M = np.zeros(len(names), dtype=np.int64)
-    return ImageDataset(folder.resolve().name, classes, nothing_M, images, {"file": names})
+    return unlabelled(folder.resolve().name, classes, names, images)
 
 
 def _names(config: CollectConfig, dataset: ImageDataset) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from visgrpo.errors import nearest
-from visgrpo.options import Options, option
+from visgrpo.options import Options, option, override
 
 FEEDBACK_REWARDS = ("clicks", "dwell", "votes", "log-votes", "preferences", "grades")
 _OF_AVERAGES = ("pessimism", "half_life", "unknown", "prior_strength", "position_bias")
@@ -52,6 +52,21 @@ class ImageColumns(Options):
         yield from super().rules()
         columns, no_data = "image_column label_column id_column", getattr(self, "data", "") is None
         yield from self.idle((columns, no_data, "is about --data, which is not given"))
+
+
+@dataclass(frozen=True)
+class LabelledByModel(ImageColumns):
+    """Which images models answer about, with which labels."""
+
+    data: str | None = option(None, "Images, in whatever visgrpo clip takes.")
+    split: str = option("train", "Rows of data that is stored in splits, perhaps sliced.")
+    classes: tuple[str, ...] = option((), "Class names.")
+    templates: tuple[str, ...] | None = option(
+        None, "CLIP: prompts; by default those that each model was trained with."
+    )
+    seed: int = option(0, "Of everything random.", within=">= 0")
+    batch_size: int = option(256, "Images at a time.", within="> 0")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
 
 
 @dataclass(frozen=True)
@@ -188,7 +203,7 @@ class SummarizeConfig(TableOptions, ImageColumns):
 
 
 @dataclass(frozen=True)
-class ReplayConfig(TableOptions, ImageColumns):
+class ReplayConfig(TableOptions, LabelledByModel):
     """Estimate from a log how saved models would have done in place of the policy that wrote it.
 
     A model is taken to draw labels by its probabilities, as the log's policy drew by its
@@ -208,23 +223,23 @@ class ReplayConfig(TableOptions, ImageColumns):
         "its columns.",
         required="the log: visgrpo feedback replay --model A --log events.parquet",
     )
-    data: str | None = option(
+    data: str | None = override(
         None,
         "Images of the log, in whatever visgrpo clip takes; by default the files that the log "
         "names, from here or beside the log.",
     )
-    split: str = option("test", 'Rows of --data, perhaps sliced: "train[:2000]".')
     skip_bad_images: bool = option(
         False,
         "Leave out images that cannot be read, and count them; otherwise they stop the estimate.",
     )
-    classes: tuple[str, ...] = option(
+    classes: tuple[str, ...] = override(
         (),
         "Labels that could be shown; by default those of --data, else those that the first "
         "model which names any was trained with, else those in the log.",
     )
-    templates: tuple[str, ...] | None = option(
-        None, "CLIP: prompts; by default those that each model was trained with."
+    split: str = override("test", 'Rows of --data, perhaps sliced: "train[:2000]".')
+    seed: int = override(
+        0, "Of the folds in which click rates are predicted, and of --data that is made."
     )
     least_effective_share: float = option(
         0.01,
@@ -232,13 +247,6 @@ class ReplayConfig(TableOptions, ImageColumns):
         "impressions.",
         within="[0, 1)",
     )
-    seed: int = option(
-        0,
-        "Of the folds in which click rates are predicted, and of --data that is made.",
-        within=">= 0",
-    )
-    batch_size: int = option(256, "Images at a time.", within="> 0")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
     json: bool = option(False, "Print JSON instead of the table.")
 
     def rules(self) -> Iterator[str]:

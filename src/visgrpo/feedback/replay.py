@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.folders import holds_photos, images_of, read_photos
+from visgrpo.data.images import without_bad_images
 from visgrpo.errors import UserError
+from visgrpo.feedback.answering import answers_of, stored_images, unlabelled
 from visgrpo.feedback.off_policy import (
     Estimate,
     OffPolicy,
@@ -25,11 +31,16 @@ from visgrpo.feedback.off_policy import (
     unsupported,
 )
 from visgrpo.feedback.options import ReplayConfig
-from visgrpo.feedback.replay_models import Answers, answers_of, images_of_log
-from visgrpo.feedback.source.events import open_events
-from visgrpo.feedback.source.matching import image_keys, match, remarks_on_images
-from visgrpo.feedback.worth.cells import LogCells, log_cells
+from visgrpo.feedback.source.events import Events, open_events
+from visgrpo.feedback.source.matching import (
+    image_keys,
+    logged_labels,
+    match,
+    remarks_on_images,
+)
+from visgrpo.feedback.worth.cells import Floats, LogCells, log_cells
 from visgrpo.feedback.worth.prediction import predicted_clicks
+from visgrpo.models.loading import model_folder, read_info
 from visgrpo.tasks.session import print_notes
 from visgrpo.training.processes import Processes
 
@@ -91,7 +102,7 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         kind="impressions",
         drop_duplicates=config.drop_duplicates,
     ) as events:
-        dataset = images_of_log(config, events)
+        dataset = _images_of_log(config, events)
         keys = image_keys(dataset.columns, len(dataset), config.id_column)
         matched = match(events, keys, dataset.classes)
         cells = log_cells(matched)
@@ -100,7 +111,13 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
     logged_I, image_C = np.unique(cells.image_C, return_inverse=True)
     cells, dataset = replace(cells, image_C=image_C), dataset.subset(logged_I)
     logged = logged_value(cells)
-    answers = {name: answers_of(name, dataset, config, processes) for name in config.model}
+    size, templates = config.batch_size, config.templates
+    answers = {
+        name: answers_of(
+            model_folder(name), dataset, dataset.classes, templates, processes, batch_size=size
+        )
+        for name in config.model
+    }
     found = _judge(cells, answers, config)
     print_notes(_remarks(found), processes)
     changes = _changes(logged, found)
@@ -123,21 +140,74 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
     return results
 
 
+def _images_of_log(config: ReplayConfig, events: Events) -> ImageDataset:
+    """Return the images that a log may speak of, with the labels that could be shown as classes.
+
+    Their own labels mean nothing here.
+
+    Raises:
+        UserError: where there are none, or fewer than two labels.
+    """
+    if config.data is None:
+        dataset = _named_files(config, events)
+    elif holds_photos(Path(config.data).expanduser()):
+        names, images = read_photos(Path(config.data).expanduser())
+        dataset = _unlabelled(config, events, names, images)
+    else:
+        stored = stored_images(config)
+        nothing_M = np.zeros(len(stored), dtype=np.int64)
+        dataset = replace(stored, classes=config.classes or stored.classes, labels=nothing_M)
+    return without_bad_images(dataset) if config.skip_bad_images else dataset
+
+
+def _named_files(config: ReplayConfig, events: Events) -> ImageDataset:
+    """Return the files that the log names as images; those that are not there are left out."""
+    found = events.connection.execute("SELECT DISTINCT image FROM events ORDER BY image").fetchall()
+    names = [name for (name,) in found]
+    files = {name: file for name in names if (file := _file(config, name)) is not None}
+    if not files:
+        raise UserError(
+            f'{events.name}: none of its {len(names)} images is a file, such as "{names[0]}": '
+            "name the images with --data."
+        )
+    return _unlabelled(config, events, list(files), images_of(list(files.values())))
+
+
+def _unlabelled(
+    config: ReplayConfig, events: Events, names: list[str], images: Sequence[Image.Image]
+) -> ImageDataset:
+    labels = config.classes or _saved_classes(config) or logged_labels(events)
+    return unlabelled(events.name, labels, names, images)
+
+
+def _file(config: ReplayConfig, name: str) -> Path | None:
+    """Return where an image lies: from here, else from the folder of the log."""
+    for folder in (Path(), Path(config.log).expanduser().parent):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:
+    """Return the classes that the first model which names any was trained with."""
+    saved = (tuple(read_info(model_folder(name)).get("classes", ())) for name in config.model)
+    return next(filter(None, saved), ())
+
+
 def _judge(
-    cells: LogCells, answers: Mapping[str, Answers], config: ReplayConfig
+    cells: LogCells, answers: Mapping[str, tuple[Floats, Floats]], config: ReplayConfig
 ) -> dict[str, OffPolicy | _Refused]:
     """Estimate the models that the log supports; one click model, of the first, serves all."""
-    first = next(iter(answers.values()))
-    classes = first.probabilities_MK.shape[1]
-    clicks_MK = predicted_clicks(cells, first.features_MD, classes, seed=config.seed)
+    features_MD, probability_MK = next(iter(answers.values()))
+    clicks_MK = predicted_clicks(cells, features_MD, probability_MK.shape[1], seed=config.seed)
     found: dict[str, OffPolicy | _Refused] = {}
-    for name, answer in answers.items():
-        support = overlap(cells, answer.probabilities_MK)
+    for name, (_, probability_MK) in answers.items():
+        support = overlap(cells, probability_MK)
         reason = unsupported(support, config.least_effective_share)
         found[name] = (
             _Refused(support, reason)
             if reason
-            else estimate_policy(cells, answer.probabilities_MK, clicks_MK)
+            else estimate_policy(cells, probability_MK, clicks_MK)
         )
     reasons = [each.reason for each in found.values() if isinstance(each, _Refused)]
     if len(reasons) == len(found):

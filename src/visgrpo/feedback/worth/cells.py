@@ -219,7 +219,7 @@ def rater_votes(matched: Matched) -> RaterVotes:
         "GROUP BY m, u, k HAVING sum(votes) > 0 ORDER BY m, k, u",
     )
     users = connection.execute('SELECT "user" FROM users ORDER BY u').fetchall()
-    return RaterVotes(*found, tuple(row[0] for row in users))
+    return RaterVotes(*found, users=tuple(row[0] for row in users))
 
 
 def preference_cells(matched: Matched) -> PreferenceCells:

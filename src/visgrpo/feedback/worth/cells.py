@@ -213,13 +213,13 @@ def rater_votes(matched: Matched) -> RaterVotes:
         'CREATE OR REPLACE TABLE users AS SELECT "user", row_number() OVER (ORDER BY "user") - 1 '
         'AS u FROM (SELECT DISTINCT "user" FROM matched WHERE votes > 0)'
     )
-    found = _query(
+    image_V, user_V, label_V, votes_V = _query(
         matched,
         'SELECT m, u, k, sum(votes) FROM matched JOIN users USING ("user") '
         "GROUP BY m, u, k HAVING sum(votes) > 0 ORDER BY m, k, u",
     )
     users = connection.execute('SELECT "user" FROM users ORDER BY u').fetchall()
-    return RaterVotes(*found, users=tuple(row[0] for row in users))
+    return RaterVotes(image_V, user_V, label_V, votes_V, tuple(row[0] for row in users))
 
 
 def preference_cells(matched: Matched) -> PreferenceCells:

@@ -45,10 +45,10 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.measures.zero_shot import run_over
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.supervised import Supervised
-from visgrpo.models.adapt import Adaptation, adapt
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.small_clip import SmallClip, build_small_clip, build_tokenizer
+from visgrpo.models.trains import LORA, adapt
 from visgrpo.objectives import preset
 from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.options import TrainingOptions
@@ -150,7 +150,7 @@ def build_classifier(shape: Shape, like: Variant) -> tuple[ClipClassifier, Prepr
         model, tokenizer, preprocess = _vit_b_32()
     classifier = ClipClassifier(model, tokenizer, CLASSES, TEMPLATES)
     train = "projections" if like.frozen_tower else "image"
-    adapt(classifier, Adaptation(train=train, lora=like.lora))
+    adapt(classifier, [train, LORA] if like.lora else [train])
     return classifier, preprocess
 
 

@@ -37,10 +37,10 @@ from visgrpo.data.batches import Batch
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.views import ImageView, PixelView, View
-from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.trains import adapt
 from visgrpo.objectives import Objective
 from visgrpo.rewards.sets import parse_rewards
 from visgrpo.training.optimizer import build_optimizer
@@ -189,9 +189,7 @@ def _task(case: Case, frozen: bool) -> tuple[nn.Module, Batch, View]:
         side = case.sizes.image_size
         shape = (n_inputs, 3, *(case.pixels or (side, side)))
     model.inputs_are_features = case.input == "features"
-    adapt_backbone(
-        model, BackboneAdaptation("full" if case.input == "pixels" and not frozen else "frozen")
-    )
+    adapt(model, ["full" if case.input == "pixels" and not frozen else "frozen"])
     inputs = torch.randn(shape, generator=generator)
     return model.train(), Batch(torch.arange(n_inputs), inputs, labels, {}), view
 

@@ -26,14 +26,14 @@ from visgrpo.measures.held_out import HeldOut, logits_of
 from visgrpo.methods.groups import policy_metrics
 from visgrpo.methods.labels import Model, ReferenceLike
 from visgrpo.methods.method import LossResult
-from visgrpo.models.adapt import adapt
-from visgrpo.models.card import model_card
+from visgrpo.models.card import label_card
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.models.reference import CachedReference
-from visgrpo.models.saving import save_classifier
+from visgrpo.models.save import save
+from visgrpo.models.trains import adapt
 from visgrpo.objectives import advantages, categorical_kl
-from visgrpo.tasks.clip.train import adaptation_of
+from visgrpo.tasks.clip.train import what_trains
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.ending import finish
 from visgrpo.tasks.session import begin, load_data, open_session, training_options
@@ -84,7 +84,7 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
         logit_scale=config.logit_scale,
     )
     torch.manual_seed(config.seed)
-    adapt(classifier, adaptation_of(config))
+    adapt(classifier, *what_trains(config))
     shards = session.processes
     classifier.to(shards.device)
     inputs = pixel_inputs(splits.train, parts.preprocess)
@@ -117,8 +117,8 @@ def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
         splits=splits,
         before=test.start(),
         after=test.now(),
-        save=lambda summary: save_classifier(
-            classifier, parts, session.run.path / "model", model_card(summary), info
+        save=lambda summary: save(
+            classifier, parts, session.run.path / "model", label_card(summary), info
         ),
     )
 

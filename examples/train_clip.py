@@ -11,7 +11,7 @@ parts = vg.load_clip(sys.argv[1])
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 classes = data.train.classes
 policy = vg.ClipClassifier(parts.model, parts.tokenizer, classes, ["a photo of a {}."])
-vg.adapt(policy, vg.Adaptation(train="image"))
+vg.adapt(policy, ["image"])
 grpo = vg.LabelGRPO(vg.parse_rewards(["hard"], None, classes), vg.preset("grpo"), classes)
 pixels = vg.pixel_inputs(data.train, parts.preprocess)
 loader = vg.BatchLoader(data.train, pixels, batch_size=64, seed=0)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.models.saving import save_parts
+from visgrpo.models.save import save
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 
 CLASSES = ("cat", "dog", "apple")
@@ -36,7 +36,7 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP of two blocks a tower, with tokenizer and image processor."""
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     parts = build_small_clip(SIZES, CAPTIONS, seed=0)
-    save_parts(parts.model, parts, folder, "", {})
+    save(parts.model, parts, folder)
     return folder
 
 

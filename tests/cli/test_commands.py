@@ -21,7 +21,7 @@ from running import (
 )
 
 from visgrpo.cli import main
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 
 MEASURES = {"accuracy", "ece", "kl", "entropy", "nll", "per_class_accuracy", "confusion"}
 

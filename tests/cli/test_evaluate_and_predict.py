@@ -16,7 +16,7 @@ from running import refused
 from visgrpo.cli import main
 from visgrpo.data.sources import load_split, load_splits
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,7 @@ from tuning import represent, segment
 from visgrpo.cli import main
 from visgrpo.data.sources import load_splits
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import load_backbone
-from visgrpo.models.representation_saving import load_representation
+from visgrpo.models.load import load_backbone, load_representation
 
 Capture = pytest.CaptureFixture[str]
 LAST = ["--keep", "last"]

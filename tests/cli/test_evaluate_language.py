@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from visgrpo.cli import main
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.language_loading import LanguageParts
-from visgrpo.models.language_saving import save_language
-from visgrpo.models.reward_model import build_reward_model, save_reward_model
+from visgrpo.models.parts import Parts
+from visgrpo.models.reward_model import build_reward_model
+from visgrpo.models.save import save
 from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
+from visgrpo.models.trains import Adapters, adapt
 from visgrpo.tasks.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
@@ -54,7 +54,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def language(seed: int) -> LanguageParts:
+def language(seed: int) -> Parts:
     """A random model whose logits differ from each other."""
     tokenizer = make_tokenizer("char", DOCUMENTS)
     model = build_language(
@@ -63,7 +63,7 @@ def language(seed: int) -> LanguageParts:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(4)
-    return LanguageParts("random", model, tokenizer)
+    return Parts("random", model, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that says that its model was trained on the text."""
     folder, parts = tmp_path_factory.mktemp("runs") / "sft", language(0)
     info = {**INFO, "data": str(text)}
-    save_language(parts.model, parts.tokenizer, folder / "model", "", info)
+    save(parts.model, parts, folder / "model", "", info)
     return folder
 
 
@@ -79,7 +79,7 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another language model, of which nothing is known."""
     folder, parts = tmp_path_factory.mktemp("models") / "start", language(1)
-    save_language(parts.model, parts.tokenizer, folder, "", {})
+    save(parts.model, parts, folder)
     (folder / "visgrpo.json").unlink()
     return folder
 
@@ -89,7 +89,7 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random reward model, in the folder of its run."""
     folder, parts = tmp_path_factory.mktemp("runs") / "reward", language(2)
     model = build_reward_model(parts, seed=0)
-    save_reward_model(model, parts.tokenizer, folder / "model", "", INFO)
+    save(model, parts, folder / "model", "", INFO)
     return folder
 
 
@@ -185,7 +185,7 @@ def test_the_shorter_context_decides(
     wide = build_language(
         tokenizer, architecture="gpt2", layers=1, width=16, heads=2, context=2 * CONTEXT, seed=5
     )
-    save_language(wide, tokenizer, tmp_path, "", {})
+    save(wide, Parts("", None, tokenizer), tmp_path)
     found = evaluate(capsys, run, text, "--start", str(tmp_path))
     assert found["start"] == pytest.approx(by_hand(tmp_path, DOCUMENTS[-4:]), rel=1e-5)
 
@@ -196,7 +196,7 @@ def test_an_adapter_is_of_its_bases_kind(
     """Saved by peft alone; as it starts, it changes nothing."""
     model = AutoModelForCausalLM.from_pretrained(start)
     adapter = tmp_path / "adapter"
-    adapt_language(model, lora=True, rank=2, alpha=4.0, dropout=0.0).save_pretrained(adapter)
+    adapt(model, ["lora"], Adapters(2, 4.0)).save_pretrained(adapter)
     expected = evaluate(capsys, start, text)["model"]
     assert evaluate(capsys, adapter, text)["model"] == pytest.approx(expected, rel=1e-6)
 
@@ -238,7 +238,7 @@ def test_a_reward_model_from_elsewhere_and_its_start(
     reward: Path, pairs: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     parts = language(3)
-    save_reward_model(build_reward_model(parts, seed=1), parts.tokenizer, tmp_path, "", {})
+    save(build_reward_model(parts, seed=1), parts, tmp_path)
     (tmp_path / "visgrpo.json").unlink()
     found = evaluate(capsys, tmp_path, pairs, "--start", str(reward))
     assert found["start"] == evaluate(capsys, reward, pairs)["model"]

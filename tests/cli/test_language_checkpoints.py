@@ -14,7 +14,8 @@ from running import read_json, read_lines, training_lines, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from visgrpo.cli import main
-from visgrpo.models.language_saving import save_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
@@ -47,7 +48,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = CHAT
     sizes: dict[str, Any] = {"layers": 2, "width": 16, "heads": 2, "context": 128}
     model = build_language(tokenizer, architecture="qwen2", **sizes, seed=0)
-    save_language(model, tokenizer, folder, "", {})
+    save(model, Parts("", None, tokenizer), folder)
     return folder
 
 

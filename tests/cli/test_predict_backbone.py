@@ -19,7 +19,7 @@ from visgrpo.cli import main
 from visgrpo.measures.palette import class_colours
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.representation_saving import save_representation
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import build_small_backbone
 
 Capture = pytest.CaptureFixture[str]
@@ -30,7 +30,7 @@ def save_classifier(folder: Path) -> tuple[Path, RepresentationClassifier]:
     parts = build_small_backbone(VIT, seed=0)
     torch.manual_seed(0)
     model = RepresentationClassifier(Backbone(parts.model), CLASSES, pool="both", hidden=8).eval()
-    save_representation(model, parts, folder, "", {})
+    save(model, parts, folder)
     return folder, model
 
 
@@ -42,7 +42,7 @@ def save_segmenter(
     torch.manual_seed(0)
     model = Segmenter(Backbone(parts.model), classes, hidden=8).eval()
     torch.nn.init.normal_(model.head.output.weight, std=10.0)
-    save_representation(model, parts, folder, "", {"image_size": image_size})
+    save(model, parts, folder, "", {"image_size": image_size})
     return folder, model
 
 

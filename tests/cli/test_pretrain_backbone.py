@@ -14,7 +14,7 @@ from running import metric_lines, read_json, refused, same_run, training_lines, 
 from visgrpo.cli import main
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import load_backbone
+from visgrpo.models.load import load_backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.training.processes import Processes
 

@@ -11,7 +11,8 @@ import yaml
 from running import read_json, refused
 
 from visgrpo.cli import main
-from visgrpo.models.language_saving import save_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.models.small_language import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
@@ -41,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = build_language(
         tokenizer, architecture="gpt2", layers=1, width=16, heads=2, context=32, seed=0
     )
-    save_language(model, tokenizer, folder / "start", "", {})
+    save(model, Parts("", None, tokenizer), folder / "start")
     return {
         "init": str(folder / "start"),
         "data": str(folder / "birds.txt"),

@@ -8,7 +8,7 @@ from typing import Literal
 from running import SMALL, metric_lines, weights
 
 from visgrpo.cli import main
-from visgrpo.models.representation_saving import save_backbone
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 
 Job = Literal["representation", "segmentation"]
@@ -19,7 +19,8 @@ PROBES = ["--probe", "none"]  # the slowest part of so small a run
 
 def save_small_backbone(folder: Path, sizes: SmallBackbone, seed: int = 0) -> Path:
     """Write a random backbone without a head; return the folder."""
-    save_backbone(build_small_backbone(sizes, seed), folder, "", {})
+    parts = build_small_backbone(sizes, seed)
+    save(parts.model, parts, folder)
     return folder
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from visgrpo.cli import main
+from visgrpo.models.save import save
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
-from visgrpo.models.vision_saving import save_vision_language
 
 _SIZES = SmallVisionLanguage(
     layers=2,
@@ -36,7 +36,7 @@ def save_seer(folder: Path, sizes: SmallVisionLanguage = _SIZES) -> Path:
     """Save a random vision-language model that takes images of 56 × 56 pixels."""
     parts = build_vision_language([_WORDS] * 4, sizes, seed=0)
     folder.mkdir(parents=True)
-    save_vision_language(parts.model, parts.processor, folder, "# a card\n", {})
+    save(parts.model, parts, folder, "# a card\n", {})
     return folder
 
 

@@ -40,7 +40,7 @@ from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.representation_saving import save_representation
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
@@ -161,7 +161,7 @@ def small_head(tmp_path: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = RepresentationClassifier(Backbone(parts.model), CLASSES, hidden=0)
-    save_representation(model, parts, tmp_path / "head", "", {})
+    save(model, parts, tmp_path / "head")
     return tmp_path / "head"
 
 

@@ -27,7 +27,7 @@ from visgrpo.collecting.tables import Drawn
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.tasks.clip.train import train_clip
 from visgrpo.tasks.configs import ClipConfig
 

@@ -20,9 +20,9 @@ from visgrpo.feedback.options import ReplayConfig
 from visgrpo.feedback.replay import LOGGED, replay
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.representation_saving import save_backbone, save_representation
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 
 LABELS = ("cat", "dog", "apple")
@@ -226,7 +226,7 @@ def head_folder(folder: Path, classes: tuple[str, ...]) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = RepresentationClassifier(Backbone(parts.model), classes, hidden=8)
-    save_representation(model, parts, folder, "", {})
+    save(model, parts, folder)
     return str(folder)
 
 
@@ -246,7 +246,8 @@ def test_models_that_show_no_such_labels(models: tuple[str, str], log: str, tmp_
         replay(config_of(log, models[1], other))
     plain = tmp_path / "plain"
     sizes = SmallBackbone(image_size=16, patch_size=8, width=16, layers=1, heads=2)
-    save_backbone(build_small_backbone(sizes, seed=0), plain, "", {})
+    parts = build_small_backbone(sizes, seed=0)
+    save(parts.model, parts, plain)
     with pytest.raises(UserError, match="is a backbone without a head; labels are shown by"):
         replay(config_of(log, str(plain)))
 

@@ -17,7 +17,7 @@ from visgrpo.data.batches import CachedInputs
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.measures.held_out import HeldOut, expected_reward
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.rewards.sets import parse_rewards
 
 CLASSES = ("cat", "dog", "owl")

@@ -25,9 +25,9 @@ from visgrpo.measures.visual import (
 )
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
+from visgrpo.models.parts import Parts
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.answers import ANSWER_REWARDS
 from visgrpo.rewards.texts import parse_text_rewards
@@ -58,7 +58,7 @@ class Share:
 
 
 @pytest.fixture(scope="module")
-def parts() -> VisionParts:
+def parts() -> Parts:
     words = ["How many? Answer with a number in <answer> </answer>. <answer>2</answer>"] * 4
     return build_vision_language(words, SIZES, seed=0)
 
@@ -73,7 +73,7 @@ def dataset() -> VisualDataset:
     return VisualDataset("five", images, questions, ANSWERS)
 
 
-def held_out(parts: VisionParts, dataset: VisualDataset, shards: Any = None) -> HeldOutAnswers:
+def held_out(parts: Parts, dataset: VisualDataset, shards: Any = None) -> HeldOutAnswers:
     tokenizer = parts.tokenizer
     pad = tokenizer.pad_token_id
     forbidden = tuple({*parts.processor.placeholder_ids, pad})
@@ -98,7 +98,7 @@ def written(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
 
 
 def test_measures_of_known_answers(
-    parts: VisionParts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"<answer>{n}</answer>" for n in (1, 2, 4, 0)] + ["2"]
     written(monkeypatch, texts)
@@ -116,9 +116,7 @@ def test_measures_of_known_answers(
     assert found["sampled_unparsed"] == pytest.approx(6 / 10)
 
 
-def test_rewards_and_lengths_are_those_of_the_sampled(
-    parts: VisionParts, dataset: VisualDataset
-) -> None:
+def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: VisualDataset) -> None:
     measured = held_out(parts, dataset)
     model = VisionLanguageModel(parts.model)
     found = measured.measures(model)
@@ -134,7 +132,7 @@ def test_rewards_and_lengths_are_those_of_the_sampled(
 
 
 def test_rows_without_an_answer_count_in_the_rewards_alone(
-    parts: VisionParts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_ended = VisualDataset("open", dataset.images, dataset.questions, ("1", "", "2", "0", "2"))
     written(monkeypatch, ["<answer>1</answer>"] * 5)
@@ -151,7 +149,7 @@ def test_rows_without_an_answer_count_in_the_rewards_alone(
 
 
 def test_answers_that_are_words_have_no_error_in_counts(
-    parts: VisionParts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = VisualDataset("words", dataset.images, dataset.questions, ("a", "b", "b", "c", "b"))
     written(monkeypatch, ["<answer>b</answer>"] * 5)
@@ -160,7 +158,7 @@ def test_answers_that_are_words_have_no_error_in_counts(
     assert "mean_absolute_error" not in found
 
 
-def test_two_processes_measure_what_one_does(parts: VisionParts, dataset: VisualDataset) -> None:
+def test_two_processes_measure_what_one_does(parts: Parts, dataset: VisualDataset) -> None:
     """Five rows are three and three, the last one twice; it counts once."""
     model = VisionLanguageModel(parts.model).eval()
     alone = held_out(parts, dataset).look(model)
@@ -184,9 +182,7 @@ def test_two_processes_measure_what_one_does(parts: VisionParts, dataset: Visual
         assert each.measures == pytest.approx(alone.measures)
 
 
-def test_likelihood_is_that_of_plain_transformers(
-    parts: VisionParts, dataset: VisualDataset
-) -> None:
+def test_likelihood_is_that_of_plain_transformers(parts: Parts, dataset: VisualDataset) -> None:
     targets = answer_targets(dataset, "direct")
     inputs = VisualInputs(dataset, "direct", parts.processor, 200, targets)
     model = VisionLanguageModel(parts.model).eval()

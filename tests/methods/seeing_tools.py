@@ -16,9 +16,9 @@ from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.token_rows import lengths, padded
 from visgrpo.methods.generate import Sampling
 from visgrpo.models.language import Engine
+from visgrpo.models.parts import Parts
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 IMAGES = (((16, 24),), ((16, 16), (8, 16)), (), ((16, 24),))  # width and height, prompt by prompt
@@ -27,7 +27,7 @@ ROOM = 5
 
 
 @functools.cache
-def parts() -> VisionParts:
+def parts() -> Parts:
     """A token sees 8 × 8 pixels; weights are so large that logits differ."""
     sizes = SmallVisionLanguage(
         layers=2, width=16, heads=2, vision_layers=2, vision_width=16, vision_heads=2, patch=4,

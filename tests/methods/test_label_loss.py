@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visgrpo.methods.labels import LabelGRPO, labelled_cross_entropy
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.objectives import Objective, preset
 
 REFERENCE = torch.tensor([[0.3, 0.1, -0.2, 0.5]] * 4) * torch.tensor([[1.0], [2.0], [-1.0], [3.0]])

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from visgrpo.models.adapt import Adaptation, adapt, trainable_parameters
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
+from visgrpo.models.trains import adapt, trainable_parameters
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        {"train": "image"},
-        {"train": "text"},
-        {"train": "full"},
-        {"train": "projections"},
-        {"train": "full", "lora": True},
-        {"train": "image", "lora": True, "last_blocks": 1},
+        ["image"],
+        ["text"],
+        ["full"],
+        ["projections"],
+        ["full", "lora"],
+        ["image", "lora", "last:1"],
     ],
 )
 def test_after_a_stale_rollout_everything_that_trains_gets_its_gradient(
-    tiny_clip_folder: Path, choice: dict[str, Any]
+    tiny_clip_folder: Path, choice: list[str]
 ) -> None:
     """The trainer puts detached old weights in place of the parameters for a moment.
 
@@ -34,7 +33,7 @@ def test_after_a_stale_rollout_everything_that_trains_gets_its_gradient(
     """
     parts = load_clip(str(tiny_clip_folder))
     policy = ClipClassifier(parts.model, parts.tokenizer, ["cat", "dog", "owl"], ["a {}"])
-    adapt(policy, Adaptation(**choice))
+    adapt(policy, choice)
     policy.train()
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     parameters = trainable_parameters(policy)

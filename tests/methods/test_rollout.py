@@ -12,8 +12,8 @@ from token_tools import LENGTHS, PAD, PROMPTS, STOP, VOCABULARY, language, sampl
 from torch import Tensor
 
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
-from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.language import Decoder, LanguageModel
+from visgrpo.models.trains import Adapters, adapt
 
 G, ROOM = 5, 8
 CUTS = {
@@ -29,7 +29,7 @@ def model_of(kind: str) -> LanguageModel:
     lm = language(kind.removesuffix("-lora")).lm
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        adapted = adapt_language(lm, lora=True, rank=2, alpha=4.0, dropout=0.0)
+        adapted = adapt(lm, ["lora"], Adapters(2, 4.0))
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)

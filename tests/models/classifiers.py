@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
-from visgrpo.models.adapt import Adaptation, adapt
 from visgrpo.models.clip import ClipClassifier, LogitScale
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
+from visgrpo.models.trains import adapt
 
 CLASSES = ("cat", "dog", "apple")
 TEMPLATES = ("a photo of a {}.",)
@@ -20,7 +20,7 @@ TEMPLATES = ("a photo of a {}.",)
 
 def classifier_from(
     folder: Path,
-    choice: Adaptation | None = None,
+    choice: Sequence[str] | None = None,
     *,
     classes: Sequence[str] = CLASSES,
     templates: Sequence[str] = TEMPLATES,

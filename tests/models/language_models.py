@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from visgrpo.models.language_saving import save_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.models.small_language import Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
@@ -51,7 +52,9 @@ def saved_language(folder: Path, architecture: Architecture = "gpt2") -> Path:
     """A model folder as a run writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_for(architecture)
-    save_language(tiny_language(architecture, tokenizer), tokenizer, folder, "# a card\n", {})
+    save(
+        tiny_language(architecture, tokenizer), Parts("", None, tokenizer), folder, "# a card\n", {}
+    )
     return folder
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import load_backbone, preprocess_of
+from visgrpo.models.load import load_backbone
+from visgrpo.models.parts import preprocess_of
 
 SETTINGS = {
     "image_processor_type": "ViTImageProcessor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,17 @@ import torch.nn.functional as F
 from classifiers import CLASSES, batch_of, classifier_from, like, logits_of, pixels, train
 from torch import Tensor
 
-from visgrpo.models.adapt import Adaptation
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 
 TEXTS = ["a photo of a cat.", "a photo of a dog.", "a photo of an apple."]
 ENSEMBLE = ("a photo of a {}.", "a drawing of a {}.", "{}")
 TEXT_SIDES = [
-    Adaptation(train="text"),
-    Adaptation(train="full"),
-    Adaptation(train="projections"),
-    Adaptation(train="text", lora=True),
-    Adaptation(train="full", lora=True, last_blocks=1),
+    ("text",),
+    ("full",),
+    ("projections",),
+    ("text", "lora"),
+    ("full", "last:1", "lora"),
 ]
 
 
@@ -75,7 +75,7 @@ def test_templates_are_averaged_as_unit_vectors(tiny_clip_folder: Path) -> None:
 
 
 def test_frozen_text_is_encoded_once(tiny_clip_folder: Path) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(train="image"))
+    classifier = classifier_from(tiny_clip_folder, ("image",))
     passes = count_text_passes(classifier)
     train(classifier, steps=3)
     logits_of(classifier)
@@ -88,7 +88,7 @@ def test_frozen_text_is_encoded_once(tiny_clip_folder: Path) -> None:
 def test_trained_text_is_encoded_in_every_step_and_once_per_evaluation(
     tiny_clip_folder: Path,
 ) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(train="text"))
+    classifier = classifier_from(tiny_clip_folder, ("text",))
     passes = count_text_passes(classifier)
     train(classifier, steps=3)
     assert len(passes) == 3
@@ -99,7 +99,7 @@ def test_trained_text_is_encoded_in_every_step_and_once_per_evaluation(
 
 @pytest.mark.parametrize("side", ["text", "full", "projections"])
 def test_gradient_is_that_of_clip(tiny_clip_folder: Path, side: Any) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(train=side))
+    classifier = classifier_from(tiny_clip_folder, (side,))
     labels = batch_of(pixels()).labels_N
     logits_of(classifier)  # an evaluation before must leave nothing behind
     F.cross_entropy(classifier.train()(pixels()), labels).backward()
@@ -116,7 +116,7 @@ def test_gradient_is_that_of_clip(tiny_clip_folder: Path, side: Any) -> None:
 
 @pytest.mark.parametrize("choice", TEXT_SIDES, ids=str)
 def test_evaluation_sees_the_text_weights_of_now(
-    tiny_clip_folder: Path, choice: Adaptation
+    tiny_clip_folder: Path, choice: Sequence[str]
 ) -> None:
     classifier = classifier_from(tiny_clip_folder, choice)
     before = logits_of(classifier)
@@ -131,7 +131,7 @@ def test_evaluation_sees_the_text_weights_of_now(
 def test_two_classifiers_of_one_encoder_each_see_the_weights_of_now(
     tiny_clip_folder: Path,
 ) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(train="text"))
+    classifier = classifier_from(tiny_clip_folder, ("text",))
     other = like(classifier, tiny_clip_folder)
     logits_of(other)
     train(classifier, rate=0.5)
@@ -142,7 +142,7 @@ def test_two_classifiers_of_one_encoder_each_see_the_weights_of_now(
 def test_pooled_features_give_the_logits_of_their_pixels(
     family: str, request: pytest.FixtureRequest
 ) -> None:
-    classifier = classifier_from(request.getfixturevalue(family), Adaptation(train="text"))
+    classifier = classifier_from(request.getfixturevalue(family), ("text",))
     expected = logits_of(classifier)
     with torch.no_grad():
         pooled = classifier.pool(pixels())
@@ -162,7 +162,7 @@ def test_scale_trains_unless_frozen(
     family: str, mode: Any, lora: bool, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(family)
-    classifier = classifier_from(folder, Adaptation(lora=lora), logit_scale=mode)
+    classifier = classifier_from(folder, ("image", *(["lora"] if lora else [])), logit_scale=mode)
     start = scale_of(classifier).item()
     train(classifier)
     assert (scale_of(classifier).item() == start) == (mode == "frozen")
@@ -171,7 +171,7 @@ def test_scale_trains_unless_frozen(
 
 @pytest.mark.parametrize(("mode", "expected"), [("trainable", 110.0), ("clamped", 100.0)])
 def test_clamped_scale_ends_at_100(tiny_clip_folder: Path, mode: Any, expected: float) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(), logit_scale=mode)
+    classifier = classifier_from(tiny_clip_folder, ("image",), logit_scale=mode)
     with torch.no_grad():
         scale_of(classifier).fill_(math.log(110.0))
     assert classifier.scale().item() == pytest.approx(expected, rel=1e-5)
@@ -179,7 +179,7 @@ def test_clamped_scale_ends_at_100(tiny_clip_folder: Path, mode: Any, expected: 
 
 def test_scale_that_overshot_the_ceiling_comes_back(tiny_clip_folder: Path) -> None:
     """A clamp in the graph alone has no gradient above 100, and would hold the scale for ever."""
-    classifier = classifier_from(tiny_clip_folder, Adaptation(), logit_scale="clamped")
+    classifier = classifier_from(tiny_clip_folder, ("image",), logit_scale="clamped")
     with torch.no_grad():
         scale_of(classifier).fill_(math.log(110.0))
     optimizer = torch.optim.SGD([scale_of(classifier)], lr=1e-3)

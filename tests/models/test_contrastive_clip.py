@@ -10,7 +10,7 @@ import torch
 from classifiers import pixels
 
 from visgrpo.models.contrastive import ContrastiveClip
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip
 from visgrpo.objectives.losses import contrastive_loss
 
 TEXTS = ["a cat", "a photo of a dog.", "an apple", "two dogs and a cat"]

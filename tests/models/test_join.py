@@ -18,9 +18,10 @@ from vision_folders import SIZES, asking, logits_about, noise, saved_vision, tin
 
 from visgrpo.errors import UserError
 from visgrpo.models.join import join
-from visgrpo.models.language_saving import save_language
+from visgrpo.models.load import load_vision_language
+from visgrpo.models.parts import Parts
 from visgrpo.models.qwen_vision import CHATML, VISION_TOKENS
-from visgrpo.models.vision_loading import load_vision_language
+from visgrpo.models.save import save
 from visgrpo.tasks.vlm.config import JoinConfig
 from visgrpo.tasks.vlm.join import join_models
 
@@ -73,7 +74,7 @@ def saved_qwen(
             if name.endswith("bias"):
                 torch.nn.init.normal_(weight)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
-    save_language(model, tokenizer, folder, "", {})
+    save(model, Parts("", None, tokenizer), folder)
     return folder
 
 

@@ -14,15 +14,12 @@ from language_models import TEXT, chat_tokenizer, logits_of, saved_language, tin
 from safetensors.torch import load_file, save_file
 
 from visgrpo.errors import UserError
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.language_loading import (
-    LanguageParts,
-    context_of,
-    load_language,
-    stop_tokens,
-)
-from visgrpo.models.language_saving import save_language, save_language_adapter
+from visgrpo.models.language import context_of, stop_tokens
+from visgrpo.models.load import load_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small_language import Architecture
+from visgrpo.models.trains import Adapters, adapt
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +45,9 @@ def with_adapter(start: Path, folder: Path) -> torch.Tensor:
     """Save a tuned adapter, and return the tuned model's logits."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = adapt_language(
-            load_language(str(start)).model, lora=True, rank=2, alpha=4.0, dropout=0.0
-        )
+        model = adapt(load_language(str(start)).model, ["lora"], Adapters(2, 4.0))
     train(model)
-    save_language_adapter(model, folder)
+    save_adapter(model, folder)
     return logits_of(model)
 
 
@@ -93,7 +88,7 @@ def test_adapters_are_merged_into_their_base_and_may_follow_each_other(
 
 
 def test_context_of_a_model_with_adapters() -> None:
-    model = adapt_language(tiny_language(context=48), lora=True, rank=2, alpha=4.0, dropout=0.0)
+    model = adapt(tiny_language(context=48), lora=True, rank=2, alpha=4.0, dropout=0.0)
     assert context_of(model) == 48
 
 
@@ -110,13 +105,13 @@ def test_a_model_without_a_greatest_length() -> None:
 def test_every_token_that_ends_a_completion(settings: Any, expected: tuple[int, ...]) -> None:
     model = tiny_language(tokenizer=chat_tokenizer())
     model.generation_config.eos_token_id = settings
-    assert stop_tokens(LanguageParts("m", model, chat_tokenizer())) == expected
+    assert stop_tokens(Parts("m", model, chat_tokenizer())) == expected
 
 
 def test_a_tokenizer_without_padding_is_mended_and_it_is_said(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     tokenizer.pad_token = None
-    save_language(tiny_language("qwen2", tokenizer), tokenizer, tmp_path, "", {})
+    save(tiny_language("qwen2", tokenizer), Parts("", None, tokenizer), tmp_path)
     parts = load_language(str(tmp_path))
     assert "has no padding token: '<eos>' pads." in parts.notes[0]
     assert parts.tokenizer.pad_token_id == parts.tokenizer.eos_token_id

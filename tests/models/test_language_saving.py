@@ -21,10 +21,11 @@ from language_models import (
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.language_loading import load_language
-from visgrpo.models.language_saving import save_language, save_language_adapter
+from visgrpo.models.load import load_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small_language import Architecture
+from visgrpo.models.trains import Adapters, adapt
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 
@@ -32,7 +33,7 @@ ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 def tuned(model: Any, lora: bool) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = adapt_language(model, lora=lora, rank=2, alpha=4.0, dropout=0.0)
+        model = adapt(model, ["lora" if lora else "all"], Adapters(2, 4.0))
     train(model)
     return model
 
@@ -46,7 +47,7 @@ def test_plain_transformers_loads_the_tuned_model(
     model = tuned(tiny_language(architecture, tokenizer), lora)
     expected = logits_of(model)
     assert (expected - logits_of(tiny_language(architecture))).abs().max() > 1e-3
-    save_language(model, tokenizer, tmp_path, "# a card\n", {"steps": 2})
+    save(model, Parts("", None, tokenizer), tmp_path, "# a card\n", {"steps": 2})
     assert torch.equal(logits_of(model), expected)  # merged into a copy: the run can go on
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(logits_of(loaded), expected, rtol=0, atol=1e-5)
@@ -62,7 +63,7 @@ def test_plain_transformers_loads_the_tuned_model(
 def test_peft_puts_the_adapter_on_the_start(tmp_path: Path, architecture: Architecture) -> None:
     start = saved_language(tmp_path / "start", architecture)
     model = tuned(load_language(str(start)).model, lora=True)
-    save_language_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "visgrpo.json"} <= names
     base = AutoModelForCausalLM.from_pretrained(start)
@@ -80,7 +81,7 @@ def test_generate_of_plain_transformers_stops_at_the_end(
     # A model whose settings know of no end, as one that was built elsewhere.
     always_ends.config.eos_token_id = always_ends.generation_config.eos_token_id = None
     always_ends.generation_config.pad_token_id = None
-    save_language(always_ends, tokenizer, tmp_path, "", {})
+    save(always_ends, Parts("", None, tokenizer), tmp_path)
     assert always_ends.generation_config.eos_token_id is None  # what was given stays as it was
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = tokens()
@@ -103,13 +104,13 @@ def test_several_ends_of_a_chat_model_are_kept(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     model = tiny_language("qwen2", tokenizer)
     model.generation_config.eos_token_id = [1, 7]
-    save_language(model, tokenizer, tmp_path, "", {})
+    save(model, Parts("", None, tokenizer), tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [1, 7]
 
 
 def test_the_chat_template_goes_along(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
-    save_language(tiny_language("qwen2", tokenizer), tokenizer, tmp_path, "", {})
+    save(tiny_language("qwen2", tokenizer), Parts("", None, tokenizer), tmp_path)
     messages = [{"role": "user", "content": "Hi"}]
     text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True

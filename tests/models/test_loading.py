@@ -11,11 +11,11 @@ import torch
 from classifiers import classifier_from, logits_of, train
 
 from visgrpo.errors import UserError
-from visgrpo.models.adapt import Adaptation
-from visgrpo.models.loading import check_model_name, load_clip, read_info
-from visgrpo.models.saving import save_adapter
+from visgrpo.models.load import load_clip
+from visgrpo.models.parts import check_model_name, read_info
+from visgrpo.models.save import save_adapter
 
-LORA = Adaptation(train="full", lora=True)
+LORA = ("full", "lora")
 
 
 @pytest.fixture

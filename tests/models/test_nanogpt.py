@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from visgrpo.errors import UserError
-from visgrpo.models.language_loading import context_of, load_language, stop_tokens
-from visgrpo.models.language_saving import save_language
+from visgrpo.models.language import context_of, stop_tokens
+from visgrpo.models.load import load_language
+from visgrpo.models.save import save
 
 CHARACTERS = sorted({*TEXT, "$"})
 STOI = {character: number for number, character in enumerate(CHARACTERS)}
@@ -184,7 +185,7 @@ def test_what_belongs_to_it(tmp_path: Path, nanogpt: NanoGPT) -> None:
 def test_imported_and_saved_it_is_a_plain_gpt2(tmp_path: Path, nanogpt: NanoGPT) -> None:
     parts = load_language(str(write(tmp_path / "nano", checkpoint_of(nanogpt))))
     (tmp_path / "plain").mkdir()
-    save_language(parts.model, parts.tokenizer, tmp_path / "plain", "", {})
+    save(parts.model, parts, tmp_path / "plain")
     again = load_language(str(tmp_path / "plain"))
     ids = torch.tensor([again.tokenizer(TEXT[:32])["input_ids"]])
     with torch.no_grad():
@@ -233,7 +234,7 @@ def test_vocabulary_of_gpt2_takes_its_tokenizer(
     tokenizer = chat_tokenizer()
     asked = []
     monkeypatch.setattr(
-        AutoTokenizer, "from_pretrained", lambda name: asked.append(name) or tokenizer
+        AutoTokenizer, "from_pretrained", lambda name, **_: asked.append(name) or tokenizer
     )
     assert load_language(str(gpt2_sized)).tokenizer is tokenizer
     assert asked == ["openai-community/gpt2"]
@@ -242,7 +243,7 @@ def test_vocabulary_of_gpt2_takes_its_tokenizer(
 def test_tokenizer_of_gpt2_without_network(
     gpt2_sized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(name: str) -> None:
+    def offline(name: str, **_: Any) -> None:
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,22 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from visgrpo.errors import UserError
-from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import BackboneParts, load_backbone
+from visgrpo.models.load import load_backbone, load_representation
+from visgrpo.models.parts import Parts
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.representation_saving import (
-    load_representation,
-    save_backbone,
-    save_representation,
-)
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.trains import adapt
 
 CLASSES = ("cat", "dog", "äpple")
 SMALL = SmallBackbone("dinov2", image_size=16, patch_size=8, width=16, layers=2, heads=2)
 
 
-def tuned(kind: str, choice: BackboneAdaptation, *, dense: bool = False) -> tuple[Any, Any]:
+def tuned(kind: str, choice: Sequence[str], *, dense: bool = False) -> tuple[Any, Any]:
     """A model that has been trained for two steps, and the parts that belong to it."""
     small = build_small_backbone(SMALL, 0)
-    parts = BackboneParts(kind, encoder_of(kind), small.processor, small.preprocess)
+    parts = Parts(kind, encoder_of(kind), processor=small.processor)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = Backbone(parts.model)
@@ -40,7 +38,7 @@ def tuned(kind: str, choice: BackboneAdaptation, *, dense: bool = False) -> tupl
             if dense
             else RepresentationClassifier(backbone, CLASSES, pool="both", hidden=8)
         )
-        adapt_backbone(model, choice)
+        adapt(model, choice)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(2):
         optimizer.zero_grad()
@@ -57,8 +55,8 @@ def logits_of(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_loaded_is_what_was_saved(kind: str, dense: bool, tmp_path: Path) -> None:
-    model, parts = tuned(kind, BackboneAdaptation("full"), dense=dense)
-    save_representation(model, parts, tmp_path, "# a card\n", {})
+    model, parts = tuned(kind, ("full",), dense=dense)
+    save(model, parts, tmp_path, "# a card\n", {})
     loaded, its_parts = load_representation(tmp_path)
     assert type(loaded) is type(model)
     assert loaded.classes == CLASSES
@@ -74,9 +72,9 @@ def test_what_is_loaded_is_what_was_saved(kind: str, dense: bool, tmp_path: Path
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_adapters_are_merged(dense: bool, tmp_path: Path) -> None:
-    model, parts = tuned("dinov2", BackboneAdaptation("lora"), dense=dense)
+    model, parts = tuned("dinov2", ("lora",), dense=dense)
     expected = logits_of(model)
-    save_representation(model, parts, tmp_path, "", {})
+    save(model, parts, tmp_path)
     loaded, _ = load_representation(tmp_path)
     assert not loaded.backbone.has_adapter
     torch.testing.assert_close(logits_of(loaded), expected, rtol=1e-4, atol=1e-5)
@@ -86,8 +84,8 @@ def test_adapters_are_merged(dense: bool, tmp_path: Path) -> None:
 
 
 def test_files_in_the_folder(tmp_path: Path) -> None:
-    model, parts = tuned("dinov2", BackboneAdaptation("frozen"))
-    save_representation(model, parts, tmp_path, "# a card\n", {"method": "grpo-rm"})
+    model, parts = tuned("dinov2", ("frozen",))
+    save(model, parts, tmp_path, "# a card\n", {"method": "grpo-rm"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
         "config.json",
@@ -108,8 +106,8 @@ def test_files_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_info_of_a_segmenter(tmp_path: Path) -> None:
-    model, parts = tuned("dinov2", BackboneAdaptation("frozen"), dense=True)
-    save_representation(model, parts, tmp_path, "", {"ignore_index": 255})
+    model, parts = tuned("dinov2", ("frozen",), dense=True)
+    save(model, parts, tmp_path, "", {"ignore_index": 255})
     info = load_backbone(str(tmp_path)).info
     assert info == {
         "task": "segmentation",
@@ -123,7 +121,7 @@ def test_info_of_a_segmenter(tmp_path: Path) -> None:
 def test_a_backbone_alone(family: Any, tmp_path: Path) -> None:
     sizes = SmallBackbone(family, image_size=16, patch_size=8, width=16, layers=2, heads=2)
     parts = build_small_backbone(sizes, 0)
-    save_backbone(parts, tmp_path, "# a card\n", {"pretrained_on": "digits"})
+    save(parts.model, parts, tmp_path, "# a card\n", {"pretrained_on": "digits"})
     loaded = load_backbone(str(tmp_path))
     assert loaded.info == {"pretrained_on": "digits"}
     assert loaded.preprocess == parts.preprocess
@@ -138,8 +136,8 @@ def test_a_backbone_alone(family: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A good folder, for a test to spoil."""
-    model, parts = tuned("dinov2", BackboneAdaptation("frozen"))
-    save_representation(model, parts, tmp_path, "", {})
+    model, parts = tuned("dinov2", ("frozen",))
+    save(model, parts, tmp_path)
     return tmp_path
 
 

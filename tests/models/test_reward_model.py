@@ -17,15 +17,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from visgrpo.data.pairs import PairDataset, encode_pairs
 from visgrpo.errors import UserError
-from visgrpo.models.language_loading import LanguageParts
-from visgrpo.models.language_saving import save_language
-from visgrpo.models.reward_model import (
-    LearnedReward,
-    RewardParts,
-    build_reward_model,
-    load_reward_model,
-    save_reward_model,
-)
+from visgrpo.models.load import load_reward_model
+from visgrpo.models.parts import Parts
+from visgrpo.models.reward_model import LearnedReward, build_reward_model
+from visgrpo.models.save import save
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.objectives import bradley_terry_loss
 
@@ -34,7 +29,7 @@ KINDS = ("gpt2", "qwen2")
 STATISTICS = {"reward_mean": 0.5, "reward_std": 2.0}
 
 
-def language_of(kind: Any, *, end_pads: bool = False) -> LanguageParts:
+def language_of(kind: Any, *, end_pads: bool = False) -> Parts:
     """A random model of width 16; its padding may be its end token, as that of GPT-2 is."""
     tokenizer = make_tokenizer("bpe", ["abc"], vocabulary=258)  # every byte, and nothing merged
     if end_pads:
@@ -44,10 +39,10 @@ def language_of(kind: Any, *, end_pads: bool = False) -> LanguageParts:
         for index, weight in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(index)
             weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
-    return LanguageParts(kind, model, tokenizer)
+    return Parts(kind, model, tokenizer)
 
 
-def ragged(parts: LanguageParts) -> tuple[Tensor, Tensor]:
+def ragged(parts: Parts) -> tuple[Tensor, Tensor]:
     """Four texts of different lengths, two of which end; what follows them is padding."""
     lengths_B = torch.tensor([7, 1, 4, 6])
     tokens_BT = torch.randint(3, 12, (4, 7), generator=torch.Generator().manual_seed(0))
@@ -60,9 +55,9 @@ def scores_of(model: Any, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
     return model.eval()(tokens_BT, lengths_B)
 
 
-def saved(parts: LanguageParts, folder: Path, **info: Any) -> Any:
+def saved(parts: Parts, folder: Path, **info: Any) -> Any:
     model = build_reward_model(parts, seed=1)
-    save_reward_model(model, parts.tokenizer, folder, "# a card\n", {**STATISTICS, **info})
+    save(model, parts, folder, "# a card\n", {**STATISTICS, **info})
     return model
 
 
@@ -182,7 +177,7 @@ def test_it_learns_a_preference() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
-    reward = LearnedReward(RewardParts("toy", model, parts.tokenizer))
+    reward = LearnedReward(Parts("toy", model, parts.tokenizer))
     found = reward(prompts=["d. "] * 2, completions=["ca", "bc"], completion_ids=[[1], [1]])
     assert found[0] > found[1] + 1
 
@@ -336,7 +331,7 @@ def test_a_model_from_elsewhere_is_not_normalised(tmp_path: Path) -> None:
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     parts = language_of("gpt2")
-    save_language(parts.model, parts.tokenizer, tmp_path, "", {})
+    save(parts.model, parts, tmp_path)
     assert one_line(str(tmp_path)) == (
         f'"{tmp_path}" is no reward model: it lacks score.weight. Train one with --stage reward.'
     )
@@ -371,6 +366,6 @@ def test_a_family_without_a_classifier() -> None:
     config = GPTNeoXJapaneseConfig(
         vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    other = LanguageParts("japanese", GPTNeoXJapaneseForCausalLM(config), parts.tokenizer)
+    other = Parts("japanese", GPTNeoXJapaneseForCausalLM(config), parts.tokenizer)
     with pytest.raises(UserError, match='no reward model of the family of "japanese": start from'):
         build_reward_model(other, seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,28 @@ from transformers import (
     CLIPProcessor,
 )
 
-from visgrpo.models.adapt import Adaptation
-from visgrpo.models.card import model_card
+from visgrpo.models.card import label_card
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
-from visgrpo.models.saving import plain_model, save_adapter, save_classifier
+from visgrpo.models.load import load_clip
+from visgrpo.models.save import merged, save, save_adapter
 
 TEXTS = ["a photo of a cat.", "a photo of a dog.", "a photo of an apple."]
 CHOICES = [
-    Adaptation(train="full"),
-    Adaptation(train="image", last_blocks=1),
-    Adaptation(train="full", lora=True),
-    Adaptation(train="full", lora=True, last_blocks=1),
+    ("full",),
+    ("image", "last:1"),
+    ("full", "lora"),
+    ("full", "last:1", "lora"),
 ]
 
 
-def tuned(folder: Path, choice: Adaptation, logit_scale: Any = "trainable") -> ClipClassifier:
+def tuned(folder: Path, choice: Sequence[str], logit_scale: Any = "trainable") -> ClipClassifier:
     classifier = classifier_from(folder, choice, logit_scale=logit_scale)
     train(classifier, steps=2, rate=0.05)
     return classifier
 
 
-def save(classifier: ClipClassifier, start: Path, folder: Path, **info: Any) -> None:
-    save_classifier(classifier, load_clip(str(start)), folder, "# a card\n", info)
+def saved(classifier: ClipClassifier, start: Path, folder: Path, **info: Any) -> None:
+    save(classifier, load_clip(str(start)), folder, "# a card\n", info)
 
 
 @torch.no_grad()
@@ -53,11 +53,11 @@ def clip_logits(model: Any, folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_plain_transformers_loads_the_tuned_model(
-    tiny_clip_folder: Path, tmp_path: Path, choice: Adaptation
+    tiny_clip_folder: Path, tmp_path: Path, choice: Sequence[str]
 ) -> None:
     classifier = tuned(tiny_clip_folder, choice)
     expected = logits_of(classifier)
-    save(classifier, tiny_clip_folder, tmp_path)
+    saved(classifier, tiny_clip_folder, tmp_path)
     model = CLIPModel.from_pretrained(tmp_path)
     torch.testing.assert_close(clip_logits(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
     assert not any("lora" in name for name, _ in model.named_parameters())
@@ -65,8 +65,8 @@ def test_plain_transformers_loads_the_tuned_model(
 
 
 def test_siglip_too(tiny_siglip_folder: Path, tmp_path: Path) -> None:
-    classifier = tuned(tiny_siglip_folder, Adaptation(train="full", lora=True))
-    save(classifier, tiny_siglip_folder, tmp_path)
+    classifier = tuned(tiny_siglip_folder, ("full", "lora"))
+    saved(classifier, tiny_siglip_folder, tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "SiglipModel"
     expected = logits_of(classifier)
     torch.testing.assert_close(logits_of(classifier_from(tmp_path)), expected, rtol=1e-4, atol=1e-4)
@@ -76,7 +76,7 @@ def test_siglip_too(tiny_siglip_folder: Path, tmp_path: Path) -> None:
 def test_peft_puts_the_adapter_on_the_start(
     tiny_clip_folder: Path, tmp_path: Path, last_blocks: int
 ) -> None:
-    choice = Adaptation(train="full", lora=True, last_blocks=last_blocks)
+    choice = ["full", "lora", *(["last:1"] if last_blocks else [])]
     classifier = tuned(tiny_clip_folder, choice, "frozen")
     save_adapter(classifier, tmp_path)
     start = CLIPModel.from_pretrained(tiny_clip_folder)
@@ -86,12 +86,12 @@ def test_peft_puts_the_adapter_on_the_start(
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_saving_leaves_the_classifier_as_it_is(
-    tiny_clip_folder: Path, tmp_path: Path, choice: Adaptation
+    tiny_clip_folder: Path, tmp_path: Path, choice: Sequence[str]
 ) -> None:
     classifier = tuned(tiny_clip_folder, choice)
     expected, weights = logits_of(classifier), frozen_copy(classifier)
     flags = [p.requires_grad for p in classifier.parameters()]
-    save(classifier, tiny_clip_folder, tmp_path)
+    saved(classifier, tiny_clip_folder, tmp_path)
     assert torch.equal(logits_of(classifier), expected)
     assert [p.requires_grad for p in classifier.parameters()] == flags
     now = frozen_copy(classifier)
@@ -101,20 +101,20 @@ def test_saving_leaves_the_classifier_as_it_is(
 
 
 def test_merged_model_shares_no_weight_with_the_classifier(tiny_clip_folder: Path) -> None:
-    classifier = tuned(tiny_clip_folder, Adaptation(lora=True))
+    classifier = tuned(tiny_clip_folder, ("image", "lora"))
     expected = logits_of(classifier)
     with torch.no_grad():
-        for parameter in plain_model(classifier).parameters():
+        for parameter in merged(classifier.encoder).parameters():
             parameter.zero_()
     assert torch.equal(logits_of(classifier), expected)
 
 
 def test_clamped_scale_is_saved_clamped(tiny_clip_folder: Path, tmp_path: Path) -> None:
-    classifier = classifier_from(tiny_clip_folder, Adaptation(), logit_scale="clamped")
+    classifier = classifier_from(tiny_clip_folder, ("image",), logit_scale="clamped")
     with torch.no_grad():
         classifier.backbone.logit_scale.fill_(math.log(110.0))
     expected = logits_of(classifier)
-    save(classifier, tiny_clip_folder, tmp_path)
+    saved(classifier, tiny_clip_folder, tmp_path)
     model = CLIPModel.from_pretrained(tmp_path)
     torch.testing.assert_close(clip_logits(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
 
@@ -123,7 +123,7 @@ def test_tokenizer_and_processors_load_from_the_folder(
     tiny_clip_folder: Path, tmp_path: Path
 ) -> None:
     start = load_clip(str(tiny_clip_folder))
-    save(tuned(tiny_clip_folder, Adaptation()), tiny_clip_folder, tmp_path)
+    saved(tuned(tiny_clip_folder, ("image",)), tiny_clip_folder, tmp_path)
     expected = start.tokenizer(TEXTS)["input_ids"]
     assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"] == expected
     both = CLIPProcessor.from_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_tokenizer_and_processors_load_from_the_folder(
 
 
 def test_card_and_info_lie_beside_the_weights(tiny_clip_folder: Path, tmp_path: Path) -> None:
-    save(classifier_from(tiny_clip_folder), tiny_clip_folder, tmp_path, data="cifar10", method="é")
+    saved(classifier_from(tiny_clip_folder), tiny_clip_folder, tmp_path, data="cifar10", method="é")
     assert (tmp_path / "README.md").read_text() == "# a card\n"
     assert json.loads((tmp_path / "visgrpo.json").read_text(encoding="utf-8")) == {
         "classes": list(CLASSES),
@@ -145,7 +145,7 @@ def test_card_and_info_lie_beside_the_weights(tiny_clip_folder: Path, tmp_path: 
 
 
 def test_model_card_has_the_measured_numbers() -> None:
-    card = model_card(
+    card = label_card(
         {
             "recipe": "clip",
             "model": "openai/clip",
@@ -170,7 +170,7 @@ def test_model_card_has_the_measured_numbers() -> None:
 
 
 def test_card_of_a_model_with_a_head_says_how_to_load_both() -> None:
-    card = model_card(
+    card = label_card(
         {
             "recipe": "segmentation",
             "model": "facebook/dinov2-small",

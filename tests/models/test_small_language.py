@@ -9,7 +9,7 @@ import torch
 from language_models import TEXT, logits_of, tiny_language, tokenizer_for, tokens
 
 from visgrpo.errors import UserError
-from visgrpo.models.language_loading import context_of
+from visgrpo.models.language import context_of
 from visgrpo.models.small_language import SIZES, Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 

@@ -8,10 +8,10 @@ from token_models import COMPLETIONS, KINDS, LENGTHS, PAD, PROMPTS, policy
 from torch import Tensor
 from transformers import DynamicCache
 
-from visgrpo.models.adapt_language import adapt_language
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.token_cache import rollout_cache, shared_prefix
 from visgrpo.models.token_reference import AdapterOff, FrozenStart, reference_of
+from visgrpo.models.trains import Adapters, adapt
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 N, G, HEADS, P, D = 2, 3, 2, 4, 5
@@ -104,7 +104,7 @@ def fresh(kind: str) -> LanguageModel:
     if not kind.endswith("lora"):
         return policy(kind)
     lm = policy(kind.removesuffix("-lora")).lm
-    return LanguageModel(adapt_language(lm, lora=True, rank=2, alpha=4.0, dropout=0.0))
+    return LanguageModel(adapt(lm, ["lora"], Adapters(2, 4.0)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

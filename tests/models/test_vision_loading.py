@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from vision_folders import asking, logits_about, noise, saved_vision, tiny_smol, tiny_vision
 
 from visgrpo.errors import UserError
-from visgrpo.models.adapt import wrap_in_adapters
-from visgrpo.models.language_loading import context_of, stop_tokens
-from visgrpo.models.vision_loading import VisionParts, is_vision_language, load_vision_language
-from visgrpo.models.vision_saving import save_vision_language, save_vision_language_adapter
+from visgrpo.models.language import context_of, stop_tokens
+from visgrpo.models.load import is_vision_language, load_vision_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save, save_adapter
+from visgrpo.models.trains import Adapters, wrap_in_adapters
 
 WEIGHTS = "model.safetensors"
 
@@ -40,7 +41,7 @@ def one_line(name: Path | str) -> str:
     return message
 
 
-def logits_of(parts: VisionParts) -> torch.Tensor:
+def logits_of(parts: Parts) -> torch.Tensor:
     picture = parts.processor.picture(noise(24, 16))
     return logits_about(parts.model, parts.processor.prompt_ids(asking(), [picture]), picture)
 
@@ -50,11 +51,11 @@ def saved_adapter(start: Path, folder: Path) -> torch.Tensor:
     parts = load_vision_language(str(start))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = wrap_in_adapters(parts.model, ["q_proj", "v_proj"], rank=2, alpha=4.0, dropout=0.0)
+        model = wrap_in_adapters(parts.model, ["q_proj", "v_proj"], Adapters(2, 4.0))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight)
-    save_vision_language_adapter(model, folder)
+    save_adapter(model, folder)
     picture = parts.processor.picture(noise(24, 16))
     ids = parts.processor.prompt_ids(asking(), [picture])
     return logits_about(model.merge_and_unload(), ids, picture)
@@ -144,18 +145,16 @@ def test_a_model_with_adapters_is_saved_merged(tmp_path: Path) -> None:
     parts = tiny_vision()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = wrap_in_adapters(parts.model, ["q_proj"], rank=2, alpha=4.0, dropout=0.0)
+        model = wrap_in_adapters(parts.model, ["q_proj"], Adapters(2, 4.0))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight)
-    save_vision_language(model, parts.processor, tmp_path, "# tuned\n", {"stage": "sft"})
+    save(model, parts, tmp_path, "# tuned\n", {"stage": "sft"})
     assert hasattr(model, "peft_config")
     loaded = load_vision_language(str(tmp_path))
     assert loaded.info == {"task": "vision-language", "stage": "sft"}
     assert (tmp_path / "README.md").read_text() == "# tuned\n"
-    merged = VisionParts(
-        "merged", model.merge_and_unload(), parts.tokenizer, processor=parts.processor
-    )
+    merged = Parts("merged", model.merge_and_unload(), parts.tokenizer, processor=parts.processor)
     torch.testing.assert_close(logits_of(loaded), logits_of(merged), rtol=0, atol=1e-5)
 
 

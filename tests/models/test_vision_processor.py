@@ -14,21 +14,21 @@ from vision_folders import asking, noise, tiny_smol, tiny_vision
 
 from visgrpo.data.pictures import Picture
 from visgrpo.errors import UserError
-from visgrpo.models.vision_loading import VisionParts
+from visgrpo.models.parts import Parts
 from visgrpo.models.vision_processor import VisionProcessor
 
 
 @pytest.fixture(scope="module")
-def qwen() -> VisionParts:
+def qwen() -> Parts:
     return tiny_vision()
 
 
 @pytest.fixture(scope="module")
-def smol() -> VisionParts:
+def smol() -> Parts:
     return tiny_smol()
 
 
-def refusal(parts: VisionParts, **changed: Any) -> str:
+def refusal(parts: Parts, **changed: Any) -> str:
     """The one line that refuses a processor of some other parts."""
     given = {"config": parts.model.config, "images": parts.processor.images}
     given = {**given, "tokenizer": parts.tokenizer, **changed}
@@ -38,13 +38,13 @@ def refusal(parts: VisionParts, **changed: Any) -> str:
     return str(caught.value)
 
 
-def with_template(parts: VisionParts, template: str | None) -> Any:
+def with_template(parts: Parts, template: str | None) -> Any:
     tokenizer = copy.deepcopy(parts.tokenizer)
     tokenizer.chat_template = template
     return tokenizer
 
 
-def test_patches_are_cut_token_by_token_and_row_by_row(qwen: VisionParts) -> None:
+def test_patches_are_cut_token_by_token_and_row_by_row(qwen: Parts) -> None:
     """Four patches of 4 × 4 pixels make a token of 8 × 8; a patch holds its colours in turn."""
     image = noise(24, 16)
     made = qwen.processor.picture(image)
@@ -64,7 +64,7 @@ def test_patches_are_cut_token_by_token_and_row_by_row(qwen: VisionParts) -> Non
 
 @pytest.mark.parametrize("size", [(16, 16), (30, 18), (100, 60), (5, 5), (1, 1)])
 def test_pixels_are_those_of_the_checkpoint_s_image_processor(
-    qwen: VisionParts, size: tuple[int, int]
+    qwen: Parts, size: tuple[int, int]
 ) -> None:
     image = noise(*size)
     made = qwen.processor.picture(image)
@@ -74,7 +74,7 @@ def test_pixels_are_those_of_the_checkpoint_s_image_processor(
     assert made.tokens == len(made.pixels) // 4
 
 
-def test_a_prompt_has_places_for_its_images_and_the_header_of_the_answer(qwen: VisionParts) -> None:
+def test_a_prompt_has_places_for_its_images_and_the_header_of_the_answer(qwen: Parts) -> None:
     first, second = (qwen.processor.picture(noise(*size)) for size in ((16, 16), (8, 16)))
     ids = qwen.processor.prompt_ids(asking("How many?", images=2), [first, second])
     assert ids.dtype == np.int32
@@ -86,7 +86,7 @@ def test_a_prompt_has_places_for_its_images_and_the_header_of_the_answer(qwen: V
     )
 
 
-def test_places_are_those_of_transformers_own_class(qwen: VisionParts) -> None:
+def test_places_are_those_of_transformers_own_class(qwen: Parts) -> None:
     """It cannot be built without a video processor, but can be asked."""
     from transformers import Qwen2_5_VLProcessor
 
@@ -100,7 +100,7 @@ def test_places_are_those_of_transformers_own_class(qwen: VisionParts) -> None:
     assert (ids == qwen.model.config.image_token_id).sum() == len(theirs) == picture.tokens
 
 
-def test_prompts_without_images(qwen: VisionParts) -> None:
+def test_prompts_without_images(qwen: Parts) -> None:
     ids = qwen.processor.prompt_ids([{"role": "user", "content": "Hello"}], [])
     assert qwen.tokenizer.decode(ids) == (
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
@@ -127,7 +127,7 @@ def test_tiles_are_those_of_transformers_own_class(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 2), (2, 2), (3, 4)])
-def test_places_of_tiles_are_smolvlm_s(smol: VisionParts, rows: int, columns: int) -> None:
+def test_places_of_tiles_are_smolvlm_s(smol: Parts, rows: int, columns: int) -> None:
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
     one = rows * columns == 1
@@ -153,7 +153,7 @@ def test_a_tile_in_one_piece_is_the_whole_image() -> None:
     assert (made.grid, made.tokens, tuple(made.pixels.shape)) == ((1, 1, 1), 4, (1, 3, 16, 16))
 
 
-def test_what_stands_for_images_is_never_to_be_drawn(qwen: VisionParts, smol: VisionParts) -> None:
+def test_what_stands_for_images_is_never_to_be_drawn(qwen: Parts, smol: Parts) -> None:
     assert sorted(qwen.tokenizer.convert_ids_to_tokens(qwen.processor.placeholder_ids)) == [
         "<|image_pad|>",
         "<|video_pad|>",
@@ -202,7 +202,7 @@ def test_limits_that_leave_nothing_to_see() -> None:
         tiny_smol().processor.limit(255)
 
 
-def test_other_processes_make_the_same_of_an_image(qwen: VisionParts) -> None:
+def test_other_processes_make_the_same_of_an_image(qwen: Parts) -> None:
     copied = pickle.loads(pickle.dumps(qwen.processor))
     ours, theirs = (p.picture(noise(24, 16)) for p in (qwen.processor, copied))
     assert np.array_equal(ours.pixels, theirs.pixels)
@@ -211,52 +211,52 @@ def test_other_processes_make_the_same_of_an_image(qwen: VisionParts) -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 160), (1700, 8), (2, 100)])
-def test_images_that_would_be_distorted(qwen: VisionParts, size: tuple[int, int]) -> None:
+def test_images_that_would_be_distorted(qwen: Parts, size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=f"{size[0]} × {size[1]} pixels is too thin"):
         qwen.processor.picture(Image.new("RGB", size))
 
 
 @pytest.mark.parametrize(("places", "images"), [(1, 0), (1, 2), (0, 1)])
-def test_images_and_places_that_do_not_match(qwen: VisionParts, places: int, images: int) -> None:
+def test_images_and_places_that_do_not_match(qwen: Parts, places: int, images: int) -> None:
     pictures = [qwen.processor.picture(noise(8, 8))] * images
     with pytest.raises(UserError, match=rf"places for {places} image\(s\), but {images} came"):
         qwen.processor.prompt_ids(asking(images=places), pictures)
 
 
-def test_a_question_that_spells_the_image_token(qwen: VisionParts) -> None:
+def test_a_question_that_spells_the_image_token(qwen: Parts) -> None:
     picture = qwen.processor.picture(noise(8, 8))
     with pytest.raises(UserError, match=r"<\|image_pad\|> is 2 times in the chat: take it out"):
         qwen.processor.prompt_ids(asking("What is <|image_pad|>?"), [picture])
 
 
-def test_a_chat_template_that_passes_images_over(qwen: VisionParts) -> None:
+def test_a_chat_template_that_passes_images_over(qwen: Parts) -> None:
     tokenizer = with_template(qwen, "{{ messages[0]['role'] }}")
     assert "does not write <|image_pad|> for an image" in refusal(qwen, tokenizer=tokenizer)
 
 
-def test_a_chat_template_for_strings_alone(qwen: VisionParts) -> None:
+def test_a_chat_template_for_strings_alone(qwen: Parts) -> None:
     tokenizer = with_template(qwen, "{{ 'user: ' + messages[0]['content'] }}")
     assert "does not write <|image_pad|> for an image" in refusal(qwen, tokenizer=tokenizer)
 
 
-def test_no_chat_template(qwen: VisionParts) -> None:
+def test_no_chat_template(qwen: Parts) -> None:
     assert "has no chat template" in refusal(qwen, tokenizer=with_template(qwen, None))
 
 
-def test_a_tokenizer_that_cuts_special_tokens_up(qwen: VisionParts) -> None:
+def test_a_tokenizer_that_cuts_special_tokens_up(qwen: Parts) -> None:
     tokenizer = copy.deepcopy(qwen.tokenizer)
     tokenizer.split_special_tokens = True
     assert "cuts <|image_pad|> up" in refusal(qwen, tokenizer=tokenizer)
 
 
-def test_a_tokenizer_of_another_model(qwen: VisionParts) -> None:
+def test_a_tokenizer_of_another_model(qwen: Parts) -> None:
     config = copy.deepcopy(qwen.model.config)
     config.image_token_id = 9999
     assert "has no token 9999, the model's image_token_id" in refusal(qwen, config=config)
 
 
 @pytest.mark.parametrize("setting", ["patch_size", "temporal_patch_size", "merge_size"])
-def test_patches_of_another_model(qwen: VisionParts, setting: str) -> None:
+def test_patches_of_another_model(qwen: Parts, setting: str) -> None:
     images = copy.deepcopy(qwen.processor.images)
     has = getattr(images, setting)
     setattr(images, setting, 7)
@@ -264,7 +264,7 @@ def test_patches_of_another_model(qwen: VisionParts, setting: str) -> None:
     assert refusal(qwen, images=images).startswith(expected)
 
 
-def test_tiles_of_another_model(smol: VisionParts) -> None:
+def test_tiles_of_another_model(smol: Parts) -> None:
     images = copy.deepcopy(smol.processor.images)
     images.max_image_size = {"longest_edge": 32}
     assert "has max_image_size 32, the model 16" in refusal(smol, images=images)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from visgrpo.data.pictures import Picture
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.models.vision_processor import VisionProcessor
-from visgrpo.models.vision_saving import save_vision_language
 
 TEXTS = ["How many shapes are there? <think>3</think>", "How many red cubes are there?"]
 SIZES = SmallVisionLanguage(
@@ -44,18 +44,18 @@ SMOL_TEMPLATE = (
 )
 
 
-def tiny_vision(seed: int = 0, sizes: SmallVisionLanguage = SIZES) -> VisionParts:
+def tiny_vision(seed: int = 0, sizes: SmallVisionLanguage = SIZES) -> Parts:
     return build_vision_language(TEXTS, sizes, seed=seed)
 
 
-def saved_vision(folder: Path, parts: VisionParts | None = None) -> Path:
+def saved_vision(folder: Path, parts: Parts | None = None) -> Path:
     parts = tiny_vision() if parts is None else parts
     folder.mkdir(parents=True, exist_ok=True)
-    save_vision_language(parts.model, parts.processor, folder, "# a card\n", {})
+    save(parts.model, parts, folder, "# a card\n", {})
     return folder
 
 
-def tiny_smol(kind: str = "smolvlm") -> VisionParts:
+def tiny_smol(kind: str = "smolvlm") -> Parts:
     """A SmolVLM or Idefics3 whose tiles are 16 pixels wide and take 4 places each."""
     import transformers
 
@@ -91,7 +91,7 @@ def tiny_smol(kind: str = "smolvlm") -> VisionParts:
         size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
     )
     processor = VisionProcessor.of(model.config, images, tokenizer)
-    return VisionParts(kind, model, tokenizer, processor=processor)
+    return Parts(kind, model, tokenizer, processor=processor)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -15,10 +15,10 @@ from vision_folders import SIZES, asking, noise, tiny_smol, tiny_vision
 
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.token_rows import lengths, padded
-from visgrpo.models.adapt_vision import adapt_vision_language
 from visgrpo.models.language import Engine
+from visgrpo.models.parts import Parts
+from visgrpo.models.trains import Adapters, adapt
 from visgrpo.models.vision_language import FEATURE_BYTES, VisionLanguageModel
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 # What trains; frozen parts before it are computed once.
@@ -34,13 +34,13 @@ NOTHING_CUT = TokenDistribution()
 
 
 @functools.cache
-def qwen() -> VisionParts:
+def qwen() -> Parts:
     """Images of up to 8 × 8 tokens, of which 4 × 4 see each other in the tower's first block."""
     return spread(tiny_vision(sizes=replace(SIZES, max_pixels=64 * 64)))
 
 
 @functools.cache
-def sharing_keys() -> VisionParts:
+def sharing_keys() -> Parts:
     """As large ones are built: two heads of the language model share their keys and values."""
     config = copy.deepcopy(qwen().model.config)
     config.text_config.num_key_value_heads = 1
@@ -48,11 +48,11 @@ def sharing_keys() -> VisionParts:
 
 
 @functools.cache
-def smol(kind: str = "smolvlm") -> VisionParts:
+def smol(kind: str = "smolvlm") -> Parts:
     return spread(tiny_smol(kind))
 
 
-def spread(parts: VisionParts) -> VisionParts:
+def spread(parts: Parts) -> Parts:
     """Weights so large that logits, and what an image changes in them, differ clearly."""
     generator = torch.Generator().manual_seed(0)
     for weight in parts.model.parameters():
@@ -64,14 +64,14 @@ def spread(parts: VisionParts) -> VisionParts:
 def seeing(
     train: str = "all",
     engine: Engine = "shared",
-    parts: VisionParts | None = None,
+    parts: Parts | None = None,
     feature_bytes: int = FEATURE_BYTES,
 ) -> VisionLanguageModel:
     """A policy of its own weights; adapters, where it has them, are no longer the identity."""
     lm = copy.deepcopy((parts or qwen()).model)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        lm, _ = adapt_vision_language(lm, train=TRAINED[train], rank=2, alpha=4.0)
+        lm = adapt(lm, TRAINED[train], Adapters(2, 4.0))
         for name, weight in lm.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
@@ -110,7 +110,7 @@ class Scene:
 def scene(
     sizes_N: Sequence[Sequence[tuple[int, int]]] = (((24, 16),), ((40, 48), (16, 16)), ()),
     *,
-    parts: VisionParts | None = None,
+    parts: Parts | None = None,
     group_size: int = 2,
     length: int = 4,
     padding: int = 0,

@@ -19,10 +19,9 @@ from visgrpo.feedback.options import LabelledByModel
 from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.zero_shot import predict_logits, run_over
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import load_clip
+from visgrpo.models.load import load_clip, load_representation
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
 from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.representation_saving import load_representation
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes

@@ -2,117 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from visgrpo.metrics import metric, ordered
 
 _HEADS = ("representation", "segmentation")  # recipes whose models have a head of their own
+_FOLDER = '"path/to/this/folder"'
+# Of models that read text, by the class of transformers that loads them: how else to use them.
+_TEXT_USES = {
+    "AutoModelForCausalLM": 'or `visgrpo generate path/to/this/folder "A beginning"`.',
+    "AutoModelForImageTextToText": "Image processor: "
+    '`AutoImageProcessor.from_pretrained(folder, backend="pil")`. Or `visgrpo predict '
+    'path/to/this/folder image.png --ask "How many are there?"`.',
+    "AutoModelForSequenceClassification": "Reward = (score - reward_mean) / reward_std, both in "
+    "`visgrpo.json`.",
+}
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
-    """Return the README.md of a tuned model, from its run's summary."""
-    before, after = summary["before"], summary["after"]
+def label_card(summary: Mapping[str, Any]) -> str:
+    """Return the README.md of a tuned model that labels images, from its run's summary."""
     data, recipe = summary["data"], summary["recipe"]
+    test = f"{data['test']} images, {data['classes']} classes"
+    before, after = summary["before"], summary["after"]
     both = ordered([key for key in after if key in before and metric(key).is_shown("card")])
-    rows = [f"| {_title(key)} | {before[key]:.4f} | {after[key]:.4f} |" for key in both]
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"tags: [visgrpo, {recipe.split()[-1]}, {summary['method']}]",
-        "---",
-        "",
-        f"# {summary['model']} tuned on {data['name']} with {summary['method']}",
-        "",
-        f"Held-out test split of {data['name']}, {data['test']} images, {data['classes']} classes:",
-        "",
-        "| measure | start | tuned |",
-        "|---|---|---|",
-        *rows,
-        *_retention(summary.get("retention") or {}),
-        "",
-        f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
-        *(_with_head() if recipe in _HEADS else _dual_encoder()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def language_card(summary: Mapping[str, Any]) -> str:
-    """Return the README.md of a language model, from its run's summary."""
-    use = 'or `visgrpo generate path/to/this/folder "A beginning"`.'
-    return _text_card(summary, "AutoModelForCausalLM", use)
-
-
-def vlm_card(summary: Mapping[str, Any]) -> str:
-    """Return the README.md of a vision-language model, from its run's summary."""
-    use = (
-        'Image processor: `AutoImageProcessor.from_pretrained(folder, backend="pil")`. Or '
-        '`visgrpo predict path/to/this/folder image.png --ask "How many are there?"`.'
+    rows = [(_title(key), before[key], after[key]) for key in both]
+    for name, value in (summary.get("retention") or {}).items():
+        rows.append((f"accuracy on {name}, not tuned on", value["before"], value["after"]))
+    ending = ["Class names and prompts are in `visgrpo.json`.", *load_with_transformers()]
+    return _tuned_card(
+        summary,
+        recipe.split()[-1],
+        f"Held-out test split of {data['name']}, {test}:",
+        rows,
+        _with_head() if recipe in _HEADS else ending,
     )
-    return _text_card(summary, "AutoModelForImageTextToText", use)
 
 
-def reward_card(summary: Mapping[str, Any]) -> str:
-    """Return the README.md of a reward model, from its run's summary."""
-    use = "Reward = (score - reward_mean) / reward_std, both in `visgrpo.json`."
-    return _text_card(summary, "AutoModelForSequenceClassification", use)
+def text_card(summary: Mapping[str, Any], auto: str) -> str:
+    """Return the README.md of a model that reads text, from its run's summary.
 
-
-def _title(key: str) -> str:
-    """Name a measure, with its unit where that is one of information."""
-    row = metric(f"eval/{key}", "any")
-    return f"{row.in_a_line} ({row.unit})" if row.unit.startswith("nats") else row.in_a_line
-
-
-def _text_card(summary: Mapping[str, Any], auto_class: str, use: str) -> str:
-    before, after, data = summary["before"], summary["after"], summary["data"]
-    rows = [
-        f"| {_title(key)} | {before[key]:.4f} | {after[key]:.4f} |"
-        for key in after
-        if key in before
-    ]
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"tags: [visgrpo, {summary['recipe']}, {summary['method']}]",
-        "---",
-        "",
-        f"# {summary['model']} tuned on {data['name']} with {summary['method']}",
-        "",
+    Args:
+        auto: the class of transformers that loads it.
+    """
+    data, before, after = summary["data"], summary["before"], summary["after"]
+    return _tuned_card(
+        summary,
+        summary["recipe"],
         f"Held out: {data['test']} {data['unit']}. Nats are natural logarithms.",
-        "",
-        "| measure | start | tuned |",
-        "|---|---|---|",
-        *rows,
-        "",
-        f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
-        "",
-        "```python",
-        f"from transformers import {auto_class}, AutoTokenizer",
-        "",
-        f'model = {auto_class}.from_pretrained("path/to/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        "```",
-        "",
-        use,
-    ]
-    return "\n".join(lines) + "\n"
+        [(_title(key), before[key], after[key]) for key in after if key in before],
+        [*load_with_transformers(model=auto, tokenizer="AutoTokenizer"), "", _TEXT_USES[auto]],
+    )
 
 
-def load_with_transformers() -> list[str]:
-    """Return the lines that show how plain transformers loads the model."""
+def start_card(title: str, tags: str, body: Iterable[str], *, pipeline: str = "") -> str:
+    """Return the README.md of a model to start from; what its job says of it comes below."""
+    kind = [f"pipeline_tag: {pipeline}"] if pipeline else []
+    front = ["---", "library_name: transformers", *kind, f"tags: [visgrpo, {tags}]", "---"]
+    return "\n".join([*front, "", f"# {title}", "", *body]) + "\n"
+
+
+def load_with_transformers(**autos: str) -> list[str]:
+    """Return the lines that show how plain transformers loads a model and what goes with it.
+
+    Args:
+        autos: the class of transformers for each name; by default of the model alone.
+    """
+    autos = autos or {"model": "AutoModel"}
+    loading = {
+        name: f'{_FOLDER}, backend="pil"' if auto == "AutoImageProcessor" else _FOLDER
+        for name, auto in autos.items()
+    }
     return [
         "",
         "```python",
-        "from transformers import AutoModel",
+        f"from transformers import {', '.join(sorted(autos.values()))}",
         "",
-        'model = AutoModel.from_pretrained("path/to/this/folder")',
+        *[f"{name} = {auto}.from_pretrained({loading[name]})" for name, auto in autos.items()],
         "```",
     ]
 
 
-def _dual_encoder() -> list[str]:
-    return ["Class names and prompts are in `visgrpo.json`.", *load_with_transformers()]
+def _tuned_card(
+    summary: Mapping[str, Any],
+    tag: str,
+    measured_on: str,
+    rows: Iterable[tuple[str, float, float]],
+    ending: Iterable[str],
+) -> str:
+    body = [
+        measured_on,
+        "",
+        "| measure | start | tuned |",
+        "|---|---|---|",
+        *[f"| {name} | {start:.4f} | {tuned:.4f} |" for name, start, tuned in rows],
+        "",
+        f"{summary['steps']} steps, weights of step {summary['kept_step']}.",
+        *ending,
+    ]
+    title = f"{summary['model']} tuned on {summary['data']['name']} with {summary['method']}"
+    return start_card(title, f"{tag}, {summary['method']}", body)
 
 
 def _with_head() -> list[str]:
@@ -122,7 +111,7 @@ def _with_head() -> list[str]:
         "```python",
         "from visgrpo import load_representation",
         "",
-        'model, parts = load_representation("path/to/this/folder")',
+        f"model, parts = load_representation({_FOLDER})",
         "```",
         "",
         "or `visgrpo predict path/to/this/folder photo.jpg`. The backbone alone:",
@@ -130,8 +119,7 @@ def _with_head() -> list[str]:
     ]
 
 
-def _retention(retention: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return [
-        f"| accuracy on {name}, not tuned on | {value['before']:.4f} | {value['after']:.4f} |"
-        for name, value in retention.items()
-    ]
+def _title(key: str) -> str:
+    """Name a measure, with its unit where that is one of information."""
+    row = metric(f"eval/{key}", "any")
+    return f"{row.in_a_line} ({row.unit})" if row.unit.startswith("nats") else row.in_a_line

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.models.join_weights import VisionTower, read_tower
-from visgrpo.models.language_loading import LanguageParts, load_language
+from visgrpo.models.load import load_language
+from visgrpo.models.parts import Parts
 from visgrpo.models.qwen_vision import (
     VISION_TOKENS,
     mrope_section,
     vision_token_ids,
     with_image_places,
 )
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.models.vision_processor import VisionProcessor
 
 Merger = Literal["slice", "new"]
@@ -33,7 +33,7 @@ def join(
     merger: Merger = "slice",
     max_pixels: int | None = None,
     seed: int = 0,
-) -> VisionParts:
+) -> Parts:
     """Put a vision tower before a language model; on text the joined model is the language model.
 
     Everything but the merger's last layer is taken over as it is: rotary base, biases, tied
@@ -68,10 +68,10 @@ def join(
         processor.limit(max_pixels)
     notes = (*parts.notes, note) if note else parts.notes
     name = f"{tower.name} + {parts.name}"
-    return VisionParts(name, model, parts.tokenizer, notes=notes, processor=processor)
+    return Parts(name, model, parts.tokenizer, notes=notes, processor=processor)
 
 
-def _check_fit(tower: VisionTower, parts: LanguageParts, merger: Merger) -> None:
+def _check_fit(tower: VisionTower, parts: Parts, merger: Merger) -> None:
     config = parts.model.config
     if config.model_type != _KIND:
         raise UserError(
@@ -86,7 +86,7 @@ def _check_fit(tower: VisionTower, parts: LanguageParts, merger: Merger) -> None
         )
 
 
-def _add_tokens(parts: LanguageParts, seed: int) -> str:
+def _add_tokens(parts: Parts, seed: int) -> str:
     """Add the special tokens that are missing, in place, and return a sentence on it."""
     vocabulary = parts.tokenizer.get_vocab()
     missing = [token for token in VISION_TOKENS if token not in vocabulary]
@@ -104,7 +104,7 @@ def _add_tokens(parts: LanguageParts, seed: int) -> str:
     return f"{note} The model got {needed - had} embedding(s) more."
 
 
-def _joined(tower: VisionTower, parts: LanguageParts, merger: Merger, seed: int) -> Any:
+def _joined(tower: VisionTower, parts: Parts, merger: Merger, seed: int) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     language = parts.model

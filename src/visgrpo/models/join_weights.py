@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.models.loading import check_model_name, in_one_line, model_folder
-from visgrpo.models.vision_loading import load_image_processor
+from visgrpo.models.parts import (
+    check_model_name,
+    in_one_line,
+    load_images,
+    model_folder,
+    pretrained,
+)
 
 _KIND = "qwen2_5_vl"
 _IN_TOWER = re.compile(r"(?:model\.)?visual\.(.+)")  # as the Hub names them, or a model in memory
@@ -43,18 +48,16 @@ def read_tower(name: str) -> VisionTower:
         UserError: for another kind of model, and weights that are missing or of other shapes than
             the configuration says.
     """
-    from transformers import AutoConfig
-
     name = model_folder(name)
     check_model_name(name)
     with in_one_line(name):
-        config = AutoConfig.from_pretrained(name)
+        config = pretrained("AutoConfig", name)
         if config.model_type != _KIND:
             raise UserError(
                 f'--vision "{name}" is a {config.model_type} model; its tower cannot be joined. '
                 f"Take a {_KIND}, such as Qwen/Qwen2.5-VL-3B-Instruct."
             )
-        images = load_image_processor(name)
+        images = load_images(name)
         weights = _read_weights(name)
     _check_shapes(name, config.vision_config, weights)
     return VisionTower(name, config.vision_config, weights, images)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.pictures import Pictures
+from visgrpo.errors import UserError
+from visgrpo.models.parts import Parts
 from visgrpo.models.prompt_reading import (
     ReadPrompts,
     additive,
@@ -315,6 +317,32 @@ def critic_of(model: Any, kind: CriticKind) -> Critic:
     """Return a new critic for a transformers causal language model, without adapters."""
     trunk = copy.deepcopy(model.base_model) if kind == "separate" else None
     return Critic(model.config.get_text_config().hidden_size, trunk)
+
+
+def context_of(model: Any) -> int:
+    """Return the greatest number of positions, of prompt and completion together.
+
+    Raises:
+        UserError: for a model that has no such number.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise UserError(
+            f"A {config.model_type} model does not say how long its context is: set "
+            '"max_position_embeddings" in its config.json.'
+        )
+    return int(positions)
+
+
+def stop_tokens(parts: Parts) -> tuple[int, ...]:
+    """Return the ids that end a completion: the tokenizer's and the generation settings', sorted.
+
+    A chat model often has several: the end of a turn and the end of a text.
+    """
+    settings = parts.model.generation_config.eos_token_id
+    further = settings if isinstance(settings, list) else [settings]
+    return tuple(sorted({parts.tokenizer.eos_token_id, *further} - {None}))
 
 
 def without_dropout(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+from visgrpo.models.parts import pretrained
 from visgrpo.models.tokenizers import character_tokenizer
 
 CHECKPOINT = "ckpt.pt"
@@ -138,11 +139,9 @@ def _check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
 
 
 def _tokenizer_beside(path: Path, vocabulary: int) -> Any:
-    from transformers import AutoTokenizer
-
     for folder in (path.parent, path.parent / "tokenizer"):
         if (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
-            return AutoTokenizer.from_pretrained(str(folder))
+            return pretrained("AutoTokenizer", str(folder))
     if (path.parent / CHARACTERS).exists():
         return _characters(path.parent / CHARACTERS)
     if vocabulary not in _GPT2_VOCABULARIES:
@@ -151,7 +150,7 @@ def _tokenizer_beside(path: Path, vocabulary: int) -> Any:
             f'{CHARACTERS} with "eos" and the "stoi" of meta.pkl, which is pickle and not opened.'
         )
     try:
-        return AutoTokenizer.from_pretrained(_GPT2)
+        return pretrained("AutoTokenizer", _GPT2)
     except OSError as error:
         raise UserError(
             f'"{path}" needs the tokenizer {_GPT2}, which cannot be fetched: save it into '

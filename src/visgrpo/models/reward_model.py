@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +14,11 @@ from torch import Tensor, nn
 from visgrpo.data.chat import Prompt
 from visgrpo.data.token_rows import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
-from visgrpo.models.language import without_dropout
-from visgrpo.models.language_loading import LanguageParts, context_of
-from visgrpo.models.loading import (
-    check_model_name,
-    in_one_line,
-    load_pretrained,
-    model_folder,
-    read_info,
+from visgrpo.models.language import context_of, without_dropout
+from visgrpo.models.parts import (
+    Parts,
 )
-from visgrpo.models.quiet import without_progress_bars
-from visgrpo.models.saving import write_info
-from visgrpo.models.tokenizers import PAD, check_tokenizer
-
-_CLASSIFIER = re.compile(r"(score|classifier)\b")  # what other models have no weights for
+from visgrpo.models.tokenizers import PAD
 
 
 class RewardModel(nn.Module):
@@ -60,22 +48,7 @@ class RewardModel(nn.Module):
         return self.scorer.score(last_BD).squeeze(-1).float()
 
 
-@dataclass(frozen=True)
-class RewardParts:
-    """A reward model with everything that belongs to it.
-
-    Attributes:
-        info: what visgrpo saved beside it; ``reward_mean`` and ``reward_std`` are those of its
-            scores of completions it learned from.
-    """
-
-    name: str
-    model: RewardModel
-    tokenizer: Any
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-def build_reward_model(parts: LanguageParts, seed: int) -> RewardModel:
+def build_reward_model(parts: Parts, seed: int) -> RewardModel:
     """Build a reward model that starts from a copy of a language model without adapters.
 
     The head is drawn from N(0, 1/(D + 1)), as in Stiennon et al. 2020 (arXiv 2009.01325).
@@ -118,52 +91,6 @@ def with_own_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def save_reward_model(
-    model: RewardModel, tokenizer: Any, folder: Path, card: str, info: Mapping[str, Any]
-) -> None:
-    """Write model, tokenizer, what visgrpo knows and a card into one folder.
-
-    ``AutoModelForSequenceClassification.from_pretrained(folder)`` gives the same scores.
-
-    Args:
-        tokenizer: the language model's, or the reward model's own.
-        info: with ``reward_mean`` and ``reward_std``, which :class:`LearnedReward` normalises by.
-    """
-    with without_progress_bars():
-        model.scorer.save_pretrained(folder)
-    with_own_padding(tokenizer).save_pretrained(folder)
-    write_info(folder, {"task": "reward", **info})
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def load_reward_model(name: str) -> RewardParts:
-    """Load a reward model by its folder, its run's folder or its Hub name, in evaluation mode.
-
-    Raises:
-        UserError: when the model is not there, cannot be fetched, or gives no single score.
-    """
-    name = model_folder(name)
-    check_model_name(name)
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    with in_one_line(name):
-        scorer, lacking = load_pretrained(
-            AutoModelForSequenceClassification, name, may_lack=_CLASSIFIER
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    if lacking:
-        raise UserError(
-            f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --stage reward.'
-        )
-    if not hasattr(scorer, "score") or scorer.config.num_labels != 1:
-        raise UserError(
-            f'"{name}" is no reward model: it has {scorer.config.num_labels} outputs. A reward '
-            "model has one, read at the last token."
-        )
-    check_tokenizer(tokenizer, name, scorer.get_input_embeddings().num_embeddings)
-    return RewardParts(name, RewardModel(scorer).eval(), tokenizer, read_info(name))
-
-
 class LearnedReward:
     """A reward model as a reward function of TRL's signature: (score - mean) / std.
 
@@ -187,7 +114,7 @@ class LearnedReward:
 
     def __init__(
         self,
-        parts: RewardParts,
+        parts: Parts,
         *,
         batch_size: int = 64,
         device: torch.device | str = "cpu",

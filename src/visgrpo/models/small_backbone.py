@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
-from visgrpo.models.backbone_loading import BackboneParts
+from visgrpo.models.parts import Parts
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -37,7 +36,7 @@ class SmallBackbone:
     heads: int = 4
 
 
-def build_small_backbone(sizes: SmallBackbone, seed: int) -> BackboneParts:
+def build_small_backbone(sizes: SmallBackbone, seed: int) -> Parts:
     """Build the transformers classes themselves, so that everything that loads them loads it.
 
     Raises:
@@ -58,9 +57,7 @@ def build_small_backbone(sizes: SmallBackbone, seed: int) -> BackboneParts:
         image_mean=_IMAGENET_MEAN,
         image_std=_IMAGENET_STD,
     )
-    return BackboneParts(
-        f"small-{sizes.family}", model, processor, Preprocess.from_processor(processor)
-    )
+    return Parts(f"small-{sizes.family}", model, processor=processor)
 
 
 def _dinov2(sizes: SmallBackbone) -> Any:

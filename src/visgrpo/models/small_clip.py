@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
-from visgrpo.models.loading import ClipParts
+from visgrpo.models.parts import Parts
 
 _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _MAX_TEXT_TOKENS = 32
@@ -29,7 +28,7 @@ class SmallClip:
     vocabulary: int = 1000
 
 
-def build_small_clip(sizes: SmallClip, captions: Iterable[str], seed: int) -> ClipParts:
+def build_small_clip(sizes: SmallClip, captions: Iterable[str], seed: int) -> Parts:
     """Build the transformers classes themselves, so that everything that loads CLIP loads it.
 
     Raises:
@@ -67,9 +66,7 @@ def build_small_clip(sizes: SmallClip, captions: Iterable[str], seed: int) -> Cl
         size={"shortest_edge": sizes.image_size},
         crop_size={"height": sizes.image_size, "width": sizes.image_size},
     )
-    return ClipParts(
-        "small-clip", model, tokenizer, processor, Preprocess.from_processor(processor)
-    )
+    return Parts("small-clip", model, tokenizer, processor)
 
 
 def build_tokenizer(captions: Iterable[str], vocabulary: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from visgrpo.errors import UserError
+from visgrpo.models.parts import Parts
 from visgrpo.models.qwen_vision import (
     END,
     START,
@@ -18,7 +19,6 @@ from visgrpo.models.qwen_vision import (
     with_image_places,
 )
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.models.vision_loading import VisionParts
 from visgrpo.models.vision_processor import VisionProcessor
 
 _MERGE = 2  # patches a side that become one token, as of the large ones
@@ -70,7 +70,7 @@ SIZES: Mapping[str, SmallVisionLanguage] = {
 
 def build_vision_language(
     documents: Iterable[str], sizes: SmallVisionLanguage, *, seed: int
-) -> VisionParts:
+) -> Parts:
     """Build the transformers classes themselves, so that everything that loads Qwen2.5-VL loads it.
 
     Input and output embeddings are one matrix, dropout is 0, weights are float32. One image is one
@@ -97,7 +97,7 @@ def build_vision_language(
     )
     processor = VisionProcessor.of(model.config, images, tokenizer)
     processor.limit(sizes.max_pixels)
-    return VisionParts("small-vision-language", model, tokenizer, processor=processor)
+    return Parts("small-vision-language", model, tokenizer, processor=processor)
 
 
 def chat_tokenizer(documents: Iterable[str], vocabulary: int) -> Any:

@@ -185,9 +185,10 @@ class TileVision:
 
 _FAMILIES: dict[str, VisionFamily] = {
     "qwen2_5_vl": QwenVision(),
-    "idefics3": TileVision(),
     "smolvlm": TileVision(),
+    "idefics3": TileVision(),
 }
+SEEING = tuple(_FAMILIES)  # by `model_type`
 
 
 def family_of(model: Any) -> VisionFamily:

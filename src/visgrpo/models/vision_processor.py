@@ -94,9 +94,8 @@ class VisionProcessor:
             )
         return token_ids([self._rendered(messages, pictures)], self.tokenizer)[0]
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, chat template and image processor, as plain transformers loads them."""
-        self.tokenizer.save_pretrained(folder)
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the image processor and its settings, as plain transformers loads them."""
         self.images.save_pretrained(folder)
         settings = json.dumps(self._layout.settings(), indent=1)
         (folder / "processor_config.json").write_text(settings, encoding="utf-8")

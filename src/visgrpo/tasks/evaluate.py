@@ -12,7 +12,7 @@ from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.sources import load_split, load_splits
 from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
-from visgrpo.models.loading import model_folder, read_info
+from visgrpo.models.parts import model_folder, read_info
 from visgrpo.reporting import print_measures
 from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
 from visgrpo.tasks.task import Kind, kinds, loaded

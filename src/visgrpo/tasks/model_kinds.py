@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
-from visgrpo.models.language_loading import nanogpt_checkpoint
-from visgrpo.models.loading import check_model_name, in_one_line, read_info
-from visgrpo.models.vision_loading import FAMILIES as SEEING_FAMILIES
+from visgrpo.models.load import nanogpt_checkpoint, start_of
+from visgrpo.models.parts import check_model_name, in_one_line, is_adapter, pretrained, read_info
+from visgrpo.models.vision_families import SEEING
 from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 
@@ -81,15 +79,14 @@ def kind_of(name: str) -> str:
     task = read_info(name).get("task")
     if task in kinds():
         return str(task)
-    if (Path(name) / "adapter_config.json").exists():
-        return _kind_of_adapter(Path(name) / "adapter_config.json")
-    from transformers import AutoConfig
-
+    if is_adapter(name):
+        kind = kind_of(start_of(name))
+        return kind if kind in ("language", "vision-language") else "clip"
     with in_one_line(name):
-        config = AutoConfig.from_pretrained(name)
+        config = pretrained("AutoConfig", name)
     if config.model_type in FAMILIES:
         return "backbone"
-    if config.model_type in SEEING_FAMILIES:
+    if config.model_type in SEEING:
         return "vision-language"
     for ending, kind in _ARCHITECTURES.items():
         if any(each.endswith(ending) for each in config.architectures or ()):
@@ -112,9 +109,3 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> N
             f'{flag} does not go with "{config.model}", {kinds()[kind].words}{reason}. '
             f"It is for {wanted}."
         )
-
-
-def _kind_of_adapter(settings: Path) -> str:
-    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    kind = kind_of(base) if base else "clip"
-    return kind if kind in ("language", "vision-language") else "clip"

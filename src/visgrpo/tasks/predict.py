@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visgrpo.data.images import decode
 from visgrpo.errors import UserError
-from visgrpo.models.loading import model_folder, read_info
+from visgrpo.models.parts import model_folder, read_info
 from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
 from visgrpo.tasks.task import kinds, loaded
 from visgrpo.tasks.use_configs import PredictConfig

@@ -20,9 +20,9 @@ from visgrpo.measures.held_out import pooled_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import BackboneParts
-from visgrpo.models.card import load_with_transformers
-from visgrpo.models.representation_saving import save_backbone
+from visgrpo.models.card import load_with_transformers, start_card
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
 from visgrpo.tasks.clip.pretrain import more_training_data, refuse_several_processes
@@ -142,9 +142,9 @@ class PretrainBackboneTask(Task):
             by_k = neighbours.accuracy(splits.test, test)
             return Seen({"knn": {str(k): accuracy for k, accuracy in by_k.items()}})
 
-        def save(summary: Mapping[str, Any]) -> None:
+        def keep(summary: Mapping[str, Any]) -> None:
             info = {"classes": list(splits.train.classes), **data_info(options)}
-            save_backbone(parts, session.run.path / "model", backbone_card(summary), info)
+            save(parts.model, parts, session.run.path / "model", backbone_card(summary), info)
 
         return Job(
             model=model,
@@ -154,7 +154,7 @@ class PretrainBackboneTask(Task):
             training=training,
             validate=validate,
             look=look,
-            save=save,
+            save=keep,
             data=data_summary(options, splits),
             start=f"a small {options.family} from random weights",
             chosen_method=f"contrastive, {options.positives}",
@@ -205,28 +205,25 @@ def memory_of(train: ImageDataset, seed: int) -> ImageDataset:
 def backbone_card(summary: Mapping[str, Any]) -> str:
     """Return the README.md of a pre-trained backbone, from its run's summary."""
     before, after, data = summary["before"]["knn"], summary["after"]["knn"], summary["data"]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [visgrpo, image-feature-extraction]",
-        "---",
-        "",
-        f"# {summary['model']}, pre-trained on {data['name']} ({summary['method']})",
-        "",
-        f"Held-out test split of {data['name']}, {data['test']} images, {data['classes']} classes; "
-        f"votes of at most {MEMORY} training images:",
-        "",
-        "| kNN accuracy | start | pre-trained |",
-        "|---|---|---|",
-        *[f"| k = {k} | {before[k]:.4f} | {after[k]:.4f} |" for k in after],
-        "",
-        f"{summary['steps']} steps.",
-        *load_with_transformers(),
-    ]
-    return "\n".join(lines) + "\n"
+    test = f"{data['test']} images, {data['classes']} classes"
+    return start_card(
+        f"{summary['model']}, pre-trained on {data['name']} ({summary['method']})",
+        "image-feature-extraction",
+        [
+            f"Held-out test split of {data['name']}, {test}; votes of at most {MEMORY} training "
+            "images:",
+            "",
+            "| kNN accuracy | start | pre-trained |",
+            "|---|---|---|",
+            *[f"| k = {k} | {before[k]:.4f} | {after[k]:.4f} |" for k in after],
+            "",
+            f"{summary['steps']} steps.",
+            *load_with_transformers(),
+        ],
+    )
 
 
-def _projected(parts: BackboneParts, config: PretrainBackboneConfig) -> ProjectedBackbone:
+def _projected(parts: Parts, config: PretrainBackboneConfig) -> ProjectedBackbone:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return ProjectedBackbone(Backbone(parts.model), config.projection)

@@ -22,8 +22,7 @@ from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import BackboneParts
-from visgrpo.models.loading import check_model_name
+from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.objectives import check_objective
@@ -70,7 +69,7 @@ class RepresentationTask(Task):
         training = training_of(options, splits.train, session)
         retained = {name: load_splits(name, seed=options.seed) for name in options.retention}
 
-        def new(parts: BackboneParts) -> RepresentationClassifier:
+        def new(parts: Parts) -> RepresentationClassifier:
             backbone = Backbone(parts.model)
             return RepresentationClassifier(
                 backbone, classes, pool=options.pool, hidden=options.hidden

@@ -20,8 +20,7 @@ from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.backbone_loading import BackboneParts
-from visgrpo.models.loading import check_model_name
+from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.representation import Segmenter
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
@@ -61,7 +60,7 @@ class SegmentationTask(Task):
         rewards = rewards_of(options, classes)
         training = training_of(options, splits.train, session)
 
-        def new(parts: BackboneParts) -> Segmenter:
+        def new(parts: Parts) -> Segmenter:
             return Segmenter(Backbone(parts.model), classes, hidden=options.hidden)
 
         segmenter, parts, _ = load_start(options, new, session)

@@ -14,11 +14,12 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
 from visgrpo.measures.held_out import pooled_of
-from visgrpo.models.adapt_backbone import BackboneAdaptation, adapt_backbone, backbone_is_frozen
-from visgrpo.models.backbone_loading import BackboneParts, load_backbone
-from visgrpo.models.card import model_card
+from visgrpo.models.card import label_card
+from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
+from visgrpo.models.parts import Parts
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.representation_saving import HEAD_FILE, load_representation, save_representation
+from visgrpo.models.save import save
+from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
 from visgrpo.tasks.session import Session, data_info, training_options
@@ -52,9 +53,9 @@ def training_of(config: BackboneRunConfig, train: Any, session: Session) -> Trai
 
 def load_start(
     config: BackboneRunConfig,
-    new: Callable[[BackboneParts], BackboneModel],
+    new: Callable[[Parts], BackboneModel],
     session: Session,
-) -> tuple[Any, BackboneParts, bool]:
+) -> tuple[Any, Parts, bool]:
     """Load the start, choose what of it trains, and bring it to the device.
 
     Its own head is kept where it answers the same question.
@@ -106,7 +107,7 @@ class Features:
     ) -> None:
         self._model, self._preprocess = model, preprocess
         self._config, self._session = config, session
-        self.frozen = backbone_is_frozen(model)
+        self.frozen = encoder_is_frozen(model)
         self._weights = weights_key(model.backbone) if self.frozen else ""
         self.are_inputs = self.frozen and not config.augment
         model.inputs_are_features = self.are_inputs
@@ -141,7 +142,7 @@ class Features:
 
 def save_tuned(
     model: BackboneModel,
-    parts: BackboneParts,
+    parts: Parts,
     config: BackboneRunConfig,
     session: Session,
     summary: Mapping[str, Any],
@@ -149,19 +150,15 @@ def save_tuned(
 ) -> None:
     """Write the model into its run, with what made it and more that its use needs to know."""
     info = {"start": config.model, "method": config.method, **data_info(config), **more}
-    save_representation(model, parts, session.run.path / "model", model_card(summary), info)
+    save(model, parts, session.run.path / "model", label_card(summary), info)
 
 
 def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:
-    choice = BackboneAdaptation(
-        train=config.train,
-        last_blocks=config.last_blocks,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-    )
+    is_last = config.train == "last-blocks"
+    train = f"last:{config.last_blocks}" if is_last else config.train
+    adapters = Adapters(config.lora_rank, config.lora_alpha, config.lora_dropout)
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt_backbone(model, choice)
+    adapt(model, [train], adapters)
     if session.processes.world_size > 1 and _keeps_batch_statistics(model):
         raise UserError(
             f"--train {config.train}: this {model.backbone.plain.config.model_type} normalises by "

@@ -25,10 +25,9 @@ from visgrpo.measures.backbone import feature_measures
 from visgrpo.measures.probes import Labelled
 from visgrpo.measures.zero_shot import predict_logits, run_over
 from visgrpo.models.backbone import Backbone, Pool
-from visgrpo.models.backbone_loading import load_backbone
-from visgrpo.models.loading import read_info
+from visgrpo.models.load import load_backbone, load_representation
+from visgrpo.models.parts import read_info
 from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.representation_saving import load_representation
 from visgrpo.tasks.evaluate import division_of, labelled_rows, labelled_splits, models_of
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.predict import classes_of, most_probable

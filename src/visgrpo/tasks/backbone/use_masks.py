@@ -18,9 +18,9 @@ from visgrpo.data.splitting import parse_split
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out_masks import HeldOutMasks
 from visgrpo.measures.palette import colour_mask
-from visgrpo.models.loading import read_info
+from visgrpo.models.load import load_representation
+from visgrpo.models.parts import read_info
 from visgrpo.models.representation import Segmenter
-from visgrpo.models.representation_saving import load_representation
 from visgrpo.tasks.evaluate import division_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes

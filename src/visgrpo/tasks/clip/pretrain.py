@@ -17,11 +17,11 @@ from visgrpo.data.joining import join
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.methods.method import LossResult, WithoutGroups
-from visgrpo.models.card import model_card
+from visgrpo.models.card import label_card
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.contrastive import ContrastiveClip
 from visgrpo.models.prompts import check_templates, class_prompts
-from visgrpo.models.saving import save_parts
+from visgrpo.models.save import save
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
@@ -103,10 +103,10 @@ class PretrainClipTask(Task):
             classifier.forget_text()
             return Seen(test.now())
 
-        def save(summary: Mapping[str, Any]) -> None:
+        def keep(summary: Mapping[str, Any]) -> None:
             info = {"classes": list(classes), "templates": list(options.templates)}
-            card, folder = model_card(summary), session.run.path / "model"
-            save_parts(parts.model, parts, folder, card, {**info, **data_info(options)})
+            card, folder = label_card(summary), session.run.path / "model"
+            save(parts.model, parts, folder, card, {**info, **data_info(options)})
 
         return Job(
             model=ContrastiveClip(parts.model, parts.tokenizer),
@@ -116,7 +116,7 @@ class PretrainClipTask(Task):
             training=training,
             validate=validation.scalars,
             look=look,
-            save=save,
+            save=keep,
             data=data_summary(options, splits),
             start="a small CLIP from random weights",
             chosen_method="contrastive",

@@ -18,13 +18,14 @@ from visgrpo.measures.held_out import HeldOut, logits_of, pooled_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.supervised import Supervised, WarmStart
-from visgrpo.models.adapt import Adaptation, adapt, image_tower_is_frozen
-from visgrpo.models.card import model_card
+from visgrpo.models.card import label_card
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, check_model_name, load_clip, model_folder
+from visgrpo.models.load import load_clip
+from visgrpo.models.parts import Parts, check_model_name, model_folder
 from visgrpo.models.prompts import class_prompts
 from visgrpo.models.reference import CachedReference, Reference, live_reference
-from visgrpo.models.saving import save_adapter, save_classifier
+from visgrpo.models.save import save, save_adapter
+from visgrpo.models.trains import LORA, Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.configs import ClipConfig
@@ -149,16 +150,11 @@ def objective_of(config: ClipConfig) -> Objective:
     return replace(base, **{k: v for k, v in overrides.items() if v is not None})
 
 
-def adaptation_of(config: ClipConfig) -> Adaptation:
-    """Return what trains."""
-    return Adaptation(
-        train=config.train,
-        last_blocks=config.last_blocks,
-        lora=config.lora,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-    )
+def what_trains(config: ClipConfig) -> tuple[list[str], Adapters]:
+    """Return the words for what trains, and the sizes of adapters."""
+    last = [f"last:{config.last_blocks}"] if config.last_blocks else []
+    words = [config.train, *last, *([LORA] if config.lora else [])]
+    return words, Adapters(config.lora_rank, config.lora_alpha, config.lora_dropout)
 
 
 def method_of(
@@ -205,20 +201,20 @@ def method_of(
 
 
 def _classifier(
-    parts: ClipParts, classes: tuple[str, ...], config: ClipConfig, session: Session
+    parts: Parts, classes: tuple[str, ...], config: ClipConfig, session: Session
 ) -> ClipClassifier:
     """Return the start, in which what was asked for trains, on the device."""
     classifier = ClipClassifier(
         parts.model, parts.tokenizer, classes, config.templates, logit_scale=config.logit_scale
     )
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt(classifier, adaptation_of(config))
+    adapt(classifier, *what_trains(config))
     return classifier.to(session.processes.device)
 
 
 def _inputs(
     classifier: ClipClassifier,
-    parts: ClipParts,
+    parts: Parts,
     splits: Splits,
     config: ClipConfig,
     session: Session,
@@ -229,7 +225,7 @@ def _inputs(
         "validation": pixel_inputs(splits.validation, parts.preprocess),
         "test": pixel_inputs(splits.test, parts.preprocess),
     }
-    if not image_tower_is_frozen(classifier) or config.augment:
+    if not encoder_is_frozen(classifier) or config.augment:
         return found
     session.say("The image tower is frozen: its features are computed once.")
     classifier.eval()
@@ -266,7 +262,7 @@ def _reference(
 
 def _retention(
     classifier: ClipClassifier,
-    parts: ClipParts,
+    parts: Parts,
     retained: Mapping[str, ImageDataset],
     config: ClipConfig,
     session: Session,
@@ -303,13 +299,13 @@ def _labelled(rows: int, config: ClipConfig) -> Callable[[Tensor], Tensor] | Non
 
 def _save(
     classifier: ClipClassifier,
-    parts: ClipParts,
+    parts: Parts,
     config: ClipConfig,
     session: Session,
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
     info = {"start": config.model, "method": config.method, **data_info(config)}
-    save_classifier(classifier, parts, folder, model_card(summary), info)
+    save(classifier, parts, folder, label_card(summary), info)
     if config.lora and config.logit_scale == "frozen":
         save_adapter(classifier, session.run.path / "adapter")

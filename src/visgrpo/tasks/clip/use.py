@@ -15,7 +15,8 @@ from visgrpo.measures import evaluate_logits, interpolate
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.zero_shot import predict_logits
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.loading import ClipParts, load_clip
+from visgrpo.models.load import load_clip
+from visgrpo.models.parts import Parts
 from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.tasks.evaluate import labelled_rows
 from visgrpo.tasks.extension import votes_on
@@ -99,7 +100,7 @@ class Prediction:
         return most_probable(logits_1K, self._classes, self._top_k)
 
 
-def _templates(config: EvaluateConfig | PredictConfig, parts: ClipParts) -> tuple[str, ...]:
+def _templates(config: EvaluateConfig | PredictConfig, parts: Parts) -> tuple[str, ...]:
     return config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
 
 

@@ -15,12 +15,13 @@ from visgrpo.data.text import TextSplits
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.errors import UserError
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
-from visgrpo.models.adapt_language import adapt_language
-from visgrpo.models.card import language_card
-from visgrpo.models.language import Critic, LanguageModel
-from visgrpo.models.language_loading import LanguageParts, load_language, stop_tokens
-from visgrpo.models.language_saving import save_language, save_language_adapter
-from visgrpo.models.reward_model import LearnedReward, load_reward_model
+from visgrpo.models.card import text_card
+from visgrpo.models.language import Critic, LanguageModel, stop_tokens
+from visgrpo.models.load import load_language, load_reward_model
+from visgrpo.models.parts import Parts
+from visgrpo.models.reward_model import LearnedReward
+from visgrpo.models.save import save, save_adapter
+from visgrpo.models.trains import ALL, LORA, Adapters, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.config import LanguageConfig
@@ -47,7 +48,7 @@ class PromptJob:
         return data_of(name, {split: self.inputs[split].inputs_M for split in SPLITS}, "prompts")
 
 
-def load_writer(name: str) -> LanguageParts:
+def load_writer(name: str) -> Parts:
     """Load a language model; refuse what visgrpo trained from one to score text.
 
     Raises:
@@ -62,7 +63,7 @@ def load_writer(name: str) -> LanguageParts:
     return parts
 
 
-def load_start(config: LanguageConfig, session: Session) -> LanguageParts:
+def load_start(config: LanguageConfig, session: Session) -> Parts:
     """Load the model that a stage starts from; say what was decided about it."""
     assert config.init is not None
     parts = load_writer(config.init)
@@ -87,7 +88,7 @@ def holds_text(config: LanguageConfig) -> bool:
     return config.text_column is not None or is_text(config.data)
 
 
-def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Session) -> PromptJob:
+def load_prompt_job(config: LanguageConfig, parts: Parts, session: Session) -> PromptJob:
     """Load a table's prompts, or cut them from text; ``config`` is resolved.
 
     Held-out prompts are cut to ``eval_prompts``.
@@ -126,7 +127,7 @@ def load_prompt_job(config: LanguageConfig, parts: LanguageParts, session: Sessi
 
 def rollouts_of(
     config: LanguageConfig,
-    parts: LanguageParts,
+    parts: Parts,
     job: PromptJob,
     rewards: TextRewards,
     *,
@@ -147,7 +148,7 @@ def rollouts_of(
 
 
 def rewards_of(
-    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
+    config: LanguageConfig, parts: Parts, job: PromptJob, session: Session
 ) -> TextRewards:
     """Return the rewards that were asked for, or the reward model beside the start.
 
@@ -209,17 +210,16 @@ def block_of(context: int | None, sees: int) -> int:
 
 
 def adapted(
-    config: LanguageConfig, parts: LanguageParts, session: Session, critic: Critic | None = None
+    config: LanguageConfig, parts: Parts, session: Session, critic: Critic | None = None
 ) -> LanguageModel:
     """Return the start with what trains of it chosen, on the device."""
     torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt_language(
-        parts.model, lora=config.lora, rank=config.lora_rank, alpha=config.lora_alpha, dropout=0.0
-    )
+    adapters = Adapters(config.lora_rank, config.lora_alpha)
+    lm = adapt(parts.model, [LORA if config.lora else ALL], adapters)
     return LanguageModel(lm, critic).to(session.processes.device)
 
 
-def info_of(config: LanguageConfig, parts: LanguageParts) -> dict[str, Any]:
+def info_of(config: LanguageConfig, parts: Parts) -> dict[str, Any]:
     """Return what a saved model says of how it was made."""
     return {
         "start": config.init,
@@ -233,13 +233,13 @@ def info_of(config: LanguageConfig, parts: LanguageParts) -> dict[str, Any]:
 
 def save_writer(
     model: LanguageModel,
-    parts: LanguageParts,
+    parts: Parts,
     config: LanguageConfig,
     session: Session,
     summary: Mapping[str, Any],
 ) -> None:
     """Save the language model of a finished run, and its adapter where it has one."""
     folder, info = session.run.path / "model", info_of(config, parts)
-    save_language(model.lm, parts.tokenizer, folder, language_card(summary), info)
+    save(model.lm, parts, folder, text_card(summary, "AutoModelForCausalLM"), info)
     if model.has_adapter:
-        save_language_adapter(model.lm, session.run.path / "adapter")
+        save_adapter(model.lm, session.run.path / "adapter")

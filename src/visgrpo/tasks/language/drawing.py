@@ -16,8 +16,8 @@ from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
 from visgrpo.errors import UserError
 from visgrpo.measures.language import best_of_n as best_of_samples
 from visgrpo.methods.token_groups import TokenGroups
-from visgrpo.models.language import LanguageModel
-from visgrpo.models.language_loading import LanguageParts, context_of
+from visgrpo.models.language import LanguageModel, context_of
+from visgrpo.models.parts import Parts
 from visgrpo.objectives import weighted_sum
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
@@ -90,7 +90,7 @@ def make_preferences(config: LanguageConfig, default_output: str) -> dict[str, A
 
 
 def _pairs(
-    config: LanguageConfig, parts: LanguageParts, job: PromptJob, session: Session
+    config: LanguageConfig, parts: Parts, job: PromptJob, session: Session
 ) -> tuple[list[dict[str, Any]], int]:
     """Return as many pairs as are asked for, and how many were left out because they are long."""
     assert config.pairs is not None
@@ -123,7 +123,7 @@ def _pairs(
     )
 
 
-def _fitting(rows: Sequence[dict[str, Any]], parts: LanguageParts) -> list[dict[str, Any]]:
+def _fitting(rows: Sequence[dict[str, Any]], parts: Parts) -> list[dict[str, Any]]:
     """Return the rows that a reward model can read.
 
     Text need not be encoded as the tokens that it was decoded from: a stray byte decodes to a

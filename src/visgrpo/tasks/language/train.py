@@ -16,15 +16,11 @@ from visgrpo.data.token_blocks import BlockDataset, token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.text import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
 from visgrpo.methods.supervised import NextToken, PreferredCompletion
-from visgrpo.models.card import reward_card
-from visgrpo.models.language import critic_of
-from visgrpo.models.language_loading import LanguageParts, context_of
-from visgrpo.models.reward_model import (
-    RewardModel,
-    build_reward_model,
-    save_reward_model,
-    with_own_padding,
-)
+from visgrpo.models.card import text_card
+from visgrpo.models.language import context_of, critic_of
+from visgrpo.models.parts import Parts
+from visgrpo.models.reward_model import RewardModel, build_reward_model, with_own_padding
+from visgrpo.models.save import save
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.reporting import print_measures
@@ -196,11 +192,12 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         more = {**normalising, **_ceiling(splits.test), "memory": memory_of(model)}
         return Seen(measures("test"), more=more)
 
-    def save(summary: Mapping[str, Any]) -> None:
+    def keep(summary: Mapping[str, Any]) -> None:
         scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
         info = {**info_of(config, parts), **scale, "data": spec}
         folder = session.run.path / "model"
-        save_reward_model(model, tokenizer, folder, reward_card(summary), info)
+        card = text_card(summary, "AutoModelForSequenceClassification")
+        save(model, parts, folder, card, info)
 
     return Job(
         model=model,
@@ -210,7 +207,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         training=training,
         validate=lambda: measures("validation"),
         look=look,
-        save=save,
+        save=keep,
         data=data_of(spec, vars(splits), "pairs"),
         start=str(config.init),
         chosen_method="reward",
@@ -270,7 +267,7 @@ def _check_warmup(config: LanguageConfig, steps: int) -> None:
         )
 
 
-def _new_model(config: LanguageConfig, documents: Sequence[str]) -> LanguageParts:
+def _new_model(config: LanguageConfig, documents: Sequence[str]) -> Parts:
     """Build a tokenizer of the training text, and a model with random weights for it."""
     tokenizer = make_tokenizer(config.tokenizer, documents, vocabulary=config.vocabulary)
     layers, width, heads = SIZES[config.preset]
@@ -284,7 +281,7 @@ def _new_model(config: LanguageConfig, documents: Sequence[str]) -> LanguagePart
         seed=config.seed,
     )
     name = f"{config.architecture} {config.preset}"
-    return LanguageParts(name, model, tokenizer, {"preset": config.preset})
+    return Parts(name, model, tokenizer, {"preset": config.preset})
 
 
 def _pairs_of(config: LanguageConfig, session: Session) -> str:

@@ -16,9 +16,8 @@ from visgrpo.data.token_blocks import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.text import likelihood, pair_accuracy
 from visgrpo.methods.generate import generate, token_uniforms
-from visgrpo.models.language import LanguageModel
-from visgrpo.models.language_loading import context_of, load_language
-from visgrpo.models.reward_model import load_reward_model
+from visgrpo.models.language import LanguageModel, context_of
+from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
 from visgrpo.tasks.language.config import FOREIGN, PRESETS, GenerateConfig, LanguageConfig
 from visgrpo.tasks.language.data import block_of, load_writer

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from visgrpo.data.visual import VisualDataset, VisualSplits, require_answers
 from visgrpo.data.visual_sources import load_visual, load_visual_test
-from visgrpo.models.loading import model_folder, read_info
+from visgrpo.models.parts import model_folder, read_info
 from visgrpo.models.vision_processor import VisionProcessor
 from visgrpo.tasks.session import Session, print_notes
 from visgrpo.tasks.vlm.config import VlmConfig

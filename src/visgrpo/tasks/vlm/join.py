@@ -8,14 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from visgrpo.models.card import load_with_transformers, start_card
 from visgrpo.models.join import join
-from visgrpo.models.vision_loading import VisionParts
-from visgrpo.models.vision_saving import save_vision_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save
 from visgrpo.tasks.vlm.config import JoinConfig
 from visgrpo.training.run_directory import check_free
 
 
-def join_models(config: JoinConfig) -> VisionParts:
+def join_models(config: JoinConfig) -> Parts:
     """Join the two models, save what comes out, and print what it is made of.
 
     Raises:
@@ -33,12 +34,12 @@ def join_models(config: JoinConfig) -> VisionParts:
     )
     folder.mkdir(parents=True, exist_ok=True)
     origin = {"vision": config.vision, "language": config.language, "merger": config.merger}
-    save_vision_language(parts.model, parts.processor, folder, _card(config), origin)
+    save(parts.model, parts, folder, _card(config), origin)
     _print(parts, config)
     return parts
 
 
-def _print(parts: VisionParts, config: JoinConfig) -> None:
+def _print(parts: Parts, config: JoinConfig) -> None:
     text = parts.model.config.text_config
     token = parts.model.config.image_token_id
     table = Table(show_header=False)
@@ -64,24 +65,17 @@ def _millions(module: Any) -> str:
 
 
 def _card(config: JoinConfig) -> str:
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-        "tags: [visgrpo, join]",
-        "---",
-        "",
-        f"# {config.language} with the eyes of {config.vision}",
-        "",
-        f"Not trained together yet; the merger's last layer: {config.merger}.",
-        "On text it is the language model.",
-        "",
-        "```python",
-        "from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer",
-        "",
-        'model = AutoModelForImageTextToText.from_pretrained("path/to/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        'images = AutoImageProcessor.from_pretrained("path/to/this/folder", backend="pil")',
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    return start_card(
+        f"{config.language} with the eyes of {config.vision}",
+        "join",
+        [
+            f"Not trained together yet; the merger's last layer: {config.merger}.",
+            "On text it is the language model.",
+            *load_with_transformers(
+                model="AutoModelForImageTextToText",
+                tokenizer="AutoTokenizer",
+                images="AutoImageProcessor",
+            ),
+        ],
+        pipeline="image-text-to-text",
+    )

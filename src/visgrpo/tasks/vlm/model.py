@@ -15,13 +15,14 @@ from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, ask
 from visgrpo.measures.counting import confusion
 from visgrpo.measures.visual import HeldOutAnswers, SeenAnswers
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
-from visgrpo.models.adapt_vision import TrainedPart, adapt_vision_language
-from visgrpo.models.card import vlm_card
+from visgrpo.models.card import text_card
+from visgrpo.models.load import load_vision_language
+from visgrpo.models.parts import Parts
+from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small_vision_language import SIZES, build_vision_language
 from visgrpo.models.token_reference import adapters_alone
+from visgrpo.models.trains import Adapters, TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.models.vision_loading import VisionParts, load_vision_language
-from visgrpo.models.vision_saving import save_vision_language, save_vision_language_adapter
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session
@@ -35,7 +36,7 @@ TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
 GIBIBYTE = 2**30
 
 
-def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> VisionParts:
+def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> Parts:
     """Load the model that a stage starts from, or build a new one; say what was decided."""
     if config.model is None:
         parts = _new_model(config, questions.train)
@@ -50,14 +51,12 @@ def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> 
     return parts
 
 
-def adapted(config: VlmConfig, parts: VisionParts, session: Session) -> VisionLanguageModel:
+def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguageModel:
     """Return the start with what trains of it chosen, on the device; print what that is."""
     torch.manual_seed(config.seed)  # the adapters' start
-    lm, rows = adapt_vision_language(
-        parts.model, train=config.train, rank=config.lora_rank, alpha=config.lora_alpha
-    )
+    lm = adapt(parts.model, config.train, Adapters(config.lora_rank, config.lora_alpha))
     if session.processes.is_main:
-        _print_trained(rows)
+        _print_trained(trained_parts(lm))
     if config.gradient_checkpointing:
         _checkpoint_activations(parts.model)
     budget = round(config.vision_cache * GIBIBYTE)
@@ -81,7 +80,7 @@ def rewards_of(config: VlmConfig, train: VisualDataset) -> TextRewards:
 
 def rollouts_of(
     config: SamplingConfig,
-    parts: VisionParts,
+    parts: Parts,
     rewards: TextRewards,
     dataset: VisualDataset,
     style: Style,
@@ -107,7 +106,7 @@ def rollouts_of(
 
 def held_out_of(
     config: SamplingConfig,
-    parts: VisionParts,
+    parts: Parts,
     rollouts: TokenRollouts,
     dataset: VisualDataset,
     style: Style,
@@ -136,7 +135,7 @@ def confusions(
     return {"confusion": found} if found else {}
 
 
-def info_of(config: VlmConfig, parts: VisionParts) -> dict[str, Any]:
+def info_of(config: VlmConfig, parts: Parts) -> dict[str, Any]:
     """Return what a saved model says of how it was made."""
     return {
         "start": config.model,
@@ -152,16 +151,16 @@ def info_of(config: VlmConfig, parts: VisionParts) -> dict[str, Any]:
 
 def save_seer(
     model: VisionLanguageModel,
-    parts: VisionParts,
+    parts: Parts,
     config: VlmConfig,
     session: Session,
     summary: Mapping[str, Any],
 ) -> None:
     """Save the model of a finished run, and its adapter where that is all that trained."""
     folder, info = session.run.path / "model", info_of(config, parts)
-    save_vision_language(model.lm, parts.processor, folder, vlm_card(summary), info)
+    save(model.lm, parts, folder, text_card(summary, "AutoModelForImageTextToText"), info)
     if adapters_alone(model):
-        save_vision_language_adapter(model.lm, session.run.path / "adapter")
+        save_adapter(model.lm, session.run.path / "adapter")
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -176,7 +175,7 @@ def _is_count(answer: str) -> bool:
     return number is not None and number >= 0
 
 
-def _new_model(config: VlmConfig, train: VisualDataset) -> VisionParts:
+def _new_model(config: VlmConfig, train: VisualDataset) -> Parts:
     """Build a tokenizer of the training rows' words, and a model with random weights for it."""
     sizes = SIZES[config.preset]
     if config.max_pixels is not None:

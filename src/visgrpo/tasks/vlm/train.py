@@ -14,7 +14,7 @@ from visgrpo.data.visual import VisualDataset
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets
 from visgrpo.measures.visual import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
-from visgrpo.models.language_loading import context_of
+from visgrpo.models.language import context_of
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.reporting import print_measures
 from visgrpo.tasks.run import Job, Moment, Seen, train

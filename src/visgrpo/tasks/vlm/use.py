@@ -15,9 +15,9 @@ from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
 from visgrpo.data.visual_sources import load_visual, load_visual_test
 from visgrpo.errors import UserError
 from visgrpo.measures.visual import greedy_tokens
-from visgrpo.models.loading import read_info
+from visgrpo.models.load import load_vision_language
+from visgrpo.models.parts import Parts, read_info
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.models.vision_loading import VisionParts, load_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
@@ -55,7 +55,7 @@ class Evaluation:
             for style in self._styles
         }
 
-    def _measures(self, parts: VisionParts, style: Style) -> dict[str, Any]:
+    def _measures(self, parts: Parts, style: Style) -> dict[str, Any]:
         dataset, processes = self._dataset, self._processes
         sampling = _longest(self._config, parts)
         rewards = parse_text_rewards(["exact"], None, ANSWER_REWARDS)
@@ -150,10 +150,10 @@ def _messages(question: str, style: Any) -> Messages:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
-def _longest(config: EvaluateConfig | PredictConfig, parts: VisionParts) -> SamplingConfig:
+def _longest(config: EvaluateConfig | PredictConfig, parts: Parts) -> SamplingConfig:
     longest = config.max_new_tokens or defaults_of(parts.info).max_new_tokens
     return SamplingConfig(max_new_tokens=longest)
 
 
-def _model(parts: VisionParts, processes: Processes) -> VisionLanguageModel:
+def _model(parts: Parts, processes: Processes) -> VisionLanguageModel:
     return VisionLanguageModel(parts.model).requires_grad_(False).to(processes.device).eval()

@@ -1,0 +1,413 @@
+"""Load a model of any kind: by folder, Hub name or adapter, which is merged into its base.
+
+Merging makes "adapter off" mean the start itself when a new adapter is put on top.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Container
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from visgrpo.errors import UserError
+from visgrpo.models.backbone import FAMILIES, Backbone
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
+from visgrpo.models.parts import (
+    ADAPTER_FILE,
+    INFO_FILE,
+    Parts,
+    check_model_name,
+    in_one_line,
+    is_adapter,
+    load_images,
+    load_pretrained,
+    model_folder,
+    pretrained,
+    read_info,
+)
+from visgrpo.models.representation import RepresentationClassifier, Segmenter
+from visgrpo.models.reward_model import RewardModel
+from visgrpo.models.tokenizers import check_tokenizer
+from visgrpo.models.vision_families import SEEING
+from visgrpo.models.vision_processor import VisionProcessor
+
+HEAD_FILE = "head.safetensors"
+_DUAL_ENCODERS = ("clip", "siglip")
+# A checkpoint may lack these: a ViT's pooler, and what masked pre-training puts into the input.
+_UNUSED = re.compile(r"pooler\.|embeddings\.mask_token$")
+_CLASSIFIER = re.compile(r"(score|classifier)\b")  # what other models have no weights for
+
+
+def load_clip(name: str) -> Parts:
+    """Load a CLIP or SigLIP model.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, or is of another kind.
+    """
+    return _load(name, _clip)
+
+
+def load_backbone(name: str) -> Parts:
+    """Load a vision encoder; of CLIP and SigLIP the image tower.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, is of another kind, or lacks
+            weights.
+    """
+    parts = _load(name, _backbone)
+    is_dual = parts.model.config.model_type in _DUAL_ENCODERS
+    return replace(parts, model=parts.model.vision_model) if is_dual else parts
+
+
+def load_representation(
+    folder: str | Path,
+) -> tuple[RepresentationClassifier | Segmenter, Parts]:
+    """Load a backbone with the head that was saved beside it, in evaluation mode.
+
+    Raises:
+        UserError: for a folder without a head, and one whose parts do not belong together.
+    """
+    parts = load_backbone(str(folder))
+    model = _with_new_head(parts)
+    _load_head(model, Path(folder) / HEAD_FILE)
+    return model.eval(), parts
+
+
+def load_language(name: str) -> Parts:
+    """Load a causal language model: a model's or a run's folder, or a nanoGPT ``ckpt.pt`` too.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, writes no text, lacks weights, or
+            has a tokenizer that cannot end a completion.
+    """
+    return _load(model_folder(name), _language, checkpoints=True)
+
+
+def load_vision_language(name: str, *, max_pixels: int | None = None) -> Parts:
+    """Load Qwen2.5-VL, a joined model, SmolVLM or Idefics3; a run's folder, too.
+
+    Args:
+        max_pixels: images with more are made smaller; by default as the model's settings say.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, is of another kind, lacks
+            weights, or has parts that do not belong together.
+    """
+    parts = _load(model_folder(name), _vision_language)
+    if max_pixels is not None:
+        parts.processor.limit(max_pixels)
+    return parts
+
+
+def load_reward_model(name: str) -> Parts:
+    """Load a reward model, in evaluation mode; a run's folder, too.
+
+    Its info has ``reward_mean`` and ``reward_std``, those of its scores of completions that it
+    learned from, where visgrpo trained it.
+
+    Raises:
+        UserError: when the model is not there, cannot be fetched, or gives no single score.
+    """
+    parts = _load(model_folder(name), _reward)
+    return replace(parts, model=RewardModel(parts.model).eval())
+
+
+def is_vision_language(name: str) -> bool:
+    """Return whether a folder, a run's folder, an adapter or a Hub name is a vision-language model.
+
+    Raises:
+        UserError: when the model is not there.
+    """
+    name = model_folder(name)
+    check_model_name(name)
+    start = start_of(name)
+    with in_one_line(start):
+        return pretrained("AutoConfig", start).model_type in SEEING
+
+
+def start_of(name: str) -> str:
+    """Return the model below an adapter, and below those below it; any other name as it is.
+
+    Raises:
+        UserError: where an adapter does not say its model, or says itself.
+    """
+    seen = set[Path]()
+    while is_adapter(name):
+        if Path(name).resolve() in seen:
+            raise UserError(
+                f'Adapter "{name}" belongs to itself: name the model it was trained on as '
+                f'"base_model_name_or_path" in its {ADAPTER_FILE}.'
+            )
+        seen.add(Path(name).resolve())
+        name = adapter_base(name)
+    return name
+
+
+def adapter_base(name: str) -> str:
+    """Return the name of the model that an adapter was trained on.
+
+    Raises:
+        UserError: where the adapter does not say.
+    """
+    with in_one_line(name):
+        config = json.loads((Path(name) / ADAPTER_FILE).read_text(encoding="utf-8"))
+    start = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not start or not isinstance(start, str):
+        raise UserError(
+            f'Adapter "{name}" does not say which model it belongs to: set '
+            f'"base_model_name_or_path" in its {ADAPTER_FILE}.'
+        )
+    return model_folder(start)
+
+
+def nanogpt_checkpoint(name: str) -> Path | None:
+    """Return the nanoGPT checkpoint that a file or folder is or holds; None for other models."""
+    path = Path(name)
+    if path.is_file() and path.suffix == ".pt":
+        return path
+    holds_one = (path / CHECKPOINT).exists() and not (path / "config.json").exists()
+    return path / CHECKPOINT if holds_one else None
+
+
+def _load(name: str, build: Callable[[str], Parts], *, checkpoints: bool = False) -> Parts:
+    """Load a model by its folder or Hub name; an adapter merged into the model that it belongs to.
+
+    Args:
+        build: loads one kind of model.
+        checkpoints: whether nanoGPT's are models of that kind.
+    """
+    if checkpoints and nanogpt_checkpoint(name) is not None:
+        return build(name)
+    check_model_name(name)
+    if is_adapter(name):
+        start_of(name)  # refuses what would not end
+        return _merged(name, _load(adapter_base(name), build, checkpoints=checkpoints))
+    with in_one_line(name):
+        return build(name)
+
+
+def _merged(name: str, base: Parts) -> Parts:
+    """Return a model with an adapter merged into it.
+
+    Raises:
+        UserError: where the adapter does not fit.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    misfit = f'Adapter "{name}" does not fit its base "{base.name}"'
+    with in_one_line(name), safe_open(Path(name) / "adapter_model.safetensors", "pt") as stored:
+        found = {key for key in stored.keys() if "lora_" in key}  # noqa: SIM118  # no dictionary
+    try:
+        with in_one_line(name):
+            adapted = PeftModel.from_pretrained(base.model, name)
+    except (RuntimeError, KeyError, TypeError) as error:  # peft's, for weights of other shapes
+        raise UserError(f"{misfit}.") from error
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # Weights that fit nothing are passed over by peft, and what is missing stays as if untrained.
+    strays = found ^ {key for key in wanted if "lora_" in key}
+    if strays:
+        stray = min(strays)
+        raise UserError(f"{misfit}: {stray} is {'not in it' if stray in found else 'missing'}.")
+    merged = adapted.merge_and_unload()
+    # An adapter trained on top of this one belongs to the merged model, not to the first base.
+    merged.name_or_path = merged.config._name_or_path = name
+    return replace(base, name=name, model=merged, info=read_info(name) or base.info)
+
+
+def _clip(name: str) -> Parts:
+    model = _of_kind("AutoModel", name, _DUAL_ENCODERS)
+    tokenizer = pretrained("AutoTokenizer", name)
+    return _seeing(Parts(name, model, tokenizer, load_images(name), read_info(name)))
+
+
+def _backbone(name: str) -> Parts:
+    model = _of_kind("AutoModel", name, (*FAMILIES, *_DUAL_ENCODERS), may_lack=_UNUSED)
+    return _seeing(Parts(name, model, None, load_images(name), read_info(name)))
+
+
+def _seeing(parts: Parts) -> Parts:
+    """Return parts whose image processor is understood."""
+    assert parts.preprocess is not None
+    return parts
+
+
+def _language(name: str) -> Parts:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    checkpoint = nanogpt_checkpoint(name)
+    if checkpoint is not None:
+        with in_one_line(name):
+            return _checked(Parts(name, *load_nanogpt(checkpoint)))
+    model = _of_kind(
+        "AutoModelForCausalLM",
+        name,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        refusal=", which does not write text; this job needs a causal language model such as gpt2 "
+        "or qwen2.",
+    )
+    return _checked(Parts(name, model, pretrained("AutoTokenizer", name), info=read_info(name)))
+
+
+def _vision_language(name: str) -> Parts:
+    refusal = (
+        f"; this job needs one of: {', '.join(SEEING)}. visgrpo join makes one of a vision tower "
+        "and a qwen2."
+    )
+    config = _config_of_kind(name, SEEING, refusal)
+    tokenizer, images = pretrained("AutoTokenizer", name), load_images(name)
+    _use_template_of_processor(name, tokenizer)
+    model, _ = load_pretrained("AutoModelForImageTextToText", name)
+    note = check_tokenizer(tokenizer, name, model.get_input_embeddings().num_embeddings)
+    processor = VisionProcessor.of(config, images, tokenizer)
+    notes = (note,) if note else ()
+    return Parts(name, model, tokenizer, processor, read_info(name), notes)
+
+
+def _reward(name: str) -> Parts:
+    auto = "AutoModelForSequenceClassification"
+    scorer, lacking = load_pretrained(auto, name, may_lack=_CLASSIFIER)
+    tokenizer = pretrained("AutoTokenizer", name)
+    if lacking:
+        raise UserError(
+            f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --stage reward.'
+        )
+    if not hasattr(scorer, "score") or scorer.config.num_labels != 1:
+        raise UserError(
+            f'"{name}" is no reward model: it has {scorer.config.num_labels} outputs. A reward '
+            "model has one, read at the last token."
+        )
+    check_tokenizer(tokenizer, name, scorer.get_input_embeddings().num_embeddings)
+    return Parts(name, scorer, tokenizer, info=read_info(name))
+
+
+def _of_kind(
+    auto: str,
+    name: str,
+    kinds: Container[str],
+    *,
+    refusal: str = "",
+    may_lack: re.Pattern[str] | None = None,
+) -> Any:
+    """Load a model of one of some kinds; weights that it may lack are 0.
+
+    Args:
+        kinds: by `model_type`.
+        refusal: how the sentence that refuses another kind ends; by default with the kinds.
+    """
+    _config_of_kind(name, kinds, refusal)
+    model, lacking = load_pretrained(auto, name, may_lack=may_lack)
+    with torch.no_grad():
+        for key in lacking:
+            model.get_parameter(key).zero_()  # not random: the same model in every run
+    return model
+
+
+def _config_of_kind(name: str, kinds: Any, refusal: str) -> Any:
+    config = pretrained("AutoConfig", name)
+    if config.model_type not in kinds:
+        ending = refusal or f"; this job needs one of: {', '.join(kinds)}."
+        raise UserError(f'"{name}" is a {config.model_type} model{ending}')
+    return config
+
+
+def _checked(parts: Parts) -> Parts:
+    """Refuse a language model that we would read otherwise than it is; mend its tokenizer."""
+    config = parts.model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        raise UserError(
+            f'"{parts.name}" has layers that see a part of the context only, with which completions'
+            " cannot share their prompt: take a model such as gpt2, qwen2 or llama."
+        )
+    _check_scores(parts)
+    embeddings = parts.model.get_input_embeddings().num_embeddings
+    note = check_tokenizer(parts.tokenizer, parts.name, embeddings)
+    return replace(parts, notes=(note,)) if note else parts
+
+
+def _check_scores(parts: Parts) -> None:
+    """Refuse a model whose log-probs our way of reading prompts once would get wrong.
+
+    Some families scale their logits after the output head, keep dropout where we do not see it, or
+    have no cache of keys and values. A few tokens, scored both ways, tell.
+    """
+    model = LanguageModel(parts.model)
+    ids_BT = torch.arange(6).view(2, 3) % model.plain.get_input_embeddings().num_embeddings
+    prompts, rest = ids_BT[:, :1], ids_BT[:, None, 1:]
+    refusal = UserError(
+        f'"{parts.name}", a {parts.model.config.model_type}, scores otherwise when its completions '
+        "share a prompt: take a model such as gpt2, qwen2 or llama."
+    )
+    training = parts.model.training
+    model.train()  # where dropout that was not switched off shows
+    try:
+        ours_BT = model.score(prompts, torch.ones(2, dtype=torch.long), rest).squeeze(1)
+        with torch.no_grad():
+            logits_BTV = parts.model.eval()(input_ids=ids_BT[:, :-1], use_cache=False).logits
+    except (AttributeError, TypeError, ValueError) as error:
+        raise refusal from error
+    finally:
+        parts.model.train(training)
+    plain_BTV = logits_BTV.float().log_softmax(dim=-1)
+    plain_BT = plain_BTV.gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    if not torch.allclose(ours_BT, plain_BT, atol=1e-3):
+        raise refusal
+
+
+def _use_template_of_processor(name: str, tokenizer: Any) -> None:
+    """Take the chat template of older checkpoints from the processor's file, where only it is."""
+    from transformers.utils import cached_file
+
+    if tokenizer.chat_template is not None:
+        return
+    path = cached_file(name, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    if path is not None:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        tokenizer.chat_template = stored["chat_template"]
+
+
+def _with_new_head(parts: Parts) -> RepresentationClassifier | Segmenter:
+    info = parts.info
+    needed = {
+        "classification": ("classes", "hidden", "pool"),
+        "segmentation": ("classes", "hidden"),
+    }
+    task = str(info.get("task"))
+    lacking = [key for key in needed.get(task, ("task",)) if key not in info]
+    if lacking:
+        raise UserError(
+            f'"{parts.name}" has no head: {INFO_FILE} does not say its {lacking[0]}. Give the '
+            "model folder of a representation or segmentation run."
+        )
+    with torch.random.fork_rng():  # these weights are replaced
+        backbone = Backbone(parts.model)
+        if task == "segmentation":
+            return Segmenter(backbone, info["classes"], hidden=info["hidden"])
+        return RepresentationClassifier(
+            backbone, info["classes"], pool=info["pool"], hidden=info["hidden"]
+        )
+
+
+def _load_head(model: RepresentationClassifier | Segmenter, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'Cannot read the head "{path}": {reason} Save the model again.') from error
+    expected = {name: tuple(t.shape) for name, t in model.head.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if found != expected:
+        name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        raise UserError(
+            f'The head "{path}" does not belong to this model: {name} has shape '
+            f"{found.get(name)}, {INFO_FILE} and the backbone ask for {expected.get(name)}."
+        )
+    model.head.load_state_dict(tensors)

@@ -1,0 +1,232 @@
+"""A model with everything that belongs to it, and what loading any of them takes.
+
+Safetensors only, in float32, and never code of the checkpoint's own: every `from_pretrained` of
+transformers goes through `pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from visgrpo.data.preprocess import Preprocess
+from visgrpo.errors import UserError
+
+INFO_FILE = "visgrpo.json"
+ADAPTER_FILE = "adapter_config.json"
+_CONVNEXT_CROPS_BELOW = 384  # pixels: larger images are resized without a crop
+
+
+@dataclass(frozen=True, repr=False)
+class Parts:
+    """A model of any kind, with everything that belongs to it.
+
+    Attributes:
+        name: where it was loaded from.
+        model: of transformers, as it is saved; of a reward model our wrapper of it.
+        tokenizer: None of a backbone.
+        processor: of images, or of images and prompts (`VisionProcessor`); None of a model that
+            sees none.
+        info: what visgrpo saved beside it (visgrpo.json).
+        notes: sentences for the user, on what was decided while loading.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any = None
+    processor: Any = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """What the image processor does to an image.
+
+        Raises:
+            UserError: if a setting is not understood, by name.
+        """
+        return preprocess_of(self.processor)
+
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.model.parameters())
+        return f'Parts("{self.name}": {type(self.model).__name__} of {weights:,} weights)'
+
+
+@dataclass(frozen=True)
+class StoredSettings:
+    """Settings of an image processor that transformers builds only with torchvision."""
+
+    settings: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the settings as they were read."""
+        text = json.dumps(self.settings, indent=2, sort_keys=True)
+        (Path(folder) / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def preprocess_of(processor: Any) -> Preprocess:
+    """Read an image processor's settings, ConvNeXt's crop fraction too.
+
+    Raises:
+        UserError: if a setting is not understood, by name.
+    """
+    settings = dict(processor.to_dict())
+    fraction = settings.pop("crop_pct", None)
+    edge = (settings.get("size") or {}).get("shortest_edge")
+    if fraction is not None and edge is not None:  # what ConvNextImageProcessor makes of them
+        square = {"height": edge, "width": edge}
+        if edge < _CONVNEXT_CROPS_BELOW:
+            resized = {"shortest_edge": int(edge / fraction)}
+            settings.update(size=resized, do_center_crop=True, crop_size=square)
+        else:
+            settings.update(size=square)
+    return Preprocess.from_processor(settings)
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a model that is sure to fail, without loading it.
+
+    Raises:
+        UserError: for a folder without a model, and one whose weights need pickle.
+    """
+    path = Path(name)
+    if not path.exists():
+        in_a_folder = "/" in name and path.parent.is_dir()  # else it may be OWNER/NAME on the Hub
+        if in_a_folder or name.count("/") > 1 or name.startswith((".", "~")):
+            raise UserError(f'Model folder "{name}" does not exist.')
+        return
+    if not path.is_dir():
+        raise UserError(f'Model "{name}" is a file; give the folder that holds config.json.')
+    if is_adapter(name):
+        if not (path / "adapter_model.safetensors").exists():
+            raise UserError(f'Adapter "{name}" has no adapter_model.safetensors.')
+        return
+    if not (path / "config.json").exists():
+        inside = path / "model"
+        hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
+        raise UserError(f'"{name}" holds no model: config.json is missing.{hint}')
+    pickled = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
+    if pickled and not list(path.glob("*.safetensors")):
+        raise UserError(
+            f'"{name}" has its weights in {pickled[0].name}, which needs pickle and could run '
+            "code: convert it to safetensors first (save_pretrained does)."
+        )
+
+
+def model_folder(name: str) -> str:
+    """Return the model inside a run's folder; any other name as it is."""
+    inside = Path(name) / "model"
+    is_run = (inside / "config.json").exists() and not (Path(name) / "config.json").exists()
+    return str(inside) if is_run else name
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds a peft adapter."""
+    return (Path(name) / ADAPTER_FILE).exists()
+
+
+def read_info(name: str) -> Mapping[str, Any]:
+    """Return what visgrpo saved beside a model (classes, templates), empty for other models."""
+    path = Path(name) / INFO_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Say what transformers raises for a model that cannot be loaded in one line."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'Cannot load model "{name}": {reason} Check the name, the folder or the network.'
+        ) from error
+
+
+def pretrained(auto: str, name: str, **settings: Any) -> Any:
+    """Load with one of transformers' Auto classes, and never run code of the checkpoint's own.
+
+    Args:
+        auto: "AutoConfig", "AutoTokenizer", "AutoModelForCausalLM" and so on.
+    """
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **settings)
+
+
+def load_pretrained(
+    auto: str, name: str, *, may_lack: re.Pattern[str] | None = None
+) -> tuple[Any, list[str]]:
+    """Load a model of one of transformers' Auto classes in float32, without pickle.
+
+    Args:
+        may_lack: matches the names of weights that may be missing.
+
+    Returns:
+        The model, and the names of the weights that are missing, which are random.
+
+    Raises:
+        UserError: where others are missing, or are of other shapes than the configuration says.
+    """
+    report: Any
+    safely: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    with without_progress_bars():
+        try:
+            model, report = pretrained(auto, name, dtype=torch.float32, **safely)
+        except RuntimeError as error:  # which prints the shapes, but does not say them
+            _, report = pretrained(auto, name, ignore_mismatched_sizes=True, **safely)
+            misfits = sorted(report["mismatched_keys"])
+            if not misfits:
+                raise
+            weight, stored, expected = misfits[0]
+            raise UserError(
+                f'"{name}" has {len(misfits)} weight(s) of other shapes than its config.json says: '
+                f"{weight} is {tuple(stored)}, not {tuple(expected)}."
+            ) from error
+    lacking = sorted(report["missing_keys"])
+    needed = [key for key in lacking if not (may_lack and may_lack.match(key))]
+    if needed:
+        raise UserError(
+            f'"{name}" lacks {len(needed)} weight(s), such as {needed[0]}: they would be random. '
+            "Save the whole model again."
+        )
+    return model, lacking
+
+
+def load_images(name: str) -> Any:
+    """Load an image processor of transformers' pillow kind, or its settings where it has none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        return pretrained("AutoImageProcessor", name, backend="pil")
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+        return StoredSettings(settings)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the screen inside the block: it belongs to ours."""
+    from transformers.utils import logging
+
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()

@@ -4,52 +4,78 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from visgrpo.cli import main
 from visgrpo.data.batches import Batch, CachedInputs
 from visgrpo.data.token_blocks import BlockDataset
+from visgrpo.methods.method import LossResult, WithoutGroups
+from visgrpo.options import option
 from visgrpo.tasks.configs import LoopConfig
+from visgrpo.tasks.predict import most_probable
 from visgrpo.tasks.run import Job, Seen
 from visgrpo.tasks.session import Session, loop_options
-from visgrpo.tasks.task import TASKS, Task, register
+from visgrpo.tasks.task import TASKS, Kind, Task, register
+from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.training.processes import Processes
 
 FOLDERS = ("whole", "stopped")
+
+
+# The whole job
 
 
 @dataclass(frozen=True)
 class BrighterConfig(LoopConfig):
     """Say which of two images is brighter."""
 
-    rows: int = 512
-    """How many pairs to learn from."""
+    rows: int = option(512, "How many pairs to learn from.", within="> 0")
 
 
-class Logistic:
-    """The method: cross-entropy, without groups."""
-
-    def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> None: ...
-
-    def loss(self, model: nn.Module, batch: Batch, groups: None, step: int) -> SimpleNamespace:
+class Logistic(WithoutGroups):
+    def loss(self, model: nn.Module, batch: Batch, groups: None, step: int) -> LossResult:
         logits_N = model(batch.inputs.flatten(1)).squeeze(1)
         loss = binary_cross_entropy_with_logits(logits_N, batch.labels_N.float())
-        return SimpleNamespace(loss=loss, metrics={}, groups=None)
+        return LossResult(loss, {})
 
-    def samples(self, groups: None, rows: int) -> list[dict[str, Any]]:
-        return []
+
+def load(folder: str) -> nn.Module:
+    model = nn.Linear(2 * 16, 1)
+    model.load_state_dict(load_file(Path(folder, "model.safetensors")))
+    return model
+
+
+class Evaluation:
+    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
+        self.title = "pairs, 32 test rows"
+
+    def measures(self, row: str, name: str) -> dict[str, Any]:
+        return {row: accuracy(load(name), pairs_of(32, 2))}
+
+
+class Prediction:
+    def __init__(self, config: PredictConfig, images: Sequence[Any], processes: Processes) -> None:
+        self.model = load(config.model)
+
+    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        halves = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32) / 255)
+        return most_probable(two_sided(self.model, halves[None]), ("right", "left"), 2)
 
 
 class Brighter(Task):
     name, about, options = "brighter", "which of two images is brighter", BrighterConfig
+    kinds: ClassVar = {"brighter": Kind("a comparer", Evaluation, Prediction)}
 
     def set_up(self, options: BrighterConfig, session: Session) -> Job:
         sizes = {"train": options.rows, "validation": 32, "test": 32}
@@ -57,15 +83,12 @@ class Brighter(Task):
         torch.manual_seed(options.seed)
         model = nn.Linear(2 * 16, 1).to(session.processes.device)
 
-        def accuracy(split: str) -> dict[str, float]:
-            inputs, labels = pairs[split].inputs_M, pairs[split].labels_M
-            with torch.no_grad():
-                said = model(inputs.flatten(1)).squeeze(1) > 0
-            return {"accuracy": float((said == (labels == 1)).float().mean())}
-
         def save(summary: Any) -> None:
-            (session.run.path / "model").mkdir()
-            torch.save(model.state_dict(), session.run.path / "model" / "weights.pt")
+            folder = session.run.path / "model"
+            folder.mkdir(exist_ok=True)
+            save_file(model.state_dict(), folder / "model.safetensors")
+            for name, said in (("config", "{}"), ("visgrpo", '{"task": "brighter"}')):
+                (folder / f"{name}.json").write_text(said)
 
         return Job(
             model=model,
@@ -73,8 +96,8 @@ class Brighter(Task):
             rows=BlockDataset("pairs", options.rows),
             inputs=pairs["train"],
             training=loop_options(options, options.steps or 30, 16, options.learning_rate or 0.1),
-            validate=lambda: accuracy("validation"),
-            look=lambda moment: Seen(accuracy("test")),
+            validate=lambda: accuracy(model, pairs["validation"]),
+            look=lambda moment: Seen(accuracy(model, pairs["test"])),
             save=save,
             data={"name": "pairs", **sizes, "unit": "pairs"},
             start="a new model",
@@ -82,10 +105,24 @@ class Brighter(Task):
         )
 
 
+def two_sided(model: nn.Module, images_N2P: Tensor) -> Tensor:
+    logits_N1 = model(images_N2P.flatten(1))
+    return torch.cat([torch.zeros_like(logits_N1), logits_N1], dim=1)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pairs: CachedInputs) -> dict[str, float]:
+    said_N = two_sided(model, pairs.inputs_M).argmax(dim=1)
+    return {"accuracy": float((said_N == pairs.labels_M).float().mean())}
+
+
 def pairs_of(rows: int, seed: int) -> CachedInputs:
     images: Tensor = torch.rand((rows, 2, 16), generator=torch.Generator().manual_seed(seed))
     first, second = images.mean(dim=-1).unbind(1)
     return CachedInputs(images, (first > second).long())
+
+
+# What the house makes of it
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +162,7 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     resumed = run(tmp_path / FOLDERS[1], "--resume")
     assert (resumed["after"], resumed["validation"]) == (whole["after"], whole["validation"])
-    weights = [
-        torch.load(tmp_path / name / "model" / "weights.pt") for name in ("whole", "stopped")
-    ]
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in FOLDERS]
     assert torch.equal(weights[0]["weight"], weights[1]["weight"])
 
 
@@ -138,3 +173,31 @@ def test_it_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "rows" in capsys.readouterr().out
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
     assert [set(row["measures"]) for row in rows] == [{"accuracy"}] * 2
+
+
+def test_its_model_is_evaluated_and_predicted_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(tmp_path / "run")
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "run"), "--json", "-", "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"model": {"accuracy": summary["after"]["accuracy"]}}
+    pixels = np.repeat([[250], [5]], 16, axis=1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "left.png")
+    main(["predict", str(tmp_path / "run"), str(tmp_path / "left.png"), "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["classes"] == ["left", "right"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "run"), "--templates", "a {}"])
+    assert "--templates does not go with" in capsys.readouterr().err
+
+
+def test_its_runs_are_reported_and_compared(tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        run(tmp_path / seed, "--seed", seed, "--no-report")
+    main(["report", str(tmp_path / "0")])
+    assert "a new model" in (tmp_path / "0" / "report.html").read_text()
+    page = tmp_path / "compare.html"
+    main(["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--output", str(page)])
+    assert page.exists()

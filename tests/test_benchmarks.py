@@ -69,3 +69,21 @@ def test_token_step_agrees_with_trl_and_writes_its_rows(tmp_path: Path) -> None:
     assert rows[2]["bound by tokens"] == pytest.approx(8 * (112 + 8) / (112 + 8 * 8))
     share = rows[2]["times as fast"] / rows[2]["bound by operations"]
     assert rows[2]["share of the latter"] == pytest.approx(share)
+
+
+@pytest.mark.slow
+def test_house_prints_its_table_and_walks() -> None:
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "house.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:])
+    counts = {name: int(count.replace(",", "")) for name, count in rows.items()}
+    assert counts["option declarations"] >= counts["option names"] > 100
+    assert counts["source lines"] > counts["source files"] > 50
+    assert 5 < counts["files on a reward's walk"] < counts["source files"]
+    assert 5 < counts["files on the pixels' walk"] < counts["source files"]

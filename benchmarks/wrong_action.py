@@ -13,31 +13,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from visgrpo.arguments import parse
-from visgrpo.data.batches import Batch, BatchLoader
-from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
-from visgrpo.measures.held_out import HeldOut, logits_of
 from visgrpo.methods.groups import policy_metrics
 from visgrpo.methods.labels import Model, ReferenceLike
 from visgrpo.methods.method import LossResult
-from visgrpo.models.card import label_card
-from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.load import load_clip
-from visgrpo.models.reference import CachedReference
-from visgrpo.models.save import save
-from visgrpo.models.trains import adapt
 from visgrpo.objectives import advantages, categorical_kl
-from visgrpo.tasks.clip.train import what_trains
+from visgrpo.tasks.clip.train import ClipTask
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.ending import finish
-from visgrpo.tasks.session import begin, load_data, open_session, training_options
-from visgrpo.training.trainer import Trainer
+from visgrpo.tasks.run import Job
+from visgrpo.tasks.session import Session
 
 
 @dataclass(frozen=True)
@@ -70,62 +59,21 @@ class WrongAction:
         return []
 
 
-def train_wrong_action(config: ClipConfig) -> dict[str, Any]:
-    """Do what `visgrpo.tasks.clip.train.train_clip` does, with this loss and a cached reference."""
-    session = open_session(config, "wrong-action")
-    splits = load_data(session)
-    options = training_options(config, config.resolved_learning_rate(), splits.train)
-    parts = load_clip(config.model)
-    classifier = ClipClassifier(
-        parts.model,
-        parts.tokenizer,
-        splits.train.classes,
-        config.templates,
-        logit_scale=config.logit_scale,
-    )
-    torch.manual_seed(config.seed)
-    adapt(classifier, *what_trains(config))
-    shards = session.processes
-    classifier.to(shards.device)
-    inputs = pixel_inputs(splits.train, parts.preprocess)
-    test, validation = (
-        HeldOut.at_start(classifier, split, pixel_inputs(split, parts.preprocess), shards)
-        for split in (splits.test, splits.validation)
-    )
-    start_logits_MK = logits_of(classifier, splits.train, inputs, shards).to(shards.device)
-    trainer = Trainer(
-        classifier,
-        WrongAction(CachedReference(start_logits_MK), config.beta),
-        BatchLoader(splits.train, inputs, batch_size=config.batch_size, seed=config.seed),
-        options,
-        processes=shards,
-        run=session.run,
-        evaluate=validation.scalars,
-        title="wrong action",
-    )
-    begin(session, "clip")
-    result = trainer.train(session.checkpoint)
-    classifier.eval()
-    classifier.forget_text()
-    info = {"start": config.model, "data": config.data, "method": "wrong action"}
-    return finish(
-        session,
-        result,
-        recipe="clip",
-        method="wrong action",
-        model=config.model,
-        splits=splits,
-        before=test.start(),
-        after=test.now(),
-        save=lambda summary: save(
-            classifier, parts, session.run.path / "model", label_card(summary), info
-        ),
-    )
+class WrongActionTask(ClipTask):
+    """The job of `visgrpo clip` with this loss, and a cached reference."""
+
+    def run_name(self, options: ClipConfig) -> str:
+        return "wrong-action"
+
+    def set_up(self, options: ClipConfig, session: Session) -> Job:
+        job = super().set_up(replace(options, reference="cached"), session)
+        method = WrongAction(job.method.reference, options.beta)
+        return replace(job, method=method, chosen_method="wrong action")
 
 
 def main(words: Sequence[str]) -> None:
     try:
-        train_wrong_action(parse(ClipConfig, "clip", words))
+        WrongActionTask().train(parse(ClipConfig, "clip", words))
     except UserError as error:
         print(f"wrong_action: {error}", file=sys.stderr)
         sys.exit(2)

@@ -113,7 +113,7 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page: drawing its plots takes longer than the run."""
-    monkeypatch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+    monkeypatch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
 
 
 @pytest.fixture

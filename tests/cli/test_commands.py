@@ -36,7 +36,7 @@ def grpo_run(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFacto
 def supervised_run(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "supervised"
     with pytest.MonkeyPatch.context() as patch:  # drawing the page takes longer than the run
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         return clip(start, pictures, folder, "--method", "supervised", "--keep", "last")
 
 

@@ -41,7 +41,7 @@ PROBED = {
 @pytest.fixture(scope="module", autouse=True)
 def no_pages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         yield
 
 

@@ -75,7 +75,7 @@ def clicked(
     start: Path, pictures: Path, clicks: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         return clip(
             start,
             pictures,

@@ -89,8 +89,8 @@ def test_the_story_gives_each_stage_what_it_uses(
         measures = {"before": {}, "after": {}, "data": {"test": 1}}
         return {"seconds": 1.0, "samples": 4, **measures}
 
-    monkeypatch.setattr(language.LanguageTask, "_train_stage", train)
-    monkeypatch.setattr(language, "print_measures", lambda title, rows: None)
+    monkeypatch.setattr(language.LanguageTask, "train_stage", train)
+    monkeypatch.setattr("visgrpo.tasks.story.print_measures", lambda title, rows: None)
     values = {
         **{"tokenizer": "bpe", "architecture": "qwen2", "vocabulary": 300, "preset": "tiny"},
         **{"context": 32, "kl_target": 1.0, "kl_horizon": 99.0, "gamma": 0.9, "eval_prompts": 3},

@@ -162,7 +162,7 @@ WAYS = {
 def ways(vit: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ways")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         return {"": represent(vit, pictures, folder / "plain", *LAST)} | {
             name: represent(vit, pictures, folder / name, *LAST, *way.split())
             for name, way in WAYS.items()

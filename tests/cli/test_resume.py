@@ -154,7 +154,7 @@ def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
 def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         return clip(start, pictures, folder, "--keep", "last")
 
 

@@ -163,7 +163,7 @@ WAYS = {
 def ways(vit: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ways")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         return {"": segment(vit, masks, folder / "plain", *LAST)} | {
             name: segment(vit, masks, folder / name, *LAST, *way.split())
             for name, way in WAYS.items()

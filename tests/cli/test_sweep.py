@@ -154,7 +154,7 @@ def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFacto
     """The folder of a finished sweep, and beside it its plan."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.ending.write_report", lambda path: path)
+        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
         patch.setattr("visgrpo.tasks.sweep.compare_runs", lambda runs, metrics, page: page)
         main(words(write(folder / "plan.yaml", start, pictures), folder / "sweep"))
     return folder

@@ -119,8 +119,8 @@ def test_the_story_gives_each_stage_what_it_uses(
         seen[config.stage] = config
         return {"seconds": 1.0, "before": {}, "after": {}, "data": {"test": 1}}
 
-    monkeypatch.setattr(vlm, "train", train)
-    monkeypatch.setattr(vlm, "print_measures", lambda title, rows: None)
+    monkeypatch.setattr(vlm.VlmTask, "train_stage", train)
+    monkeypatch.setattr("visgrpo.tasks.story.print_measures", lambda title, rows: None)
     config = VlmConfig(
         **{"data": "rewarded", "sft_data": "imitated", "steps": 7, "sft_steps": 5},
         **{"batch_size": 3, "learning_rate": 0.1, "group_size": 4, "beta": 0.5},

@@ -58,7 +58,8 @@ from visgrpo.objectives import Objective
 from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import Extension
-from visgrpo.tasks.session import Session, load_data, say_notes
+from visgrpo.tasks.images import load_data, say_notes
+from visgrpo.tasks.session import Session
 
 FEEDBACK_FILE = "feedback.json"
 MOST_PAIRS = 100_000_000

@@ -84,7 +84,7 @@ def extension_of(config: ClipConfig, session: Session) -> Extension:
         UserError: for data and options that cannot be used together.
     """
     if config.feedback is None:
-        from visgrpo.tasks.session import load_data
+        from visgrpo.tasks.images import load_data
 
         return Extension(load_data(config, session))
     from visgrpo.feedback.learn import FeedbackLearning, load_images

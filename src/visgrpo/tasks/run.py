@@ -11,9 +11,10 @@ from torch import nn
 from visgrpo.data.batches import BatchLoader, Collating, InputFunction, Rows
 from visgrpo.errors import Interrupted
 from visgrpo.methods.method import Memory, Method
-from visgrpo.tasks.ending import finish
+from visgrpo.reporting import print_measures, write_report
 from visgrpo.tasks.session import Session, begin, open_session
 from visgrpo.tasks.task import Task
+from visgrpo.training.metrics import peak_memory_bytes
 from visgrpo.training.optimizer import RateOf
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.trainer import Trainer, TrainResult
@@ -122,21 +123,7 @@ def train(task: Task, options: Any) -> dict[str, Any]:
     result = trainer.train(session.checkpoint)
     job.model.eval()
     after = job.look("after")
-    return finish(
-        session,
-        result,
-        recipe=task.name,
-        method=job.chosen_method,
-        model=job.start,
-        data=job.data,
-        before=before.measures,
-        after=after.measures,
-        baseline=baseline,
-        retention=_side_by_side(before.retention, after.retention),
-        shifts=_side_by_side(before.shifts, after.shifts),
-        save=job.save,
-        more={**job.more(result), **after.more},
-    )
+    return finish(task, job, session, result, before, after, baseline)
 
 
 def loader_of(job: Job, session: Session, workers: int) -> BatchLoader:
@@ -170,6 +157,79 @@ def supervised_baseline(task: Task, options: Any, session: Session) -> dict[str,
     except Interrupted as stopped:  # what goes on is the whole run
         raise Interrupted(stopped.step, session.run.path) from None
     return {"name": "supervised", "after": summary["after"]}
+
+
+def finish(
+    task: Task,
+    job: Job,
+    session: Session,
+    result: TrainResult,
+    before: Seen,
+    after: Seen,
+    baseline: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write everything that a finished run leaves behind; returns the summary."""
+    keeps_best = session.config.keep == "best"
+    retention = _side_by_side(before.retention, after.retention)
+    shifts = _side_by_side(before.shifts, after.shifts)
+    summary: dict[str, Any] = {
+        "recipe": task.name,
+        "method": job.chosen_method,
+        "model": job.start,
+        "data": dict(job.data),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "kept_step": result.best_step if keeps_best else result.steps,
+        "validation": result.validation,
+        "seconds": round(result.seconds, 3),
+        "examples_per_second": round(result.examples / max(result.seconds, 1e-9), 2),
+        "peak_memory_bytes": peak_memory_bytes(session.processes.device),
+        "before": dict(before.measures),
+        "after": dict(after.measures),
+        **({"baseline": dict(baseline)} if baseline is not None else {}),
+        **({"retention": retention} if retention else {}),
+        **({"shifts": shifts} if shifts else {}),
+        **job.more(result),
+        **after.more,
+    }
+    if session.processes.is_main:
+        job.save(summary)
+        session.run.write_summary(summary)
+        if session.config.report:
+            write_report(session.run.path)
+        print_outcome(summary, shifts_in_table=task.shifts_in_table)
+        if not result.best_step and keeps_best:
+            session.say(
+                "note: no evaluation was as good as the start's, so the run ends with the start's "
+                "weights; --keep last keeps the last ones."
+            )
+        if session.config.report:
+            session.say(f"Page: {session.run.path / 'report.html'}")
+        session.say(f"Model: {session.run.path / 'model'}")
+    session.processes.finish_trackers()
+    session.processes.wait()
+    return summary
+
+
+def print_outcome(summary: Mapping[str, Any], *, shifts_in_table: bool) -> None:
+    """Print start, baseline and result side by side on stdout."""
+    rows = {"start": summary["before"]}
+    if "baseline" in summary:
+        rows[summary["baseline"]["name"]] = summary["baseline"]["after"]
+    rows[summary["method"]] = summary["after"]
+    shifts = summary.get("shifts", {})
+    if shifts_in_table:
+        for name, value in shifts.items():
+            rows[f"start, {name}"] = value["before"]
+            rows[f"{summary['method']}, {name}"] = value["after"]
+        shifts = {}
+    data = summary["data"]
+    print_measures(f"{data['name']}, {data['test']} held-out {data.get('unit', 'images')}", rows)
+    for name, value in summary.get("retention", {}).items():
+        print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
+    for name, value in shifts.items():
+        accuracies = (value[when]["accuracy"] for when in ("before", "after"))
+        print("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
 
 
 def _side_by_side(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

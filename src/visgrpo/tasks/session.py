@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visgrpo.arguments import from_file
-from visgrpo.data.augment import check_augmentations
-from visgrpo.data.batches import BatchLoader, InputFunction, Rows
-from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
-from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError, printable
-from visgrpo.tasks.configs import LoopConfig, RunConfig
+from visgrpo.tasks.configs import LoopConfig
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.metrics import reset_peak_memory
 from visgrpo.training.options import TrainingOptions
@@ -87,52 +80,11 @@ def open_session(
     return session
 
 
-def load_data(config: RunConfig, session: Session) -> Splits:
-    """Load the three splits; say what was decided or left out on the way."""
-    check_augmentations(config.augment)
-    splits = load_splits(
-        config.data,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        train_slice=config.train_slice,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        skip_bad_images=config.skip_bad_images,
-    )
-    say_notes(session, splits)
-    return splits
-
-
-def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
-    """Say what was decided about the data, and what was left out."""
-    session.note(*splits.notes)
-    masked = isinstance(splits, SegmentationSplits)  # a readable pair may not belong together
-    bad = "unusable row(s)" if masked else "unreadable image(s)"
-    for part in (splits.train, splits.validation, splits.test):
-        if part.skipped:
-            session.note(f"{part.name}: left out {len(part.skipped)} {bad}:")
-            for reason in part.skipped:
-                session.say(f"  {reason}")
-
-
 def begin(session: Session, recipe: str) -> None:
     """Create the run directory; from here on the run exists."""
     settings = {**settings_of(session.config), "output": str(session.run.path), "resume": False}
     if not session.config.resume:
         session.run.create(recipe, settings)
-
-
-def training_options(
-    config: RunConfig, learning_rate: float, train: ImageDataset | SegmentationDataset, **more: Any
-) -> TrainingOptions:
-    """Turn epochs into steps, and "by default" into numbers."""
-    per_epoch = len(train) // config.batch_size
-    if per_epoch == 0:
-        raise UserError(
-            f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
-        )
-    steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
-    return loop_options(config, steps, config.batch_size, learning_rate, **more)
 
 
 def loop_options(
@@ -159,62 +111,9 @@ def loop_options(
     )
 
 
-def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:
-    """Keep the image of a sampled group; returns its path within the run."""
-    path = session.run.path / "samples" / f"{index:06d}.png"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        image = images[index].copy()
-        image.thumbnail((224, 224))
-        image.save(path)
-    return str(path.relative_to(session.run.path))
-
-
-def run_stem(data: str) -> str:
-    """Return what a data set is called in the default name of a run."""
-    return data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
-
-
-def batches_of(
-    config: RunConfig, train: Rows, inputs: InputFunction, session: Session, minibatches: int = 1
-) -> BatchLoader:
-    """Return this process's training batches."""
-    return BatchLoader(
-        train,
-        inputs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=session.processes.rank,
-        world_size=session.processes.world_size,
-        blocks=minibatches,
-        workers=config.workers,
-    )
-
-
-def data_info(config: RunConfig) -> dict[str, Any]:
-    """Return what a saved model says of its data, so that it is divided alike when evaluated."""
-    return {
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
-    }
-
-
 def settings_of(config: LoopConfig) -> dict[str, Any]:
     """Return a config as plain values for YAML."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-
-
-def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict[str, Any]:
-    """Return what the summary says of the data."""
-    return {
-        "name": config.data,
-        "train": len(splits.train),
-        "validation": len(splits.validation),
-        "test": len(splits.test),
-        "classes": len(splits.train.classes),
-    }
 
 
 def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> None:

@@ -1,76 +1,109 @@
-"""Several stages as one run: `--stage all` of a command."""
+"""Tasks of several stages: one of them is a run; `--stage all` is a run of each, in its order."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from visgrpo.errors import Interrupted, UserError
-from visgrpo.reporting import compare_runs
-from visgrpo.tasks.configs import LoopConfig
+from visgrpo.reporting import compare_runs, print_measures
+from visgrpo.tasks.run import train
 from visgrpo.tasks.session import begin, open_session
+from visgrpo.tasks.task import Task
 
 Summaries = Mapping[str, Mapping[str, Any]]  # by the folder of the stage
 
 
-def tell_story(
-    config: LoopConfig,
-    default_output: str,
-    *,
-    recipe: str,
-    stages: Mapping[str, str],
-    train: Callable[[str, Path], dict[str, Any]],
-    show: Callable[[Summaries], None],
-    compared: Sequence[str],
-) -> dict[str, Any]:
-    """Run each stage in a folder of its own; return the summary of all of them.
+class StagedTask(Task):
+    """A task whose options name one of its stages, or all of them.
 
-    A stage that has finished is not run again, so that an interrupted story can be resumed.
-
-    Args:
-        default_output: the run's name where the config names none.
-        recipe: the command.
-        stages: in their order, the name of each one's folder and the stage.
-        train: runs a stage in a folder, or goes on with it there.
-        show: prints the outcome of all stages.
+    Attributes:
+        stages: of the story that is told by "all", in its order: the name of each one's folder,
+            and the stage.
         compared: folders that are put on one page.
-
-    Raises:
-        UserError: in several processes, and whatever a stage raises.
-        Interrupted: when asked to stop; what goes on then is the whole story.
+        unit: what is held out.
     """
-    session = open_session(config, default_output, has_checkpoints=False)
-    if session.processes.world_size > 1:
-        raise UserError("--stage all runs in one process: run its stages one by one in several.")
-    output = session.run.path
-    begin(session, recipe)
-    summaries: dict[str, dict[str, Any]] = {}
-    for number, (folder, stage) in enumerate(stages.items(), start=1):
-        session.say(f"[{number}/{len(stages)}] {stage}")
+
+    stages: ClassVar[Mapping[str, str]]
+    compared: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str]
+
+    def run_name(self, options: Any) -> str:
+        stem = Path(options.data.rstrip("/")).stem
+        return f"{self.name}-{stem}" + ("" if options.stage == "all" else f"-{options.stage}")
+
+    def train(self, options: Any) -> dict[str, Any]:
+        options.check()
+        return self._tell(options) if options.stage == "all" else self.train_stage(options)
+
+    def train_stage(self, options: Any) -> dict[str, Any]:
+        """Run one stage and return its summary."""
+        return train(self, options)
+
+    def changes(self, options: Any, stage: str, start: str) -> dict[str, Any]:
+        """Return which options of the story's a stage takes otherwise.
+
+        Args:
+            start: the run of the first stage, which the others start from.
+        """
+        raise NotImplementedError
+
+    def outcome(self, summaries: Summaries) -> Mapping[str, Mapping[str, Any]]:
+        """Return the measures to print at the end, by the name of their row."""
+        raise NotImplementedError
+
+    def stage_options(self, options: Any, stage: str, run: Path) -> Any:
+        """Return the options of one stage: the story's that go with it, the others at rest."""
+        changes = {
+            each.name: each.default
+            for each in fields(options)
+            if not options.users.use(stage, each.name)
+        }
+        changes |= self.changes(options, stage, str(run.parent / next(iter(self.stages))))
+        resume = (run / "config.yaml").exists()
+        return replace(options, **{**changes, "stage": stage, "output": str(run), "resume": resume})
+
+    def _tell(self, options: Any) -> dict[str, Any]:
+        """Run each stage in a folder of its own; return the summary of all of them.
+
+        A stage that has finished is not run again, so that an interrupted story can be resumed.
+        """
+        session = open_session(options, self.run_name(options), has_checkpoints=False)
+        if session.processes.world_size > 1:
+            raise UserError(
+                "--stage all runs in one process: run its stages one by one in several."
+            )
+        output = session.run.path
+        begin(session, self.name)
+        summaries: dict[str, dict[str, Any]] = {}
+        for number, (folder, stage) in enumerate(self.stages.items(), start=1):
+            session.say(f"[{number}/{len(self.stages)}] {stage}")
+            summaries[folder] = self._finished_or_trained(options, stage, output / folder)
+        summary = {
+            "recipe": self.name,
+            "method": "all",
+            "seconds": round(sum(each["seconds"] for each in summaries.values()), 3),
+            "stages": {
+                name: {key: each[key] for key in ("seconds", "after") if key in each}
+                for name, each in summaries.items()
+            },
+        }
+        session.run.write_summary(summary)
+        held_out = summaries[self.compared[-1]]["data"]["test"]
+        print_measures(f"{options.data}, {held_out} held-out {self.unit}", self.outcome(summaries))
+        if options.report:
+            runs = [output / name for name in self.compared]
+            session.say(f"Page: {compare_runs(runs, None, output / 'compare.html')}")
+        return summary
+
+    def _finished_or_trained(self, options: Any, stage: str, run: Path) -> dict[str, Any]:
+        summary = run / "summary.json"
+        if summary.exists():
+            return json.loads(summary.read_text(encoding="utf-8"))
         try:
-            summaries[folder] = _finished(output / folder) or train(stage, output / folder)
-        except Interrupted as stopped:
-            raise Interrupted(stopped.step, output) from None
-    summary = {
-        "recipe": recipe,
-        "method": "all",
-        "seconds": round(sum(each["seconds"] for each in summaries.values()), 3),
-        "stages": {
-            name: {key: each[key] for key in ("seconds", "after") if key in each}
-            for name, each in summaries.items()
-        },
-    }
-    session.run.write_summary(summary)
-    show(summaries)
-    if config.report:
-        page = compare_runs([output / name for name in compared], None, output / "compare.html")
-        session.say(f"Page: {page}")
-    return summary
-
-
-def _finished(run: Path) -> dict[str, Any] | None:
-    """Return what a stage came to before, None where it has not finished."""
-    summary = run / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+            return self.train_stage(self.stage_options(options, stage, run))
+        except Interrupted as stopped:  # what goes on is the whole story
+            raise Interrupted(stopped.step, run.parent) from None

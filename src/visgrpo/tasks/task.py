@@ -49,6 +49,8 @@ class Task:
         shown: measures that a sweep's table shows by default.
         baseline: options that a supervised run beside it takes instead of its own; None where a
             task has no such baseline.
+        shifts_in_table: whether shifted test sets have rows of their own in the table that a run
+            ends with: where there are few, and more than accuracy counts.
     """
 
     name: ClassVar[str]
@@ -57,6 +59,7 @@ class Task:
     kinds: ClassVar[Mapping[str, Kind]] = {}
     shown: ClassVar[tuple[str, ...]] = ("accuracy",)
     baseline: ClassVar[Mapping[str, Any] | None] = None
+    shifts_in_table: ClassVar[bool] = False
 
     def run_name(self, options: Any) -> str:
         """Return what a run is called where the user does not name it."""

@@ -26,15 +26,10 @@ from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
 from visgrpo.tasks.clip.pretrain import more_training_data, refuse_several_processes
+from visgrpo.tasks.images import data_info, data_summary, load_data, training_options
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
 from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import (
-    Session,
-    data_info,
-    data_summary,
-    load_data,
-    training_options,
-)
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
 from visgrpo.training.processes import Processes
 

@@ -36,8 +36,9 @@ from visgrpo.tasks.backbone.shared import (
     training_of,
 )
 from visgrpo.tasks.backbone_configs import RepresentationConfig
+from visgrpo.tasks.images import data_summary, load_data, run_stem, save_picture
 from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import Session, data_summary, load_data, run_stem, save_picture
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")

@@ -34,8 +34,9 @@ from visgrpo.tasks.backbone.shared import (
     training_of,
 )
 from visgrpo.tasks.backbone_configs import SegmentationConfig
+from visgrpo.tasks.images import data_summary, run_stem, say_notes
 from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import Session, data_summary, run_stem, say_notes
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
 
 BACKGROUND_NAMES = ("background", "null")

@@ -22,7 +22,8 @@ from visgrpo.models.save import save
 from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
-from visgrpo.tasks.session import Session, data_info, training_options
+from visgrpo.tasks.images import data_info, training_options
+from visgrpo.tasks.session import Session
 from visgrpo.training.options import TrainingOptions
 
 BackboneModel = RepresentationClassifier | Segmenter

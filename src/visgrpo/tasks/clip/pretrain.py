@@ -24,15 +24,10 @@ from visgrpo.models.prompts import check_templates, class_prompts
 from visgrpo.models.save import save
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss
+from visgrpo.tasks.images import data_info, data_summary, load_data, training_options
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import (
-    Session,
-    data_info,
-    data_summary,
-    load_data,
-    training_options,
-)
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
 
 

@@ -30,15 +30,9 @@ from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
+from visgrpo.tasks.images import data_info, data_summary, run_stem, save_picture, training_options
 from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import (
-    Session,
-    data_info,
-    data_summary,
-    run_stem,
-    save_picture,
-    training_options,
-)
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
 from visgrpo.training.options import falling
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,11 +22,9 @@ from visgrpo.models.reward_model import RewardModel, build_reward_model, with_ow
 from visgrpo.models.save import save
 from visgrpo.models.small_language import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.reporting import print_measures
 from visgrpo.tasks.language.config import (
     LORA_RATE,
     OF_NEW_MODELS,
-    OPTIONS,
     PRESETS,
     LanguageConfig,
     resolved,
@@ -48,8 +45,7 @@ from visgrpo.tasks.language.data import (
 from visgrpo.tasks.language.drawing import PAIRS_FILE, best_of_n, make_preferences
 from visgrpo.tasks.run import Job, Moment, Seen, train
 from visgrpo.tasks.session import Session
-from visgrpo.tasks.story import Summaries, tell_story
-from visgrpo.tasks.task import Task
+from visgrpo.tasks.story import StagedTask, Summaries
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,
@@ -62,59 +58,49 @@ from visgrpo.tasks.tokens import (
     training_of,
 )
 
-# In the order of "all": the name of the run's folder, and the stage.
-STORY: Mapping[str, str] = {
-    "sft": "sft",
-    "pairs": "preferences",
-    "reward": "reward",
-    "best-of-n": "best-of-n",
-    "grpo": "grpo",
-    "ppo": "ppo",
-}
-COMPARED = ("best-of-n", "grpo", "ppo")
 VALIDATION_COMPLETIONS = 2  # of each prompt; of a test prompt there are as many as in training
 NORMALISED_ON = 512  # pairs
 
 
-class LanguageTask(Task):
+class LanguageTask(StagedTask):
     """SFT, preference pairs, a reward model, then GRPO, PPO and others on what completions earn."""
 
     name = "language"
     options = LanguageConfig
     shown = ("gold_reward", "reward", "kl", "nll", "accuracy")
-
-    def run_name(self, options: LanguageConfig) -> str:
-        stem = Path(options.data.rstrip("/")).stem
-        return f"language-{stem}" + ("" if options.stage == "all" else f"-{options.stage}")
+    stages: ClassVar[Mapping[str, str]] = {
+        "sft": "sft",
+        "pairs": "preferences",
+        "reward": "reward",
+        "best-of-n": "best-of-n",
+        "grpo": "grpo",
+        "ppo": "ppo",
+    }
+    compared = ("best-of-n", "grpo", "ppo")
+    unit = "prompts"
 
     def set_up(self, options: LanguageConfig, session: Session) -> Job:
         set_up = {"sft": next_token, "reward": reward_model}.get(options.stage, policy)
         return set_up(options, session)
 
-    def train(self, options: LanguageConfig) -> dict[str, Any]:
-        options.check()
-        if options.stage == "all":
-            return self._train_all(options)
-        return self._train_stage(options)
+    def train_stage(self, options: LanguageConfig) -> dict[str, Any]:
+        drawing = {"preferences": make_preferences, "best-of-n": best_of_n}.get(options.stage)
+        return drawing(options, self.run_name(options)) if drawing else train(self, options)
 
-    def _train_stage(self, options: LanguageConfig) -> dict[str, Any]:
-        if options.stage == "preferences":
-            return make_preferences(options, self.run_name(options))
-        if options.stage == "best-of-n":
-            return best_of_n(options, self.run_name(options))
-        return train(self, options)
+    def changes(self, options: LanguageConfig, stage: str, start: str) -> dict[str, Any]:
+        if stage == "sft":
+            return {"init": None}
+        plain = LanguageConfig()
+        return {"init": start, **{name: getattr(plain, name) for name in OF_NEW_MODELS}}
 
-    def _train_all(self, options: LanguageConfig) -> dict[str, Any]:
-        """Train each stage in a folder of its own, and put the last ones on one page."""
-        return tell_story(
-            options,
-            self.run_name(options),
-            recipe=self.name,
-            stages=STORY,
-            train=lambda stage, run: self._train_stage(_stage_config(options, stage, run)),
-            show=lambda summaries: _print_story(options, summaries),
-            compared=COMPARED,
-        )
+    def outcome(self, summaries: Summaries) -> dict[str, Mapping[str, Any]]:
+        best = summaries["best-of-n"]
+        return {
+            "sft (start)": summaries["grpo"]["before"],
+            f"best of {best['samples']}": best["after"],
+            "grpo": summaries["grpo"]["after"],
+            "ppo": summaries["ppo"]["after"],
+        }
 
 
 def train_language(config: LanguageConfig) -> dict[str, Any]:
@@ -320,24 +306,3 @@ def _ceiling(test: PairDataset) -> dict[str, float]:
     golds = zip(test.columns["gold_chosen"], test.columns["gold_rejected"], strict=True)
     right = [chosen > rejected for chosen, rejected in golds]
     return {"judge_accuracy": sum(right) / len(right)}
-
-
-def _stage_config(config: LanguageConfig, stage: str, run: Path) -> LanguageConfig:
-    """Return the options of one stage: the whole's that go with it, the others at rest."""
-    start = None if stage == "sft" else str(run.parent / "sft")
-    resting: dict[str, Any] = {
-        field.name: field.default
-        for field in fields(config)
-        if not OPTIONS.use(stage, field.name) or (start and field.name in OF_NEW_MODELS)
-    }
-    changes: dict[str, Any] = {"stage": stage, "init": start, "output": str(run)}
-    return replace(config, **{**resting, **changes, "resume": (run / "config.yaml").exists()})
-
-
-def _print_story(config: LanguageConfig, summaries: Summaries) -> None:
-    rows = {"sft (start)": summaries["grpo"]["before"]}
-    best = summaries["best-of-n"]["after"]
-    rows[f"best of {summaries['best-of-n']['samples']}"] = best
-    rows |= {name: summaries[name]["after"] for name in ("grpo", "ppo")}
-    prompts = summaries["grpo"]["data"]["test"]
-    print_measures(f"{config.data}, {prompts} held-out prompts", rows)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -16,11 +15,10 @@ from visgrpo.measures.visual import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.reporting import print_measures
-from visgrpo.tasks.run import Job, Moment, Seen, train
-from visgrpo.tasks.session import Session, save_picture
-from visgrpo.tasks.story import Summaries, tell_story
-from visgrpo.tasks.task import Task
+from visgrpo.tasks.images import save_picture
+from visgrpo.tasks.run import Job, Moment, Seen
+from visgrpo.tasks.session import Session
+from visgrpo.tasks.story import StagedTask, Summaries
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,
@@ -32,7 +30,7 @@ from visgrpo.tasks.tokens import (
     prompt_room,
     training_of,
 )
-from visgrpo.tasks.vlm.config import OPTIONS, VlmConfig, resolved
+from visgrpo.tasks.vlm.config import VlmConfig, resolved
 from visgrpo.tasks.vlm.data import load_questions
 from visgrpo.tasks.vlm.model import (
     adapted,
@@ -44,40 +42,44 @@ from visgrpo.tasks.vlm.model import (
     save_seer,
 )
 
-STORY: Mapping[str, str] = {"sft": "sft", "grpo": "grpo"}  # folders and stages of "all"
 # Below these a start was seen to get worse instead of better: of eight completions too few are
 # right, and what is learned first is to write in the form that is paid for.
 LEAST_SAMPLED_ACCURACY = 0.3
 LEAST_FORMAT = 0.9
 
 
-class VlmTask(Task):
+class VlmTask(StagedTask):
     """SFT on answers, then GRPO and its kin on what a model's own answers earn."""
 
     name = "vlm"
     options = VlmConfig
     shown = ("accuracy", "sampled_accuracy", "shifts.out.after.accuracy", "mean_absolute_error")
-
-    def run_name(self, options: VlmConfig) -> str:
-        stem = Path(options.data.rstrip("/")).stem
-        return f"vlm-{stem}" + ("" if options.stage == "all" else f"-{options.stage}")
+    stages: ClassVar[Mapping[str, str]] = {"sft": "sft", "grpo": "grpo"}
+    compared = ("sft", "grpo")
+    unit = "images"
+    shifts_in_table = True
 
     def set_up(self, options: VlmConfig, session: Session) -> Job:
         return (imitation if options.stage == "sft" else policy)(options, session)
 
-    def train(self, options: VlmConfig) -> dict[str, Any]:
-        options.check()
-        if options.stage != "all":
-            return train(self, options)
-        return tell_story(
-            options,
-            self.run_name(options),
-            recipe="vlm",
-            stages=STORY,
-            train=lambda stage, run: train(self, _stage_config(options, stage, run)),
-            show=lambda summaries: _print_story(options, summaries),
-            compared=tuple(STORY),
-        )
+    def changes(self, options: VlmConfig, stage: str, start: str) -> dict[str, Any]:
+        if stage == "grpo":
+            return {"model": start, "preset": VlmConfig().preset}
+        return {
+            "data": options.sft_data or options.data,
+            "steps": options.sft_steps,
+            "batch_size": options.sft_batch_size,
+            "learning_rate": options.sft_learning_rate,
+        }
+
+    def outcome(self, summaries: Summaries) -> dict[str, Mapping[str, Any]]:
+        sft, grpo = summaries["sft"], summaries["grpo"]
+        moments = {"start": (sft, "before"), "sft": (sft, "after"), "grpo": (grpo, "after")}
+        rows = {row: summary[when] for row, (summary, when) in moments.items()}
+        for name in grpo.get("shifts", {}):
+            for row, (summary, when) in moments.items():
+                rows[f"{row}, {name}"] = summary["shifts"][name][when]
+        return rows
 
 
 def train_vlm(config: VlmConfig) -> dict[str, Any]:
@@ -226,31 +228,3 @@ def side_by_side(dataset: VisualDataset) -> LazySequence[Image.Image]:
         return whole
 
     return LazySequence(line, range(len(dataset)))
-
-
-def _stage_config(config: VlmConfig, stage: str, run: Path) -> VlmConfig:
-    """Return the options of one stage: the whole's that go with it, the others at rest."""
-    changes: dict[str, Any] = {
-        each.name: each.default for each in fields(config) if not OPTIONS.use(stage, each.name)
-    }
-    if stage == "sft":
-        changes |= {
-            "data": config.sft_data or config.data,
-            "steps": config.sft_steps,
-            "batch_size": config.sft_batch_size,
-            "learning_rate": config.sft_learning_rate,
-        }
-    else:
-        changes |= {"model": str(run.parent / "sft"), "preset": VlmConfig.preset}
-    resume = (run / "config.yaml").exists()
-    return replace(config, **{**changes, "stage": stage, "output": str(run), "resume": resume})
-
-
-def _print_story(config: VlmConfig, summaries: Summaries) -> None:
-    sft, grpo = summaries["sft"], summaries["grpo"]
-    rows = {"start": sft["before"], "sft": sft["after"], "grpo": grpo["after"]}
-    for name in grpo.get("shifts", {}):
-        moments = {"start": (sft, "before"), "sft": (sft, "after"), "grpo": (grpo, "after")}
-        for row, (summary, when) in moments.items():
-            rows[f"{row}, {name}"] = summary["shifts"][name][when]
-    print_measures(f"{config.data}, {grpo['data']['test']} held-out images", rows)

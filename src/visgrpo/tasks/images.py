@@ -1,0 +1,96 @@
+"""What the jobs of images share: their data, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from visgrpo.data.augment import check_augmentations
+from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
+from visgrpo.data.sources import load_splits
+from visgrpo.errors import UserError
+from visgrpo.tasks.configs import RunConfig
+from visgrpo.tasks.session import Session, loop_options
+from visgrpo.training.options import TrainingOptions
+
+
+def load_data(config: RunConfig, session: Session) -> Splits:
+    """Load the three splits; say what was decided or left out on the way."""
+    check_augmentations(config.augment)
+    splits = load_splits(
+        config.data,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        train_slice=config.train_slice,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        skip_bad_images=config.skip_bad_images,
+    )
+    say_notes(session, splits)
+    return splits
+
+
+def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
+    """Say what was decided about the data, and what was left out."""
+    session.note(*splits.notes)
+    masked = isinstance(splits, SegmentationSplits)  # a readable pair may not belong together
+    bad = "unusable row(s)" if masked else "unreadable image(s)"
+    for part in (splits.train, splits.validation, splits.test):
+        if part.skipped:
+            session.note(f"{part.name}: left out {len(part.skipped)} {bad}:")
+            for reason in part.skipped:
+                session.say(f"  {reason}")
+
+
+def training_options(
+    config: RunConfig, learning_rate: float, train: ImageDataset | SegmentationDataset, **more: Any
+) -> TrainingOptions:
+    """Turn epochs into steps, and "by default" into numbers."""
+    per_epoch = len(train) // config.batch_size
+    if per_epoch == 0:
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
+        )
+    steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    return loop_options(config, steps, config.batch_size, learning_rate, **more)
+
+
+def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:
+    """Keep the image of a sampled group; returns its path within the run."""
+    path = session.run.path / "samples" / f"{index:06d}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        image = images[index].copy()
+        image.thumbnail((224, 224))
+        image.save(path)
+    return str(path.relative_to(session.run.path))
+
+
+def run_stem(data: str) -> str:
+    """Return what a data set is called in the default name of a run."""
+    return data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+
+
+def data_info(config: RunConfig) -> dict[str, Any]:
+    """Return what a saved model says of its data, so that it is divided alike when evaluated."""
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "train_slice": config.train_slice,
+    }
+
+
+def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict[str, Any]:
+    """Return what the summary says of the data."""
+    return {
+        "name": config.data,
+        "train": len(splits.train),
+        "validation": len(splits.validation),
+        "test": len(splits.test),
+        "classes": len(splits.train.classes),
+    }

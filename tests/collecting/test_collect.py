@@ -44,13 +44,17 @@ from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
-from visgrpo.training.processes import Processes
 
 CLASSES = ("cat", "dog", "apple")
 
 
 def config_of(model: Path | str, data: Path | str, **options: Any) -> CollectConfig:
     return CollectConfig(model=str(model), data=str(data), device="cpu", **options)
+
+
+def model_of(model: Path | str, data: Path | str, **options: Any) -> AnsweringModel:
+    return AnsweringModel(config_of(model, data, **options), Processes("cpu"))
+    return AnsweringModel(config_of(model, data, **options), Processes("cpu"))
 
 
 @pytest.fixture
@@ -112,12 +116,11 @@ def test_help_needs_no_torch_and_no_server() -> None:
 
 
 def test_a_folder_of_photos(photos: Path, tiny_clip_folder: Path) -> None:
-    config = config_of(tiny_clip_folder, photos, classes=CLASSES)
-    model = AnsweringModel(config, Processes("cpu"))
+    model = model_of(tiny_clip_folder, photos, classes=CLASSES)
     assert model.names == ["2024/c.png", "a.png", "b.png"]
     assert len(model.dataset.skipped) == 1
     assert "broken.png" in model.dataset.skipped[0]
-    answers = model.answers(config.model)
+    answers = model.answers(str(tiny_clip_folder))
     assert answers.model == str(tiny_clip_folder)
     # As visgrpo predict says, which takes image by image.
     files = tuple(str(photos / name) for name in model.names)
@@ -138,19 +141,19 @@ def test_class_folders_are_named_as_the_data_names_them(
         for row in range(6):
             (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (row, 0, 0)).save(tmp_path / "train" / name / f"{row}.png")
-    model = AnsweringModel(config_of(tiny_clip_folder, tmp_path), Processes("cpu"))
+    model = model_of(tiny_clip_folder, tmp_path)
     assert set(model.classes) == set(CLASSES)  # the data's: the model names none
     assert "train/cat/0.png" in model.names
 
 
 def test_a_backbone_with_a_head_answers_too(photos: Path, small_head: Path) -> None:
-    model = AnsweringModel(config_of(small_head, photos), Processes("cpu"))
+    model = model_of(small_head, photos)
     assert model.classes == CLASSES
     np.testing.assert_allclose(model.answers(str(small_head)).probability_MK.sum(axis=1), 1.0)
     with pytest.raises(UserError, match="--classes is for CLIP"):
-        AnsweringModel(config_of(small_head, photos, classes=CLASSES), Processes("cpu"))
+        model_of(small_head, photos, classes=CLASSES)
     with pytest.raises(UserError, match="--learn is for CLIP"):
-        AnsweringModel(config_of(small_head, photos, learn=5), Processes("cpu"))
+        model_of(small_head, photos, learn=5)
 
 
 @pytest.fixture
@@ -167,17 +170,17 @@ def small_head(tmp_path: Path) -> Path:
 
 def test_models_that_offer_no_labels(tmp_path: Path, photos: Path, tiny_clip_folder: Path) -> None:
     with pytest.raises(UserError, match="names no classes, and photos have none: give them with"):
-        AnsweringModel(config_of(tiny_clip_folder, photos), Processes("cpu"))
+        model_of(tiny_clip_folder, photos)
     with pytest.raises(
         UserError, match=r"--split is of data that is stored in splits: .*photos is"
     ):
-        AnsweringModel(config_of(tiny_clip_folder, photos, split="all"), Processes("cpu"))
+        model_of(tiny_clip_folder, photos, split="all")
     language = tmp_path / "language"
     language.mkdir()
     (language / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
     (language / "visgrpo.json").write_text(json.dumps({"task": "language"}))
     with pytest.raises(UserError, match="is a language model; labels are offered by a CLIP"):
-        AnsweringModel(config_of(language, photos), Processes("cpu"))
+        model_of(language, photos)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_images_that_a_log_could_not_tell_apart(
 ) -> None:
     data = write_table(tmp_path / "train.parquet", columns)
     with pytest.raises(UserError, match=message):
-        AnsweringModel(config_of(tiny_clip_folder, data, split="all"), Processes("cpu"))
+        model_of(tiny_clip_folder, data, split="all")
 
 
 def test_a_second_column_helps_where_the_first_is_not_unique(
@@ -204,7 +207,7 @@ def test_a_second_column_helps_where_the_first_is_not_unique(
         "path": [f"{row}.png" for row in range(6)],
     }
     data = write_table(tmp_path / "train.parquet", columns)
-    model = AnsweringModel(config_of(tiny_clip_folder, data, split="all"), Processes("cpu"))
+    model = model_of(tiny_clip_folder, data, split="all")
     assert model.names == ["0.png", "8", "2.png", "9", "10", "11"]
 
 
@@ -212,9 +215,9 @@ def test_learning_knows_the_data_s_classes_alone(tmp_path: Path, tiny_clip_folde
     data = write_table(tmp_path / "train.parquet", {"path": [f"{row}.png" for row in range(6)]})
     foreign: dict[str, Any] = {"classes": ("cat", "cow"), "learn": 5}
     with pytest.raises(UserError, match=r'--learn trains on the classes of .*which has no "cow"'):
-        AnsweringModel(config_of(tiny_clip_folder, data, **foreign), Processes("cpu"))
-    some = config_of(tiny_clip_folder, data, classes=("cat", "dog"), learn=5)
-    assert AnsweringModel(some, Processes("cpu")).classes == ("cat", "dog")
+        model_of(tiny_clip_folder, data, **foreign)
+    some = model_of(tiny_clip_folder, data, classes=("cat", "dog"), learn=5)
+    assert some.classes == ("cat", "dog")
 
 
 def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:

@@ -11,6 +11,7 @@ from visgrpo.collecting.judging import (
     Grade,
     Impression,
     Preference,
+    Row,
     agreement,
     rows_of,
 )
@@ -19,41 +20,24 @@ LABELS = ("dog", "cat", "cow")
 PROPENSITIES = (0.5, 0.3, 0.2)
 
 
-def test_a_click_is_an_impression_of_every_label() -> None:
-    assert rows_of("click", LABELS, PROPENSITIES, ["cat"]) == [
-        Impression("dog", False, 1, 0.5),
-        Impression("cat", True, 2, 0.3),
-        Impression("cow", False, 3, 0.2),
-    ]
-
-
-def test_none_of_these_is_impressions_without_a_click() -> None:
-    rows = rows_of("click", LABELS, PROPENSITIES, [])
-    assert [row.clicked for row in rows if isinstance(row, Impression)] == [False] * 3
-
-
-def test_a_ranking_is_all_its_pairs() -> None:
-    assert rows_of("rank", LABELS, PROPENSITIES, ["cow", "dog", "cat"]) == [
-        Preference("cow", "dog"),
-        Preference("cow", "cat"),
-        Preference("dog", "cat"),
-    ]
-
-
-def test_labels_left_out_of_a_ranking_are_behind_it() -> None:
-    assert rows_of("rank", LABELS, PROPENSITIES, ["cat"]) == [
-        Preference("cat", "dog"),
-        Preference("cat", "cow"),
-    ]
-    assert rows_of("rank", LABELS, PROPENSITIES, []) == []
-
-
-def test_grades_go_to_their_labels() -> None:
-    assert rows_of("grade", LABELS, PROPENSITIES, [5, 1, 3]) == [
-        Grade("dog", 5),
-        Grade("cat", 1),
-        Grade("cow", 3),
-    ]
+@pytest.mark.parametrize(
+    ("ask", "answer", "rows"),
+    [
+        # a click is an impression of every label, and none of these impressions without a click
+        ("click", ["cat"], [Impression("dog", False, 1, 0.5), Impression("cat", True, 2, 0.3),
+                            Impression("cow", False, 3, 0.2)]),
+        ("click", [], [Impression("dog", False, 1, 0.5), Impression("cat", False, 2, 0.3),
+                       Impression("cow", False, 3, 0.2)]),
+        # a ranking is all its pairs; labels left out of it are behind
+        ("rank", ["cow", "dog", "cat"], [Preference("cow", "dog"), Preference("cow", "cat"),
+                                         Preference("dog", "cat")]),
+        ("rank", ["cat"], [Preference("cat", "dog"), Preference("cat", "cow")]),
+        ("rank", [], []),
+        ("grade", [5, 1, 3], [Grade("dog", 5), Grade("cat", 1), Grade("cow", 3)]),
+    ],
+)  # fmt: skip
+def test_the_rows_of_an_answer(ask: Ask, answer: Answer, rows: list[Row]) -> None:
+    assert rows_of(ask, LABELS, PROPENSITIES, answer) == rows
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -112,44 +113,36 @@ def test_empty_tables_do_not_count_beside_a_full_one(tmp_path: Path) -> None:
 # ---- mistakes -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def locked(tmp_path: Path) -> Iterator[Path]:
-    """A database that another process is writing: locks are between processes."""
-    path = write_sqlite(tmp_path / "app.db", VOTES)
+@contextmanager
+def written(path: Path, statements: str) -> Iterator[None]:
+    """While another process has a database open for writing: locks are between processes."""
     hold = (
         f"import sqlite3, sys; c = sqlite3.connect({str(path)!r}, isolation_level=None);"
-        "c.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); sys.stdin.read()"
+        f"[c.execute(each).fetchall() for each in {statements!r}.split(';')];"
+        "print('writing', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        yield path
+        assert process.stdout.readline() == "writing\n"
+        yield
         process.communicate("")
 
 
-def test_a_locked_database(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sqlite(tmp_path / "app.db", VOTES)
     monkeypatch.setattr("visgrpo.feedback.source.sources._BUSY_MILLISECONDS", 10)
-    with pytest.raises(UserError, match=r"app\.db is locked .* close that, or copy the file"):
-        open_events(str(locked))
+    told = r"app\.db is locked .* close that, or copy the file"
+    with written(path, "BEGIN EXCLUSIVE"), pytest.raises(UserError, match=told):
+        open_events(str(path))
 
 
 def test_a_store_that_is_being_written_can_be_read(tmp_path: Path) -> None:
     path = write_sqlite(tmp_path / "app.db", VOTES)
-    script = (
-        f"import sqlite3, sys; c = sqlite3.connect({str(path)!r}, isolation_level=None);"
-        "c.execute('PRAGMA journal_mode = WAL'); c.execute('BEGIN IMMEDIATE');"
-        "c.execute('INSERT INTO log VALUES (1, 2, 3)'); print('writing', flush=True);"
-        "sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
+    insert = "INSERT INTO log VALUES (1, 2, 3)"
+    with written(path, f"PRAGMA journal_mode = WAL;BEGIN IMMEDIATE;{insert}"):
         assert len(rows_of(path)) == 2
-        process.communicate("")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from visgrpo.models.save import save
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
+from visgrpo.training.processes import Processes
 
 CLASSES = ("cat", "dog", "apple")
 

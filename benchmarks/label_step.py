@@ -42,7 +42,7 @@ from visgrpo.data.batches import Batch, BatchLoader, CachedInputs
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.measures.zero_shot import run_over
+from visgrpo.measures.over import outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.supervised import Supervised
 from visgrpo.models.clip import ClipClassifier
@@ -163,7 +163,7 @@ def build_trainer(
     data = _noise_images(shape)
     inputs = pixel_inputs(data, preprocess, ("crop", "flip", "color") * variant.augmented)
     if variant.cached_features:
-        inputs = CachedInputs(run_over(classifier.pool, data, inputs, processes))
+        inputs = CachedInputs(outputs_of(classifier.pool, data, inputs, processes))
     loader = Bursts(data, inputs, batch_size=shape.batch_size, seed=0)
     loader.burst = loader.steps_per_epoch if variant.frozen_tower else shape.burst
     trainer = Trainer(

@@ -41,11 +41,11 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The files of every evaluation; the model itself is left out."""
     files: list[list[str]] = []
 
-    def predict_logits(classifier: Any, dataset: Any, *_: Any, **__: Any) -> torch.Tensor:
+    def logits_of(classifier: Any, dataset: Any, *_: Any, **__: Any) -> torch.Tensor:
         files.append(list(dataset.columns["file"]))
         return torch.zeros(len(dataset), len(dataset.classes))
 
-    monkeypatch.setattr("visgrpo.tasks.clip.use.predict_logits", predict_logits)
+    monkeypatch.setattr("visgrpo.tasks.clip.use.logits_of", logits_of)
     return files
 
 

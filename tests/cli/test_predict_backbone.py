@@ -16,7 +16,7 @@ from running import refused
 from tuning import VIT
 
 from visgrpo.cli import main
-from visgrpo.measures.palette import class_colours
+from visgrpo.measures.masks import class_colours
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.save import save

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.measures.counting import answer_measures, confusion, counting_measures
+from visgrpo.measures.answers import answer_measures, confusion, counting_measures
 
 
 def reasoned(answer: str) -> str:

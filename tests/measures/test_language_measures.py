@@ -10,7 +10,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from visgrpo.errors import UserError
-from visgrpo.measures.language import best_of_n, pair_measures, text_measures
+from visgrpo.measures.texts import best_of_n, pair_measures, text_measures
 
 
 def test_a_uniform_model_costs_log_v():

@@ -11,8 +11,13 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from visgrpo.errors import UserError
-from visgrpo.measures.palette import class_colours, colour_mask, hex_palette
-from visgrpo.measures.segmentation import add_to_confusion, segmentation_measures
+from visgrpo.measures.masks import (
+    add_to_confusion,
+    class_colours,
+    colour_mask,
+    hex_palette,
+    segmentation_measures,
+)
 
 K = 6
 CLASSES = tuple(f"class {k}" for k in range(K))

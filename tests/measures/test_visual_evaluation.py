@@ -17,12 +17,8 @@ from torch import Tensor
 
 from visgrpo.data.visual import VisualDataset
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
-from visgrpo.measures.visual import (
-    HeldOutAnswers,
-    SeenAnswers,
-    answer_likelihood,
-    batches_of_share,
-)
+from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, answer_likelihood
+from visgrpo.measures.over import batches
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.parts import Parts
@@ -93,7 +89,7 @@ def held_out(parts: Parts, dataset: VisualDataset, shards: Any = None) -> HeldOu
 
 def written(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
     """Let the greedy completions be these texts, and the sampled ones the same, then none."""
-    answers = iter([[text] for text in texts] + [[text, "?"] for text in texts])
+    answers = iter([text, text, "?"] for text in texts)
     monkeypatch.setattr(HeldOutAnswers, "_texts", lambda self, M: [next(answers) for _ in M])
 
 
@@ -120,7 +116,7 @@ def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: Vis
     measured = held_out(parts, dataset)
     model = VisionLanguageModel(parts.model)
     found = measured.measures(model)
-    (batch,) = batches_of_share(dataset, measured.inputs, Share(), 64)
+    (batch,) = batches(dataset, measured.inputs, Share(), 64)
     tokens = measured.rollouts.draw(model, batch, 0, 64, total=5).mask_NGT.sum(dim=-1).float()
     assert tokens.shape == (5, 2)
     paid = (2 - tokens / 4).clamp(0, 1)  # by "length:4"; a random model answers nothing

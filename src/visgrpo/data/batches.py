@@ -300,9 +300,16 @@ def batch_columns(dataset: Rows) -> list[str]:
 
 
 def sequential(
-    dataset: Rows, inputs: InputFunction | Collating, batch_size: int
+    dataset: Rows,
+    inputs: InputFunction | Collating,
+    batch_size: int,
+    *,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yield every row once and in order, for evaluation; the last batch may be smaller.
+
+    Args:
+        rows: yield these instead, in this order.
 
     Raises:
         UserError: if `batch_size` is below 1, or the inputs of a batch differ in shape.
@@ -310,9 +317,10 @@ def sequential(
     _check_batch_size(batch_size)
     columns = _carried(dataset)
     batch_inputs = _BatchInputs(inputs, seed=0)
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        yield _batch(dataset, columns, rows, batch_inputs.make(0, rows))
+    chosen = np.arange(len(dataset)) if rows is None else rows
+    for start in range(0, len(chosen), batch_size):
+        some = chosen[start : start + batch_size]
+        yield _batch(dataset, columns, some, batch_inputs.make(0, some))
 
 
 class _BatchInputs(Dataset["MadeRows | UserError"]):

@@ -17,7 +17,7 @@ from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
 from visgrpo.feedback.worth.cells import Floats
-from visgrpo.measures.zero_shot import predict_logits, run_over
+from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip, load_representation
 from visgrpo.models.prompts import DEFAULT_TEMPLATES
@@ -65,9 +65,9 @@ def answers_of(
     classifier, pool, preprocess = _load(name, classes, templates)
     classifier.to(processes.device).eval()
     inputs = PixelInputs(dataset, preprocess)
-    pooled_MP = run_over(pool, dataset, inputs, processes, batch_size=batch_size).float()
+    pooled_MP = outputs_of(pool, dataset, inputs, processes, batch_size=batch_size).float()
     pooled = CachedInputs(pooled_MP)
-    logits_MK = predict_logits(classifier, dataset, pooled, processes, batch_size=batch_size)
+    logits_MK = logits_of(classifier, dataset, pooled, processes, batch_size=batch_size)
     columns_K = [classifier.classes.index(label) for label in classes]
     probability_MK = logits_MK[:, columns_K].double().softmax(dim=-1)
     return pooled_MP.double().numpy(), probability_MK.numpy()

@@ -51,7 +51,7 @@ from visgrpo.feedback.source.matching import (
 )
 from visgrpo.feedback.worth.cells import LogCells, log_cells, of_images
 from visgrpo.feedback.worth.posterior import Floats, Posterior
-from visgrpo.measures.held_out import logits_of, pooled_of
+from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.objectives import Objective
@@ -226,7 +226,7 @@ class FeedbackLearning(Extension):
         """The start's features of every image, (M, D)."""
         return self._table(
             {
-                split: pooled_of(
+                split: outputs_of(
                     classifier.embed_images,
                     getattr(self.splits, split),
                     inputs[split],

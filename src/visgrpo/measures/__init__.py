@@ -1,8 +1,10 @@
 """Evaluation: numbers about a model, from tensors."""
 
-from visgrpo.measures.calibration import Reliability, expected_calibration_error, reliability
 from visgrpo.measures.classification import (
+    Reliability,
     evaluate_logits,
+    expected_calibration_error,
+    reliability,
     scalar_measures,
     wilson_interval,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,21 +22,9 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction, Made, Rows
 from visgrpo.errors import UserError
-from visgrpo.measures.held_out import Precision
-from visgrpo.measures.zero_shot import run_over
+from visgrpo.measures.over import Team, outputs_of
 
 BATCH_SIZE = 256  # rows that one process encodes at a time
-
-
-class Team(Precision, Protocol):
-    """The processes, of which the main one writes."""
-
-    @property
-    def is_main(self) -> bool: ...
-
-    def any(self, flag: bool) -> bool: ...
-
-    def wait(self) -> None: ...
 
 
 def cached_features(
@@ -207,9 +195,9 @@ def _blocks(
     size, shape = BATCH_SIZE * processes.world_size, None
     for start in range(0, len(dataset), size):
         rows = np.arange(start, min(start + size, len(dataset)))
-        mine = partial(_later_row, inputs, start)
-        with processes.autocast():
-            block = run_over(function, dataset.subset(rows), mine, processes).float()
+        block = outputs_of(
+            function, dataset.subset(rows), partial(_later, inputs, start), processes
+        )
         shape = block.shape[1:] if shape is None else shape
         if block.shape[1:] != shape:
             raise UserError(
@@ -219,7 +207,7 @@ def _blocks(
         yield block
 
 
-def _later_row(inputs: InputFunction, start: int, index: int, rng: np.random.Generator) -> Made:
+def _later(inputs: InputFunction, start: int, index: int, rng: np.random.Generator) -> Made:
     return inputs(start + index, rng)
 
 

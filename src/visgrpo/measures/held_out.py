@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +13,8 @@ from visgrpo.data.batches import InputFunction, sequential
 from visgrpo.data.dataset import ImageDataset
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.classification import evaluate_logits, scalar_measures
-from visgrpo.measures.zero_shot import Shards, predict_logits, run_over
+from visgrpo.measures.over import Team, logits_of
 from visgrpo.rewards.sets import RewardSet
-
-
-class Precision(Shards, Protocol):
-    """The processes, with the precision that training computes in."""
-
-    def autocast(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class HeldOut:
     classifier: nn.Module
     dataset: ImageDataset
     inputs: InputFunction
-    processes: Precision
+    processes: Team
     start_logits_MK: Tensor
     rewards: RewardSet | None = None
     votes_MK: Tensor | None = None
@@ -49,7 +41,7 @@ class HeldOut:
         classifier: nn.Module,
         dataset: ImageDataset,
         inputs: InputFunction,
-        processes: Precision,
+        processes: Team,
         rewards: RewardSet | None = None,
         votes_MK: Tensor | None = None,
     ) -> HeldOut:
@@ -93,25 +85,6 @@ class HeldOut:
             return {}
         reward = expected_reward(self.rewards, logits_MK, self.dataset)
         return {} if reward is None else {"reward": reward}
-
-
-def logits_of(
-    classifier: nn.Module, dataset: ImageDataset, inputs: InputFunction, processes: Precision
-) -> Tensor:
-    """Return logits (M, K) on the CPU, in the precision that training computes in."""
-    with processes.autocast():
-        return predict_logits(classifier, dataset, inputs, processes)
-
-
-def pooled_of(
-    pool: Callable[[Tensor], Tensor],
-    dataset: ImageDataset,
-    inputs: InputFunction,
-    processes: Precision,
-) -> Tensor:
-    """Return what a frozen image tower makes of every image, (M, P) float32 on the CPU."""
-    with processes.autocast():
-        return run_over(pool, dataset, inputs, processes).float()
 
 
 def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.measures.geometry import check_rows, unit_rows
+from visgrpo.measures.geometry import alignment, check_rows, uniformity, unit_rows
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -23,6 +23,7 @@ MAX_ITERATIONS = 1000
 TOLERANCE = 1e-6
 """Of the gradient; at scikit-learn's 1e-4 a fit with a strong penalty ends too early."""
 NEIGHBOURS = (1, 5, 20)
+RETENTION_NEIGHBOURS = 20
 SIMILARITIES_AT_ONCE = 2**24
 """Similarities of queries and training rows that exist at one time: 64 MiB of float32."""
 
@@ -213,3 +214,55 @@ def _check(classes: int, **parts: Labelled) -> None:
 
 def _float64(features_MD: Tensor) -> np.ndarray:
     return features_MD.detach().cpu().double().numpy()
+
+
+# ---- what a backbone's own features are worth ---------------------------------------------------
+
+
+def feature_measures(
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    *,
+    classes: int,
+    probes: Collection[str],
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Measure features by the probes asked for, and by alignment and uniformity on test images.
+
+    Args:
+        train: rows that probes learn from or vote with.
+        validation: rows that softmax regression's penalty is chosen on.
+        test: rows to report on.
+        classes: K; labels are 0 to K - 1.
+        probes: of "knn" and "softmax-regression".
+        device: where kNN compares features.
+
+    Returns:
+        Plain numbers, ready for JSON: `uniformity`, `alignment` (unless every class has one test
+        image), and as asked for `knn`, {k: accuracy} for every k of 1, 5 and 20 that there are
+        train rows for, `softmax_regression` (accuracy) and `softmax_regression_fit` (C, converged).
+
+    Raises:
+        UserError: as the probes.
+    """
+    measures: dict[str, Any] = {}
+    if "knn" in probes:
+        ks = [k for k in NEIGHBOURS if k <= len(train.labels_M)]
+        votes = Labelled(train.features_MD.to(device), train.labels_M)
+        accuracies = knn(votes, test, classes=classes, ks=ks)
+        measures["knn"] = {str(k): accuracy for k, accuracy in accuracies.items()}
+    if "softmax-regression" in probes:
+        result = softmax_regression(train, validation, test, classes=classes)
+        measures["softmax_regression"] = result.accuracy
+        measures["softmax_regression_fit"] = {"C": result.C, "converged": result.converged}
+    if test.labels_M.bincount().max() > 1:
+        measures["alignment"] = alignment(*test)
+    measures["uniformity"] = uniformity(test.features_MD)
+    return measures
+
+
+def retention_measure(train: Labelled, test: Labelled, *, classes: int) -> float:
+    """Return the kNN accuracy (k = 20, or as many rows as there are) on another data set."""
+    k = min(RETENTION_NEIGHBOURS, len(train.labels_M))
+    return knn(train, test, classes=classes, ks=[k])[k]

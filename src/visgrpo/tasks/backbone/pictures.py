@@ -10,9 +10,13 @@ import torch
 from PIL import Image
 
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.measures.held_out_masks import HeldOutMasks
-from visgrpo.measures.palette import colour_mask, hex_palette
-from visgrpo.measures.segmentation import add_to_confusion, segmentation_measures
+from visgrpo.measures.masks import (
+    HeldOutMasks,
+    add_to_confusion,
+    colour_mask,
+    hex_palette,
+    segmentation_measures,
+)
 from visgrpo.training.run_directory import RunDirectory
 
 

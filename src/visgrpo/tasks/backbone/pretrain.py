@@ -16,7 +16,7 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.joining import join
 from visgrpo.errors import UserError
-from visgrpo.measures.held_out import pooled_of
+from visgrpo.measures.over import outputs_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.models.backbone import Backbone
@@ -98,7 +98,7 @@ class Neighbours:
         return knn(train, queries, classes=len(dataset.classes), ks=ks)
 
     def _features(self, dataset: ImageDataset, inputs: InputFunction) -> Labelled:
-        features_MP = pooled_of(self._pooled, dataset, inputs, self.processes)
+        features_MP = outputs_of(self._pooled, dataset, inputs, self.processes)
         return Labelled(features_MP, torch.from_numpy(dataset.labels))
 
     def _pooled(self, pixels: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.shifts import shifted
 from visgrpo.data.sources import load_splits
 from visgrpo.errors import UserError
-from visgrpo.measures.backbone import feature_measures, retention_measure
-from visgrpo.measures.held_out import HeldOut, logits_of
-from visgrpo.measures.probes import Labelled
+from visgrpo.measures.held_out import HeldOut
+from visgrpo.measures.over import logits_of
+from visgrpo.measures.probes import Labelled, feature_measures, retention_measure
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method

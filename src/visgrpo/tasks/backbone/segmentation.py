@@ -14,7 +14,7 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
 from visgrpo.data.segmentation_sources import load_segmentation_splits
 from visgrpo.errors import UserError, nearest
-from visgrpo.measures.held_out_masks import HeldOutMasks
+from visgrpo.measures.masks import HeldOutMasks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method

@@ -13,7 +13,7 @@ from visgrpo.data.batches import InputFunction
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
-from visgrpo.measures.held_out import pooled_of
+from visgrpo.measures.over import outputs_of
 from visgrpo.models.card import label_card
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
@@ -122,7 +122,7 @@ class Features:
         if self.frozen:
             features_M = self._cached(dataset, inputs)
         else:
-            features_M = pooled_of(model.features, dataset, inputs, self._session.processes)
+            features_M = outputs_of(model.features, dataset, inputs, self._session.processes)
         model.train(training)
         return features_M
 

@@ -21,9 +21,8 @@ from visgrpo.data.shifts import shifted
 from visgrpo.data.splitting import parse_split, sliced
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, scalar_measures
-from visgrpo.measures.backbone import feature_measures
-from visgrpo.measures.probes import Labelled
-from visgrpo.measures.zero_shot import predict_logits, run_over
+from visgrpo.measures.over import logits_of, outputs_of
+from visgrpo.measures.probes import Labelled, feature_measures
 from visgrpo.models.backbone import Backbone, Pool
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
@@ -125,14 +124,14 @@ class _Encoder:
         """Return features (M, P), float32 on the CPU."""
         inputs = PixelInputs(dataset, self._preprocess)
         size = self._batch_size
-        return run_over(self._pooled, dataset, inputs, self._processes, batch_size=size).float()
+        return outputs_of(self._pooled, dataset, inputs, self._processes, batch_size=size).float()
 
     def answers(self, features_MP: Tensor, dataset: ImageDataset) -> Tensor | None:
         """Return logits (M, K) in the order of the data's classes; None without a head for them."""
         if self._head is None or not _same_names(self._head.classes, dataset.classes):
             return None
         inputs, size = CachedInputs(features_MP), self._batch_size
-        logits_MK = predict_logits(self._head, dataset, inputs, self._processes, batch_size=size)
+        logits_MK = logits_of(self._head, dataset, inputs, self._processes, batch_size=size)
         return logits_MK[:, [self._head.classes.index(name) for name in dataset.classes]]
 
 

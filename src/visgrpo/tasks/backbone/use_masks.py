@@ -16,8 +16,7 @@ from visgrpo.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from visgrpo.data.segmentation_sources import load_segmentation_split, load_segmentation_splits
 from visgrpo.data.splitting import parse_split
 from visgrpo.errors import UserError
-from visgrpo.measures.held_out_masks import HeldOutMasks
-from visgrpo.measures.palette import colour_mask
+from visgrpo.measures.masks import HeldOutMasks, colour_mask
 from visgrpo.models.load import load_representation
 from visgrpo.models.parts import read_info
 from visgrpo.models.representation import Segmenter

@@ -14,7 +14,8 @@ from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
 from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.sources import load_split
-from visgrpo.measures.held_out import HeldOut, logits_of, pooled_of
+from visgrpo.measures.held_out import HeldOut
+from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.supervised import Supervised, WarmStart
@@ -225,7 +226,7 @@ def _inputs(
     classifier.eval()
     pooled: dict[str, InputFunction] = {
         name: CachedInputs(
-            pooled_of(classifier.pool, getattr(splits, name), function, session.processes)
+            outputs_of(classifier.pool, getattr(splits, name), function, session.processes)
         )
         for name, function in found.items()
     }

@@ -13,7 +13,7 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, interpolate
 from visgrpo.measures.agreement import agreement
-from visgrpo.measures.zero_shot import predict_logits
+from visgrpo.measures.over import logits_of
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
 from visgrpo.models.parts import Parts
@@ -60,7 +60,7 @@ class Evaluation:
         classifier = ClipClassifier(model, self._parts.tokenizer, classes, self._templates)
         classifier.to(processes.device)
         size = self._config.batch_size
-        return predict_logits(classifier, self._dataset, self._inputs, processes, batch_size=size)
+        return logits_of(classifier, self._dataset, self._inputs, processes, batch_size=size)
 
     def _measures(self, logits_MK: Tensor) -> dict[str, Any]:
         labels_M = torch.from_numpy(self._dataset.labels)

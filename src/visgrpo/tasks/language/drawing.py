@@ -14,7 +14,7 @@ from torch import Tensor
 from visgrpo.data.batches import BatchLoader, sequential
 from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
 from visgrpo.errors import UserError
-from visgrpo.measures.language import best_of_n as best_of_samples
+from visgrpo.measures.texts import best_of_n as best_of_samples
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.parts import Parts

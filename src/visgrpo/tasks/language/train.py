@@ -13,7 +13,7 @@ from visgrpo.data.batches import CachedInputs
 from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
 from visgrpo.data.token_blocks import BlockDataset, token_blocks
 from visgrpo.errors import UserError
-from visgrpo.measures.text import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
+from visgrpo.measures.texts import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
 from visgrpo.methods.supervised import NextToken, PreferredCompletion
 from visgrpo.models.card import text_card
 from visgrpo.models.language import context_of, critic_of

@@ -14,7 +14,7 @@ from visgrpo.data.text import Documents
 from visgrpo.data.text_sources import is_text, load_text
 from visgrpo.data.token_blocks import token_blocks
 from visgrpo.errors import UserError
-from visgrpo.measures.text import likelihood, pair_accuracy
+from visgrpo.measures.texts import likelihood, pair_accuracy
 from visgrpo.methods.generate import generate, token_uniforms
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.load import load_language, load_reward_model

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from visgrpo.data.visual import VisualDataset, VisualSplits
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
-from visgrpo.measures.counting import confusion
-from visgrpo.measures.visual import HeldOutAnswers, SeenAnswers
+from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.card import text_card
 from visgrpo.models.load import load_vision_language

@@ -11,7 +11,7 @@ from PIL import Image
 from visgrpo.data.dataset import LazySequence
 from visgrpo.data.visual import VisualDataset
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets
-from visgrpo.measures.visual import HeldOutAnswers, answer_likelihood
+from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
 from visgrpo.models.vision_language import VisionLanguageModel

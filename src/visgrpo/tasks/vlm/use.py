@@ -14,7 +14,7 @@ from visgrpo.data.visual import VisualDataset, require_answers, require_counts
 from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
 from visgrpo.data.visual_sources import load_visual, load_visual_test
 from visgrpo.errors import UserError
-from visgrpo.measures.visual import greedy_tokens
+from visgrpo.measures.answers import greedy_tokens
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts, read_info
 from visgrpo.models.vision_language import VisionLanguageModel

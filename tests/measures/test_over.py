@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs, InputFunction
 from visgrpo.data.dataset import ImageDataset
-from visgrpo.measures.zero_shot import run_over
+from visgrpo.measures.over import batches, outputs_of, sums_over
 
 M = 10
 INPUTS_M = torch.arange(2.0 * M).reshape(M, 2)
@@ -51,6 +52,9 @@ class FakeProcess:
         self.meeting.barrier.wait(timeout=10)
         return whole
 
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def rows_one_by_one(index: int, rng: np.random.Generator) -> Tensor:
     return INPUTS_M[index]
@@ -66,12 +70,44 @@ def test_every_row_in_order_for_all(
 
     def one(rank: int) -> Tensor:
         shards = FakeProcess(rank, world_size, meeting)
-        return run_over(lambda x: x * 3, dataset(), inputs, shards, batch_size=batch_size)
+        return outputs_of(lambda x: x * 3, dataset(), inputs, shards, batch_size=batch_size)
 
     with ThreadPoolExecutor(world_size) as pool:
         for result in pool.map(one, range(world_size)):
             assert torch.equal(result, INPUTS_M * 3)
     assert meeting.largest <= world_size * batch_size
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 6])
+def test_sums_count_every_row_once(world_size: int) -> None:
+    """Of ten rows, six processes have two each, and the last none."""
+    meeting = Meeting(threading.Barrier(world_size))
+
+    def one(rank: int) -> list[Tensor]:
+        return sums_over(
+            lambda batch: [batch.inputs.sum(dim=0), torch.tensor(len(batch))],
+            [torch.zeros(2), torch.tensor(0)],
+            dataset(),
+            CachedInputs(INPUTS_M),
+            FakeProcess(rank, world_size, meeting),  # type: ignore[arg-type]
+            batch_size=2,
+        )
+
+    with ThreadPoolExecutor(world_size) as pool:
+        for total, rows in pool.map(one, range(world_size)):
+            assert torch.equal(total, INPUTS_M.sum(dim=0))
+            assert rows == M
+
+
+def test_batches_know_their_rows() -> None:
+    """Random numbers go by a row's place in the data set, whoever works on it."""
+    shards = FakeProcess(0, 1, Meeting(threading.Barrier(1)))
+    rows = np.array([7, 2, 5])
+    found = list(batches(dataset(), CachedInputs(INPUTS_M), shards, 2, rows))  # type: ignore[arg-type]
+    assert [batch.indices_N.tolist() for batch in found] == [[7, 2], [5]]
+    assert [batch.positions_N.tolist() for batch in found] == [[7, 2], [5]]  # type: ignore[union-attr]
+    assert torch.equal(torch.cat([batch.inputs for batch in found]), INPUTS_M[rows])
+    assert torch.cat([batch.labels_N for batch in found]).tolist() == [1, 0, 1]
 
 
 class OnDevice(Tensor):
@@ -93,5 +129,5 @@ def test_results_leave_the_device_batch_by_batch() -> None:
         return x.as_subclass(OnDevice)
 
     shards = FakeProcess(0, 1, Meeting(threading.Barrier(1)))
-    run_over(function, dataset(), CachedInputs(INPUTS_M), shards, batch_size=4)
+    outputs_of(function, dataset(), CachedInputs(INPUTS_M), shards, batch_size=4)
     assert seen == [[], [4], [4, 4]]

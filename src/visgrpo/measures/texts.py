@@ -1,17 +1,30 @@
-"""Measures of language models, of reward models, and of best-of-n sampling: pure numbers."""
+"""Texts: how well they are predicted, preferred and rewarded, on held-out text and prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visgrpo.data.batches import Batch, CachedInputs
+from visgrpo.data.prompts import PromptDataset
+from visgrpo.data.token_blocks import BlockDataset
 from visgrpo.errors import UserError
-from visgrpo.measures.calibration import bin_confidences, calibration_gap
+from visgrpo.measures.classification import bin_confidences, calibration_gap
+from visgrpo.measures.over import Team, over, sums_over
+from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.reward_model import RewardModel
+from visgrpo.objectives import weighted_sum
+from visgrpo.objectives.token_distribution import LOGITS_AT_ONCE
+from visgrpo.rewards.texts import TextRewards
 
+PROMPTS_AT_ONCE = 32
 _LONGEST_NLL = 700.0
 """Nats per token beyond which e^nll is no number of float64."""
 
@@ -171,3 +184,141 @@ def _shared_by_ties(gold_MS: Tensor, sorted_MS: Tensor) -> Tensor:
         sums = torch.zeros(len(counts), dtype=gold_S.dtype).index_add_(0, run_S, gold_S)
         shared_MS[m] = (sums / counts)[run_S]
     return shared_MS
+
+
+# ---- models on held-out text and prompts ---------------------------------------------------------
+
+
+@torch.no_grad()
+def likelihood(
+    model: LanguageModel, blocks: CachedInputs, tokenizer: Any, processes: Team
+) -> dict[str, float]:
+    """Return `text_measures` of blocks of text, each predicted from its own beginning."""
+
+    def sums(batch: Batch) -> Tensor:
+        tokens_BT = batch.inputs
+        logits_BTV = model.lm(input_ids=tokens_BT[:, :-1], use_cache=False).logits.float()
+        chosen_BT1 = tokens_BT[:, 1:, None]
+        nll_B = -logits_BTV.log_softmax(dim=-1).gather(-1, chosen_BT1).sum(dim=(1, 2))
+        correct_B = (logits_BTV.argmax(dim=-1, keepdim=True) == chosen_BT1).sum(dim=(1, 2))
+        return torch.stack([nll_B.double(), correct_B.double()], dim=1)
+
+    rows = BlockDataset("text", len(blocks.inputs_M))
+    vocabulary = model.plain.get_input_embeddings().num_embeddings
+    fits = LOGITS_AT_ONCE // (blocks.inputs_M.shape[1] * vocabulary)
+    at_once = max(1, min(PROMPTS_AT_ONCE, fits))
+    with processes.autocast():
+        totals_M2 = over(sums, rows, blocks, processes, batch_size=at_once)
+    texts = tokenizer.batch_decode(blocks.inputs_M[:, 1:], skip_special_tokens=True)
+    nll, correct = totals_M2.sum(dim=0).tolist()
+    tokens = blocks.inputs_M[:, 1:].numel()
+    return text_measures(nll, tokens, int(correct), sum(len(text.encode()) for text in texts))
+
+
+@torch.no_grad()
+def pair_scores(
+    model: RewardModel, pairs: CachedInputs, rows: Any, processes: Team
+) -> tuple[Tensor, Tensor]:
+    """Return the scores (M,) of the chosen and of the rejected completions of pairs."""
+
+    def scores(batch: Batch) -> Tensor:
+        return model(batch.inputs.flatten(0, 1), batch.labels_N.flatten()).view(-1, 2)
+
+    with processes.autocast():
+        scores_M2 = over(scores, rows, pairs, processes, batch_size=64)
+    return scores_M2[:, 0].float(), scores_M2[:, 1].float()
+
+
+def pair_accuracy(
+    model: RewardModel, pairs: CachedInputs, rows: Any, processes: Team
+) -> dict[str, float]:
+    """Return `pair_measures` of a reward model on preference pairs."""
+    return pair_measures(*pair_scores(model, pairs, rows, processes))
+
+
+@dataclass(frozen=True)
+class HeldOutPrompts:
+    """Draws completions of held-out prompts, the same random numbers each time, and measures them.
+
+    Attributes:
+        rollouts: how completions are drawn and what they earn; it remembers nothing of the run.
+        dataset: the prompts; inputs are their tokens.
+    """
+
+    rollouts: TokenRollouts
+    dataset: PromptDataset
+    inputs: CachedInputs
+    processes: Team
+
+    @torch.no_grad()
+    def measures(self, model: LanguageModel) -> dict[str, float]:
+        """Return means over completions; KL is to the reference, in nats.
+
+        Every process draws for its share of the prompts.
+        """
+        rollouts, total = self.rollouts, len(self.dataset)
+        names = [*completion_sums_of(rollouts), "entropy"]
+
+        def sums(batch: Batch) -> list[Tensor]:
+            with self.processes.autocast():
+                groups = rollouts.draw(model, batch, 0, PROMPTS_AT_ONCE, total=total)
+                scores = model(
+                    groups.prompts_NP,
+                    groups.lengths_N,
+                    groups.tokens_NGT,
+                    rollouts.sampling.distribution,
+                    pictures=groups.pictures,
+                )
+            found = completion_sums(groups, rollouts.rewards)
+            found["entropy"] = scores.entropy.masked_fill(~groups.mask_NGT, 0.0).sum(dim=(1, 2))
+            return [found[name].double().sum() for name in names]
+
+        zeros = [torch.zeros((), dtype=torch.float64) for _ in names]
+        whole = sums_over(
+            sums, zeros, self.dataset, self.inputs, self.processes, batch_size=PROMPTS_AT_ONCE
+        )
+        found = {name: value.item() for name, value in zip(names, whole, strict=True)}
+        entropy, tokens = found.pop("entropy"), found["tokens"]
+        return {**completion_means(found, rollouts.rewards), "entropy": entropy / tokens}
+
+
+def completion_sums_of(rollouts: TokenRollouts) -> list[str]:
+    """Return the names of `completion_sums`, which all processes agree on."""
+    names = ["completions", "tokens", "reward", "ended"]
+    for name in rollouts.rewards.names:
+        names += [f"rewards/{name}", f"paid/{name}"]  # what it paid, and for how many
+    names += ["gold_reward"] if rollouts.judge is not None else []
+    return names + (["kl"] if rollouts.reference is not None else [])
+
+
+def completion_sums(groups: TokenGroups, rewards: TextRewards) -> dict[str, Tensor]:
+    """Return sums (N,) over the completions of each prompt, for `completion_means`."""
+    known_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
+    n_prompts, group_size = groups.ended_NG.shape
+    sums = {
+        "completions": torch.full((n_prompts,), group_size),
+        "tokens": groups.mask_NGT.sum(dim=(1, 2)),
+        "reward": weighted_sum(known_NGR, rewards.weights_R).sum(dim=1),
+        "ended": groups.ended_NG.sum(dim=1),
+    }
+    for i, name in enumerate(rewards.names):  # what it paid, and for how many
+        sums[f"rewards/{name}"] = known_NGR[..., i].sum(dim=1)
+        sums[f"paid/{name}"] = (~groups.rewards_NGR[..., i].isnan()).sum(dim=1)
+    if groups.gold_NG is not None:
+        sums["gold_reward"] = groups.gold_NG.sum(dim=1)
+    if groups.reference_log_probs_NGT is not None:
+        sums["kl"] = sequence_kl(groups).sum(dim=1)
+    return sums
+
+
+def completion_means(sums: Mapping[str, float], rewards: TextRewards) -> dict[str, float]:
+    """Return means over completions, of the sums of all prompts; KL is in nats."""
+    rest = dict(sums)
+    completions, tokens = rest.pop("completions"), rest.pop("tokens")
+    paid = {name: rest.pop(f"paid/{name}") for name in rewards.names}
+    counts = {f"rewards/{name}": max(count, 1.0) for name, count in paid.items()}
+    means = {name: value / counts.get(name, completions) for name, value in rest.items()}
+    means["length"] = tokens / completions
+    if "kl" in means:
+        means["kl_per_token"] = rest["kl"] / tokens
+    return means

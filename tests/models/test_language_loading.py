@@ -88,7 +88,7 @@ def test_adapters_are_merged_into_their_base_and_may_follow_each_other(
 
 
 def test_context_of_a_model_with_adapters() -> None:
-    model = adapt(tiny_language(context=48), lora=True, rank=2, alpha=4.0, dropout=0.0)
+    model = adapt(tiny_language(context=48), ["lora"], Adapters(2, 4.0))
     assert context_of(model) == 48
 
 

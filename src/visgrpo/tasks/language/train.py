@@ -267,7 +267,7 @@ def _new_model(config: LanguageConfig, documents: Sequence[str]) -> Parts:
         seed=config.seed,
     )
     name = f"{config.architecture} {config.preset}"
-    return Parts(name, model, tokenizer, {"preset": config.preset})
+    return Parts(name, model, tokenizer, info={"preset": config.preset})
 
 
 def _pairs_of(config: LanguageConfig, session: Session) -> str:

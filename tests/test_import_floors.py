@@ -97,7 +97,7 @@ def test_objectives_are_tensor_maths_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "rooms"),
     [
-        ("from visgrpo.tasks.clip.train import train_clip", {"tasks"}),
+        ("from visgrpo.tasks.clip.train import ClipTask", {"tasks"}),
         ("from visgrpo import tasks", {"tasks"}),
         ("import visgrpo.training.trainer as t", {"training"}),
         ("def f():\n    from visgrpo.models import clip", {"models"}),

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import Any
@@ -36,7 +35,7 @@ def task_command(name: str) -> Command:
     """Return the command that trains by a task."""
     task = TASKS[name]
     options = task.options_at if isinstance(task, Place) else task.options
-    return Command(task.about, options, partial(train, name))
+    return Command(task.about, options, train)
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import visgrpo as vg
 from visgrpo.errors import UserError
 from visgrpo.tasks.language import train as language
 from visgrpo.tasks.language.config import LanguageConfig
@@ -97,7 +98,7 @@ def test_the_story_gives_each_stage_what_it_uses(
         **{"prompt_tokens": 4, "samples": 2, "pairs": 9, "top_k": 5, "log_every": 3},
     }
     output = str(tmp_path / "run")
-    language.train_language(LanguageConfig(**values, output=output, report=False, device="cpu"))
+    vg.train(LanguageConfig(**values, output=output, report=False, device="cpu"))
     assert list(seen) == ["sft", "preferences", "reward", "best-of-n", "grpo", "ppo"]
     for stage, config in seen.items():
         plain = LanguageConfig()

@@ -143,7 +143,7 @@ def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
     def interrupted(config: object) -> None:
         raise Interrupted(3, tmp_path / "demo" / "start")
 
-    monkeypatch.setattr("visgrpo.tasks.demo.pretrain_clip", interrupted)
+    monkeypatch.setattr("visgrpo.tasks.demo.train", interrupted)
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--output", str(tmp_path / "demo")])
     assert caught.value.code == 130

@@ -28,8 +28,8 @@ from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.sources import load_split
 from visgrpo.errors import UserError
 from visgrpo.models.load import load_clip
-from visgrpo.tasks.clip.train import train_clip
 from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.task import train
 
 CLASSES = ("cat", "dog", "apple")
 TEMPLATES = ("a photo of a {}.",)
@@ -194,7 +194,7 @@ def test_a_few_judged_rows_of_three_hundred(
         images = partial(store.judged_images, ask)
         words = Training(config, clip_config(config), TEMPLATES, images).words()
     learned = parse(ClipConfig, "clip", [*words[4:], "--output", str(tmp_path / "run")])
-    summary = train_clip(learned)
+    summary = train(learned)
     # Those that nobody judged are left out, and some that were are for validation.
     assert 5 <= summary["data"]["train"] < judged
     assert learned.batch_size == min(16, summary["data"]["train"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import visgrpo as vg
 from visgrpo.errors import UserError
 from visgrpo.tasks.vlm import train as vlm
 from visgrpo.tasks.vlm.config import POLICY_STAGES, VlmConfig, resolved
@@ -127,7 +128,7 @@ def test_the_story_gives_each_stage_what_it_uses(
         **{"train": ("merger-last", "layers:0-4"), "preset": "small", "log_every": 2},
         **{"output": str(tmp_path / "run"), "report": False, "device": "cpu"},
     )
-    vlm.train_vlm(config)
+    vg.train(config)
     sft, grpo = seen["sft"], seen["grpo"]
     assert list(seen) == ["sft", "grpo"]
     assert (sft.data, sft.steps, sft.batch_size, sft.learning_rate) == ("imitated", 5, None, None)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from visgrpo.reporting import compare_runs, print_measures
-from visgrpo.tasks.clip.pretrain import pretrain_clip
-from visgrpo.tasks.clip.train import train_clip
 from visgrpo.tasks.configs import ClipConfig, DemoConfig
 from visgrpo.tasks.pretrain_configs import PretrainClipConfig
+from visgrpo.tasks.task import train
 from visgrpo.training.run_directory import check_free, free_name
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
@@ -23,7 +22,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     config.check()
     folder = Path(config.output) if config.output else free_name(Path("runs/demo"))
     check_free(folder)
-    start = pretrain_clip(
+    start = train(
         PretrainClipConfig(
             data="digits",
             output=str(folder / "start"),
@@ -37,7 +36,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         )
     )
     tuned = {
-        method: train_clip(
+        method: train(
             ClipConfig(
                 model=str(folder / "start" / "model"),
                 data="digits",

@@ -220,8 +220,14 @@ def register(task: Task) -> None:
     TASKS[task.name] = task
 
 
-def train(name: str, options: Any) -> dict[str, Any]:
-    """Run a task and return its summary."""
+def train(options: Any) -> dict[str, Any]:
+    """Run the task that the options are of; return its summary, also in OUTPUT/summary.json.
+
+    Raises:
+        UserError: for settings, data, models or rewards that cannot work.
+        Interrupted: when asked to stop; the run can be resumed.
+    """
+    name = next(name for name, task in TASKS.items() if type(options) is task.options)
     return task_named(name).train(options)
 
 

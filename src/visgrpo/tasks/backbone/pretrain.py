@@ -158,15 +158,6 @@ class PretrainBackboneTask(Task):
         )
 
 
-def pretrain_backbone(config: PretrainBackboneConfig) -> dict[str, Any]:
-    """Run the whole job and return its summary.
-
-    Raises:
-        UserError: for settings or data that cannot work.
-    """
-    return PretrainBackboneTask().train(config)
-
-
 def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
     """Return the sizes of the backbone, with the defaults of its family."""
     resnet = config.family == "resnet"

@@ -103,16 +103,6 @@ class RepresentationTask(Task):
         )
 
 
-def train_representation(config: RepresentationConfig) -> dict[str, Any]:
-    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
-
-    Raises:
-        UserError: for settings, data or rewards that cannot work.
-        Interrupted: when asked to stop; the run can be resumed.
-    """
-    return RepresentationTask().train(config)
-
-
 def _policy(
     config: RepresentationConfig, rewards: RewardSet, classes: tuple[str, ...], session: Session
 ) -> LabelGRPO:

@@ -104,16 +104,6 @@ class SegmentationTask(Task):
         )
 
 
-def train_segmentation(config: SegmentationConfig) -> dict[str, Any]:
-    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
-
-    Raises:
-        UserError: for settings, data or rewards that cannot work.
-        Interrupted: when asked to stop; the run can be resumed.
-    """
-    return SegmentationTask().train(config)
-
-
 def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSet:
     """Return the rewards, with the accuracy reward of background pixels lowered.
 

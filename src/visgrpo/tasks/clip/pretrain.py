@@ -119,15 +119,6 @@ class PretrainClipTask(Task):
         )
 
 
-def pretrain_clip(config: PretrainClipConfig) -> dict[str, Any]:
-    """Run the whole job and return its summary.
-
-    Raises:
-        UserError: for settings or data that cannot work.
-    """
-    return PretrainClipTask().train(config)
-
-
 def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tuple[str, ...], ...]:
     """Return the captions of every row: its own, or its class name in every template."""
     own = dataset.columns.get(config.caption_column)

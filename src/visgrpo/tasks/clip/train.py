@@ -122,16 +122,6 @@ class ClipTask(Task):
         )
 
 
-def train_clip(config: ClipConfig) -> dict[str, Any]:
-    """Run the whole job and return its summary, which is also in OUTPUT/summary.json.
-
-    Raises:
-        UserError: for settings, data or rewards that cannot work.
-        Interrupted: when asked to stop; the run can be resumed.
-    """
-    return ClipTask().train(config)
-
-
 def objective_of(config: ClipConfig) -> Objective:
     """Return the method's preset with the options that override it."""
     base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))

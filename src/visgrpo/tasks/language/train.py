@@ -103,16 +103,6 @@ class LanguageTask(StagedTask):
         }
 
 
-def train_language(config: LanguageConfig) -> dict[str, Any]:
-    """Run the stage, or all of them, that the config asks for; return its summary.
-
-    Raises:
-        UserError: for settings, data, models or rewards that cannot work.
-        Interrupted: when asked to stop; the run can be resumed.
-    """
-    return LanguageTask().train(config)
-
-
 def next_token(config: LanguageConfig, session: Session) -> Job:
     """Learn a text, token by token: `--stage sft`."""
     documents = load_documents(config, session)

@@ -82,16 +82,6 @@ class VlmTask(StagedTask):
         return rows
 
 
-def train_vlm(config: VlmConfig) -> dict[str, Any]:
-    """Run the stage, or both of them, that the config asks for; return its summary.
-
-    Raises:
-        UserError: for settings, data, models or rewards that cannot work.
-        Interrupted: when asked to stop; the run can be resumed.
-    """
-    return VlmTask().train(config)
-
-
 def policy(config: VlmConfig, session: Session) -> Job:
     """Learn from rewards: `--stage grpo` and the others."""
     objective = objective_of(config)

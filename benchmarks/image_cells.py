@@ -13,8 +13,9 @@ from PIL import Image
 from token_sides import GROUP, PROMPTS, Goal, Task
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.text_sources import load_text
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.read import read
+from visgrpo.data.roles import question_table
+from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import VisualInputs, seeing_prompt, visual_prompts
 from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
 from visgrpo.models.vision_language import VisionLanguageModel
@@ -92,7 +93,7 @@ class ImageCell:
 
     def task(self) -> Task:
         """Build the model, the images and the questions; the same in every process."""
-        text = load_text("topics").train
+        text = read("topics", "text").train.texts
         parts = build_vision_language(text, MODELS[self.size], seed=0)
         if self.frozen:
             parts.model.model.visual.requires_grad_(False)
@@ -133,7 +134,7 @@ IMAGES = (
 QUICK_IMAGES = (ImageCell("tiny", 112, new=8),)
 
 
-def _questions(text: Sequence[str], processor: VisionProcessor, cell: ImageCell) -> VisualDataset:
+def _questions(text: Sequence[str], processor: VisionProcessor, cell: ImageCell) -> Table:
     """Return images of noise, with questions as long as prompts of one length need."""
     rng = np.random.default_rng(0)
     shape = (PROMPTS, cell.pixels, cell.pixels, 3)
@@ -143,7 +144,7 @@ def _questions(text: Sequence[str], processor: VisionProcessor, cell: ImageCell)
         _question(words[1000 * row :], processor, images[row][0], cell.prompt)
         for row in range(PROMPTS)
     )
-    return VisualDataset("noise", images, questions, ("",) * PROMPTS)
+    return question_table("noise", images, questions, ("",) * PROMPTS)
 
 
 def _question(

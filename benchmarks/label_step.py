@@ -39,9 +39,10 @@ from common import (
 from PIL import Image
 
 from visgrpo.data.batches import Batch, BatchLoader, CachedInputs
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.measures.over import outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.supervised import Supervised
@@ -297,13 +298,13 @@ def _vit_b_32() -> tuple[torch.nn.Module, object, Preprocess]:
     return model, tokenizer, Preprocess.from_processor(CLIPImageProcessorPil())
 
 
-def _noise_images(shape: Shape) -> ImageDataset:
+def _noise_images(shape: Shape) -> Table:
     rng = np.random.default_rng(0)
     rows = shape.epoch * shape.batch_size
     side = 32 if shape.name == "small" else 256
     pixels = rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8)
     labels = rng.integers(0, len(CLASSES), rows)
-    return ImageDataset("noise", CLASSES, labels, [Image.fromarray(p) for p in pixels], {})
+    return image_table("noise", CLASSES, labels, [Image.fromarray(p) for p in pixels], {})
 
 
 def _method(

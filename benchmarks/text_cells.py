@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -12,7 +12,8 @@ from token_sides import GROUP, PROMPTS, Goal, Task
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.prompts import encode_prompts, prompts_from_text
-from visgrpo.data.text_sources import load_text
+from visgrpo.data.read import read
+from visgrpo.data.roles import text_table
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.small_language import SIZES, Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
@@ -84,9 +85,9 @@ QUICK_TEXT = (TextCell("gpt2", 32, 8), TextCell("qwen2", 32, 8))
 
 @lru_cache
 def _text() -> tuple[Any, Any]:
-    splits = load_text("topics")
-    pages = {name: _pages(getattr(splits, name)) for name in ("train", "validation", "test")}
-    return replace(splits, **pages), make_tokenizer("bpe", splits.train)
+    splits = read("topics", "text")
+    pages = splits.map(lambda part: text_table(part.name, _pages(part.texts)))
+    return pages, make_tokenizer("bpe", splits.train.texts)
 
 
 def _pages(paragraphs: Sequence[str]) -> tuple[str, ...]:

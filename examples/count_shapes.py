@@ -7,7 +7,7 @@ import torch
 import visgrpo as vg
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-shapes = vg.load_visual("shapes").train
+shapes = vg.read("shapes", "questions").train
 targets = vg.answer_targets(shapes, "reasoning")  # "<think>…</think><answer>3</answer>"
 sizes = vg.SmallVisionLanguage()
 parts = vg.build_vision_language([*shapes.questions[:500], *targets[:500]], sizes, seed=0)

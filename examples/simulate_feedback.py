@@ -26,7 +26,7 @@ datasets.disable_progress_bars()
 
 def main(folder):
     rng = np.random.default_rng(0)
-    splits = vg.load_splits("digits")
+    splits = vg.read("digits")
     parts, classes = (splits.train, splits.test), splits.train.classes
     images = [image for part in parts for image in part.images]
     label_M = np.concatenate([part.labels for part in parts])

@@ -6,7 +6,7 @@ import torch
 
 import visgrpo as vg
 
-data = vg.load_splits("digits")
+data = vg.read("digits")
 parts = vg.load_clip(sys.argv[1])
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 classes = data.train.classes

@@ -13,8 +13,8 @@ def vowels(completions, **columns):
 
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-text = vg.load_text("topics")
-tokenizer = vg.make_tokenizer("char", text.train)
+text = vg.read("topics", "text")
+tokenizer = vg.make_tokenizer("char", text.train.texts)
 end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 lm = vg.build_language(  # random; vg.load_language(NAME) has a trained one
     tokenizer, architecture="gpt2", layers=2, width=64, heads=2, context=32, seed=0

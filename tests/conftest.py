@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.models.save import save
 from visgrpo.models.small_clip import SmallClip, build_small_clip
 
@@ -75,13 +76,13 @@ def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset() -> ImageDataset:
+def tiny_dataset() -> Table:
     """24 noisy pictures of 3 colours, one colour a class, with two more columns."""
     rng = np.random.default_rng(0)
     labels = np.arange(24) % len(CLASSES)
     pictures = rng.integers(0, 120, (24, IMAGE_SIZE, IMAGE_SIZE, 3))
     pictures[np.arange(24), :, :, labels] += 120
-    return ImageDataset(
+    return image_table(
         name="tiny/train",
         classes=CLASSES,
         labels=labels,

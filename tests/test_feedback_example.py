@@ -51,7 +51,7 @@ def test_the_example_makes_a_table_of_every_kind(
 
 def test_its_propensities_are_those_that_labels_were_drawn_with(shop: Path) -> None:
     """Of a policy that shows all labels alike the ratios to them then average 1."""
-    images = vg.load_split(str(shop / "digits"), "train")
+    images = vg.read_split(str(shop / "digits"), "train")
     with vg.open_events(str(shop / "clicks.parquet")) as events:
         keys = vg.image_keys(images.columns, len(images))
         cells = log_cells(vg.match(events, keys, images.classes))

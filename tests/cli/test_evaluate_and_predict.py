@@ -14,7 +14,7 @@ from PIL import Image
 from running import refused
 
 from visgrpo.cli import main
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
 
@@ -50,7 +50,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def validation_files(data: Path, **division: Any) -> list[str]:
-    return list(load_splits(str(data), **division).validation.columns["file"])
+    return list(read(str(data), **division).validation.columns["file"])
 
 
 OWN = {"seed": 3, "validation_fraction": 0.25, "train_slice": "6:"}
@@ -93,7 +93,7 @@ def test_training_rows_are_not_sliced_by_the_run(
     tuned: Path, undivided: Path, evaluated: list[list[str]]
 ) -> None:
     main(["evaluate", str(tuned), "--data", str(undivided), "--split", "train"])
-    assert evaluated == [list(load_split(str(undivided), "train").columns["file"])]
+    assert evaluated == [list(read_split(str(undivided), "train").columns["file"])]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tuning import represent, segment
 
 from visgrpo.cli import main
-from visgrpo.data.sources import load_splits
+from visgrpo.data.read import read
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.load import load_backbone, load_representation
 
@@ -135,7 +135,7 @@ def test_kl_is_to_the_starts_answers(
     tensors["output.bias"] += torch.tensor([0.5, 0.0, -0.5])
     save_file(tensors, start / "head.safetensors")
     results = evaluate(capsys, model, pictures, "--start", str(start))
-    images = load_splits(str(pictures)).test.images
+    images = read(str(pictures)).test.images
     log_p, log_q = (log_probabilities(folder, images) for folder in (model, start))
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean().item()
     assert kl > 0
@@ -198,7 +198,7 @@ def test_neighbours_of_a_backbone_without_a_head(
     options = [] if pool == "cls" else ["--pool", pool]
     results = evaluate(capsys, vit, pictures, "--probe", "knn", *options)["model"]
     assert results.keys() == {"knn", "alignment", "uniformity"}
-    parts, splits = load_backbone(str(vit)), load_splits(str(pictures))
+    parts, splits = load_backbone(str(vit)), read(str(pictures))
     backbone = Backbone(parts.model).eval()
 
     def features(images: Any) -> np.ndarray:

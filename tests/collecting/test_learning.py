@@ -24,8 +24,8 @@ from visgrpo.collecting.learning import (
 from visgrpo.collecting.options import CollectConfig
 from visgrpo.collecting.store import Store
 from visgrpo.collecting.tables import Drawn
-from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.sources import load_split
+from visgrpo.data.read import read_split
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.models.load import load_clip
 from visgrpo.tasks.configs import ClipConfig
@@ -148,7 +148,7 @@ def changed(start: Path, run: Path) -> bool:
 
 
 def test_ten_judged_photos_in_a_process_of_its_own(
-    tmp_path: Path, tiny_clip_folder: Path, tiny_dataset: ImageDataset
+    tmp_path: Path, tiny_clip_folder: Path, tiny_dataset: Table
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -177,10 +177,10 @@ def test_a_few_judged_rows_of_three_hundred(
     ask: Ask,
     tmp_path: Path,
     tiny_clip_folder: Path,
-    tiny_dataset: ImageDataset,
+    tiny_dataset: Table,
 ) -> None:
     data = write_rows(tmp_path / "data.parquet", tiny_dataset, 300)
-    rows = load_split(data, split)
+    rows = read_split(data, split)
     names = [str(name) for name in rows.columns["image_id"]]
     answers = {name: CLASSES[label] for name, label in zip(names, rows.labels, strict=True)}
     settings = settings_file(tmp_path, "epochs: 1")
@@ -200,7 +200,7 @@ def test_a_few_judged_rows_of_three_hundred(
     assert learned.batch_size == min(16, summary["data"]["train"])
 
 
-def write_rows(path: Path, dataset: ImageDataset, rows: int) -> str:
+def write_rows(path: Path, dataset: Table, rows: int) -> str:
     """Write the pictures of a data set, again and again, under numbers of their own."""
     files = []
     for image in dataset.images:

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.table import Table
 
 CLASSES = ("cat", "dog", "fox")
 
@@ -55,9 +55,9 @@ def write_table(
     table.cast_column("image", datasets.Image()).to_parquet(path)
 
 
-def reds(dataset: ImageDataset) -> list[int]:
+def reds(dataset: Table) -> list[int]:
     return [red(image) for image in dataset.images]
 
 
-def shares(dataset: ImageDataset) -> list[int]:
+def shares(dataset: Table) -> list[int]:
     return np.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()

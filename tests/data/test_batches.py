@@ -29,16 +29,17 @@ from visgrpo.data.batches import (
     cache_inputs,
     sequential,
 )
-from visgrpo.data.dataset import ImageDataset, LazySequence
 from visgrpo.data.pictures import Picture, Pictures
-from visgrpo.data.sources import load_split
+from visgrpo.data.read import read_split
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import LazySequence, Table
 from visgrpo.errors import UserError
 
 ROWS = 23
 
 
-def dataset(rows: int = ROWS) -> ImageDataset:
-    return ImageDataset(
+def dataset(rows: int = ROWS) -> Table:
+    return image_table(
         name="numbers/train",
         classes=("a", "b", "c"),
         labels=np.arange(rows) % 3,
@@ -205,7 +206,7 @@ MASKS = np.zeros((3, 4, 4), dtype=np.uint8)
     ],
 )
 def test_every_column_that_holds_no_pictures_is_carried(column: Any, carried: Any) -> None:
-    whole = ImageDataset("x", ("a", "b"), np.array([0, 1, 0]), [picture(0)] * 3, {"it": column})
+    whole = image_table("x", ("a", "b"), np.array([0, 1, 0]), [picture(0)] * 3, {"it": column})
     expected = {} if carried is None else {"it": carried}
     for rows in ([0, 1, 2], [2, 1]):
         part = whole.subset(rows)
@@ -237,7 +238,7 @@ def test_columns_of_tables_are_judged_by_their_types(tmp_path: Path) -> None:
         views=[[picture(0)]] * 4,
         depth=[[[0.0, 1.0], [2.0, 3.0]]] * 4,
     )
-    table = load_split(str(tmp_path / "x.parquet"), "all").subset([3, 2, 1, 0])
+    table = read_split(str(tmp_path / "x.parquet"), "all").subset([3, 2, 1, 0])
     assert batch_columns(table) == ["votes", "note", "nothing", "box", "kind"]
     (batch,) = sequential(table, NoisyInputs(), 4)
     assert batch.columns == {
@@ -254,7 +255,7 @@ def test_naming_the_columns_decodes_nothing() -> None:
         raise UserError(f"image {row} cannot be read")
 
     column = LazySequence(unreadable, range(2))
-    lazy = ImageDataset("x", ("a", "b"), np.array([0, 1]), column, {"mask": column})
+    lazy = image_table("x", ("a", "b"), np.array([0, 1]), column, {"mask": column})
     assert batch_columns(lazy) == []
 
 
@@ -295,7 +296,7 @@ def test_errors_say_the_numbers() -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_block_is_dealt_out_to_all_processes(world_size: int) -> None:
     """Minibatch j of all processes together is minibatch j of one."""
-    dataset = ImageDataset("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
+    dataset = image_table("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
     inputs = CachedInputs(torch.arange(64.0))
 
     def first(rank: int, world: int) -> Batch:
@@ -314,7 +315,7 @@ def test_every_block_is_dealt_out_to_all_processes(world_size: int) -> None:
 
 
 def test_a_batch_that_blocks_and_processes_cannot_share() -> None:
-    dataset = ImageDataset("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
+    dataset = image_table("x", ("a", "b"), np.arange(64) % 2, [Image.new("RGB", (1, 1))] * 64)
     with pytest.raises(UserError, match="2 processes × 3 blocks; choose a multiple of 6"):
         BatchLoader(
             dataset,

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from visgrpo.data.visual_sources import load_visual
+from visgrpo.data.read import read
 from visgrpo.data.worlds.counting import (
     ASKED_SHAPES,
     CELL,
@@ -164,7 +164,7 @@ def test_it_travels_to_workers() -> None:
 
 
 def test_it_is_called_shapes() -> None:
-    splits = load_visual("shapes", validation_fraction=0.1, seed=0)
+    splits = read("shapes", "questions", validation_fraction=0.1, seed=0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (4000, 200, 1000)
     assert list(splits.shifts) == ["out"]
 

@@ -12,8 +12,9 @@ import pytest
 from pictures import picture, png, red, reds, write_folder, write_table
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 
 # ---- images -------------------------------------------------------------------------------------
@@ -24,7 +25,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
         for label in ("a", "b"):
             (tmp_path / name / label).mkdir(parents=True)
             image.save(tmp_path / name / label / name, **options)
-        loaded = load_split(str(tmp_path / name), "all").images[0]
+        loaded = read_split(str(tmp_path / name), "all").images[0]
         assert loaded.mode == "RGB"
         return loaded
 
@@ -51,21 +52,21 @@ def test_unreadable_images_are_named_or_left_out(tmp_path: Path) -> None:
     (tmp_path / "cat" / "000.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "dog" / "001.png").write_text("a web page, not an image")
     (tmp_path / "fox" / "002.png").write_bytes(b"")
-    dataset = load_split(str(tmp_path), "all")
+    dataset = read_split(str(tmp_path), "all")
     for row, name in ((0, "cat/000.png"), (13, "dog/001.png"), (26, "fox/002.png")):
         with pytest.raises(
             UserError, match=rf"{name} cannot be read .*--skip-bad-images"
         ) as caught:
             _ = dataset.images[row]
         assert "\n" not in str(caught.value)
-    kept = load_split(str(tmp_path), "all", skip_bad_images=True)
+    kept = read_split(str(tmp_path), "all", skip_bad_images=True)
     assert len(kept) == 33
     assert len(kept.skipped) == 3
     assert "cat/000.png" in kept.skipped[0]
     assert set(reds(kept)) == set(range(36)) - {0, 13, 26}
     with pytest.raises(UserError, match=r"all\[\] |none of its 1 images can be read"):
-        load_split(str(tmp_path), "all[:1]", skip_bad_images=True)
-    splits = load_splits(str(tmp_path), skip_bad_images=True)
+        read_split(str(tmp_path), "all[:1]", skip_bad_images=True)
+    splits = read(str(tmp_path), skip_bad_images=True)
     three = (splits.train, splits.validation, splits.test)
     assert sum(len(split.skipped) for split in three) == 3
     assert sum(len(split) for split in three) == 33
@@ -74,7 +75,7 @@ def test_unreadable_images_are_named_or_left_out(tmp_path: Path) -> None:
 def test_an_unreadable_row_of_a_table_is_named(tmp_path: Path) -> None:
     rows = {"image": [png(picture(1)), b"garbage"], "label": ["cat", "dog"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "x.parquet")
-    dataset = load_split(str(tmp_path / "x.parquet"), "all")
+    dataset = read_split(str(tmp_path / "x.parquet"), "all")
     assert red(dataset.images[0]) == 1
     with pytest.raises(UserError, match=r"x/all image 1 cannot be read \(not an image\)"):
         _ = dataset.images[1]
@@ -84,9 +85,9 @@ def test_an_unreadable_row_of_a_table_is_named(tmp_path: Path) -> None:
 
 
 def test_a_data_set_checks_itself() -> None:
-    def make(**change: Any) -> ImageDataset:
+    def make(**change: Any) -> Table:
         given = {"classes": ("a", "b"), "labels": np.array([0, 1, 1]), "images": [picture(0)] * 3}
-        return ImageDataset(**{"name": "mine", **given, **change})
+        return image_table(**{"name": "mine", **given, **change})
 
     assert make(columns={"x": [1, 2, 3]}).subset([2, 0]).columns["x"] == [3, 1]
     for change, message in (
@@ -105,5 +106,5 @@ def test_data_sets_travel_to_other_processes(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", 4)
     write_table(tmp_path / "x.parquet", 12)
     for spec in ("folder", "x.parquet"):
-        dataset = load_split(str(tmp_path / spec), "all[2:]")
+        dataset = read_split(str(tmp_path / spec), "all[2:]")
         assert reds(pickle.loads(pickle.dumps(dataset))) == reds(dataset) == list(range(2, 12))

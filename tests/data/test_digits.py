@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.table import Splits, Table
 from visgrpo.data.worlds.digits import digits_splits
 from visgrpo.errors import UserError
 
@@ -20,11 +20,11 @@ def splits() -> Splits:
     return digits_splits()
 
 
-def pixels(dataset: ImageDataset) -> list[bytes]:
+def pixels(dataset: Table) -> list[bytes]:
     return [image.tobytes() for image in dataset.images]
 
 
-def parts(splits: Splits) -> list[ImageDataset]:
+def parts(splits: Splits) -> list[Table]:
     return [splits.train, splits.validation, splits.test]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pictures import CLASSES, picture, reds, shares, write_folder
 
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
 from visgrpo.errors import UserError
 
 # ---- image folders ------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ def test_folder_with_three_splits(tmp_path: Path, validation: str) -> None:
     write_folder(tmp_path / "train", 4)
     write_folder(tmp_path / validation, 2, start=100)
     write_folder(tmp_path / "test", 3, start=200)
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert splits.train.classes == CLASSES
     assert splits.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert reds(splits.train) == list(range(12))
@@ -33,7 +33,7 @@ def test_folder_with_three_splits(tmp_path: Path, validation: str) -> None:
 
 def test_class_folders_alone_are_divided_without_overlap(tmp_path: Path) -> None:
     write_folder(tmp_path, 20)
-    splits = load_splits(str(tmp_path), validation_fraction=0.25, seed=3)
+    splits = read(str(tmp_path), validation_fraction=0.25, seed=3)
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [36, 12, 12]
     assert shares(splits.test) == [4, 4, 4]
     assert shares(splits.validation) == [4, 4, 4]
@@ -44,7 +44,7 @@ def test_class_folders_alone_are_divided_without_overlap(tmp_path: Path) -> None
 
 def test_the_seed_moves_validation_and_never_test(tmp_path: Path) -> None:
     write_folder(tmp_path, 20)
-    one, again, other = (load_splits(str(tmp_path), seed=seed) for seed in (0, 0, 1))
+    one, again, other = (read(str(tmp_path), seed=seed) for seed in (0, 0, 1))
     assert reds(one.validation) == reds(again.validation) != reds(other.validation)
     assert reds(one.test) == reds(other.test)
 
@@ -59,7 +59,7 @@ def test_imagenet_layout(tmp_path: Path) -> None:
     (tmp_path / "LOC_synset_mapping.txt").write_text(
         "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\n"
     )
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert splits.train.classes == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
     assert len(splits.test) == 15
     assert len(splits.train) + len(splits.validation) == 15
@@ -68,12 +68,12 @@ def test_imagenet_layout(tmp_path: Path) -> None:
 def test_classes_txt_gives_order_or_names(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", 5)
     (tmp_path / "a" / "classes.txt").write_text("fox\ncat\ndog\n")
-    ordered = load_split(str(tmp_path / "a"), "all")
+    ordered = read_split(str(tmp_path / "a"), "all")
     assert ordered.classes == ("fox", "cat", "dog")
     assert ordered.labels[:6].tolist() == [1] * 5 + [2]  # the folders still come in sorted order
     write_folder(tmp_path / "b", 5, classes=("0", "1", "2"))
     (tmp_path / "b" / "classes.txt").write_text("red fox\nred panda\ndog\n")
-    assert load_split(str(tmp_path / "b"), "all").classes == ("red fox", "red panda", "dog")
+    assert read_split(str(tmp_path / "b"), "all").classes == ("red fox", "red panda", "dog")
 
 
 @pytest.mark.parametrize(
@@ -89,35 +89,35 @@ def test_a_class_file_that_does_not_fit(tmp_path: Path, lines: str, message: str
     write_folder(tmp_path, 2)
     (tmp_path / "classes.txt").write_text(lines)
     with pytest.raises(UserError, match=message):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is empty; name a folder"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(UserError, match=r"holds no images, no parquet files"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     picture(0).save(tmp_path / "cat.png")
     with pytest.raises(UserError, match=r"holds images but no class folders"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     write_folder(tmp_path, 2, classes=["cat"])
     with pytest.raises(UserError, match=r'1 class \("cat"\) found; a classifier needs'):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     (tmp_path / "dog").mkdir()
     with pytest.raises(UserError, match=r"dog holds no images"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_splits_that_disagree(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", 2)
     write_folder(tmp_path / "test", 2, classes=("cat", "dgo"))
     with pytest.raises(UserError, match=r'class "dgo" is not in .*train\. Did you mean "dog"\?'):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     write_folder(tmp_path / "val", 1)
     write_folder(tmp_path / "valid", 1)
     with pytest.raises(UserError, match=r"are both the validation split"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 # ---- binary CIFAR -------------------------------------------------------------------------------
@@ -136,17 +136,17 @@ def test_cifar10_binary(tmp_path: Path) -> None:
         (tmp_path / f"data_batch_{number}.bin").write_bytes(content)
     content, pixels = cifar_records(6, lambda row: 2 - row % 3)
     (tmp_path / "test_batch.bin").write_bytes(content)
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert splits.train.classes == CLASSES
     assert len(splits.train) + len(splits.validation) == 20
     assert splits.test.labels.tolist() == [2, 1, 0, 2, 1, 0]
     assert np.array_equal(np.asarray(splits.test.images[4]), pixels[4].transpose(1, 2, 0))
     (tmp_path / "test_batch.bin").write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"test_batch.bin is cut short"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     (tmp_path / "test_batch.bin").unlink()
     with pytest.raises(UserError, match=r"test_batch.bin is missing"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_cifar100_binary(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_cifar100_binary(tmp_path: Path) -> None:
     for split in ("train", "test"):
         content, _ = cifar_records(12, lambda row: int(row % 3 == 2), lambda row: row % 3)
         (tmp_path / f"{split}.bin").write_bytes(content)
-    test = load_split(str(tmp_path), "test")
+    test = read_split(str(tmp_path), "test")
     assert test.labels.tolist() == [0, 1, 2] * 4
     assert test.columns["coarse_label"] == ["pet", "pet", "wild"] * 4
 
@@ -164,4 +164,4 @@ def test_cifar100_binary(tmp_path: Path) -> None:
 def test_pickled_cifar_is_refused(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(pickle.dumps({}))
     with pytest.raises(UserError, match=r"is pickled, and .* download the binary version"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))

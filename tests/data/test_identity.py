@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import CLASSES, picture, red, write_folder, write_table
 
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.folders import read_image_folder
-from visgrpo.data.joining import join
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table, join
 from visgrpo.data.worlds.digits import digits_splits
 from visgrpo.data.worlds.shapes import shapes_splits
 
@@ -26,10 +26,10 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-def known(identity: str = "source", rows: int = 6) -> ImageDataset:
+def known(identity: str = "source", rows: int = 6) -> Table:
     labels = np.arange(rows) % 3
     images = [picture(row) for row in range(rows)]
-    return ImageDataset("rows", CLASSES, labels, images, identity=identity)
+    return image_table("rows", CLASSES, labels, images, identity=identity)
 
 
 # ---- what is made of a data set -----------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_joined_sets_are_named_by_all_of_them_in_order() -> None:
 
 
 def test_the_unknown_stays_unknown() -> None:
-    made = ImageDataset("rows", CLASSES, np.arange(3), [picture(0)] * 3)
+    made = image_table("rows", CLASSES, np.arange(3), [picture(0)] * 3)
     assert made.identity == ""
     assert made.subset([0]).identity == ""
     assert join([made, known()]).identity == join([known(), made]).identity == ""
@@ -91,14 +91,14 @@ def test_shapes_drawn_differently_have_another_identity(monkeypatch: pytest.Monk
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", 4)
-    names = [load_split(str(tmp_path / "data"), "all").identity]
-    assert load_split(str(tmp_path / "data"), "all").identity == names[0]
+    names = [read_split(str(tmp_path / "data"), "all").identity]
+    assert read_split(str(tmp_path / "data"), "all").identity == names[0]
     touch(tmp_path / "data" / "dog" / "001.png")
-    names.append(load_split(str(tmp_path / "data"), "all").identity)
+    names.append(read_split(str(tmp_path / "data"), "all").identity)
     picture(7).save(tmp_path / "data" / "dog" / "004.png")
-    names.append(load_split(str(tmp_path / "data"), "all").identity)
+    names.append(read_split(str(tmp_path / "data"), "all").identity)
     (tmp_path / "data").rename(tmp_path / "moved")
-    names.append(load_split(str(tmp_path / "moved"), "all").identity)
+    names.append(read_split(str(tmp_path / "moved"), "all").identity)
     assert len(set(names)) == 4
 
 
@@ -107,28 +107,28 @@ def test_a_folder_by_any_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "link").symlink_to(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     ways = (tmp_path / "data", Path("data"), tmp_path / "link")
-    names = {read_image_folder(way).splits["all"].identity for way in ways}
+    names = {read_image_folder(way)["all"].identity for way in ways}
     assert len(names) == 1
     assert "" not in names
 
 
 def test_made_splits_follow_the_seed(tmp_path: Path) -> None:
     write_folder(tmp_path, 20)
-    one, again, other = (load_splits(str(tmp_path), seed=seed) for seed in (0, 0, 1))
+    one, again, other = (read(str(tmp_path), seed=seed) for seed in (0, 0, 1))
     assert one.train.identity == again.train.identity != other.train.identity
     assert one.test.identity == other.test.identity
-    assert one.train.identity != load_splits(str(tmp_path), train_slice=":40").train.identity
+    assert one.train.identity != read(str(tmp_path), train_slice=":40").train.identity
 
 
 def test_parquet_files(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", 6)
     write_table(tmp_path / "test.parquet", 6, start=100)
-    names = {load_split(str(tmp_path), split).identity for split in ("train", "test")}
+    names = {read_split(str(tmp_path), split).identity for split in ("train", "test")}
     assert len(names) == 2
-    assert load_split(str(tmp_path), "train").identity in names
+    assert read_split(str(tmp_path), "train").identity in names
     touch(tmp_path / "train.parquet")
-    assert load_split(str(tmp_path), "train").identity not in names
-    assert load_split(str(tmp_path), "test").identity in names
+    assert read_split(str(tmp_path), "train").identity not in names
+    assert read_split(str(tmp_path), "test").identity in names
 
 
 def test_two_image_columns_of_one_table(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_two_image_columns_of_one_table(tmp_path: Path) -> None:
     table = datasets.Dataset.from_parquet(str(tmp_path / "t.parquet"))
     assert set(table.column_names) == {"image", "picture", "label"}
     names = {
-        load_split(str(tmp_path / "t.parquet"), "all", image_column=column).identity
+        read_split(str(tmp_path / "t.parquet"), "all", columns={"image": column}).identity
         for column in ("image", "picture")
     }
     assert len(names) == 2
@@ -146,10 +146,10 @@ def test_a_table_of_paths_is_unknown_since_the_files_may_change(tmp_path: Path) 
     picture(3).save(tmp_path / "three.png")
     rows = {"image": [str(tmp_path / "three.png")] * 4, "label": [0, 1, 0, 1]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "text.parquet")
-    assert load_split(str(tmp_path / "text.parquet"), "all").identity == ""
+    assert read_split(str(tmp_path / "text.parquet"), "all").identity == ""
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     pq.write_table(table.data.table, tmp_path / "image.parquet")  # as they are, not embedded
-    by_path = load_split(str(tmp_path / "image.parquet"), "all")
+    by_path = read_split(str(tmp_path / "image.parquet"), "all")
     assert red(by_path.images[0]) == 3
     assert by_path.identity == ""
 
@@ -163,7 +163,7 @@ def test_the_hub_fingerprint_and_the_split(monkeypatch: pytest.MonkeyPatch) -> N
     def served(**splits: datasets.Dataset) -> dict[str, str]:
         tables = datasets.DatasetDict(splits)
         monkeypatch.setattr(datasets, "load_dataset", lambda name: tables)
-        return {split: load_split("some/pictures", split).identity for split in splits}
+        return {split: read_split("some/pictures", split).identity for split in splits}
 
     names = served(train=table, test=other)
     assert names["train"] != names["test"]
@@ -175,9 +175,9 @@ def test_binary_cifar(tmp_path: Path) -> None:
     (tmp_path / "batches.meta.txt").write_text("cat\ndog\n")
     for name in ("data_batch_1.bin", "test_batch.bin"):
         (tmp_path / name).write_bytes(b"".join(bytes([label]) + bytes(3072) for label in (0, 1)))
-    names = {load_split(str(tmp_path), split).identity for split in ("train", "test")}
+    names = {read_split(str(tmp_path), split).identity for split in ("train", "test")}
     touch(tmp_path / "test_batch.bin")
-    names |= {load_split(str(tmp_path), split).identity for split in ("train", "test")}
+    names |= {read_split(str(tmp_path), split).identity for split in ("train", "test")}
     assert len(names) == 3
     assert "" not in names
 
@@ -185,6 +185,6 @@ def test_binary_cifar(tmp_path: Path) -> None:
 def test_images_left_out_change_the_identity(tmp_path: Path) -> None:
     write_folder(tmp_path, 4)
     (tmp_path / "dog" / "001.png").write_bytes(b"no image")
-    whole = load_split(str(tmp_path), "all")
-    assert load_split(str(tmp_path), "all", skip_bad_images=True).identity != whole.identity
+    whole = read_split(str(tmp_path), "all")
+    assert read_split(str(tmp_path), "all", skip_bad_images=True).identity != whole.identity
     assert replace(whole, name="other").identity == whole.identity

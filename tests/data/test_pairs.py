@@ -10,7 +10,9 @@ import pytest
 from char_tokenizer import EOS, PAD, char_tokenizer, ids
 
 from visgrpo.data.batches import BatchLoader
-from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs, write_pairs
+from visgrpo.data.prompts import encode_pairs, write_pairs
+from visgrpo.data.read import read
+from visgrpo.data.roles import pair_table
 from visgrpo.errors import UserError
 
 USER = {"role": "user", "content": "a"}
@@ -22,7 +24,7 @@ def answer(text: str) -> dict[str, str]:
 
 def load(path: Path, rows: list[Any]) -> Any:
     write_pairs(path, rows)
-    return load_pairs(str(path), validation_fraction=0.25, seed=0)
+    return read(str(path), "pairs", validation_fraction=0.25, seed=0)
 
 
 def test_written_pairs_are_read_again(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 def test_encoding_joins_prompt_completion_and_end() -> None:
-    dataset = PairDataset(
+    dataset = pair_table(
         "letters/train",
         ("ab", "c"),
         ("d", "ef"),
@@ -104,16 +106,16 @@ def test_encoding_joins_prompt_completion_and_end() -> None:
 
 
 def test_the_same_text_is_a_pair_if_only_one_ended() -> None:
-    PairDataset("x", ("a",), ("b",), ("b",), {"rejected_ended": [False]})
+    pair_table("x", ("a",), ("b",), ("b",), {"rejected_ended": [False]})
     with pytest.raises(UserError, match="row 0 has the same text"):
-        PairDataset("x", ("a",), ("b",), ("b",), {"rejected_ended": [True]})
+        pair_table("x", ("a",), ("b",), ("b",), {"rejected_ended": [True]})
 
 
 def test_errors_of_encoding() -> None:
-    dataset = PairDataset("x", ("a", "b"), ("c", "d"), ("e", "fgh"))
+    dataset = pair_table("x", ("a", "b"), ("c", "d"), ("e", "fgh"))
     with pytest.raises(UserError, match="row 1 has 5 tokens with its rejected completion"):
         encode_pairs(dataset, char_tokenizer(), max_tokens=4)
     with pytest.raises(UserError, match="no eos token"):
         encode_pairs(dataset, char_tokenizer(eos_token=None), max_tokens=9)
     with pytest.raises(UserError, match="holds no pairs"):
-        encode_pairs(PairDataset("x", (), (), ()), char_tokenizer(), max_tokens=9)
+        encode_pairs(pair_table("x", (), (), ()), char_tokenizer(), max_tokens=9)

@@ -9,17 +9,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from char_tokenizer import PAD, char_tokenizer, ids
+from char_tokenizer import PAD, char_tokenizer, ids, text_splits
 
 from visgrpo.data.batches import BatchLoader
-from visgrpo.data.prompts import (
-    PromptDataset,
-    encode_prompts,
-    load_prompts,
-    prompts_from_text,
-    render,
-)
-from visgrpo.data.text import TextSplits
+from visgrpo.data.chat import render
+from visgrpo.data.prompts import encode_prompts, prompts_from_text
+from visgrpo.data.read import read
+from visgrpo.data.roles import prompt_table
 from visgrpo.errors import UserError
 
 TEMPLATE = (
@@ -36,7 +32,7 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def load(spec: str, **options: Any) -> Any:
-    return load_prompts(spec, **{"validation_fraction": 0.25, "seed": 0, **options})
+    return read(spec, "prompts", **{"validation_fraction": 0.25, "seed": 0, **options})
 
 
 def test_rows_are_divided_by_prompt_and_columns_follow(tmp_path: Path) -> None:
@@ -76,7 +72,7 @@ def test_stored_splits_and_messages(tmp_path: Path) -> None:
 def test_parquet_and_line_separators(tmp_path: Path) -> None:
     prompts = [f"{row}\u2028 é" for row in range(8)]
     datasets.Dataset.from_dict({"text": prompts}).to_parquet(tmp_path / "a.parquet")
-    from_table = load(str(tmp_path / "a.parquet"), prompt_column="text")
+    from_table = load(str(tmp_path / "a.parquet"), columns={"prompt": "text"})
     (tmp_path / "a.jsonl").write_text(
         "\n".join(json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts), "utf-8"
     )
@@ -108,7 +104,7 @@ def test_bad_rows(tmp_path: Path, rows: list[Any], message: str) -> None:
 def test_bad_files(tmp_path: Path) -> None:
     spec = write(tmp_path / "x.jsonl", [{"promt": "a"}])
     with pytest.raises(UserError, match=r'no column "prompt". Did you mean "promt"'):
-        load(spec, prompt_column="prompt")
+        load(spec, columns={"prompt": "prompt"})
     (tmp_path / "x.jsonl").write_text('{"prompt": "a"}\n{oops\n')
     with pytest.raises(UserError, match=r"line 2 is not JSON"):
         load(spec)
@@ -125,12 +121,11 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'"prompt" is in only one of'):
         load(str(tmp_path / "two"))
     with pytest.raises(UserError, match=r'column "n" has 1 rows but there are 2 prompts'):
-        PromptDataset("x", ("a", "b"), {"n": [1]})
+        prompt_table("x", ("a", "b"), {"n": [1]})
 
 
 def test_prompts_from_text_are_the_starts_of_long_documents_once() -> None:
-    text = TextSplits(
-        "letters",
+    text = text_splits(
         train=("abcdef", "abcxyz", "gh", "bbbbbb", "cccccc", "ddzzzz"),
         validation=("bbbaaa", "eeefff"),
         test=("bbbaaa", "cccddd"),
@@ -140,13 +135,13 @@ def test_prompts_from_text_are_the_starts_of_long_documents_once() -> None:
     assert splits.validation.prompts == ("eee",)
     assert splits.train.prompts == ("abc",)  # "ddz" is not given back: z is unknown
     assert "1 train, 1 validation, 2 test prompts of 3 tokens" in splits.notes[0]
-    only_seen = TextSplits("letters", ("abcdef",), ("bbbaaa",), ("bbbaaa",))
+    only_seen = text_splits(("abcdef",), ("bbbaaa",), ("bbbaaa",))
     with pytest.raises(UserError, match="letters/validation: all its prompts of 3 tokens"):
         prompts_from_text(only_seen, char_tokenizer(), 3)
 
 
 def test_errors_of_prompts_from_text() -> None:
-    text = TextSplits("letters", ("abcdef",), ("zzzzzz",), ("ghi",))
+    text = text_splits(("abcdef",), ("zzzzzz",), ("ghi",))
     with pytest.raises(UserError, match=r"test has no document of 4 tokens .* longest has 3"):
         prompts_from_text(text, char_tokenizer(), 2)
     with pytest.raises(UserError, match="validation: the tokenizer gives no prompt back"):
@@ -156,7 +151,7 @@ def test_errors_of_prompts_from_text() -> None:
 
 
 def test_encoding_pads_on_the_left_and_a_loader_deals_it() -> None:
-    dataset = PromptDataset("letters/train", ("ab", "cde", "f"), {"answer": [1, 2, 3]})
+    dataset = prompt_table("letters/train", ("ab", "cde", "f"), {"answer": [1, 2, 3]})
     encoded = encode_prompts(dataset, char_tokenizer(), max_tokens=3)
     assert encoded.inputs_M.tolist() == [[PAD, *ids("ab")], ids("cde"), [PAD, PAD, *ids("f")]]
     assert encoded.labels_M is not None
@@ -174,7 +169,7 @@ def test_messages_are_rendered_by_the_chat_template() -> None:
     tokenizer.chat_template = TEMPLATE
     assert render(CHAT, tokenizer) == "bad:a:"
     assert render("bad", tokenizer) == "bad"
-    encoded = encode_prompts(PromptDataset("x", (CHAT,)), tokenizer, max_tokens=6)
+    encoded = encode_prompts(prompt_table("x", (CHAT,)), tokenizer, max_tokens=6)
     assert encoded.inputs_M.tolist() == [ids("bad:a:")]
     with pytest.raises(UserError, match=r"refuses the messages .* \(no x\)"):
         render([{"role": "x", "content": "a"}], tokenizer)
@@ -182,8 +177,8 @@ def test_messages_are_rendered_by_the_chat_template() -> None:
 
 def test_errors_of_encoding() -> None:
     with pytest.raises(UserError, match="row 1 has 5 tokens but 1 to 4 are allowed"):
-        encode_prompts(PromptDataset("x", ("ab", "abcde")), char_tokenizer(), max_tokens=4)
+        encode_prompts(prompt_table("x", ("ab", "abcde")), char_tokenizer(), max_tokens=4)
     with pytest.raises(UserError, match="no pad token"):
-        encode_prompts(PromptDataset("x", ("a",)), char_tokenizer(pad_token=None), max_tokens=4)
+        encode_prompts(prompt_table("x", ("a",)), char_tokenizer(pad_token=None), max_tokens=4)
     with pytest.raises(UserError, match="holds no prompts"):
-        encode_prompts(PromptDataset("x", ()), char_tokenizer(), max_tokens=4)
+        encode_prompts(prompt_table("x", ()), char_tokenizer(), max_tokens=4)

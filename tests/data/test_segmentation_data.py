@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visgrpo.data.dataset import LazySequence
-from visgrpo.data.segmentation import (
-    SegmentationDataset,
-    class_counts_MK,
-    without_bad_pairs,
-)
+from visgrpo.data.roles import class_counts_MK, image_and_mask, mask_table
+from visgrpo.data.table import LazySequence, Table
 from visgrpo.errors import UserError
 
 CLASSES = ("background", "cat", "dog")
 GOOD = np.array([[0, 1, 255], [2, 2, 0]], dtype=np.uint8)
 
 
-def dataset(masks: list[Any], **changes: Any) -> SegmentationDataset:
+def dataset(masks: list[Any], **changes: Any) -> Table:
     images = [Image.new("RGB", (3, 2), (row, 0, 0)) for row in range(len(masks))]
     given = {"name": "pets/train", "classes": CLASSES, "images": images, "masks": masks, **changes}
-    return SegmentationDataset(**given)
+    return mask_table(**given)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +34,7 @@ def dataset(masks: list[Any], **changes: Any) -> SegmentationDataset:
     ],
 )
 def test_every_way_to_store_ids(stored: Any) -> None:
-    image, ids = dataset([stored]).pair(0)
+    image, ids = image_and_mask(dataset([stored]), 0)
     assert image.size == (3, 2)
     assert ids.dtype == np.uint8
     assert np.array_equal(ids, GOOD)
@@ -46,7 +42,7 @@ def test_every_way_to_store_ids(stored: Any) -> None:
 
 def test_a_mask_of_two_tones_is_ids_0_and_1() -> None:
     two_tones = Image.fromarray(np.array([[True, False, True], [False, False, True]]))
-    assert dataset([two_tones]).mask(0).tolist() == [[1, 0, 1], [0, 0, 1]]
+    assert dataset([two_tones]).masks[0].tolist() == [[1, 0, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +59,7 @@ def test_a_mask_of_two_tones_is_ids_0_and_1() -> None:
 def test_ids_are_kept_small(count: int, ignore_index: int, dtype: type) -> None:
     classes = tuple(map(str, range(count)))
     stored = np.array([[0, count - 1, ignore_index]])
-    ids = dataset([stored], classes=classes, ignore_index=ignore_index).mask(0)
+    ids = dataset([stored], classes=classes, ignore_index=ignore_index).masks[0]
     assert ids.dtype == dtype
     assert np.array_equal(ids, stored)
 
@@ -90,25 +86,25 @@ BAD = {
 def test_a_bad_mask_is_named_by_its_stored_row(kind: str) -> None:
     mask, message = BAD[kind]
     whole = dataset([GOOD, mask])
-    assert np.array_equal(whole.mask(0), GOOD)  # found when it is read, not before
+    assert np.array_equal(whole.masks[0], GOOD)  # found when it is read, not before
     with pytest.raises(UserError, match=f"^pets/train: {message}"):
-        whole.pair(1)
+        image_and_mask(whole, 1)
     turned = whole.subset([1, 0]).subset([0])
     with pytest.raises(UserError, match=f"^pets/train: {message}"):
-        turned.pair(0)
+        image_and_mask(turned, 0)
 
 
 def test_the_file_is_named_where_there_is_one() -> None:
     whole = dataset([GOOD, BAD["outside"][0]], columns={"file": ["a.png", "b.png"]})
     with pytest.raises(UserError, match=r"^pets/train: row 1 \(b\.png\): its mask has class id 3"):
-        whole.subset([1]).pair(0)
+        image_and_mask(whole.subset([1]), 0)
 
 
 def test_subset_keeps_masks_with_their_images() -> None:
     masks = [np.full((2, 3), row % 3, dtype=np.uint8) for row in range(5)]
     part = dataset(masks, columns={"place": list("abcde")}, identity="x").subset([4, 2])
     assert [image.getpixel((0, 0))[0] for image in part.images] == [4, 2]
-    assert [part.mask(row)[0, 0] for row in range(2)] == [1, 2]
+    assert [part.masks[row][0, 0] for row in range(2)] == [1, 2]
     assert list(part.columns["place"]) == ["e", "c"]
     assert len(part) == 2
     assert part.identity.startswith("x > ")
@@ -120,9 +116,9 @@ def test_nothing_is_decoded_before_it_is_asked_for() -> None:
         raise UserError(f"picture {row} cannot be read")
 
     lazy = LazySequence(unreadable, range(3))
-    part = SegmentationDataset("pets", CLASSES, lazy, lazy).subset([2, 1])
+    part = mask_table("pets", CLASSES, lazy, lazy).subset([2, 1])
     with pytest.raises(UserError, match="picture 1 cannot"):
-        part.mask(1)
+        part.masks[1]
 
 
 def test_class_counts() -> None:
@@ -134,15 +130,15 @@ def test_class_counts() -> None:
 
 def test_unusable_rows_are_left_out_on_request() -> None:
     masks = [GOOD, *(mask for mask, _ in BAD.values()), GOOD]
-    good = without_bad_pairs(dataset(masks))
-    assert good.rows is not None
-    assert good.rows.tolist() == [0, len(masks) - 1]
+    good = dataset(masks).without_bad_rows()
+    assert good.places is not None
+    assert good.places.tolist() == [0, len(masks) - 1]
     assert len(good.skipped) == len(BAD)
     assert "row 1: its mask has class id 3" in good.skipped[0]
     untouched = dataset([GOOD])
-    assert without_bad_pairs(untouched) is untouched
+    assert untouched.without_bad_rows() is untouched
     with pytest.raises(UserError, match=r"none of its 1 rows can be used: pets/train: row 0"):
-        without_bad_pairs(dataset([BAD["outside"][0]]))
+        dataset([BAD["outside"][0]]).without_bad_rows()
 
 
 @pytest.mark.parametrize(

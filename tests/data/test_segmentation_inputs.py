@@ -14,21 +14,22 @@ from visgrpo.data.augment import augment, augment_with_mask
 from visgrpo.data.batches import BatchLoader, CachedInputs, sequential
 from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.segmentation import SegmentationDataset
+from visgrpo.data.roles import mask_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 
 ROWS = 9
 BUDGET = ROWS * 8 * 12 * (3 * 4 + 1)  # bytes of the float32 pixels and uint8 masks below
 
 
-def world(size: tuple[int, int] = (12, 8), rows: int = ROWS, **options: Any) -> SegmentationDataset:
+def world(size: tuple[int, int] = (12, 8), rows: int = ROWS, **options: Any) -> Table:
     """Blocks of 4 × 4 pixels in one of two grey tones, and masks that say which."""
     rng = np.random.default_rng(0)
     width, height = size
     coarse = rng.integers(0, 2, (rows, height // 4, width // 4)).astype(np.uint8)
     masks = list(coarse.repeat(4, axis=1).repeat(4, axis=2))
     images = [Image.fromarray(255 * mask).convert("RGB") for mask in masks]
-    return SegmentationDataset("tones/train", ("dark", "bright"), images, masks, **options)
+    return mask_table("tones/train", ("dark", "bright"), images, masks, **options)
 
 
 def tones(pixels: torch.Tensor) -> torch.Tensor:
@@ -128,7 +129,7 @@ def test_masks_move_with_their_images() -> None:
         inside = (pixels[0] < 0.02) | (pixels[0] > 0.98)
         assert inside.float().mean() > 0.3
         assert torch.equal(ids[inside].long(), tones(pixels)[inside])
-        moved += not np.array_equal(ids.numpy(), dataset.mask(row))
+        moved += not np.array_equal(ids.numpy(), dataset.masks[row])
     assert moved == ROWS
 
 
@@ -187,7 +188,7 @@ def test_what_a_memory_mapped_file_hands_out_is_a_copy(tmp_path: Any) -> None:
 def test_images_of_different_sizes() -> None:
     small, large = world((8, 8), 2), world((12, 8), 2)
     images, masks = [*small.images, *large.images], [*small.masks, *large.masks]
-    mixed = SegmentationDataset("tones", ("dark", "bright"), images, masks)
+    mixed = mask_table("tones", ("dark", "bright"), images, masks)
     message = r"different shapes, such as \(3, 8, 8\) and \(3, 8, 12\); .*--image-size"
     with pytest.raises(UserError, match=f"one data set have {message}"):
         segmentation_inputs(mixed, Preprocess().for_dense())

@@ -10,24 +10,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
 from visgrpo.data.shifts import SHIFTS, shifted
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 
 
-def dataset(images: Sequence[Image.Image], identity: str = "source") -> ImageDataset:
+def dataset(images: Sequence[Image.Image], identity: str = "source") -> Table:
     rows = len(images)
     columns = {"caption": [f"picture {row}" for row in range(rows)]}
-    return ImageDataset("some", ("a", "b"), np.arange(rows) % 2, images, columns, (), identity)
+    return image_table("some", ("a", "b"), np.arange(rows) % 2, images, columns, identity=identity)
 
 
-def colourful(side: int, rows: int = 3) -> ImageDataset:
+def colourful(side: int, rows: int = 3) -> Table:
     rng = np.random.default_rng(side)
     pixels = rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8)
     return dataset([Image.fromarray(image) for image in pixels])
 
 
-def plain_grey(side: int, rows: int = 1) -> ImageDataset:
+def plain_grey(side: int, rows: int = 1) -> Table:
     return dataset([Image.new("RGB", (side, side), (128, 128, 128))] * rows)
 
 

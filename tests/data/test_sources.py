@@ -10,7 +10,7 @@ import pytest
 from pictures import CLASSES, picture, png, reds, shares, write_table
 from PIL import Image
 
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
 from visgrpo.errors import UserError
 
 # ---- built in -----------------------------------------------------------------------------------
@@ -18,15 +18,15 @@ from visgrpo.errors import UserError
 
 @pytest.mark.parametrize("spec", ["digits", "shapes", "shapes-out"])
 def test_built_in_worlds(spec: str) -> None:
-    splits = load_splits(spec, seed=1)
+    splits = read(spec, seed=1)
     assert splits.train.classes == splits.test.classes
     assert all(len(s) > 0 for s in (splits.train, splits.validation, splits.test))
     assert splits.train.images[0].mode == "RGB"
-    assert load_split(spec, "test[:5]", seed=1).labels.tolist() == splits.test.labels[:5].tolist()
+    assert read_split(spec, "test[:5]", seed=1).labels.tolist() == splits.test.labels[:5].tolist()
 
 
 def test_shapes_out_is_another_style_of_the_same_classes() -> None:
-    inside, outside = load_splits("shapes").test, load_splits("shapes-out").test
+    inside, outside = read("shapes").test, read("shapes-out").test
     assert inside.classes == outside.classes
     assert np.asarray(inside.images[0]).tobytes() != np.asarray(outside.images[0]).tobytes()
 
@@ -49,7 +49,7 @@ def test_shapes_out_is_another_style_of_the_same_classes() -> None:
 )
 def test_names_that_lead_nowhere(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        load_splits(spec)
+        read(spec)
     assert "\n" not in str(caught.value)
 
 
@@ -63,16 +63,16 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return datasets.DatasetDict({"train": table, "valid": table, "unlabeled": table})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    splits = load_splits("cifar10")
+    splits = read("cifar10")
     assert asked == ["uoft-cs/cifar10"]
     assert splits.train.classes == CLASSES
     assert reds(splits.test) == list(range(9))
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": table.select([])})
     with pytest.raises(UserError, match=r"some/thing/train holds no rows"):
-        load_splits("some/thing")
+        read("some/thing")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"unlabeled": table})
     with pytest.raises(UserError, match=r"splits unlabeled, none of them train"):
-        load_splits("some/thing")
+        read("some/thing")
 
 
 # ---- slices and fractions -----------------------------------------------------------------------
@@ -82,14 +82,12 @@ def test_slices_count_stored_rows_before_validation_is_made(tmp_path: Path) -> N
     write_table(tmp_path / "train.parquet", 30)
     write_table(tmp_path / "test.parquet", 9, start=100)
     spec = str(tmp_path)
-    assert reds(load_split(spec, "train[:12]", seed=5)) == list(range(12))
-    assert reds(load_split(spec, "train[12:]", seed=6)) == list(range(12, 30))
-    assert reds(load_split(spec, "train[3:6]")) == [3, 4, 5]
-    assert reds(load_split(spec, "test[-2:]")) == [107, 108]
-    assert reds(load_split(spec, "validation", seed=2)) == reds(
-        load_splits(spec, seed=2).validation
-    )
-    splits = load_splits(spec, train_slice="12:")
+    assert reds(read_split(spec, "train[:12]", seed=5)) == list(range(12))
+    assert reds(read_split(spec, "train[12:]", seed=6)) == list(range(12, 30))
+    assert reds(read_split(spec, "train[3:6]")) == [3, 4, 5]
+    assert reds(read_split(spec, "test[-2:]")) == [107, 108]
+    assert reds(read_split(spec, "validation", seed=2)) == reds(read(spec, seed=2).validation)
+    splits = read(spec, train_slice="12:")
     assert sorted(reds(splits.train) + reds(splits.validation)) == list(range(12, 30))
     assert reds(splits.test) == list(range(100, 109))
 
@@ -109,57 +107,57 @@ def test_splits_that_are_none(tmp_path: Path, split: str, message: str) -> None:
     write_table(tmp_path / "train.parquet", 30)
     write_table(tmp_path / "test.parquet", 3)
     with pytest.raises(UserError, match=message):
-        load_split(str(tmp_path), split)
+        read_split(str(tmp_path), split)
 
 
 def test_slices_and_fractions_of_load_splits(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", 30)
     spec = str(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r'"2000" is no slice of rows'):
-        load_splits(spec, train_slice="2000")
+        read(spec, train_slice="2000")
     with pytest.raises(UserError, match=r"holds no rows; it has 24 in all"):
-        load_splits(spec, train_slice="2000:")
+        read(spec, train_slice="2000:")
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(UserError, match=r"must lie between 0 and 1"):
-            load_splits(spec, validation_fraction=fraction)
+            read(spec, validation_fraction=fraction)
     with pytest.raises(UserError, match=r"seed must be 0 or more, not -1"):
-        load_splits(spec, seed=-1)
+        read(spec, seed=-1)
     write_table(tmp_path / "x.parquet", 3)
     with pytest.raises(UserError, match=r"3 images are too few to set a test split apart"):
-        load_splits(spec)
+        read(spec)
 
 
 def test_a_stored_validation_split_is_the_test_split_where_there_is_none(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", 30)
     write_table(tmp_path / "validation.parquet", 9, start=100)
     spec = str(tmp_path)
-    splits = load_splits(spec, validation_fraction=0.2, seed=3)
+    splits = read(spec, validation_fraction=0.2, seed=3)
     assert reds(splits.test) == list(range(100, 109))
     assert splits.test.name.endswith("/test")
     assert shares(splits.validation) == [2, 2, 2]
     assert sorted(reds(splits.train) + reds(splits.validation)) == list(range(30))
     assert "its stored validation split (9 rows) is the test split" in splits.notes[0]
     assert "6 of its 30 train rows (stratified, seed 3) were set apart" in splits.notes[1]
-    other = load_splits(spec, validation_fraction=0.2, seed=4)
+    other = read(spec, validation_fraction=0.2, seed=4)
     assert reds(other.validation) != reds(splits.validation)
     assert reds(other.test) == reds(splits.test)
     # One split at a time, the names mean the same.
-    assert reds(load_split(spec, "test")) == reds(splits.test)
-    assert reds(load_split(spec, "train")) == list(range(30))
-    alone = load_split(spec, "validation", validation_fraction=0.2, seed=3)
+    assert reds(read_split(spec, "test")) == reds(splits.test)
+    assert reds(read_split(spec, "train")) == list(range(30))
+    alone = read_split(spec, "validation", validation_fraction=0.2, seed=3)
     assert reds(alone) == reds(splits.validation)
 
 
 def test_a_validation_split_alone_stays_one(tmp_path: Path) -> None:
     write_table(tmp_path / "validation.parquet", 9)
-    assert len(load_split(str(tmp_path), "validation")) == 9
+    assert len(read_split(str(tmp_path), "validation")) == 9
     with pytest.raises(UserError, match=r"has no train split, only validation"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", 60, label=["cat"] * 40 + ["dog"] * 19 + ["fox"])
-    splits = load_splits(str(tmp_path / "x.parquet"))
+    splits = read(str(tmp_path / "x.parquet"))
     assert shares(splits.train)[2] == 1
     assert sum(shares(splits.test)) == 12
     assert shares(splits.test)[0] in (8, 9)  # of cats, 40 × 12/60 = 8
@@ -172,7 +170,7 @@ def test_train_alone_leaves_out_the_rows_of_the_made_test_split(tmp_path: Path) 
             folder = tmp_path / "train" / name
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
-    train, test = (load_split(str(tmp_path), split) for split in ("train", "test"))
+    train, test = (read_split(str(tmp_path), split) for split in ("train", "test"))
     assert len(train) == 16
     assert len(test) == 4
     assert not set(train.columns["file"]) & set(test.columns["file"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pictures import CLASSES, picture, reds, write_table
 
-from visgrpo.data.sources import load_split, load_splits
+from visgrpo.data.read import read, read_split
 from visgrpo.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_parquet_folder_with_other_columns(tmp_path: Path) -> None:
             mask=masks,
         )
     (tmp_path / "README.md").write_text("not data")
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert splits.train.classes == CLASSES
     assert len(splits.train) + len(splits.validation) == 60
     assert reds(splits.test) == list(range(30))
@@ -50,14 +50,14 @@ def test_parquet_folder_with_other_columns(tmp_path: Path) -> None:
 
 def test_single_file_numbered_files_and_odd_names(tmp_path: Path) -> None:
     write_table(tmp_path / "one.parquet", 30)
-    assert load_split(str(tmp_path / "one.parquet"), "all").classes == CLASSES
-    assert len(load_splits(str(tmp_path / "one.parquet")).test) == 6
+    assert read_split(str(tmp_path / "one.parquet"), "all").classes == CLASSES
+    assert len(read(str(tmp_path / "one.parquet")).test) == 6
     write_table(tmp_path / "many" / "part-0.parquet", 30)
     write_table(tmp_path / "many" / "part-1.parquet", 30, start=30)
-    assert reds(load_split(str(tmp_path / "many"), "all")) == list(range(60))
+    assert reds(read_split(str(tmp_path / "many"), "all")) == list(range(60))
     write_table(tmp_path / "many" / "other.parquet", 30)
     with pytest.raises(UserError, match=r"3 parquet files of different names"):
-        load_splits(str(tmp_path / "many"))
+        read(str(tmp_path / "many"))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_classes_from_the_labels_themselves(
     tmp_path: Path, values: list[Any], classes: tuple[str, ...], ids: list[int]
 ) -> None:
     write_table(tmp_path / "x.parquet", 4, label=values)
-    dataset = load_split(str(tmp_path / "x.parquet"), "all")
+    dataset = read_split(str(tmp_path / "x.parquet"), "all")
     assert (dataset.classes, dataset.labels.tolist()) == (classes, ids)
 
 
@@ -85,10 +85,10 @@ def test_cifar100_columns_are_found_and_others_named(tmp_path: Path) -> None:
         }
     )
     table.cast_column("fine_label", label).to_parquet(tmp_path / "train.parquet")
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert splits.train.classes == CLASSES
     assert set(splits.train.columns) == {"coarse_label"}
-    coarse = load_splits(str(tmp_path), label_column="coarse_label")
+    coarse = read(str(tmp_path), columns={"label": "coarse_label"})
     assert coarse.train.classes == ("0", "1")
 
 
@@ -96,36 +96,36 @@ def test_columns_that_cannot_be_found(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     write_table(file, 6, label=[0, 1] * 3, target=[0, 1] * 3)
     with pytest.raises(UserError, match=r"label and target could each be the label; name it with"):
-        load_splits(str(file))
+        read(str(file))
     with pytest.raises(UserError, match=r'no column "targt". Did you mean "target"\?'):
-        load_splits(str(file), label_column="targt")
+        read(str(file), columns={"label": "targt"})
     with pytest.raises(UserError, match=r'no column "imgae". Did you mean "image"\?'):
-        load_splits(str(file), label_column="label", image_column="imgae")
+        read(str(file), columns={"label": "label", "image": "imgae"})
     with pytest.raises(UserError, match=r"image 0 holds int, not an image"):
-        _ = load_split(str(file), "all", label_column="label", image_column="target").images[0]
+        _ = read_split(str(file), "all", columns={"label": "label", "image": "target"}).images[0]
     write_table(tmp_path / "y.parquet", 6, features={"image": datasets.Image()})
     with pytest.raises(UserError, match=r"columns \(image\) none is called like the label"):
-        load_splits(str(tmp_path / "y.parquet"))
+        read(str(tmp_path / "y.parquet"))
 
 
 def test_labels_that_are_no_labels(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     write_table(file, 4, label=[0.5, 1.5, 0.5, 1.5])
     with pytest.raises(UserError, match=r'"label" holds float64, not class names'):
-        load_splits(str(file))
+        read(str(file))
     write_table(file, 4, label=["cat", None, "dog", "cat"])
     with pytest.raises(UserError, match=r"row 1 has no label"):
-        load_splits(str(file))
+        read(str(file))
     write_table(file, 4, label=["cat"] * 4)
     with pytest.raises(UserError, match=r'1 class \("cat"\) found'):
-        load_splits(str(file))
+        read(str(file))
     only = datasets.ClassLabel(names=list(CLASSES))
     write_table(file, 10, label=[1] * 10, features={"label": only})
     with pytest.raises(UserError, match=r'all 8 rows are of class "dog"'):
-        load_splits(str(file))
+        read(str(file))
     write_table(file, 4, label=[0, 1, -1, 2], features={"label": only})
     with pytest.raises(UserError, match=r"row 2 has label -1, outside its 3 classes \(0 to 2\)"):
-        load_splits(str(file))
+        read(str(file))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_test_split_without_labels_is_left_out_and_said(tmp_path: Path, featur
     ids = [row % 3 for row in range(30)]
     write_table(tmp_path / "train.parquet", 30, label=ids, features={"label": feature})
     write_table(tmp_path / "test.parquet", 5, label=[-1] * 5, features={"label": feature})
-    splits = load_splits(str(tmp_path))
+    splits = read(str(tmp_path))
     assert len(splits.test) == 6
     assert "no labels (all are -1)" in splits.notes[0]
 
@@ -143,23 +143,23 @@ def test_a_test_split_without_labels_is_left_out_and_said(tmp_path: Path, featur
 def test_damaged_and_disagreeing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"^bad: its parquet files cannot be read"):
-        load_splits(str(tmp_path / "bad.parquet"))
+        read(str(tmp_path / "bad.parquet"))
     write_table(tmp_path / "d" / "train.parquet", 6)
     write_table(tmp_path / "d" / "test.parquet", 6, caption=["x"] * 6)
     with pytest.raises(UserError, match=r'"caption" is in only one of train.* and test.parquet'):
-        load_splits(str(tmp_path / "d"))
+        read(str(tmp_path / "d"))
     write_table(tmp_path / "d" / "test.parquet", 6, label=[[1]] * 6)
     with pytest.raises(UserError, match=r"^d: its parquet files cannot be read") as caught:
-        load_splits(str(tmp_path / "d"))
+        read(str(tmp_path / "d"))
     assert "\n" not in str(caught.value)
     write_table(tmp_path / "d" / "train.parquet", 6, label=["cat", "dog"] * 3)
     write_table(tmp_path / "d" / "test.parquet", 2, label=["cat", "dgo"])
     with pytest.raises(UserError, match=r'd/test: row 1 has label "dgo".* Did you mean "dog"\?'):
-        load_splits(str(tmp_path / "d"))
+        read(str(tmp_path / "d"))
     assert "Traceback" not in capsys.readouterr().err
     (tmp_path / "table.csv").write_text("a,b")
     with pytest.raises(UserError, match=r"table.csv is not a parquet file"):
-        load_splits(str(tmp_path / "table.csv"))
+        read(str(tmp_path / "table.csv"))
 
 
 def test_a_split_without_rows(tmp_path: Path) -> None:
@@ -167,13 +167,13 @@ def test_a_split_without_rows(tmp_path: Path) -> None:
     empty = datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"))["train"]
     empty.select([]).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(UserError, match=r'"test" corresponds to no data.*every split needs rows'):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_no_train_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "test.parquet", 6)
-    assert len(load_split(str(tmp_path), "test")) == 6
+    assert len(read_split(str(tmp_path), "test")) == 6
     with pytest.raises(UserError, match=r"has no train split, only test"):
-        load_splits(str(tmp_path))
+        read(str(tmp_path))
     with pytest.raises(UserError, match=r"stored in the splits test"):
-        load_split(str(tmp_path), "train")
+        read_split(str(tmp_path), "train")

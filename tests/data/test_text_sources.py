@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visgrpo.data.text import paragraphs
-from visgrpo.data.text_sources import load_text
+from visgrpo.data.read import paragraphs, read
 from visgrpo.errors import UserError
 
 
@@ -23,74 +22,82 @@ def test_paragraphs_keep_indentation_and_lose_blank_lines() -> None:
 
 
 def test_the_topics_of_python_are_the_built_in_text() -> None:
-    text = load_text("topics")
-    whole = (*text.train, *text.validation, *text.test)
+    text = read("topics", "text")
+    whole = (*text.train.texts, *text.validation.texts, *text.test.texts)
     assert len(whole) > 1000
     assert len(set(whole)) == len(whole)
     assert len(text.validation) == len(text.test) == round(0.05 * len(whole))
-    assert text.identity == load_text("topics").identity
+    assert text.test.identity == read("topics", "text").test.identity != ""
     assert "no validation and no test split" in text.notes[0]
 
 
 def test_a_file_is_cut_in_its_order(tmp_path: Path) -> None:
     spec = write(tmp_path / "play.txt", "\r\n\r\n".join(f"line {row}\r\nétc" for row in range(20)))
-    text = load_text(spec, validation_fraction=0.1)
-    assert text.name == "play"
-    assert text.train == tuple(f"line {row}\nétc" for row in range(16))
-    assert text.validation == ("line 16\nétc", "line 17\nétc")
-    assert text.test == ("line 18\nétc", "line 19\nétc")
+    text = read(spec, "text", validation_fraction=0.1)
+    assert text.train.name == "play/train"
+    assert text.train.texts == tuple(f"line {row}\nétc" for row in range(16))
+    assert text.validation.texts == ("line 16\nétc", "line 17\nétc")
+    assert text.test.texts == ("line 18\nétc", "line 19\nétc")
 
 
 def test_folders_of_text(tmp_path: Path) -> None:
     write(tmp_path / "parts" / "b.txt", "3\n\n4")
     write(tmp_path / "parts" / "a.txt", "1\n\n2")
-    text = load_text(str(tmp_path / "parts"))
-    assert (text.train, text.validation, text.test) == (("1", "2"), ("3",), ("4",))
+    text = read(str(tmp_path / "parts"), "text")
+    assert (text.train.texts, text.validation.texts, text.test.texts) == (
+        ("1", "2"),
+        ("3",),
+        ("4",),
+    )
     write(tmp_path / "splits" / "train.txt", "1\n\n2\n\n3")
     write(tmp_path / "splits" / "valid.txt", "4")
-    text = load_text(str(tmp_path / "splits"))
-    assert (text.train, text.validation, text.test) == (("1", "2"), ("3",), ("4",))
+    text = read(str(tmp_path / "splits"), "text")
+    assert (text.train.texts, text.validation.texts, text.test.texts) == (
+        ("1", "2"),
+        ("3",),
+        ("4",),
+    )
     assert "its stored validation split is the test split" in text.notes[0]
     write(tmp_path / "splits" / "other.txt", "5")
     with pytest.raises(UserError, match=r"named for a split but other\.txt is not"):
-        load_text(str(tmp_path / "splits"))
+        read(str(tmp_path / "splits"), "text")
 
 
 def test_tables(tmp_path: Path) -> None:
     lines = [json.dumps({"body": f"text {row}", "n": row}) for row in range(4)]
     spec = write(tmp_path / "x.jsonl", "\n".join(lines))
-    assert load_text(spec, text_column="body").train == ("text 0", "text 1")
+    assert read(spec, "text", columns={"text": "body"}).train.texts == ("text 0", "text 1")
     with pytest.raises(UserError, match=r'no column "bodi". Did you mean "body"'):
-        load_text(spec, text_column="bodi")
+        read(spec, "text", columns={"text": "bodi"})
     with pytest.raises(UserError, match=r"none is called like the text"):
-        load_text(spec)
+        read(spec, "text")
     write(tmp_path / "x.jsonl", '{"text": "a"}\n{"text": " "}')
     with pytest.raises(UserError, match=r'row 1 has no text in column "text"'):
-        load_text(spec)
+        read(spec, "text")
     write(tmp_path / "x.jsonl", '{"text": 1}')
     with pytest.raises(UserError, match=r"row 0 has int in column"):
-        load_text(spec)
+        read(spec, "text")
 
 
 def test_bad_text(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     with pytest.raises(UserError, match=r"is empty"):
-        load_text(write(file, " \n"))
+        read(write(file, " \n"), "text")
     with pytest.raises(UserError, match=r"2 documents are too few to set 1 apart"):
-        load_text(write(file, "a\n\nb"))
+        read(write(file, "a\n\nb"), "text")
     with pytest.raises(UserError, match=r"binary file"):
-        load_text(write(file, "a\0b"))
+        read(write(file, "a\0b"), "text")
     file.write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(UserError, match=r"not UTF-8"):
-        load_text(str(file))
+        read(str(file), "text")
     with pytest.raises(UserError, match=r"no text that can be read"):
-        load_text(write(tmp_path / "x.csv", "a"))
+        read(write(tmp_path / "x.csv", "a"), "text")
     with pytest.raises(UserError, match=r"No such file or folder"):
-        load_text(str(tmp_path / "y.txt"))
+        read(str(tmp_path / "y.txt"), "text")
     with pytest.raises(UserError, match=r'Unknown text "topic". Did you mean "topics"'):
-        load_text("topic")
+        read("topic", "text")
     with pytest.raises(UserError, match=r"validation_fraction must lie between 0 and 1"):
-        load_text("topics", validation_fraction=1.0)
+        read("topics", "text", validation_fraction=1.0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no \.txt, \.jsonl or \.parquet"):
-        load_text(str(tmp_path / "empty"))
+        read(str(tmp_path / "empty"), "text")

@@ -8,7 +8,8 @@ import torch
 from char_tokenizer import EOS, char_tokenizer, ids
 
 from visgrpo.data.batches import BatchLoader, sequential
-from visgrpo.data.token_blocks import BlockDataset, token_blocks
+from visgrpo.data.roles import block_table
+from visgrpo.data.text import token_blocks
 from visgrpo.errors import UserError
 
 
@@ -30,7 +31,7 @@ def test_many_documents_are_encoded_in_parts_and_kept_in_order() -> None:
 
 def test_a_batch_loader_deals_the_blocks() -> None:
     blocks = token_blocks(["abcdefgh"] * 4, char_tokenizer(), block=2)
-    dataset = BlockDataset("letters/train", len(blocks.inputs_M), identity="letters")
+    dataset = block_table("letters/train", len(blocks.inputs_M), identity="letters")
     assert len(dataset) == 12
     (batch,) = BatchLoader(dataset, blocks, batch_size=4, seed=0).batches(0, 1)
     assert torch.equal(batch.inputs, blocks.inputs_M[batch.indices_N])

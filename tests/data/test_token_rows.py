@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from char_tokenizer import BOS, EOS, PAD, char_tokenizer, ids, opening_tokenizer
+from char_tokenizer import BOS, EOS, PAD, char_tokenizer, ids, opening_tokenizer, text_splits
 
-from visgrpo.data.pairs import PairDataset, encode_pairs, pair_lengths
-from visgrpo.data.prompts import PromptDataset, encode_prompts, prompts_from_text
-from visgrpo.data.text import TextSplits
-from visgrpo.data.token_blocks import token_blocks
-from visgrpo.data.token_rows import opened_ids, token_ids
+from visgrpo.data.prompts import encode_pairs, encode_prompts, pair_lengths, prompts_from_text
+from visgrpo.data.roles import pair_table, prompt_table
+from visgrpo.data.text import opened_ids, token_blocks, token_ids
 from visgrpo.models.tokenizers import character_tokenizer, make_tokenizer
 
 CHAT = ({"role": "user", "content": "ab"},)
@@ -58,16 +56,16 @@ def test_others_begin_with_the_text(tokenizer: Any) -> None:
 
 def test_prompts_documents_and_pairs_begin_alike() -> None:
     tokenizer = opening_tokenizer()
-    prompts = encode_prompts(PromptDataset("x", ("ab", "c")), tokenizer, max_tokens=3)
+    prompts = encode_prompts(prompt_table("x", ("ab", "c")), tokenizer, max_tokens=3)
     assert prompts.inputs_M.tolist() == [[BOS, *ids("ab")], [PAD, BOS, *ids("c")]]
     blocks = token_blocks(["ab", "c"], tokenizer, block=6)
     assert blocks.inputs_M.tolist() == [[BOS, *ids("ab"), EOS, BOS, *ids("c"), EOS]]
-    rows = PairDataset("x", ("ab",), ("c",), ("de",), {"rejected_ended": [False]})
+    rows = pair_table("x", ("ab",), ("c",), ("de",), {"rejected_ended": [False]})
     pairs = encode_pairs(rows, tokenizer, max_tokens=5)
     assert pairs.inputs_M.tolist() == [[[BOS, *ids("abc"), EOS], [BOS, *ids("abde")]]]
     assert pair_lengths(rows, tokenizer).tolist() == [[5, 5]]
 
 
 def test_prompts_from_text_are_without_it() -> None:
-    text = TextSplits("letters", ("abcdef",), ("bcdefg",), ("cdefgh",))
+    text = text_splits(("abcdef",), ("bcdefg",), ("cdefgh",))
     assert prompts_from_text(text, opening_tokenizer(), 3).train.prompts == ("abc",)

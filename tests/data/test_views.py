@@ -9,8 +9,8 @@ from PIL import Image
 
 from visgrpo.data.augment import ViewInputs, random_part, view
 from visgrpo.data.batches import BatchLoader
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.table import Table
 
 ALL = ("crop", "flip", "color")
 
@@ -25,7 +25,7 @@ def pixels_of(image: Image.Image, seed: int, size: int = 16) -> np.ndarray:
 
 
 def test_equal_generators_give_equal_pairs_of_two_different_views(
-    tiny_dataset: ImageDataset,
+    tiny_dataset: Table,
 ) -> None:
     inputs = ViewInputs(tiny_dataset, Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3), 12)
     pair = inputs(3, np.random.default_rng(1))
@@ -103,7 +103,7 @@ def test_hues_turn_by_at_most_a_tenth_of_the_circle() -> None:
     assert 20 < max(hues) <= 29
 
 
-def test_workers_make_the_same_batches(tiny_dataset: ImageDataset) -> None:
+def test_workers_make_the_same_batches(tiny_dataset: Table) -> None:
     inputs = ViewInputs(tiny_dataset, Preprocess(), 8)
     batches = [
         list(BatchLoader(tiny_dataset, inputs, batch_size=8, seed=0, workers=w).batches(0, 4))
@@ -131,7 +131,7 @@ def test_changes_that_are_left_out() -> None:
     assert view(image, 16, rng, []) is image
 
 
-def test_images_that_are_not_cropped_are_preprocessed_whole(tiny_dataset: ImageDataset) -> None:
+def test_images_that_are_not_cropped_are_preprocessed_whole(tiny_dataset: Table) -> None:
     preprocess = Preprocess(size=(8, 8))
     inputs = ViewInputs(tiny_dataset, preprocess, 8, ["flip"])
     whole = preprocess(tiny_dataset.images[0])

@@ -12,22 +12,21 @@ from pictures import picture, png, red
 from PIL import Image
 
 from visgrpo.data.batches import batch_columns
-from visgrpo.data.dataset import LazySequence
 from visgrpo.data.images import decode
-from visgrpo.data.visual import (
-    VisualDataset,
+from visgrpo.data.roles import (
+    question_table,
     require_answers,
     require_counts,
     require_traces,
-    without_bad_rows,
 )
+from visgrpo.data.table import LazySequence, Table
 from visgrpo.errors import UserError
 
 
-def rows(answers: Sequence[str] = ("1", "2", "3"), **fields: Any) -> VisualDataset:
+def rows(answers: Sequence[str] = ("1", "2", "3"), **fields: Any) -> Table:
     images = [(picture(row),) for row in range(len(answers))]
     questions = tuple(f"q{row}" for row in range(len(answers)))
-    return VisualDataset("toy", images, questions, tuple(answers), **fields)
+    return question_table("toy", images, questions, tuple(answers), **fields)
 
 
 def decoded(row: int) -> tuple[Image.Image, ...]:
@@ -60,21 +59,21 @@ def test_other_lengths_are_refused() -> None:
     with pytest.raises(UserError, match='toy: column "traces" has 1 rows but there are 3 q'):
         rows(traces=("a",))
     with pytest.raises(UserError, match='toy: column "images" has 1 rows but there are 2 questi'):
-        VisualDataset("toy", [(picture(0),)], ("a", "b"), ("", ""))
+        question_table("toy", [(picture(0),)], ("a", "b"), ("", ""))
 
 
 def test_unreadable_images_are_left_out_and_listed() -> None:
     dataset = rows("abcd")
     lazy = LazySequence(decoded, range(4))
-    part = without_bad_rows(VisualDataset("toy", lazy, dataset.questions, dataset.answers))
+    part = question_table("toy", lazy, dataset.questions, dataset.answers).without_bad_rows()
     assert part.answers == ("a", "d")
     assert len(part.skipped) == 2
     assert part.skipped[0].startswith("toy: image of row 1 cannot be read (not an image)")
     assert pickle.loads(pickle.dumps(part)).images[1][0].size == (6, 4)
-    bad = VisualDataset("toy", lazy, dataset.questions, dataset.answers).subset([1, 2])
+    bad = question_table("toy", lazy, dataset.questions, dataset.answers).subset([1, 2])
     with pytest.raises(UserError, match="toy: none of its 2 rows can be read: toy: image of row 1"):
-        without_bad_rows(bad)
-    assert without_bad_rows(dataset) is dataset
+        bad.without_bad_rows()
+    assert dataset.without_bad_rows() is dataset
 
 
 def test_answers_and_reasoning_where_they_are_needed() -> None:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from visgrpo.data.batches import Batch, BatchLoader, sequential
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.roles import question_table
+from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import (
     VisualInputs,
     answer_targets,
@@ -63,11 +64,12 @@ class Lazy(Sequence[tuple[Image.Image, ...]]):
         return tuple(noise(*size, seed=10 * row + i) for i, size in enumerate(IMAGES[row]))
 
 
-def rows(**changes: Any) -> VisualDataset:
-    return replace(VisualDataset("scenes/train", Lazy(), QUESTIONS, ANSWERS, TRACES), **changes)
+def rows(**changes: Any) -> Table:
+    given = {"images": Lazy(), "questions": QUESTIONS, "answers": ANSWERS, "traces": TRACES}
+    return question_table("scenes/train", **{**given, **changes})
 
 
-def inputs(dataset: VisualDataset | None = None, **changes: Any) -> VisualInputs:
+def inputs(dataset: Table | None = None, **changes: Any) -> VisualInputs:
     settings = {"style": "direct", "processor": processor(), "max_tokens": 400, **changes}
     return VisualInputs(rows() if dataset is None else dataset, **settings)
 

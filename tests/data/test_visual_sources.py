@@ -11,8 +11,9 @@ import datasets
 import pytest
 from pictures import picture, png, red
 
-from visgrpo.data.visual import VisualDataset, require_counts
-from visgrpo.data.visual_sources import load_visual, load_visual_test
+from visgrpo.data.read import read, read_test
+from visgrpo.data.roles import require_counts
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 
 RENDERS = Path(__file__).parents[3] / "shared" / "data" / "clevr"
@@ -42,7 +43,7 @@ def embedded(value: int, name: str | None = None) -> dict[str, Any]:
     return {"bytes": png(picture(value)), "path": name}
 
 
-def reds(dataset: VisualDataset) -> list[list[int]]:
+def reds(dataset: Table) -> list[list[int]]:
     return [[red(image) for image in images] for images in dataset.images]
 
 
@@ -54,7 +55,7 @@ def test_the_schema_of_the_hub(tmp_path: Path) -> None:
         thinking=["<think>two red,\none blue </think>", None],
         difficulty=[0.5, 0.25],
     )
-    data = load_visual_test(spec)
+    data = read_test(spec, "questions")
     assert data.name == "clevr/all"
     assert data.questions == ("How many?", "How many?")
     assert data.answers == ("3", "10")
@@ -74,7 +75,7 @@ def test_lines_with_paths_and_numbers(tmp_path: Path) -> None:
         {"image_path": "./pictures/a.png", "question": "q0", "ground_truth": 4},
         {"image_path": str(tmp_path / "pictures" / "b.png"), "question": "q1", "ground_truth": 0},
     ]
-    data = load_visual_test(write_lines(tmp_path / "counting.jsonl", rows))
+    data = read_test(write_lines(tmp_path / "counting.jsonl", rows), "questions")
     assert data.answers == ("4", "0")
     assert data.traces is None
     assert data.notes == ()
@@ -82,13 +83,13 @@ def test_lines_with_paths_and_numbers(tmp_path: Path) -> None:
     require_counts(data)
     before = data.identity
     picture(200, "L").save(tmp_path / "pictures" / "a.png")
-    assert load_visual_test(str(tmp_path / "counting.jsonl")).identity != before
+    assert read_test(str(tmp_path / "counting.jsonl"), "questions").identity != before
 
 
 def test_files_that_moved_are_found_by_name_and_a_note_says_so(tmp_path: Path) -> None:
     write_images(tmp_path / "images", ["a.png", "b.png"])
     rows = [{**COUNTS, "image_path": f"old/place/{name}.png"} for name in ("b", "a", "b")]
-    data = load_visual_test(write_lines(tmp_path / "x.jsonl", rows))
+    data = read_test(write_lines(tmp_path / "x.jsonl", rows), "questions")
     assert reds(data) == [[1], [0], [1]]
     assert data.notes == (
         'x/all: 2 images are not where "image_path" says, such as old/place/b.png; they were taken '
@@ -96,7 +97,7 @@ def test_files_that_moved_are_found_by_name_and_a_note_says_so(tmp_path: Path) -
     )
     rows[1]["image_path"] = "other/b.png"
     with pytest.raises(UserError, match=r'neither "old/place/b.png" nor "other/b.png", and .* eit'):
-        load_visual_test(write_lines(tmp_path / "x.jsonl", rows))
+        read_test(write_lines(tmp_path / "x.jsonl", rows), "questions")
 
 
 def test_several_images_in_a_row(tmp_path: Path) -> None:
@@ -105,14 +106,14 @@ def test_several_images_in_a_row(tmp_path: Path) -> None:
         {"images": ["c.png", "a.png"], "question": "q", "answer": "same"},
         {"images": ["b.png"], "question": "q", "answer": "other"},
     ]
-    data = load_visual_test(write_lines(tmp_path / "pairs.jsonl", rows))
+    data = read_test(write_lines(tmp_path / "pairs.jsonl", rows), "questions")
     assert reds(data) == [[2, 0], [1]]
     inside = write_parquet(
         tmp_path / "pairs.parquet",
         [[embedded(1), embedded(2)], [embedded(3)]],
         datasets.List(datasets.Image()),
     )
-    data = load_visual_test(inside)
+    data = read_test(inside, "questions")
     assert reds(pickle.loads(pickle.dumps(data))) == [[1, 2], [3]]
     assert data.answers == ("", "")
     assert data.identity
@@ -125,25 +126,24 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         [{"pic": "a.png", "ask": "how", "prompt": "no", "truth": 2.0, "why": "so", "answer": "9"}],
     )
     names = {"image": "pic", "question": "ask", "answer": "truth", "trace": "why"}
-    columns = {f"{kind}_column": name for kind, name in names.items()}
-    data = load_visual_test(spec, **columns)
+    data = read_test(spec, "questions", columns=names)
     assert (data.questions, data.answers, data.traces) == (("how",), ("2",), ("so",))
     assert data.columns["answer"] == ["2"]
     with pytest.raises(UserError, match=r'x has no column "pics". Did you mean "pic"'):
-        load_visual_test(spec, **{**columns, "image_column": "pics"})
+        read_test(spec, "questions", columns={**names, "image": "pics"})
     with pytest.raises(UserError, match="none is called like the image; name it with --image-col"):
-        load_visual_test(spec)
+        read_test(spec, "questions")
     with pytest.raises(UserError, match='"ask" is taken for both the question and the trace; name'):
-        load_visual_test(spec, **{**columns, "trace_column": "ask"})
+        read_test(spec, "questions", columns={**names, "trace": "ask"})
     with pytest.raises(UserError, match='"pic" is taken for both the image and the question'):
-        load_visual_test(spec, image_column="pic", question_column="pic")
+        read_test(spec, "questions", columns={"image": "pic", "question": "pic"})
 
 
 def test_class_names_are_answers(tmp_path: Path) -> None:
     spec = write_parquet(tmp_path / "x.parquet", [embedded(0)] * 2, answer=[1, None])
     table = datasets.Dataset.from_parquet(spec, cache_dir=str(tmp_path / "cache"))
     table.cast_column("answer", datasets.ClassLabel(names=["no", "yes"])).to_parquet(spec)
-    assert load_visual_test(spec).answers == ("yes", "")
+    assert read_test(spec, "questions").answers == ("yes", "")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_rows_that_are_not_whole(
     columns = {"images": [embedded(0), embedded(1)], "solution": ["3", "4"]}
     columns["images" if column == "image" else column] = values
     with pytest.raises(UserError, match=message):
-        load_visual_test(write_parquet(tmp_path / "x.parquet", **columns))
+        read_test(write_parquet(tmp_path / "x.parquet", **columns), "questions")
 
 
 @pytest.mark.parametrize("images", [[], None, ["a.png", ""], ["a.png", None]])
@@ -176,13 +176,13 @@ def test_a_row_without_images(tmp_path: Path, images: Any) -> None:
     write_images(tmp_path, ["a.png"])
     rows = [{"images": ["a.png"], "question": "q"}, {"images": images, "question": "q"}]
     with pytest.raises(UserError, match='x/all: row 1 has a question but no image in column "imag'):
-        load_visual_test(write_lines(tmp_path / "x.jsonl", rows))
+        read_test(write_lines(tmp_path / "x.jsonl", rows), "questions")
 
 
 def test_columns_that_hold_no_images(tmp_path: Path) -> None:
     spec = write_lines(tmp_path / "x.jsonl", [{"image": 3, "question": "q"}])
     with pytest.raises(UserError, match='x/all: column "image" holds int64, not images or their p'):
-        load_visual_test(spec)
+        read_test(spec, "questions")
 
 
 def test_missing_and_unreadable_images(tmp_path: Path) -> None:
@@ -191,18 +191,18 @@ def test_missing_and_unreadable_images(tmp_path: Path) -> None:
     rows = [{**COUNTS, "image_path": name} for name in ("a.png", "bad.png", "gone.png")]
     spec = write_lines(tmp_path / "x.jsonl", rows)
     with pytest.raises(UserError, match=r'row 2 has the image "gone.png", but there is no .*gone'):
-        load_visual_test(spec)
-    data = load_visual_test(spec, skip_bad_images=True)
+        read_test(spec, "questions")
+    data = read_test(spec, "questions", skip_bad_images=True)
     assert reds(data) == [[0]]
     assert len(data.skipped) == 2
     assert data.skipped[0].startswith(f"x/all: image of row 1 ({tmp_path / 'bad.png'}) cannot be")
-    data = load_visual_test(write_lines(tmp_path / "x.jsonl", rows[:2]))
+    data = read_test(write_lines(tmp_path / "x.jsonl", rows[:2]), "questions")
     with pytest.raises(
         UserError, match=r"x/all: image of row 1 .* \(not an image\).*--skip-bad-im"
     ):
         data.images[1]
     several = [{"images": ["a.png", "bad.png"], "question": "q"}]
-    data = load_visual_test(write_lines(tmp_path / "x.jsonl", several))
+    data = read_test(write_lines(tmp_path / "x.jsonl", several), "questions")
     with pytest.raises(UserError, match=r"x/all: image 2 of row 0 .* cannot be read"):
         data.images[0]
 
@@ -210,7 +210,7 @@ def test_missing_and_unreadable_images(tmp_path: Path) -> None:
 def test_rows_of_one_image_stay_together(tmp_path: Path) -> None:
     images = [embedded(row // 2) for row in range(40)]
     spec = write_parquet(tmp_path / "x.parquet", images, answer=[str(row) for row in range(40)])
-    splits = load_visual(spec, validation_fraction=0.25)
+    splits = read(spec, "questions", validation_fraction=0.25)
     parts = [splits.train, splits.validation, splits.test]
     assert [part.name for part in parts] == ["x/train", "x/validation", "x/test"]
     assert [len(part) for part in parts] == [24, 8, 8]  # 20 images: 4 for test, 4 of 16
@@ -219,7 +219,7 @@ def test_rows_of_one_image_stay_together(tmp_path: Path) -> None:
     assert sum(map(len, seen)) == len(set.union(*seen)) == 20
     assert [{int(answer) // 2 for answer in part.answers} for part in parts] == seen
     assert "no test split: 8 of its 40 train rows (the same for every seed)" in splits.notes[0]
-    other = load_visual(spec, validation_fraction=0.25, seed=1)
+    other = read(spec, "questions", validation_fraction=0.25, seed=1)
     assert other.test.answers == splits.test.answers
     assert other.validation.answers != splits.validation.answers
 
@@ -236,12 +236,12 @@ def test_rows_that_share_images_through_others_stay_together(tmp_path: Path) -> 
     divided = []
     for seed in range(8):
         spec = write_lines(tmp_path / "here" / "x.jsonl", rows)
-        splits = load_visual(spec, seed=seed, validation_fraction=0.3)
+        splits = read(spec, "questions", seed=seed, validation_fraction=0.3)
         parts = (splits.train, splits.validation, splits.test)
         divided.append([part.answers for part in parts])
         assert sum({"0", "1", "2"} <= set(part.answers) for part in parts) == 1
     (tmp_path / "here").rename(tmp_path / "there")
-    splits = load_visual(str(tmp_path / "there"), seed=7, validation_fraction=0.3)
+    splits = read(str(tmp_path / "there"), "questions", seed=7, validation_fraction=0.3)
     assert [splits.train.answers, splits.validation.answers, splits.test.answers] == divided[7]
 
 
@@ -250,33 +250,33 @@ def test_stored_splits(tmp_path: Path) -> None:
     for split, answer in (("train", 1), ("val", 2), ("test", 3)):
         rows = [{**COUNTS, "ground_truth": answer}, {**COUNTS, "image_path": "b.png"}]
         write_lines(tmp_path / f"{split}.jsonl", rows)
-    splits = load_visual(str(tmp_path))
+    splits = read(str(tmp_path), "questions")
     assert [splits.train.answers[0], splits.validation.answers[0]] == ["1", "2"]
     assert splits.notes == ()
-    assert load_visual_test(str(tmp_path)).answers == ("3", "3")
+    assert read_test(str(tmp_path), "questions").answers == ("3", "3")
     (tmp_path / "test.jsonl").unlink()
-    splits = load_visual(str(tmp_path))
-    assert splits.test.answers == load_visual_test(str(tmp_path)).answers == ("2", "3")
+    splits = read(str(tmp_path), "questions")
+    assert splits.test.answers == read_test(str(tmp_path), "questions").answers == ("2", "3")
     assert "its stored validation split is the test split" in splits.notes[0]
     (tmp_path / "val.jsonl").unlink()
     with pytest.raises(UserError, match=r"1 distinct .* too few to set a validation split apart"):
-        load_visual(str(tmp_path))
+        read(str(tmp_path), "questions")
 
 
 def test_a_test_split_alone_is_enough_to_evaluate(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.png"])
     write_lines(tmp_path / "test.jsonl", [COUNTS])
-    assert load_visual_test(str(tmp_path)).answers == ("3",)
+    assert read_test(str(tmp_path), "questions").answers == ("3",)
     with pytest.raises(UserError, match="has no train split, only test"):
-        load_visual(str(tmp_path))
+        read(str(tmp_path), "questions")
 
 
 def test_train_rows_alone_are_not_evaluated_on(tmp_path: Path) -> None:
     names = [f"{row}.png" for row in range(10)]
     write_images(tmp_path, names)
     write_lines(tmp_path / "train.jsonl", [{**COUNTS, "image_path": name} for name in names])
-    data = load_visual_test(str(tmp_path))
-    assert reds(data) == reds(load_visual(str(tmp_path), seed=3).test)
+    data = read_test(str(tmp_path), "questions")
+    assert reds(data) == reds(read(str(tmp_path), "questions", seed=3).test)
     assert len(data) == 2
     assert "2 of its 10 train rows (the same for every seed) were set apart" in data.notes[0]
 
@@ -285,38 +285,40 @@ def test_unreadable_images_are_listed_by_split(tmp_path: Path) -> None:
     images = [embedded(row) for row in range(20)]
     images[4]["bytes"] = b"damaged"
     spec = write_parquet(tmp_path / "x.parquet", images)
-    splits = load_visual(spec, skip_bad_images=True)
+    splits = read(spec, "questions", skip_bad_images=True)
     parts = (splits.train, splits.validation, splits.test)
     assert sum(map(len, parts)) == 19
     assert sorted(len(part.skipped) for part in parts) == [0, 0, 1]
 
 
 def test_the_counting_world() -> None:
-    splits = load_visual("shapes", seed=1)
-    assert load_visual_test("shapes").answers == splits.test.answers  # the same for every seed
-    assert load_visual_test("shapes-out").questions == splits.shifts["out"].questions
+    splits = read("shapes", "questions", seed=1)
+    assert (
+        read_test("shapes", "questions").answers == splits.test.answers
+    )  # the same for every seed
+    assert read_test("shapes-out", "questions").questions == splits.shifts["out"].questions
     require_counts(splits.shifts["out"])
     with pytest.raises(UserError, match="--trace-column x: shapes is drawn, and no table with col"):
-        load_visual("shapes", trace_column="x")
+        read("shapes", "questions", columns={"trace": "x"})
 
 
 def test_other_specs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'Unknown data set "shape". Did you mean "shapes"'):
-        load_visual("shape")
+        read("shape", "questions")
     with pytest.raises(UserError, match=r"No such file or folder: .*gone.jsonl"):
-        load_visual_test(str(tmp_path / "gone.jsonl"))
+        read_test(str(tmp_path / "gone.jsonl"), "questions")
     with pytest.raises(UserError, match=r"holds no .jsonl and no .parquet files"):
-        load_visual_test(str(tmp_path))
+        read_test(str(tmp_path), "questions")
     with pytest.raises(UserError, match="validation_fraction must lie between 0 and 1"):
-        load_visual("shapes", validation_fraction=1.0)
+        read("shapes", "questions", validation_fraction=1.0)
 
 
 @pytest.mark.skipif(not RENDERS.is_dir(), reason=f"there are no renders in {RENDERS}")
 def test_real_renders() -> None:
-    clevr = load_visual_test(str(RENDERS / "clevr10.parquet"))
+    clevr = read_test(str(RENDERS / "clevr10.parquet"), "questions")
     assert clevr.answers == ("7", "3", "7", "5", "5", "6", "5", "3", "10", "5")
     assert clevr.questions[0] == "How many items are there in the image?"
-    lines = load_visual_test(str(RENDERS / "superclevr10" / "counting.jsonl"))
+    lines = read_test(str(RENDERS / "superclevr10" / "counting.jsonl"), "questions")
     assert lines.answers == ("7", "9", "5", "7", "8", "7", "8", "5", "8", "3")
     assert lines.notes == ()
     for data, size in ((clevr, (320, 240)), (lines, (640, 480))):

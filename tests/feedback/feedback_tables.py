@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Splits, Table
 from visgrpo.tasks.configs import ClipConfig
 
 CLASSES = ("cat", "dog", "apple")
@@ -68,10 +69,10 @@ def inputs() -> dict[str, CachedInputs]:
     return {name: CachedInputs(FEATURES[list(rows)]) for name, rows in parts.items()}
 
 
-def splits_of(whole: ImageDataset) -> Splits:
+def splits_of(whole: Table) -> Splits:
     """Rows 0-15, 16-19 and 20-23, whose images are called 00.png to 23.png."""
     names = [f"photos/{row:02}.png" for row in range(24)]
-    named = ImageDataset("tiny", CLASSES, whole.labels, whole.images, {"file": names})
+    named = image_table("tiny", CLASSES, whole.labels, whole.images, {"file": names})
     return Splits(*(named.subset(list(rows)) for rows in (TRAIN, VALIDATION, TEST)))
 
 

@@ -19,7 +19,7 @@ from feedback_tables import (
 from scipy.optimize import brentq
 from scipy.special import digamma, expit
 
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.feedback import learn
 from visgrpo.feedback.learn import FeedbackLearning, read_votes
@@ -29,11 +29,11 @@ from visgrpo.feedback.source.matching import match
 from visgrpo.tasks.clip.train import objective_of
 from visgrpo.tasks.configs import ClipConfig
 
-Rows = list[tuple[Any, ...]]
+Log = list[tuple[Any, ...]]
 
 
 @pytest.fixture
-def splits(tiny_dataset: ImageDataset) -> Splits:
+def splits(tiny_dataset: Table) -> Splits:
     return splits_of(tiny_dataset)
 
 
@@ -43,7 +43,7 @@ def read(config: ClipConfig, splits: Splits) -> tuple[Any, list[str]]:
 
 
 # Every pair of images 0-19 shown twice, at a position each; clicks by a rule with both answers.
-def impressions(rows: range = range(24), salt: int = 0) -> Rows:
+def impressions(rows: range = range(24), salt: int = 0) -> Log:
     return [
         (name(m), CLASSES[k], int((m * 7 + k * 3 + p * 5 + salt) % 4 > p), p, (m + k + salt) % 5)
         for m in rows
@@ -52,7 +52,7 @@ def impressions(rows: range = range(24), salt: int = 0) -> Rows:
     ]
 
 
-def votes(rows: range = range(24), salt: int = 0) -> Rows:
+def votes(rows: range = range(24), salt: int = 0) -> Log:
     return [
         (name(m), CLASSES[k], (m + 2 * k + u + salt) % 3, f"user{u}")
         for m in rows
@@ -61,7 +61,7 @@ def votes(rows: range = range(24), salt: int = 0) -> Rows:
     ]
 
 
-def preferences(rows: range = range(24), salt: int = 0) -> Rows:
+def preferences(rows: range = range(24), salt: int = 0) -> Log:
     return [
         (name(m), CLASSES[(m + salt) % 3], CLASSES[(m + salt + n) % 3], int(n == 2 and m % 2))
         for m in rows
@@ -69,7 +69,7 @@ def preferences(rows: range = range(24), salt: int = 0) -> Rows:
     ]
 
 
-def grades(rows: range = range(24), salt: int = 0) -> Rows:
+def grades(rows: range = range(24), salt: int = 0) -> Log:
     return [
         (name(m), CLASSES[k], (m * 3 + k * 5 + u + salt) % 7)
         for m in rows
@@ -78,7 +78,7 @@ def grades(rows: range = range(24), salt: int = 0) -> Rows:
     ]
 
 
-KINDS: dict[str, tuple[str, Callable[..., Rows], dict[str, Any]]] = {
+KINDS: dict[str, tuple[str, Callable[..., Log], dict[str, Any]]] = {
     "clicks": ("image label clicked position dwell", impressions, {}),
     "clicks, no bias": (
         "image label clicked position dwell",
@@ -339,7 +339,7 @@ def test_tables_that_will_not_do(
     )
 
 
-def test_images_without_names(tiny_dataset: ImageDataset, tmp_path: Path) -> None:
+def test_images_without_names(tiny_dataset: Table, tmp_path: Path) -> None:
     clicks = write_table(tmp_path / "log.csv", "image label clicked", SPARSE)
     bare = Splits(*(tiny_dataset.subset([m]) for m in range(3)))
     assert "none of its columns names its images" in refused(config_of(clicks), bare)

@@ -21,7 +21,7 @@ from feedback_tables import (
     write_table,
 )
 
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.learn import FeedbackLearning
 from visgrpo.feedback.reward import Log, doubly_robust
@@ -32,7 +32,7 @@ from visgrpo.tasks.configs import ClipConfig
 
 
 @pytest.fixture
-def splits(tiny_dataset: ImageDataset) -> Splits:
+def splits(tiny_dataset: Table) -> Splits:
     return splits_of(tiny_dataset)
 
 

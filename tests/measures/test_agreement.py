@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.reward import FeedbackReward
 from visgrpo.measures.agreement import agreement
@@ -72,10 +73,10 @@ WORTH = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0], [8.0, 9.0, 7.0], [3.0, 1
 KNOWN = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 1, 0]]).bool()
 
 
-def dataset(rows: list[int]) -> ImageDataset:
+def dataset(rows: list[int]) -> Table:
     images = [Image.new("RGB", (2, 2))] * len(rows)
     labels = LABELS.numpy()[: len(rows)]
-    return ImageDataset("held out", CLASSES, labels, images, {"feedback_row": np.array(rows)})
+    return image_table("held out", CLASSES, labels, images, {"feedback_row": np.array(rows)})
 
 
 def clicks(*, masks: bool = True) -> RewardSet:

@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures import feature_cache
 from visgrpo.measures.feature_cache import cached_features, default_folder, weights_key
@@ -31,9 +32,9 @@ INPUTS_M = torch.randn(M, P, generator=torch.Generator().manual_seed(0))
 KEY = {"weights": "abc", "pool": "mean"}
 
 
-def dataset(identity: str = "source", rows: int = M) -> ImageDataset:
+def dataset(identity: str = "source", rows: int = M) -> Table:
     labels = np.arange(rows) % 2
-    return ImageDataset("rows", ("a", "b"), labels, [None] * rows, identity=identity)  # type: ignore[list-item]
+    return image_table("rows", ("a", "b"), labels, [None] * rows, identity=identity)  # type: ignore[list-item]
 
 
 def inputs(index: int, rng: np.random.Generator) -> Tensor:
@@ -107,7 +108,7 @@ def test_everything_in_the_key_and_the_data_each_miss(tmp_path: Path) -> None:
     preprocess = Preprocess(shortest_edge=32)
     key = {"weights": weights_key(layer), "preprocess": repr(preprocess), "pool": "mean"}
 
-    def rows_encoded(key: dict[str, str], data: ImageDataset) -> int:
+    def rows_encoded(key: dict[str, str], data: Table) -> int:
         encoder = Encoder()
         cached_features(encoder, data, inputs, One(), key=key, folder=tmp_path)
         return encoder.rows

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.measures.held_out import HeldOut, expected_reward
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
@@ -23,9 +24,9 @@ from visgrpo.rewards.sets import parse_rewards
 CLASSES = ("cat", "dog", "owl")
 
 
-def dataset(**columns: list[float]) -> ImageDataset:
+def dataset(**columns: list[float]) -> Table:
     images = [Image.new("RGB", (2, 2))] * 2
-    return ImageDataset("two", CLASSES, np.array([0, 2]), images, columns)
+    return image_table("two", CLASSES, np.array([0, 2]), images, columns)
 
 
 def test_expected_reward_by_hand() -> None:

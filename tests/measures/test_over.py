@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs, InputFunction
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.measures.over import batches, outputs_of, sums_over
 
 M = 10
 INPUTS_M = torch.arange(2.0 * M).reshape(M, 2)
 
 
-def dataset() -> ImageDataset:
+def dataset() -> Table:
     labels = np.arange(M) % 2
-    return ImageDataset("rows", ("a", "b"), labels, images=[None] * M, columns={})  # type: ignore[list-item]
+    return image_table("rows", ("a", "b"), labels, images=[None] * M, columns={})  # type: ignore[list-item]
 
 
 @dataclass

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.roles import question_table
+from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, answer_likelihood
 from visgrpo.measures.over import batches
@@ -60,16 +61,16 @@ def parts() -> Parts:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> VisualDataset:
+def dataset() -> Table:
     images = [
         (Image.fromarray(np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)),)
         for i in range(5)
     ]
     questions = tuple(f"How many?{'!' * i}" for i in range(5))
-    return VisualDataset("five", images, questions, ANSWERS)
+    return question_table("five", images, questions, ANSWERS)
 
 
-def held_out(parts: Parts, dataset: VisualDataset, shards: Any = None) -> HeldOutAnswers:
+def held_out(parts: Parts, dataset: Table, shards: Any = None) -> HeldOutAnswers:
     tokenizer = parts.tokenizer
     pad = tokenizer.pad_token_id
     forbidden = tuple({*parts.processor.placeholder_ids, pad})
@@ -94,7 +95,7 @@ def written(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
 
 
 def test_measures_of_known_answers(
-    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"<answer>{n}</answer>" for n in (1, 2, 4, 0)] + ["2"]
     written(monkeypatch, texts)
@@ -112,7 +113,7 @@ def test_measures_of_known_answers(
     assert found["sampled_unparsed"] == pytest.approx(6 / 10)
 
 
-def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: VisualDataset) -> None:
+def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: Table) -> None:
     measured = held_out(parts, dataset)
     model = VisionLanguageModel(parts.model)
     found = measured.measures(model)
@@ -128,13 +129,13 @@ def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: Vis
 
 
 def test_rows_without_an_answer_count_in_the_rewards_alone(
-    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_ended = VisualDataset("open", dataset.images, dataset.questions, ("1", "", "2", "0", "2"))
+    open_ended = question_table("open", dataset.images, dataset.questions, ("1", "", "2", "0", "2"))
     written(monkeypatch, ["<answer>1</answer>"] * 5)
     found = held_out(parts, open_ended).measures(VisionLanguageModel(parts.model))
     assert (found["examples"], found["accuracy"]) == (4, 0.25)
-    nothing = VisualDataset("no truth", dataset.images, dataset.questions, ("",) * 5)
+    nothing = question_table("no truth", dataset.images, dataset.questions, ("",) * 5)
     monkeypatch.undo()
     measured = held_out(parts, nothing)
     rewards = parse_text_rewards(["length:4"], None, ANSWER_REWARDS)
@@ -145,16 +146,16 @@ def test_rows_without_an_answer_count_in_the_rewards_alone(
 
 
 def test_answers_that_are_words_have_no_error_in_counts(
-    parts: Parts, dataset: VisualDataset, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, dataset: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = VisualDataset("words", dataset.images, dataset.questions, ("a", "b", "b", "c", "b"))
+    words = question_table("words", dataset.images, dataset.questions, ("a", "b", "b", "c", "b"))
     written(monkeypatch, ["<answer>b</answer>"] * 5)
     found = held_out(parts, words).measures(VisionLanguageModel(parts.model))
     assert found["accuracy"] == found["majority"] == pytest.approx(3 / 5)
     assert "mean_absolute_error" not in found
 
 
-def test_two_processes_measure_what_one_does(parts: Parts, dataset: VisualDataset) -> None:
+def test_two_processes_measure_what_one_does(parts: Parts, dataset: Table) -> None:
     """Five rows are three and three, the last one twice; it counts once."""
     model = VisionLanguageModel(parts.model).eval()
     alone = held_out(parts, dataset).look(model)
@@ -178,7 +179,7 @@ def test_two_processes_measure_what_one_does(parts: Parts, dataset: VisualDatase
         assert each.measures == pytest.approx(alone.measures)
 
 
-def test_likelihood_is_that_of_plain_transformers(parts: Parts, dataset: VisualDataset) -> None:
+def test_likelihood_is_that_of_plain_transformers(parts: Parts, dataset: Table) -> None:
     targets = answer_targets(dataset, "direct")
     inputs = VisualInputs(dataset, "direct", parts.processor, 200, targets)
     model = VisionLanguageModel(parts.model).eval()

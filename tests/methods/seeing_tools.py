@@ -13,7 +13,7 @@ from torch import nn
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Picture, Pictures
-from visgrpo.data.token_rows import lengths, padded
+from visgrpo.data.text import lengths, padded
 from visgrpo.methods.generate import Sampling
 from visgrpo.models.language import Engine
 from visgrpo.models.parts import Parts

@@ -12,7 +12,7 @@ from token_tools import LENGTHS, PROMPT_TEXTS, PROMPTS, STOP, language, rollouts
 from torch import Tensor
 
 from visgrpo.data.batches import BatchLoader, CachedInputs
-from visgrpo.data.prompts import PromptDataset
+from visgrpo.data.roles import prompt_table
 from visgrpo.errors import UserError
 from visgrpo.methods.kl_control import AdaptiveKL
 from visgrpo.methods.ppo import TokenPPO
@@ -55,7 +55,7 @@ class TokenRun:
         self.memory = source.memory
         run = RunDirectory(folder)
         run.create("language", {})
-        dataset = PromptDataset("toy/train", PROMPT_TEXTS, {"price": [1.0, 2.0, 3.0, 4.0]})
+        dataset = prompt_table("toy/train", PROMPT_TEXTS, {"price": [1.0, 2.0, 3.0, 4.0]})
         inputs = CachedInputs(PROMPTS, LENGTHS)
         self.trainer = Trainer(
             self.model,

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from visgrpo.data.pairs import PairDataset, encode_pairs
+from visgrpo.data.prompts import encode_pairs
+from visgrpo.data.roles import pair_table
 from visgrpo.errors import UserError
 from visgrpo.models.load import load_reward_model
 from visgrpo.models.parts import Parts
@@ -165,7 +166,7 @@ def test_it_learns_a_preference() -> None:
     parts = language_of("gpt2")
     texts = ("cd", "e", "fgh", "dd", "hc", "ge")
     chosen, rejected = tuple(f"{t}a" for t in texts), tuple(f"b{t}" for t in texts)
-    pairs = PairDataset("pairs/train", ("c. ",) * 6, chosen, rejected)
+    pairs = pair_table("pairs/train", ("c. ",) * 6, chosen, rejected)
     inputs = encode_pairs(pairs, parts.tokenizer, max_tokens=CONTEXT)
     assert inputs.labels_M is not None
     model = build_reward_model(parts, seed=0)
@@ -188,7 +189,7 @@ def test_rewards_are_normalised_scores_of_what_pairs_are(kind: str, tmp_path: Pa
     parts = language_of(kind)
     model = saved(parts, tmp_path)
     columns = {"chosen_ended": [True, False], "rejected_ended": [False, True]}
-    pairs = PairDataset("p", ("ab", "c"), ("de", "fgh"), ("ha.", "e"), columns)
+    pairs = pair_table("p", ("ab", "c"), ("de", "fgh"), ("ha.", "e"), columns)
     inputs = encode_pairs(pairs, parts.tokenizer, max_tokens=CONTEXT)
     assert inputs.labels_M is not None
     scores = scores_of(model, inputs.inputs_M.flatten(0, 1), inputs.labels_M.flatten())

@@ -14,7 +14,7 @@ from torch import Tensor
 from vision_folders import SIZES, asking, noise, tiny_smol, tiny_vision
 
 from visgrpo.data.pictures import Picture, Pictures
-from visgrpo.data.token_rows import lengths, padded
+from visgrpo.data.text import lengths, padded
 from visgrpo.models.language import Engine
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import Adapters, adapt

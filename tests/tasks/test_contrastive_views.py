@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
 from visgrpo.tasks.backbone.pretrain import (
@@ -87,13 +88,11 @@ def test_sizes_have_defaults_for_each_family() -> None:
     assert resnet == SmallBackbone("resnet", patch_size=8, width=64, layers=1)
 
 
-def test_memory_is_at_most_5000_rows_drawn_by_the_seed(tiny_dataset: ImageDataset) -> None:
+def test_memory_is_at_most_5000_rows_drawn_by_the_seed(tiny_dataset: Table) -> None:
     assert memory_of(tiny_dataset, seed=0) is tiny_dataset
     image = Image.new("RGB", (2, 2))
     numbers = np.arange(6000)
-    large = ImageDataset(
-        "large", ("a", "b"), numbers % 2, [image] * 6000, {"row": numbers.tolist()}
-    )
+    large = image_table("large", ("a", "b"), numbers % 2, [image] * 6000, {"row": numbers.tolist()})
     rows = list(memory_of(large, seed=0).columns["row"])
     assert len(rows) == len(set(rows)) == 5000
     assert rows == list(memory_of(large, seed=0).columns["row"])

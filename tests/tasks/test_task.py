@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from visgrpo.cli import main
 from visgrpo.data.batches import Batch, CachedInputs
-from visgrpo.data.token_blocks import BlockDataset
+from visgrpo.data.roles import block_table
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.options import option
 from visgrpo.tasks.configs import LoopConfig
@@ -93,7 +93,7 @@ class Brighter(Task):
         return Job(
             model=model,
             method=Logistic(),
-            rows=BlockDataset("pairs", options.rows),
+            rows=block_table("pairs", options.rows),
             inputs=pairs["train"],
             training=loop_options(options, options.steps or 30, 16, options.learning_rate or 0.1),
             validate=lambda: accuracy(model, pairs["validation"]),

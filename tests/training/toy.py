@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visgrpo.data.batches import BatchLoader, CachedInputs
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import LossResult
 from visgrpo.methods.supervised import Supervised
@@ -29,10 +30,10 @@ ROWS, FEATURES = 48, 8
 TIMES = {"seconds", "step_time"}
 
 
-def toy_dataset() -> ImageDataset:
+def toy_dataset() -> Table:
     """48 rows; the images are never looked at."""
     labels = np.arange(ROWS) % len(CLASSES)
-    return ImageDataset("toy/train", CLASSES, labels, [Image.new("RGB", (2, 2))] * ROWS)
+    return image_table("toy/train", CLASSES, labels, [Image.new("RGB", (2, 2))] * ROWS)
 
 
 def toy_inputs() -> Tensor:

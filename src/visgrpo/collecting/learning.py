@@ -17,8 +17,8 @@ from visgrpo.collecting.collector import LearningState
 from visgrpo.collecting.judging import TABLES, Ask
 from visgrpo.collecting.options import CollectConfig
 from visgrpo.data.folders import holds_photos
-from visgrpo.data.sources import load_splits
-from visgrpo.data.splitting import TEST_FRACTION
+from visgrpo.data.read import read
+from visgrpo.data.split import TEST_FRACTION
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.source.matching import image_keys
 from visgrpo.tasks.configs import ClipConfig
@@ -208,10 +208,9 @@ class Training:
     def _training_names(self) -> frozenset[str]:
         """What the images that rounds train on may be called, judged or not."""
         config, settings = self._config, self._settings
-        train = load_splits(
+        train = read(
             config.data,
-            image_column=config.image_column,
-            label_column=config.label_column,
+            columns={"image": config.image_column, "label": config.label_column},
             train_slice=settings.train_slice,
             validation_fraction=settings.validation_fraction,
             seed=settings.seed,

@@ -22,9 +22,8 @@ from visgrpo.collecting.learning import BackgroundLearner, ClipProcess, Training
 from visgrpo.collecting.options import CollectConfig
 from visgrpo.collecting.server import create_app, listen, server_of
 from visgrpo.collecting.store import Store
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.folders import holds_photos, read_photos
-from visgrpo.data.images import without_bad_images
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.answering import answering_kind, answers_of, stored_images, unlabelled
 from visgrpo.feedback.source.matching import image_keys, key_columns
@@ -171,7 +170,7 @@ class AnsweringModel:
         self.templates = config.templates or tuple(info.get("templates", DEFAULT_TEMPLATES))
         stored = _images(config, self.classes)
         named = replace(stored, columns={"name": _names(config, stored)})
-        self.dataset = without_bad_images(named)
+        self.dataset = named.without_bad_rows()
         self.names = list(self.dataset.columns["name"])
         self.classes = self.classes or self.dataset.classes
         if config.learn is not None:
@@ -212,7 +211,7 @@ def _kind(config: CollectConfig) -> str:
     return kind
 
 
-def _check_learnable(classes: tuple[str, ...], dataset: ImageDataset) -> None:
+def _check_learnable(classes: tuple[str, ...], dataset: Table) -> None:
     """Refuse labels that training, which has the data's classes, would not know."""
     foreign = [label for label in classes if label not in dataset.classes]
     if foreign:
@@ -222,7 +221,7 @@ def _check_learnable(classes: tuple[str, ...], dataset: ImageDataset) -> None:
         )
 
 
-def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
+def _images(config: CollectConfig, classes: tuple[str, ...]) -> Table:
     folder = Path(config.data).expanduser()
     if not holds_photos(folder):
         return stored_images(config)
@@ -238,7 +237,7 @@ def _images(config: CollectConfig, classes: tuple[str, ...]) -> ImageDataset:
     return unlabelled(folder.resolve().name, classes, names, images)
 
 
-def _names(config: CollectConfig, dataset: ImageDataset) -> list[str]:
+def _names(config: CollectConfig, dataset: Table) -> list[str]:
     """Return what the log calls each image: the first of its keys that no other image has."""
     if not key_columns(dataset.columns, config.id_column):
         raise UserError(

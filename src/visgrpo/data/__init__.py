@@ -1,5 +1,5 @@
 """Images, masks, text and feedback tables; built-in worlds; everything seeded."""
 
-from visgrpo.data.dataset import ImageDataset, Splits
+from visgrpo.data.table import Splits, Table
 
-__all__ = ["ImageDataset", "Splits"]
+__all__ = ["Splits", "Table"]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError, nearest
 
 CROP_SCALE = (0.6, 1.0)  # of the image's area
@@ -137,7 +137,7 @@ class ViewInputs:
         changes: as for `view`.
     """
 
-    dataset: ImageDataset
+    dataset: Table
     preprocess: Callable[[Image.Image], Tensor]
     size: int
     changes: Sequence[str] = ("crop", "flip", "color")

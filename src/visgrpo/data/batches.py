@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from visgrpo.data.dataset import ImageDataset, is_plain
 from visgrpo.data.pictures import Pictures
+from visgrpo.data.table import Table, is_plain
 from visgrpo.errors import UserError
 
 
@@ -98,27 +98,6 @@ class Collating(Protocol):
 Made = Tensor | tuple[Tensor, Tensor]
 InputFunction = Callable[[int, np.random.Generator], Made]
 _ORDER, _ITEM = 0, 1  # streams of randomness: which rows, and what is done to each
-
-
-class Rows(Protocol):
-    """What batches need of a data set; an `ImageDataset` also has the labels."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Columns by name, each of the data set's length."""
-
-    @property
-    def identity(self) -> str:
-        """Names the content; empty when unknown."""
-
-    def __len__(self) -> int: ...
-
-    def subset(self, indices: np.ndarray, /) -> Rows:
-        """Return the rows at some places."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +194,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: Rows,
+        dataset: Table,
         inputs: InputFunction | Collating,
         *,
         batch_size: int,
@@ -294,13 +273,13 @@ class BatchLoader:
             yield epoch, order[start : start + self.batch_size][self._share]
 
 
-def batch_columns(dataset: Rows) -> list[str]:
+def batch_columns(dataset: Table) -> list[str]:
     """Return the names of the columns that batches carry: all but pictures, masks and bytes."""
     return [name for name, column in dataset.columns.items() if is_plain(column)]
 
 
 def sequential(
-    dataset: Rows,
+    dataset: Table,
     inputs: InputFunction | Collating,
     batch_size: int,
     *,
@@ -394,12 +373,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _carried(dataset: Rows) -> dict[str, Sequence[Any]]:
+def _carried(dataset: Table) -> dict[str, Sequence[Any]]:
     return {name: dataset.columns[name] for name in batch_columns(dataset)}
 
 
 def _batch(
-    dataset: Rows,
+    dataset: Table,
     columns: Mapping[str, Sequence[Any]],
     rows: np.ndarray,
     made: MadeRows,
@@ -414,8 +393,8 @@ def _batch(
     )
 
 
-def _labels(dataset: Rows, rows: np.ndarray) -> Tensor:
-    if not isinstance(dataset, ImageDataset):
+def _labels(dataset: Table, rows: np.ndarray) -> Tensor:
+    if "labels" not in dataset.values:
         raise TypeError(f"{dataset.name} has masks: its input function must return pairs.")
     return torch.from_numpy(dataset.labels[rows])
 

@@ -9,27 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset, LazySequence
 from visgrpo.data.identity import of_files
 from visgrpo.data.images import decode, decode_mask
-from visgrpo.data.segmentation import SegmentationDataset
-from visgrpo.data.segmentation_splitting import StoredMasks
-from visgrpo.data.splitting import Source
+from visgrpo.data.roles import image_table, mask_table
+from visgrpo.data.table import SPLIT_NAMES, LazySequence, Table
 from visgrpo.errors import UserError, nearest
 
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 EXTENSIONS = frozenset(
     f".{end}" for end in ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 )
 
 
-def read_image_folder(folder: Path) -> Source:
+def read_image_folder(folder: Path) -> dict[str, Table]:
     """Read `folder/train/<class>/…` (with val and test beside it) or `folder/<class>/…`.
 
     Images may lie deeper than the class folder (as in Tiny ImageNet). Class names are the folders'
@@ -55,13 +46,10 @@ def read_image_folder(folder: Path) -> Source:
                     f"{nearest(entry.name, names)}"
                 )
     class_names = _class_names(folder, names)
-    return Source(
-        folder.resolve().name,
-        {
-            split: _read_split(folder, split, found, class_names)
-            for split, found in class_folders.items()
-        },
-    )
+    return {
+        split: _read_split(folder, split, found, class_names)
+        for split, found in class_folders.items()
+    }
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -98,9 +86,7 @@ def _open(files: list[Path], row: int) -> Image.Image:
     return decode(files[row], f"image {files[row]}")
 
 
-def _read_split(
-    folder: Path, split: str, found: list[Path], class_names: dict[str, str]
-) -> ImageDataset:
+def _read_split(folder: Path, split: str, found: list[Path], class_names: dict[str, str]) -> Table:
     ids = {folder_name: index for index, folder_name in enumerate(class_names)}
     files: list[Path] = []
     labels: list[int] = []
@@ -110,7 +96,7 @@ def _read_split(
             raise UserError(f"{entry} holds no images; add some or remove the folder.")
         files += images
         labels += [ids[entry.name]] * len(images)
-    return ImageDataset(
+    return image_table(
         name=f"{folder.resolve().name}/{split}",
         classes=tuple(class_names.values()),
         labels=np.array(labels, dtype=np.int64),
@@ -173,7 +159,7 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
 _PIXELS = 3 * 32 * 32
 
 
-def read_cifar(folder: Path) -> Source | None:
+def read_cifar(folder: Path) -> dict[str, Table] | None:
     """Read a folder of CIFAR files, or return None if it is not one.
 
     CIFAR-100's 20 coarse labels are kept in the column "coarse_label", by name.
@@ -197,7 +183,7 @@ def read_cifar(folder: Path) -> Source | None:
     return None
 
 
-def _read_binary(folder: Path, files: dict[str, list[Path]], *, coarse: bool) -> Source:
+def _read_binary(folder: Path, files: dict[str, list[Path]], *, coarse: bool) -> dict[str, Table]:
     classes = _lines(folder / ("fine_label_names.txt" if coarse else "batches.meta.txt"))
     coarse_names = _lines(folder / "coarse_label_names.txt") if coarse else ()
     splits = {}
@@ -207,7 +193,7 @@ def _read_binary(folder: Path, files: dict[str, list[Path]], *, coarse: bool) ->
         records = np.concatenate([_records(path, 1 + coarse) for path in paths])
         labels, pixels = records[:, :-_PIXELS], records[:, -_PIXELS:].reshape(-1, 3, 32, 32)
         names = [coarse_names[label] for label in labels[:, 0]] if coarse else []
-        splits[split] = ImageDataset(
+        splits[split] = image_table(
             name=f"{folder.resolve().name}/{split}",
             classes=classes,
             labels=labels[:, -1].astype(np.int64),
@@ -215,7 +201,7 @@ def _read_binary(folder: Path, files: dict[str, list[Path]], *, coarse: bool) ->
             columns={"coarse_label": names} if coarse else {},
             identity=of_files(paths),
         )
-    return Source(folder.resolve().name, splits)
+    return splits
 
 
 def _records(path: Path, label_bytes: int) -> np.ndarray:
@@ -262,7 +248,7 @@ def read_photos(folder: Path) -> tuple[list[str], LazySequence]:
     return [file.relative_to(folder).as_posix() for file in files], images_of(files)
 
 
-def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) -> StoredMasks:
+def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) -> dict[str, Table]:
     """Read `folder/train/{images,masks}/…` (with val and test beside it) or `folder/images/…`.
 
     An image and its mask have one path below `images/` and `masks/`, but for its ending. The path
@@ -272,18 +258,17 @@ def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) 
         UserError: if a folder is missing or empty, or an image and a mask do not match.
     """
     roots = split_folders(folder) or {"all": folder}
-    splits = {
+    return {
         split: _read_masks(folder, split, root, classes, ignore_index)
         for split, root in roots.items()
     }
-    return StoredMasks(folder.resolve().name, splits)
 
 
 def _read_masks(
     folder: Path, split: str, root: Path, classes: tuple[str, ...], ignore_index: int
-) -> SegmentationDataset:
+) -> Table:
     images, masks = _matched(root)
-    return SegmentationDataset(
+    return mask_table(
         name=f"{folder.resolve().name}/{split}",
         classes=classes,
         images=images_of(images),

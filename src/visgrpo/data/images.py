@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.errors import UserError
 
 # What pillow's decoders raise on damaged files, by format.
@@ -98,42 +95,6 @@ def decode(
     raise UserError(
         f"{where} holds {type(stored).__name__}, not an image; name another image column."
     )
-
-
-def without_bad_images(dataset: ImageDataset, threads: int = 8) -> ImageDataset:
-    """Return `dataset` without its unreadable images, listed in `skipped`.
-
-    Every image is decoded once.
-
-    Raises:
-        UserError: if no image can be read.
-    """
-    good, bad = usable_rows(lambda row: dataset.images[row], len(dataset), threads)
-    if not good:
-        raise UserError(f"{dataset.name}: none of its {len(dataset)} images can be read: {bad[0]}")
-    return replace(dataset.subset(good), skipped=bad) if bad else dataset
-
-
-def usable_rows(
-    use: Callable[[int], object], count: int, threads: int
-) -> tuple[list[int], tuple[str, ...]]:
-    """Try `use(row)` on each of `count` rows.
-
-    Returns:
-        The rows that raise no `UserError`, and what the others said.
-    """
-
-    def problem(row: int) -> str | None:
-        try:
-            use(row)
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(threads) as pool:
-        problems = list(pool.map(problem, range(count)))
-    good = [row for row, said in enumerate(problems) if said is None]
-    return good, tuple(said for said in problems if said is not None)
 
 
 def decode_mask(stored: Any, where: str) -> Image.Image:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from visgrpo.data.augment import augment, augment_with_mask
 from visgrpo.data.batches import InputFunction, cache_inputs, make_all
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.segmentation import SegmentationDataset
+from visgrpo.data.roles import image_and_mask
+from visgrpo.data.table import Table
 
 CACHE_BYTES = 2 * 1024**3
 
@@ -22,7 +22,7 @@ CACHE_BYTES = 2 * 1024**3
 class PixelInputs:
     """Decode, change at random if asked to, and preprocess the image of a row. Picklable."""
 
-    dataset: ImageDataset
+    dataset: Table
     preprocess: Callable[[Image.Image], Tensor]
     augmentations: Sequence[str] = ()
 
@@ -34,7 +34,7 @@ class PixelInputs:
 
 
 def pixel_inputs(
-    dataset: ImageDataset,
+    dataset: Table,
     preprocess: Callable[[Image.Image], Tensor],
     augmentations: Sequence[str] = (),
     *,
@@ -50,20 +50,20 @@ def pixel_inputs(
 class SegmentationInputs:
     """Decode an image and its mask, change both alike if asked to, and preprocess. Picklable."""
 
-    dataset: SegmentationDataset
+    dataset: Table
     preprocess: Preprocess
     augmentations: Sequence[str] = ()
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return the pixels (3, H, W) and the class ids (H, W), of the data set's `mask_dtype`."""
-        image, ids_HW = self.dataset.pair(index)
+        image, ids_HW = image_and_mask(self.dataset, index)
         if self.augmentations:
             image, ids_HW = augment_with_mask(image, ids_HW, rng, self.augmentations)
         return self.preprocess(image), self.preprocess.mask(ids_HW, self.dataset.ignore_index)
 
 
 def segmentation_inputs(
-    dataset: SegmentationDataset,
+    dataset: Table,
     preprocess: Preprocess,
     augmentations: Sequence[str] = (),
     *,
@@ -75,16 +75,16 @@ def segmentation_inputs(
     return inputs if cached is None else cached
 
 
-def preprocessed_masks(dataset: SegmentationDataset, preprocess: Preprocess) -> Tensor:
+def preprocessed_masks(dataset: Table, preprocess: Preprocess) -> Tensor:
     """Return all masks as they come out with their images: (M, H, W), of `mask_dtype`.
 
     They are the labels that belong to cached features of the images.
 
     Raises:
-        UserError: as `SegmentationDataset.mask`, or if the masks differ in size.
+        UserError: as `Masks.value`, or if the masks differ in size.
     """
 
     def mask(index: int, rng: np.random.Generator) -> Tensor:
-        return preprocess.mask(dataset.mask(index), dataset.ignore_index)
+        return preprocess.mask(dataset.masks[index], dataset.ignore_index)
 
     return make_all(mask, len(dataset))[0]

@@ -1,133 +1,24 @@
-"""Prompts to complete: strings or chat messages, with the other columns of their table."""
+"""Prompts to complete and pairs of completions, as the tokens that models read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.chat import Message, Prompt, as_prompt, render
-from visgrpo.data.dataset import check_lengths, take_rows
-from visgrpo.data.identity import derived, of_bytes, of_rows
-from visgrpo.data.prompt_splits import divide_prompted
-from visgrpo.data.table_columns import find_column, value_column
-from visgrpo.data.text import TextSplits
-from visgrpo.data.text_tables import text_tables
-from visgrpo.data.token_rows import lengths, opened_ids, padded, special_id, token_ids
+from visgrpo.data.identity import of_bytes
+from visgrpo.data.roles import ended, prompt_table
+from visgrpo.data.table import Splits, Table
+from visgrpo.data.text import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
-__all__ = [
-    "Message",
-    "Prompt",
-    "PromptDataset",
-    "PromptSplits",
-    "encode_prompts",
-    "load_prompts",
-    "prompts_from_text",
-    "render",
-]
 
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem")
-
-
-@dataclass(frozen=True)
-class PromptDataset:
-    """M prompts, with every other column of their table.
-
-    Attributes:
-        name: what messages call it, such as "questions/train".
-        prompts: each a string, or the messages of a chat.
-        columns: every other column by name, each of length M; reward functions receive them.
-        identity: names the content (see `visgrpo.data.identity`); "" when unknown.
-
-    Raises:
-        UserError: if a column has another length than the prompts.
-    """
-
-    name: str
-    prompts: tuple[Prompt, ...]
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    identity: str = ""
-
-    def __post_init__(self) -> None:
-        check_lengths(self.name, self.columns, len(self.prompts), "prompt")
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> PromptDataset:
-        """Return the rows at `indices`, in that order."""
-        rows = np.asarray(indices, dtype=np.int64)
-        return replace(
-            self,
-            prompts=tuple(self.prompts[row] for row in rows),
-            columns={name: take_rows(column, rows) for name, column in self.columns.items()},
-            identity=of_rows(self.identity, rows),
-        )
-
-    def named(self, name: str) -> PromptDataset:
-        """Return the same rows under another name."""
-        return replace(self, name=name)
-
-
-@dataclass(frozen=True)
-class PromptSplits:
-    """Prompts in three splits.
-
-    Attributes:
-        train: prompts to learn from.
-        validation: prompts to choose by.
-        test: prompts to report on.
-        notes: what was decided for the user, such as a test split made from the train rows.
-    """
-
-    train: PromptDataset
-    validation: PromptDataset
-    test: PromptDataset
-    notes: tuple[str, ...] = ()
-
-
-def load_prompts(
-    spec: str, *, prompt_column: str | None = None, validation_fraction: float, seed: int
-) -> PromptSplits:
-    """Load prompts in three splits; missing ones are made as in `divide_prompted`.
-
-    Args:
-        spec: a .jsonl or .parquet file or a folder of them, or a data set of the Hub.
-        prompt_column: the column of the prompts, strings or lists of messages with "role" and
-            "content", when it has none of the usual names ("prompt", "question", …).
-        validation_fraction: share of the train prompts that makes a missing validation split.
-        seed: chooses that validation split.
-
-    Raises:
-        UserError: if there is no such table or column, or a row has no usable prompt.
-    """
-    tables = text_tables(spec)
-    first = next(iter(tables.splits.values()))
-    column = find_column(tables.name, first, "prompt", prompt_column, PROMPT_COLUMNS)
-    stored = {}
-    for split, table in tables.splits.items():
-        where = f"{tables.name}/{split}"
-        values = table.select_columns([column])[column][:]
-        stored[split] = PromptDataset(
-            name=where,
-            prompts=tuple(
-                as_prompt(value, f'{where}: row {row}, column "{column}"')
-                for row, value in enumerate(values)
-            ),
-            columns={
-                other: value_column(table, other) for other in table.column_names if other != column
-            },
-            identity=derived(tables.identities[split], f"column {column}"),
-        )
-    splits, notes = divide_prompted(tables.name, stored, fraction=validation_fraction, seed=seed)
-    return PromptSplits(splits["train"], splits["validation"], splits["test"], notes)
-
-
-def prompts_from_text(splits: TextSplits, tokenizer: Any, tokens: int) -> PromptSplits:
+def prompts_from_text(splits: Splits, tokenizer: Any, tokens: int) -> Splits:
     """Take the first tokens of every document that is at least twice as long as a prompt.
 
     A prompt is used once, in the test split if it is found there, else in validation, else in
@@ -146,9 +37,10 @@ def prompts_from_text(splits: TextSplits, tokenizer: Any, tokens: int) -> Prompt
     if tokens < 1:
         raise UserError(f"A prompt must have 1 token or more, not {tokens}.")
     seen, made = set[str](), {}
+    name = splits.train.name.removesuffix("/train")
     for split in ("test", "validation", "train"):
-        documents: tuple[str, ...] = getattr(splits, split)
-        where = f"{splits.name}/{split}"
+        documents: Sequence[str] = getattr(splits, split).texts
+        where = f"{name}/{split}"
         prompts = [
             prompt
             for prompt in dict.fromkeys(_beginnings(documents, tokenizer, tokens, where))
@@ -161,13 +53,13 @@ def prompts_from_text(splits: TextSplits, tokenizer: Any, tokens: int) -> Prompt
             )
         seen.update(prompts)
         identity = of_bytes("prompts", (f"{len(text)} {text}".encode() for text in prompts))
-        made[split] = PromptDataset(where, tuple(prompts), identity=identity)
+        made[split] = prompt_table(where, tuple(prompts), identity=identity)
     counts = ", ".join(f"{len(made[split])} {split}" for split in ("train", "validation", "test"))
-    note = f"{splits.name}: {counts} prompts of {tokens} tokens from the starts of its documents."
-    return PromptSplits(made["train"], made["validation"], made["test"], (note,))
+    note = f"{name}: {counts} prompts of {tokens} tokens from the starts of its documents."
+    return Splits(made["train"], made["validation"], made["test"], notes=(note,))
 
 
-def encode_prompts(dataset: PromptDataset, tokenizer: Any, *, max_tokens: int) -> CachedInputs:
+def encode_prompts(dataset: Table, tokenizer: Any, *, max_tokens: int) -> CachedInputs:
     """Return the tokens of every prompt, rendered as text first.
 
     Strings begin as the tokenizer begins a plain text, messages as their chat template does.
@@ -218,3 +110,63 @@ def _beginnings(documents: Sequence[str], tokenizer: Any, tokens: int, where: st
             "use one made for this text."
         )
     return prompts
+
+
+def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows with "prompt", "chosen", "rejected" and what else they hold as jsonl."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+
+
+def encode_pairs(dataset: Table, tokenizer: Any, *, max_tokens: int) -> CachedInputs:
+    """Return the tokens of each prompt with either completion, and the end token if it ended.
+
+    Prompt and completion are encoded apart and joined, as they are when a model generates. A
+    prompt that is a string begins as the tokenizer begins a plain text.
+
+    Args:
+        dataset: M pairs.
+        tokenizer: of transformers, with an end and a padding token.
+        max_tokens: the longest sequence that is allowed, prompt and end included.
+
+    Returns:
+        inputs_M (M, 2, T) int64 ids, chosen then rejected, padded on the right; labels_M (M, 2)
+        int64, the length of each.
+
+    Raises:
+        UserError: if there are no pairs, or a sequence is empty or longer than `max_tokens`.
+    """
+    if not len(dataset):
+        raise UserError(f"{dataset.name} holds no pairs; give at least one.")
+    pad = special_id(tokenizer, "pad")
+    rows = _rows(dataset, tokenizer)
+    for number, ids in enumerate(rows):
+        if not 0 < len(ids) <= max_tokens:
+            which = ("chosen", "rejected")[number % 2]
+            raise UserError(
+                f"{dataset.name}: row {number // 2} has {len(ids)} tokens with its {which} "
+                f"completion but 1 to {max_tokens} are allowed; shorten it, drop the row or allow "
+                "more."
+            )
+    tokens_MST = padded(rows, pad, "right").reshape(len(dataset), 2, -1)
+    return CachedInputs(tokens_MST, lengths(rows).reshape(len(dataset), 2))
+
+
+def pair_lengths(dataset: Table, tokenizer: Any) -> Tensor:
+    """Return how many tokens `encode_pairs` makes of each text, (M, 2) int64."""
+    return lengths(_rows(dataset, tokenizer)).reshape(len(dataset), 2)
+
+
+def _rows(dataset: Table, tokenizer: Any) -> list[np.ndarray]:
+    """Return the ids of the chosen and the rejected text of each pair, 2 M rows."""
+    end = np.array([special_id(tokenizer, "eos")], dtype=np.int32)
+    sides = (
+        (token_ids(dataset.chosen, tokenizer), ended(dataset, "chosen")),
+        (token_ids(dataset.rejected, tokenizer), ended(dataset, "rejected")),
+    )
+    return [
+        np.concatenate([prompt, completions[row], end if ended[row] else end[:0]])
+        for row, prompt in enumerate(opened_ids(dataset.prompts, tokenizer))
+        for completions, ended in sides
+    ]

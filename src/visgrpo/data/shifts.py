@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from visgrpo.data.dataset import ImageDataset, LazySequence
 from visgrpo.data.identity import derived
+from visgrpo.data.table import LazySequence, Table
 from visgrpo.errors import UserError, nearest
 
 SMALL, LARGE = 32, 224  # sides, in pixels, that the published strengths were chosen for
@@ -22,7 +22,7 @@ JPEG_QUALITY = ((80, 25), (65, 18), (58, 15), (50, 10), (40, 7))
 MAX_SEVERITY = 5
 
 
-def shifted(dataset: ImageDataset, name: str, severity: int = 3, seed: int = 0) -> ImageDataset:
+def shifted(dataset: Table, name: str, severity: int = 3, seed: int = 0) -> Table:
     """Return the data set with every image shifted when it is asked for.
 
     Gaussian blur, Gaussian noise and JPEG as in the common corruptions of Hendrycks & Dietterich
@@ -50,10 +50,11 @@ def shifted(dataset: ImageDataset, name: str, severity: int = 3, seed: int = 0) 
     settings = name if name == "grey" else f"{name} {severity}"
     if name == "noise":
         settings += f" seed {seed}"
+    images = LazySequence(_Shifted(dataset.images, name, severity, seed), range(len(dataset)))
     return replace(
         dataset,
         name=f"{dataset.name} ({settings})",
-        images=LazySequence(_Shifted(dataset.images, name, severity, seed), range(len(dataset))),
+        values={**dataset.values, "images": images},
         identity=derived(dataset.identity, settings),
     )
 

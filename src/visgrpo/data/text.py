@@ -1,92 +1,136 @@
-"""Text to learn from: documents, and their three splits."""
+"""Texts as rows and blocks of token ids, encoded many at a time and padded to one length."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from visgrpo.data.splitting import check_split_options
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgrpo.data.batches import CachedInputs
+from visgrpo.data.chat import Prompt, render
 from visgrpo.errors import UserError
 
-Documents = tuple[str, ...]
+_TEXTS_AT_A_TIME = 4096
 
 
-@dataclass(frozen=True)
-class TextSplits:
-    """Documents in three splits, none of them empty.
-
-    Attributes:
-        name: what messages call the text.
-        train: documents to learn from.
-        validation: documents to choose by.
-        test: documents to report on.
-        identity: names the content (see `visgrpo.data.identity`); "" when unknown.
-        notes: what was decided for the user, such as a test split made from the train documents.
-    """
-
-    name: str
-    train: Documents
-    validation: Documents
-    test: Documents
-    identity: str = ""
-    notes: tuple[str, ...] = ()
-
-
-def paragraphs(text: str) -> Documents:
-    """Return what stands between blank lines; lines keep their indentation."""
-    by_filled = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
-    return tuple("\n".join(lines) for filled, lines in by_filled if filled)
-
-
-def divide_documents(
-    name: str, stored: Mapping[str, Documents], *, fraction: float, identity: str
-) -> TextSplits:
-    """Return the three splits, those that are missing cut from the end of the train documents.
-
-    Neighbouring documents resemble each other, so a split is one stretch of the text: train, then
-    validation, then test. As for images, a stored validation split of text without a test split
-    becomes the test split.
+def token_ids(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
+    """Return the int32 ids of each text; special tokens are those that the text itself spells.
 
     Args:
-        name: what messages call the text.
-        stored: documents by split: "train", "validation", "test", or "all" when undivided.
-        fraction: share of the train documents that makes each missing split.
-        identity: names the content.
+        texts: any strings.
+        tokenizer: of transformers.
+    """
+    rows: list[np.ndarray] = []
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        encoded = tokenizer(
+            list(texts[start : start + _TEXTS_AT_A_TIME]),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,  # texts longer than the model's context are cut or refused later
+        )
+        rows += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+    return rows
+
+
+def opened_ids(prompts: Sequence[Prompt], tokenizer: Any) -> list[np.ndarray]:
+    """Return the int32 ids of each text that stands at the start of what a model reads.
+
+    Before a string stands what the tokenizer puts there by its own default, such as Llama's
+    ``<s>``, unless the string spells it itself; a chat template spells its own. Nothing is put
+    after either.
+
+    Args:
+        prompts: strings, or messages that are rendered first.
+        tokenizer: of transformers, with a chat template for messages.
+    """
+    rows = token_ids([render(prompt, tokenizer) for prompt in prompts], tokenizer)
+    opening = _opening(tokenizer)
+    return [
+        _opened(ids, opening) if isinstance(prompt, str) else ids
+        for prompt, ids in zip(prompts, rows, strict=True)
+    ]
+
+
+def special_id(tokenizer: Any, kind: Literal["eos", "pad"]) -> int:
+    """Return the id of a tokenizer's end or padding token.
 
     Raises:
-        UserError: if the fraction is out of range, there are no train documents, or too few.
+        UserError: if it has none.
     """
-    check_split_options(fraction, seed=0)
-    splits, notes = dict(stored), list[str]()
-    if "all" in splits:
-        splits["train"] = splits.pop("all")
-    if "train" not in splits:
+    token = getattr(tokenizer, f"{kind}_token_id")
+    if token is None:
         raise UserError(
-            f"{name} has no train split, only {', '.join(splits)}; add one or choose other text."
+            f"The tokenizer has no {kind} token; set tokenizer.{kind}_token and save it again."
         )
-    if set(splits) == {"train", "validation"}:
-        splits["test"] = splits.pop("validation")
-        notes.append(f"{name} has no test split: its stored validation split is the test split.")
-    missing = [split for split in ("validation", "test") if split not in splits]
-    if missing:
-        whole = splits["train"]
-        taken = max(1, round(fraction * len(whole)))
-        stay = len(whole) - taken * len(missing)
-        if stay < 1:
-            raise UserError(
-                f"{name}: {len(whole)} documents are too few to set {taken} apart for "
-                f"{' and '.join(missing)} each; give more text, with blank lines between "
-                "documents, or a smaller validation_fraction."
-            )
-        splits["train"] = whole[:stay]
-        for place, split in enumerate(missing):
-            start = stay + place * taken
-            splits[split] = whole[start : start + taken]
-        notes.append(
-            f"{name} has no {' and no '.join(missing)} split: the last {taken * len(missing)} of "
-            f"its {len(whole)} documents were set apart."
+    return int(token)
+
+
+def padded(rows: Sequence[np.ndarray], pad: int, side: Literal["left", "right"]) -> Tensor:
+    """Return M rows of ids as one (M, T) int64 tensor, T the longest row, filled up with `pad`."""
+    width = max(map(len, rows))
+    tokens_MT = np.full((len(rows), width), pad, dtype=np.int64)
+    for tokens_T, ids in zip(tokens_MT, rows, strict=True):
+        start = width - len(ids) if side == "left" else 0
+        tokens_T[start : start + len(ids)] = ids
+    return torch.from_numpy(tokens_MT)
+
+
+def lengths(rows: Sequence[np.ndarray]) -> Tensor:
+    """Return the (M,) int64 lengths of M rows."""
+    return torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def _opening(tokenizer: Any) -> np.ndarray:
+    """Return the ids that a tokenizer puts before a plain text by its own default."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = (number for number in range(len(tokenizer)) if number not in special)
+    # A text that every tokenizer can encode: some know a few characters only, and raise at others.
+    text = next(text for number in ordinary if (text := tokenizer.decode([number])).strip())
+    usual: list[int] = tokenizer(text)["input_ids"]
+    plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    places = range(len(usual) - len(plain) + 1)
+    start = next(place for place in places if usual[place : place + len(plain)] == plain)
+    return np.array(usual[:start], dtype=np.int32)
+
+
+def _opened(ids: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    if np.array_equal(ids[: len(opening)], opening):
+        return ids
+    return np.concatenate([opening, ids])
+
+
+def token_blocks(documents: Sequence[str], tokenizer: Any, block: int) -> CachedInputs:
+    """Cut documents, joined with an end token after each, into blocks that do not overlap.
+
+    Before each stands what the tokenizer puts before a plain text, if anything. A block holds one
+    token more than is predicted in it; what remains at the end is dropped.
+
+    Args:
+        documents: the text, in order.
+        tokenizer: of transformers, with an end token.
+        block: how many tokens are predicted in each block, 1 or more.
+
+    Returns:
+        inputs_M (M, block + 1) int64 ids; labels_M (M,) int64, the number of tokens that count in
+        a loss: always `block`.
+
+    Raises:
+        UserError: if `block` is below 1, the tokenizer has no end token, or the text is shorter
+            than one block.
+    """
+    if block < 1:
+        raise UserError(f"A block must hold 1 token or more, not {block}.")
+    end = np.array([special_id(tokenizer, "eos")], dtype=np.int32)
+    parts = [part for ids in opened_ids(documents, tokenizer) for part in (ids, end)]
+    tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
+    rows = len(tokens) // (block + 1)
+    if rows == 0:
+        raise UserError(
+            f"The text has {len(tokens)} tokens ({len(documents)} documents and their ends) but a "
+            f"block takes {block + 1}; give more text or a smaller block."
         )
-    return TextSplits(
-        name, splits["train"], splits["validation"], splits["test"], identity, tuple(notes)
-    )
+    blocks_MT = tokens[: rows * (block + 1)].reshape(rows, block + 1).astype(np.int64)
+    return CachedInputs(torch.from_numpy(blocks_MT), torch.full((rows,), block))

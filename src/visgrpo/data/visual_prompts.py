@@ -13,8 +13,9 @@ from PIL import Image
 from visgrpo.data.batches import MadeRows
 from visgrpo.data.chat import Prompt
 from visgrpo.data.pictures import Picture, Pictures
-from visgrpo.data.token_rows import lengths, padded, special_id, token_ids
-from visgrpo.data.visual import VisualDataset, require_answers, require_traces
+from visgrpo.data.roles import require_answers, require_traces
+from visgrpo.data.table import Table
+from visgrpo.data.text import lengths, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
 Style = Literal["reasoning", "direct"]
@@ -69,7 +70,7 @@ class _Kept:
         return _Kept, ()
 
 
-def visual_prompts(dataset: VisualDataset, style: Style) -> tuple[Prompt, ...]:
+def visual_prompts(dataset: Table, style: Style) -> tuple[Prompt, ...]:
     """Return the words of every row's prompt as a chat, as reward functions are given them."""
     return tuple(
         ({"role": "user", "content": asked(question, style)},) for question in dataset.questions
@@ -87,7 +88,7 @@ def seeing_prompt(question: str, images: int, style: Style) -> Messages:
     return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), words]}]
 
 
-def answer_targets(dataset: VisualDataset, style: Style) -> tuple[str, ...]:
+def answer_targets(dataset: Table, style: Style) -> tuple[str, ...]:
     """Return what a model is to write to every row.
 
     Raises:
@@ -117,7 +118,7 @@ class VisualInputs:
         max_tokens: of prompt and answer together, or of the prompt alone.
     """
 
-    dataset: VisualDataset
+    dataset: Table
     style: Style
     processor: Processor
     max_tokens: int

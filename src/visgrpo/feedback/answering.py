@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import PixelInputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.sources import load_split
+from visgrpo.data.read import read_split
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
 from visgrpo.feedback.worth.cells import Floats
@@ -47,7 +48,7 @@ def answering_kind(name: str, doing: str) -> str:
 
 def answers_of(
     name: str,
-    dataset: ImageDataset,
+    dataset: Table,
     classes: tuple[str, ...],
     templates: tuple[str, ...] | None,
     processes: Processes,
@@ -73,23 +74,22 @@ def answers_of(
     return pooled_MP.double().numpy(), probability_MK.numpy()
 
 
-def stored_images(config: LabelledByModel) -> ImageDataset:
+def stored_images(config: LabelledByModel) -> Table:
     """Load the rows of --data that are meant, where that is stored with labels."""
-    return load_split(
+    return read_split(
         str(config.data),
         config.split,
-        image_column=config.image_column,
-        label_column=config.label_column,
+        columns={"image": config.image_column, "label": config.label_column},
         seed=config.seed,
     )
 
 
 def unlabelled(
     name: str, classes: tuple[str, ...], files: list[str], images: Sequence[Image.Image]
-) -> ImageDataset:
+) -> Table:
     """Return images with the labels that may be given to them."""
     nothing_M = np.zeros(len(files), dtype=np.int64)
-    return ImageDataset(name, classes, nothing_M, images, {"file": files})
+    return image_table(name, classes, nothing_M, images, {"file": files})
 
 
 def _load(

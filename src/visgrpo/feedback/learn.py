@@ -18,11 +18,11 @@ from torch import Tensor
 
 from visgrpo.data.augment import check_augmentations
 from visgrpo.data.batches import InputFunction
-from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.data.identity import of_files
-from visgrpo.data.images import without_bad_images
-from visgrpo.data.splitting import Source, divide, parse_slice
+from visgrpo.data.roles import image_table
+from visgrpo.data.split import Source, divide, parse_slice
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.off_policy import check_support
 from visgrpo.feedback.posteriors import (
@@ -263,7 +263,7 @@ def load_images(config: ClipConfig, session: Session) -> Splits:
     return splits
 
 
-def read_votes(spec: str, dataset: ImageDataset) -> Tensor:
+def read_votes(spec: str, dataset: Table) -> Tensor:
     """Return people's votes on the images of a data set, (M, K); other votes are left out.
 
     Raises:
@@ -273,7 +273,7 @@ def read_votes(spec: str, dataset: ImageDataset) -> Tensor:
         return votes_of(match(events, keys_of((dataset,), None), dataset.classes))
 
 
-def keys_of(parts: Sequence[ImageDataset], id_column: str | None) -> list[list[str]]:
+def keys_of(parts: Sequence[Table], id_column: str | None) -> list[list[str]]:
     """Return the names of the images of several splits, one after the other.
 
     Raises:
@@ -308,7 +308,7 @@ def _judged_photos(config: ClipConfig, session: Session) -> Source:
         f"{folder} has no labels: {len(kept):,} of {len(names):,} photos have feedback, and "
         "accuracy is how often the model's answer is the one that people liked best."
     )
-    photos = ImageDataset(
+    photos = image_table(
         name=folder.resolve().name,
         classes=classes,
         labels=best_M[kept],
@@ -317,7 +317,7 @@ def _judged_photos(config: ClipConfig, session: Session) -> Source:
         identity=of_files([str(folder / names[row]) for row in kept]),
     )
     if config.skip_bad_images:
-        photos = without_bad_images(photos)
+        photos = photos.without_bad_rows()
     return Source(photos.name, {"all": photos})
 
 

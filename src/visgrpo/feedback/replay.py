@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.folders import holds_photos, images_of, read_photos
-from visgrpo.data.images import without_bad_images
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.answering import answers_of, stored_images, unlabelled
 from visgrpo.feedback.off_policy import (
@@ -140,7 +139,7 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
     return results
 
 
-def _images_of_log(config: ReplayConfig, events: Events) -> ImageDataset:
+def _images_of_log(config: ReplayConfig, events: Events) -> Table:
     """Return the images that a log may speak of, with the labels that could be shown as classes.
 
     Their own labels mean nothing here.
@@ -156,11 +155,12 @@ def _images_of_log(config: ReplayConfig, events: Events) -> ImageDataset:
     else:
         stored = stored_images(config)
         nothing_M = np.zeros(len(stored), dtype=np.int64)
-        dataset = replace(stored, classes=config.classes or stored.classes, labels=nothing_M)
-    return without_bad_images(dataset) if config.skip_bad_images else dataset
+        values = {**stored.values, "labels": nothing_M}
+        dataset = replace(stored, classes=config.classes or stored.classes, values=values)
+    return dataset.without_bad_rows() if config.skip_bad_images else dataset
 
 
-def _named_files(config: ReplayConfig, events: Events) -> ImageDataset:
+def _named_files(config: ReplayConfig, events: Events) -> Table:
     """Return the files that the log names as images; those that are not there are left out."""
     found = events.connection.execute("SELECT DISTINCT image FROM events ORDER BY image").fetchall()
     names = [name for (name,) in found]
@@ -175,7 +175,7 @@ def _named_files(config: ReplayConfig, events: Events) -> ImageDataset:
 
 def _unlabelled(
     config: ReplayConfig, events: Events, names: list[str], images: Sequence[Image.Image]
-) -> ImageDataset:
+) -> Table:
     labels = config.classes or _saved_classes(config) or logged_labels(events)
     return unlabelled(events.name, labels, names, images)
 
@@ -278,7 +278,7 @@ def _show(
     )
     for name, number in called.items():
         print(f"{number}: {name}")
-    table = Table("", *_ESTIMATORS.values(), "effective", "mean ratio")
+    table = ConsoleTable("", *_ESTIMATORS.values(), "effective", "mean ratio")
     table.add_row(LOGGED, _cell(logged))
     for name, policy in found.items():
         table.add_row(called[name], *_cells(policy))

@@ -48,7 +48,7 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
         return None
     # These bring torch, which a summary without data does not need.
     from visgrpo.data.folders import holds_photos, read_photos
-    from visgrpo.data.sources import load_splits
+    from visgrpo.data.read import read
     from visgrpo.feedback.learn import keys_of
     from visgrpo.feedback.source.matching import logged_labels
 
@@ -56,9 +56,7 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
         names, _ = read_photos(folder)
         keys = image_keys({"file": names}, len(names), config.id_column)
         return match(events, keys, logged_labels(events))
-    splits = load_splits(
-        config.data, image_column=config.image_column, label_column=config.label_column
-    )
+    splits = read(config.data, columns={"image": config.image_column, "label": config.label_column})
     parts = (splits.train, splits.validation, splits.test)
     return match(events, keys_of(parts, config.id_column), splits.train.classes)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import VisualInputs
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import MAX_CONFUSION_CLASSES, wilson_interval
@@ -168,7 +168,7 @@ class HeldOutAnswers:
     """
 
     rollouts: TokenRollouts
-    dataset: VisualDataset
+    dataset: Table
     inputs: VisualInputs
     direct: bool
     processes: Team
@@ -234,7 +234,7 @@ class HeldOutAnswers:
 
 @torch.no_grad()
 def answer_likelihood(
-    model: LanguageModel, dataset: VisualDataset, inputs: VisualInputs, processes: Team
+    model: LanguageModel, dataset: Table, inputs: VisualInputs, processes: Team
 ) -> dict[str, float]:
     """Return ``nll``, in nats per token, of the answers that are to be imitated."""
 

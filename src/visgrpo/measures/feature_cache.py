@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import InputFunction, Made, Rows
+from visgrpo.data.batches import InputFunction, Made
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.over import Team, outputs_of
 
@@ -29,7 +30,7 @@ BATCH_SIZE = 256  # rows that one process encodes at a time
 
 def cached_features(
     function: Callable[[Tensor], Tensor],
-    dataset: Rows,
+    dataset: Table,
     inputs: InputFunction,
     processes: Team,
     *,
@@ -187,7 +188,7 @@ class _Entry:
 
 def _blocks(
     function: Callable[[Tensor], Tensor],
-    dataset: Rows,
+    dataset: Table,
     inputs: InputFunction,
     processes: Team,
 ) -> Iterator[Tensor]:

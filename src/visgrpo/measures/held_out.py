@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction, sequential
-from visgrpo.data.dataset import ImageDataset
+from visgrpo.data.table import Table
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.classification import evaluate_logits, scalar_measures
 from visgrpo.measures.over import Team, logits_of
@@ -28,7 +28,7 @@ class HeldOut:
     """
 
     classifier: nn.Module
-    dataset: ImageDataset
+    dataset: Table
     inputs: InputFunction
     processes: Team
     start_logits_MK: Tensor
@@ -39,7 +39,7 @@ class HeldOut:
     def at_start(
         cls,
         classifier: nn.Module,
-        dataset: ImageDataset,
+        dataset: Table,
         inputs: InputFunction,
         processes: Team,
         rewards: RewardSet | None = None,
@@ -87,7 +87,7 @@ class HeldOut:
         return {} if reward is None else {"reward": reward}
 
 
-def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: ImageDataset) -> float | None:
+def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> float | None:
     """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
 
     Images of which nobody has judged any label are left out; None if that is all of them.

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import Batch, InputFunction
-from visgrpo.data.segmentation import SegmentationDataset
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.over import Team, batches, sums_over
 from visgrpo.models.representation import Segmenter
@@ -130,7 +130,7 @@ class HeldOutMasks:
     """
 
     segmenter: Segmenter
-    dataset: SegmentationDataset
+    dataset: Table
     inputs: InputFunction
     processes: Team
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.batches import Batch, Collating, InputFunction, Rows, sequential
+from visgrpo.data.batches import Batch, Collating, InputFunction, sequential
+from visgrpo.data.table import Table
 from visgrpo.methods.method import Shards
 
 Inputs = InputFunction | Collating
@@ -30,7 +31,7 @@ class Team(Shards, Protocol):
 
 
 def batches(
-    dataset: Rows, inputs: Inputs, team: Team, size: int, rows: np.ndarray | None = None
+    dataset: Table, inputs: Inputs, team: Team, size: int, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Yield some rows, on the device, with their places in the data set; by default all of them."""
     for batch in sequential(dataset, inputs, size, rows=rows):
@@ -40,7 +41,7 @@ def batches(
 @torch.no_grad()
 def over(
     function: Callable[[Batch], Tensor],
-    dataset: Rows,
+    dataset: Table,
     inputs: Inputs,
     team: Team,
     *,
@@ -68,7 +69,7 @@ def over(
 def sums_over(
     function: Callable[[Batch], Sequence[Tensor]],
     zeros: Sequence[Tensor],
-    dataset: Rows,
+    dataset: Table,
     inputs: Inputs,
     team: Team,
     *,
@@ -90,7 +91,7 @@ def sums_over(
 
 
 def logits_of(
-    classifier: nn.Module, dataset: Rows, inputs: Inputs, team: Team, *, batch_size: int = 256
+    classifier: nn.Module, dataset: Table, inputs: Inputs, team: Team, *, batch_size: int = 256
 ) -> Tensor:
     """Return logits (M, K) of a classifier in evaluation mode, float32 on the CPU."""
     training = classifier.training
@@ -102,7 +103,7 @@ def logits_of(
 
 def outputs_of(
     function: Callable[[Tensor], Tensor],
-    dataset: Rows,
+    dataset: Table,
     inputs: Inputs,
     team: Team,
     *,

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visgrpo.data.batches import Batch, CachedInputs
-from visgrpo.data.prompts import PromptDataset
-from visgrpo.data.token_blocks import BlockDataset
+from visgrpo.data.roles import block_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import bin_confidences, calibration_gap
 from visgrpo.measures.over import Team, over, sums_over
@@ -203,7 +203,7 @@ def likelihood(
         correct_B = (logits_BTV.argmax(dim=-1, keepdim=True) == chosen_BT1).sum(dim=(1, 2))
         return torch.stack([nll_B.double(), correct_B.double()], dim=1)
 
-    rows = BlockDataset("text", len(blocks.inputs_M))
+    rows = block_table("text", len(blocks.inputs_M))
     vocabulary = model.plain.get_input_embeddings().num_embeddings
     fits = LOGITS_AT_ONCE // (blocks.inputs_M.shape[1] * vocabulary)
     at_once = max(1, min(PROMPTS_AT_ONCE, fits))
@@ -246,7 +246,7 @@ class HeldOutPrompts:
     """
 
     rollouts: TokenRollouts
-    dataset: PromptDataset
+    dataset: Table
     inputs: CachedInputs
     processes: Team
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from visgrpo.data.chat import Prompt, render
 from visgrpo.data.pictures import Picture
-from visgrpo.data.token_rows import token_ids
+from visgrpo.data.text import token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.vision_layouts import Layout, layout_of
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.sources import load_split, load_splits
-from visgrpo.data.splitting import parse_split, sliced
+from visgrpo.data.read import read, read_split
+from visgrpo.data.split import parse_split, sliced
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.reporting import print_measures
@@ -102,20 +102,20 @@ def division_of(
     return Division(**division)
 
 
-def labelled_rows(config: EvaluateConfig) -> ImageDataset:
+def labelled_rows(config: EvaluateConfig) -> Table:
     """Load the labelled images to evaluate on."""
     division = division_of(config)
     name, rows = parse_split(config.split)
     if name == "validation" and division.train_slice is not None:
         return sliced(labelled_splits(config).validation, rows)
-    return load_split(config.data, config.split, **_settings(config, division))
+    return read_split(config.data, config.split, **_settings(config, division))
 
 
 def labelled_splits(config: EvaluateConfig) -> Splits:
     """Load the three splits that probes learn from, choose by and are judged on."""
     division = division_of(config)
     settings = _settings(config, division)
-    return load_splits(config.data, train_slice=division.train_slice, **settings)
+    return read(config.data, train_slice=division.train_slice, **settings)
 
 
 def named_split(config: EvaluateConfig) -> tuple[str, slice]:
@@ -132,8 +132,7 @@ def named_split(config: EvaluateConfig) -> tuple[str, slice]:
 
 def _settings(config: EvaluateConfig, division: Division) -> dict[str, Any]:
     return {
-        "image_column": config.image_column,
-        "label_column": config.label_column,
+        "columns": {"image": config.image_column, "label": config.label_column},
         "skip_bad_images": config.skip_bad_images,
         "seed": division.seed,
         "validation_fraction": division.validation_fraction,

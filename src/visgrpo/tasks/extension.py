@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from visgrpo.data.batches import InputFunction
-    from visgrpo.data.dataset import ImageDataset, Splits
+    from visgrpo.data.table import Splits, Table
     from visgrpo.methods.labels import LabelGRPO
     from visgrpo.models.clip import ClipClassifier
     from visgrpo.objectives import Objective
@@ -92,7 +92,7 @@ def extension_of(config: ClipConfig, session: Session) -> Extension:
     return FeedbackLearning(config, load_images(config, session), session)
 
 
-def votes_on(dataset: ImageDataset, spec: str) -> Tensor:
+def votes_on(dataset: Table, spec: str) -> Tensor:
     """Return people's votes on the images of a data set, (M, K); other votes are left out.
 
     Raises:

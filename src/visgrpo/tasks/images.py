@@ -9,9 +9,8 @@ from typing import Any
 from PIL import Image
 
 from visgrpo.data.augment import check_augmentations
-from visgrpo.data.dataset import ImageDataset, Splits
-from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
-from visgrpo.data.sources import load_splits
+from visgrpo.data.read import read
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.tasks.configs import RunConfig
 from visgrpo.tasks.session import Session, loop_options
@@ -21,10 +20,9 @@ from visgrpo.training.options import TrainingOptions
 def load_data(config: RunConfig, session: Session) -> Splits:
     """Load the three splits; say what was decided or left out on the way."""
     check_augmentations(config.augment)
-    splits = load_splits(
+    splits = read(
         config.data,
-        image_column=config.image_column,
-        label_column=config.label_column,
+        columns={"image": config.image_column, "label": config.label_column},
         train_slice=config.train_slice,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
@@ -34,10 +32,10 @@ def load_data(config: RunConfig, session: Session) -> Splits:
     return splits
 
 
-def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
+def say_notes(session: Session, splits: Splits) -> None:
     """Say what was decided about the data, and what was left out."""
     session.note(*splits.notes)
-    masked = isinstance(splits, SegmentationSplits)  # a readable pair may not belong together
+    masked = "masks" in splits.train.values  # a readable pair may not belong together
     bad = "unusable row(s)" if masked else "unreadable image(s)"
     for part in (splits.train, splits.validation, splits.test):
         if part.skipped:
@@ -47,7 +45,7 @@ def say_notes(session: Session, splits: Splits | SegmentationSplits) -> None:
 
 
 def training_options(
-    config: RunConfig, learning_rate: float, train: ImageDataset | SegmentationDataset, **more: Any
+    config: RunConfig, learning_rate: float, train: Table, **more: Any
 ) -> TrainingOptions:
     """Turn epochs into steps, and "by default" into numbers."""
     per_epoch = len(train) // config.batch_size
@@ -85,7 +83,7 @@ def data_info(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def data_summary(config: RunConfig, splits: Splits | SegmentationSplits) -> dict[str, Any]:
+def data_summary(config: RunConfig, splits: Splits) -> dict[str, Any]:
     """Return what the summary says of the data."""
     return {
         "name": config.data,

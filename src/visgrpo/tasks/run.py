@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from visgrpo.data.batches import BatchLoader, Collating, InputFunction, Rows
+from visgrpo.data.batches import BatchLoader, Collating, InputFunction
+from visgrpo.data.table import Table
 from visgrpo.errors import Interrupted
 from visgrpo.methods.method import Memory, Method
 from visgrpo.reporting import print_measures, write_report
@@ -70,7 +71,7 @@ class Job:
 
     model: nn.Module
     method: Method
-    rows: Rows
+    rows: Table
     inputs: InputFunction | Collating
     training: TrainingOptions
     validate: Callable[[], Mapping[str, float]]

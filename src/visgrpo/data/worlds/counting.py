@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import LazySequence
 from visgrpo.data.identity import of_bytes
-from visgrpo.data.visual import VisualDataset, VisualSplits
+from visgrpo.data.roles import question_table
+from visgrpo.data.table import LazySequence, Splits, Table
 from visgrpo.data.worlds.drawing import draw
 from visgrpo.data.worlds.scenes import (
     COLOURS,
@@ -94,7 +94,7 @@ def counting_splits(
     train: int = 4000,
     validation: int = 200,
     test: int = 1000,
-) -> VisualSplits:
+) -> Splits:
     """Return questions about counts from 0 to 10, with images, answers and reasoning.
 
     Row i of a split depends on (seed, split, i) alone, so a larger split begins with the smaller
@@ -115,10 +115,10 @@ def counting_splits(
         if length < 1:
             raise UserError(f"shapes/{split}: {length} rows asked for; ask for at least one.")
 
-    def made(split: str) -> VisualDataset:
+    def made(split: str) -> Table:
         return _dataset(TEST_SEED if split in ("test", "out") else seed, split, sizes[split])
 
-    return VisualSplits(made("train"), made("validation"), made("test"), {"out": made("out")})
+    return Splits(made("train"), made("validation"), made("test"), {"out": made("out")})
 
 
 def counting_row(rng: np.random.Generator, style: str = "in") -> Row:
@@ -197,13 +197,13 @@ def _object(
     )
 
 
-def _dataset(seed: int, split: str, length: int) -> VisualDataset:
+def _dataset(seed: int, split: str, length: int) -> Table:
     style = "out" if split == "out" else "in"
     name = "shapes-out/test" if split == "out" else f"shapes/{split}"
     rows = _Rows(seed, _SPLIT_KEYS[split], style)
     each = [rows(index) for index in range(length)]
     identity = of_bytes(f"counting {name} seed {seed}, {length} rows", [rows.image(0)[0].tobytes()])
-    return VisualDataset(
+    return question_table(
         name=name,
         images=LazySequence(rows.image, np.arange(length)),
         questions=tuple(row.question.text() for row in each),

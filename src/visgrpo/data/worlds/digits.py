@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.identity import of_bytes
-from visgrpo.data.splitting import Source, divide
+from visgrpo.data.roles import image_table
+from visgrpo.data.split import Source, divide
+from visgrpo.data.table import Splits
 from visgrpo.data.worlds.articles import NUMBER_WORDS
 from visgrpo.errors import UserError
 
@@ -37,7 +38,7 @@ def digits_splits(seed: int = 0, validation_fraction: float = 0.1) -> Splits:
 
     digits = load_digits()
     images = [_image(pixels_HW) for pixels_HW in digits.images]
-    everything = ImageDataset(
+    everything = image_table(
         name="digits",
         classes=CLASSES,
         labels=digits.target,
@@ -48,7 +49,6 @@ def digits_splits(seed: int = 0, validation_fraction: float = 0.1) -> Splits:
     # `divide` makes the test split the same for every seed.
     return divide(
         Source("digits", {"all": everything}),
-        train_rows=slice(None),
         fraction=validation_fraction,
         seed=seed,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.dataset import ImageDataset, LazySequence, Splits
 from visgrpo.data.identity import of_bytes
+from visgrpo.data.roles import image_table
+from visgrpo.data.table import LazySequence, Splits, Table
 from visgrpo.data.worlds.articles import with_article
 from visgrpo.data.worlds.drawing import draw
 from visgrpo.data.worlds.scenes import (
@@ -82,7 +83,7 @@ def shapes_splits(
         if length < 1:
             raise UserError(f"shapes/{split}: {length} images asked for; ask for at least one.")
 
-    def drawn(split: str) -> ImageDataset:
+    def drawn(split: str) -> Table:
         # The test pictures are the same for every seed, so that runs can be compared over seeds.
         its_seed = TEST_SEED if split == "test" else seed
         return _Pictures(its_seed, split, lengths[split], size, style, noise).dataset()
@@ -106,10 +107,10 @@ class _Pictures:
         settings = f"{self._name} seed {seed}, {length} rows, {size} px, noise {noise}"
         self._identity = of_bytes(settings, [first.tobytes()])
 
-    def dataset(self) -> ImageDataset:
+    def dataset(self) -> Table:
         rows = np.arange(len(self._labels))
         names = [CLASSES[label] for label in self._labels]
-        return ImageDataset(
+        return image_table(
             name=self._name,
             classes=CLASSES,
             labels=self._labels,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.roles import image_and_mask
 from visgrpo.measures.masks import (
     HeldOutMasks,
     add_to_confusion,
@@ -58,7 +59,7 @@ class Pictures:
         self, run: RunDirectory, row: int, before_HW: np.ndarray, after_HW: np.ndarray
     ) -> dict[str, Any]:
         dataset = self._held_out.dataset
-        image, ids_HW = dataset.pair(row)
+        image, ids_HW = image_and_mask(dataset, row)
         truth_HW = self._preprocess.mask(ids_HW, dataset.ignore_index).numpy()
         size = (truth_HW.shape[1], truth_HW.shape[0])
         pictures = {

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from visgrpo.data.augment import ViewInputs
 from visgrpo.data.batches import Batch, InputFunction
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.joining import join
+from visgrpo.data.table import Table, join
 from visgrpo.errors import UserError
 from visgrpo.measures.over import outputs_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
@@ -82,12 +81,12 @@ class Neighbours:
     """kNN accuracy of a backbone's features, with training images as the memory."""
 
     backbone: Backbone
-    memory: ImageDataset
+    memory: Table
     memory_inputs: InputFunction
     processes: Processes
 
     def accuracy(
-        self, dataset: ImageDataset, inputs: InputFunction, ks: tuple[int, ...] = NEIGHBOURS
+        self, dataset: Table, inputs: InputFunction, ks: tuple[int, ...] = NEIGHBOURS
     ) -> dict[int, float]:
         """Return {k: accuracy} by cosine similarity, of the backbone as it is now."""
         training = self.backbone.training
@@ -97,7 +96,7 @@ class Neighbours:
         self.backbone.train(training)
         return knn(train, queries, classes=len(dataset.classes), ks=ks)
 
-    def _features(self, dataset: ImageDataset, inputs: InputFunction) -> Labelled:
+    def _features(self, dataset: Table, inputs: InputFunction) -> Labelled:
         features_MP = outputs_of(self._pooled, dataset, inputs, self.processes)
         return Labelled(features_MP, torch.from_numpy(dataset.labels))
 
@@ -171,7 +170,7 @@ def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
     )
 
 
-def memory_of(train: ImageDataset, seed: int) -> ImageDataset:
+def memory_of(train: Table, seed: int) -> Table:
     """Return the training images that vote: at most `MEMORY`, drawn by the seed.
 
     Raises:

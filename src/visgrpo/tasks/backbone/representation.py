@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
-from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import PixelInputs, pixel_inputs
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.read import read
 from visgrpo.data.shifts import shifted
-from visgrpo.data.sources import load_splits
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.measures.over import logits_of
@@ -68,7 +68,7 @@ class RepresentationTask(Task):
         check_objective(objective_of(options), options.estimator, options.group_size)
         policy = _policy(options, rewards, classes, session)
         training = training_of(options, splits.train, session)
-        retained = {name: load_splits(name, seed=options.seed) for name in options.retention}
+        retained = {name: read(name, seed=options.seed) for name in options.retention}
 
         def new(parts: Parts) -> RepresentationClassifier:
             backbone = Backbone(parts.model)
@@ -124,7 +124,7 @@ def _method(
     config: RepresentationConfig,
     policy: LabelGRPO,
     classifier: RepresentationClassifier,
-    train: ImageDataset,
+    train: Table,
     inputs: InputFunction,
     session: Session,
 ) -> Method:
@@ -180,7 +180,7 @@ class _HeldOut:
         augmentations = self._config.augment if split == "train" else ()
         return pixel_inputs(dataset, self._preprocess, augmentations)
 
-    def _computed(self, dataset: ImageDataset) -> CachedInputs:
+    def _computed(self, dataset: Table) -> CachedInputs:
         return CachedInputs(self._features.of(dataset, PixelInputs(dataset, self._preprocess)))
 
     def _feature_measures(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class _HeldOut:
             self._measured = feature_measures(**rows, classes=classes, probes=probes, device=device)
         return self._measured
 
-    def _labelled(self, dataset: ImageDataset, split: str | None = None) -> Labelled:
+    def _labelled(self, dataset: Table, split: str | None = None) -> Labelled:
         """The features of a data set with its labels.
 
         Args:

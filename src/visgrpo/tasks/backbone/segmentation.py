@@ -11,8 +11,8 @@ import torch
 from visgrpo.data.batches import CachedInputs, InputFunction
 from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.segmentation import SegmentationDataset, SegmentationSplits
-from visgrpo.data.segmentation_sources import load_segmentation_splits
+from visgrpo.data.read import read
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError, nearest
 from visgrpo.measures.masks import HeldOutMasks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
@@ -144,11 +144,11 @@ def _background(config: SegmentationConfig, classes: tuple[str, ...]) -> int | N
     return None
 
 
-def _load_data(config: SegmentationConfig, session: Session) -> SegmentationSplits:
-    splits = load_segmentation_splits(
+def _load_data(config: SegmentationConfig, session: Session) -> Splits:
+    splits = read(
         config.data,
-        image_column=config.image_column,
-        mask_column=config.mask_column,
+        "masks",
+        columns={"image": config.image_column, "mask": config.mask_column},
         classes_file=config.classes_file,
         train_slice=config.train_slice,
         validation_fraction=config.validation_fraction,
@@ -162,7 +162,7 @@ def _load_data(config: SegmentationConfig, session: Session) -> SegmentationSpli
 
 def _inputs(
     segmenter: Segmenter,
-    splits: SegmentationSplits,
+    splits: Splits,
     preprocess: Preprocess,
     config: SegmentationConfig,
     session: Session,
@@ -170,7 +170,7 @@ def _inputs(
     """Pixels and masks, or dense features computed once where the backbone stays as it is."""
     features = Features(segmenter, preprocess, config, session)
 
-    def made(dataset: SegmentationDataset, augmentations: tuple[str, ...] = ()) -> InputFunction:
+    def made(dataset: Table, augmentations: tuple[str, ...] = ()) -> InputFunction:
         if not features.are_inputs:
             return segmentation_inputs(dataset, preprocess, augmentations)
         features_M = features.of(dataset, SegmentationInputs(dataset, preprocess))
@@ -184,10 +184,10 @@ def _inputs(
 
 
 def _say_padding(
-    segmenter: Segmenter, splits: SegmentationSplits, preprocess: Preprocess, session: Session
+    segmenter: Segmenter, splits: Splits, preprocess: Preprocess, session: Session
 ) -> None:
     """Say where the patches reach over the edge of the images."""
-    mask_HW = preprocess.mask(splits.train.mask(0), splits.train.ignore_index)
+    mask_HW = preprocess.mask(splits.train.masks[0], splits.train.ignore_index)
     stride = segmenter.backbone.stride
     height, width = (-(-side // stride) * stride for side in mask_HW.shape)
     if (height, width) != tuple(mask_HW.shape):
@@ -201,7 +201,7 @@ def _method(
     config: SegmentationConfig,
     rewards: RewardSet,
     segmenter: Segmenter,
-    train: SegmentationDataset,
+    train: Table,
     session: Session,
 ) -> Method:
     view = PixelView(

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import PixelInputs
 from visgrpo.data.shifts import shifted
-from visgrpo.data.splitting import parse_split, sliced
+from visgrpo.data.split import parse_split, sliced
+from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, scalar_measures
 from visgrpo.measures.over import logits_of, outputs_of
@@ -82,7 +82,7 @@ class Evaluation:
             )
         return {row: measures}
 
-    def _rows_for_probes(self, heads: dict[str, tuple[str, ...]]) -> ImageDataset:
+    def _rows_for_probes(self, heads: dict[str, tuple[str, ...]]) -> Table:
         config = self._config
         split, chosen = parse_split(config.split)
         if split != "test":
@@ -120,13 +120,13 @@ class _Encoder:
         self._preprocess = parts.preprocess
         self._pooled = partial(backbone.pooled, pool=pool)
 
-    def features(self, dataset: ImageDataset) -> Tensor:
+    def features(self, dataset: Table) -> Tensor:
         """Return features (M, P), float32 on the CPU."""
         inputs = PixelInputs(dataset, self._preprocess)
         size = self._batch_size
         return outputs_of(self._pooled, dataset, inputs, self._processes, batch_size=size).float()
 
-    def answers(self, features_MP: Tensor, dataset: ImageDataset) -> Tensor | None:
+    def answers(self, features_MP: Tensor, dataset: Table) -> Tensor | None:
         """Return logits (M, K) in the order of the data's classes; None without a head for them."""
         if self._head is None or not _same_names(self._head.classes, dataset.classes):
             return None

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.inputs import SegmentationInputs
-from visgrpo.data.segmentation import IGNORE_INDEX, SegmentationDataset
-from visgrpo.data.segmentation_sources import load_segmentation_split, load_segmentation_splits
-from visgrpo.data.splitting import parse_split
+from visgrpo.data.read import read, read_split
+from visgrpo.data.split import parse_split
+from visgrpo.data.table import IGNORE_INDEX, Table
 from visgrpo.errors import UserError
 from visgrpo.measures.masks import HeldOutMasks, colour_mask
 from visgrpo.models.load import load_representation
@@ -49,11 +49,10 @@ class Evaluation:
         return {row: HeldOutMasks(segmenter, self._dataset, inputs, self._processes).now()}
 
 
-def _masks(config: EvaluateConfig, ignore_index: int) -> SegmentationDataset:
+def _masks(config: EvaluateConfig, ignore_index: int) -> Table:
     division = division_of(config)
     settings: dict[str, Any] = {
-        "image_column": config.image_column,
-        "mask_column": config.mask_column,
+        "columns": {"image": config.image_column, "mask": config.mask_column},
         "classes_file": config.classes_file,
         "ignore_index": ignore_index,
         "skip_bad_images": config.skip_bad_images,
@@ -62,12 +61,12 @@ def _masks(config: EvaluateConfig, ignore_index: int) -> SegmentationDataset:
     }
     name, rows = parse_split(config.split)
     if name == "validation" and division.train_slice is not None:
-        splits = load_segmentation_splits(config.data, train_slice=division.train_slice, **settings)
+        splits = read(config.data, "masks", train_slice=division.train_slice, **settings)
         return splits.validation.subset(np.arange(len(splits.validation))[rows])
-    return load_segmentation_split(config.data, config.split, **settings)
+    return read_split(config.data, config.split, "masks", **settings)
 
 
-def _check_classes(folder: str, classes: tuple[str, ...], dataset: SegmentationDataset) -> None:
+def _check_classes(folder: str, classes: tuple[str, ...], dataset: Table) -> None:
     for k, (ours, theirs) in enumerate(zip_longest(classes, dataset.classes, fillvalue="nothing")):
         if ours != theirs:
             raise UserError(

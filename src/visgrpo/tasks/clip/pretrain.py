@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.dataset import ImageDataset
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.joining import join
+from visgrpo.data.table import Table, join
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.methods.method import LossResult, WithoutGroups
@@ -119,7 +118,7 @@ class PretrainClipTask(Task):
         )
 
 
-def captions_of(dataset: ImageDataset, config: PretrainClipConfig) -> tuple[tuple[str, ...], ...]:
+def captions_of(dataset: Table, config: PretrainClipConfig) -> tuple[tuple[str, ...], ...]:
     """Return the captions of every row: its own, or its class name in every template."""
     own = dataset.columns.get(config.caption_column)
     by_class = [tuple(texts) for texts in class_prompts(dataset.classes, config.templates)]
@@ -139,7 +138,7 @@ def refuse_several_processes(job: str, session: Session) -> None:
 
 def more_training_data(
     config: PretrainClipConfig | PretrainBackboneConfig, session: Session
-) -> list[ImageDataset]:
+) -> list[Table]:
     """Return the training images of further data sets; their own splits are respected."""
     parts = []
     for spec in config.more_data:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
-from visgrpo.data.dataset import ImageDataset, Splits
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.data.sources import load_split
+from visgrpo.data.read import read_split
+from visgrpo.data.table import Splits, Table
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
@@ -64,7 +64,7 @@ class ClipTask(Task):
         rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
         if not supervised:
             check_objective(objective, options.estimator, options.group_size)
-        retained = {name: load_split(name, "test", seed=options.seed) for name in options.retention}
+        retained = {name: read_split(name, "test", seed=options.seed) for name in options.retention}
         training = training_options(
             options,
             options.resolved_learning_rate(),
@@ -146,7 +146,7 @@ def method_of(
     config: ClipConfig,
     objective: Objective,
     rewards: RewardSet,
-    train: ImageDataset,
+    train: Table,
     reference: Reference | None,
     session: Session,
     steps: int,
@@ -226,7 +226,7 @@ def _inputs(
 
 def _reference(
     classifier: ClipClassifier,
-    train: ImageDataset,
+    train: Table,
     inputs: InputFunction,
     config: ClipConfig,
     session: Session,
@@ -248,7 +248,7 @@ def _reference(
 def _retention(
     classifier: ClipClassifier,
     parts: Parts,
-    retained: Mapping[str, ImageDataset],
+    retained: Mapping[str, Table],
     config: ClipConfig,
     session: Session,
 ) -> dict[str, HeldOut]:

@@ -260,8 +260,8 @@ class LanguageConfig(TokenPolicyConfig):
 
     def _data_rules(self) -> Iterator[str]:
         """Yield options of tables where the data is text, and of text where it is a table."""
-        from visgrpo.data.tables import is_hub_name
-        from visgrpo.data.text_sources import is_text
+        from visgrpo.data.read import is_text
+        from visgrpo.data.stored import is_hub_name
 
         text, column = is_text(self.data), self.text_column is not None
         there = Path(self.data).expanduser().exists()

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from visgrpo.data.batches import CachedInputs, batch_columns
-from visgrpo.data.prompts import PromptSplits, encode_prompts, load_prompts, prompts_from_text
-from visgrpo.data.text import TextSplits
-from visgrpo.data.text_sources import is_text, load_text
+from visgrpo.data.prompts import encode_prompts, prompts_from_text
+from visgrpo.data.read import is_text, read
+from visgrpo.data.table import Splits
 from visgrpo.errors import UserError
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.card import text_card
@@ -39,7 +39,7 @@ class PromptJob:
         judge: None where the prompts come from a table: there is no text to know how it looks.
     """
 
-    splits: PromptSplits
+    splits: Splits
     inputs: Mapping[str, CachedInputs]
     judge: GoldJudge | None
 
@@ -74,10 +74,13 @@ def load_start(config: LanguageConfig, session: Session) -> Parts:
     return parts
 
 
-def load_documents(config: LanguageConfig, session: Session) -> TextSplits:
+def load_documents(config: LanguageConfig, session: Session) -> Splits:
     """Load text in three splits; say what was decided about it."""
-    splits = load_text(
-        config.data, validation_fraction=config.validation_fraction, text_column=config.text_column
+    splits = read(
+        config.data,
+        "text",
+        columns={"text": config.text_column},
+        validation_fraction=config.validation_fraction,
     )
     session.note(*splits.notes)
     return splits
@@ -101,22 +104,20 @@ def load_prompt_job(config: LanguageConfig, parts: Parts, session: Session) -> P
         documents = load_documents(config, session)
         splits = prompts_from_text(documents, parts.tokenizer, config.prompt_tokens)
         # The judge stands for the truth and learns nothing of a run: it may know the whole text.
-        whole = (*documents.train, *documents.validation, *documents.test)
+        parts_of_text = (documents.train, documents.validation, documents.test)
+        whole = [text for part in parts_of_text for text in part.texts]
         judge = GoldJudge.from_documents(whole) if config.gold else None
     else:
-        splits = load_prompts(
+        splits = read(
             config.data,
-            prompt_column=config.prompt_column,
+            "prompts",
+            columns={"prompt": config.prompt_column},
             validation_fraction=config.validation_fraction,
             seed=config.seed,
         )
     session.note(*splits.notes)
-    most = range(config.eval_prompts)
-    splits = PromptSplits(
-        splits.train,
-        splits.validation.subset(most[: len(splits.validation)]),
-        splits.test.subset(most[: len(splits.test)]),
-    )
+    most = config.eval_prompts
+    splits = Splits(splits.train, splits.validation.first(most), splits.test.first(most))
     room = prompt_room(config, parts)
     inputs = {
         name: encode_prompts(getattr(splits, name), parts.tokenizer, max_tokens=room)

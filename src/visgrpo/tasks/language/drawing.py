@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import BatchLoader, sequential
-from visgrpo.data.pairs import PairDataset, pair_lengths, write_pairs
+from visgrpo.data.prompts import pair_lengths, write_pairs
+from visgrpo.data.roles import pair_table
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import best_of_n as best_of_samples
 from visgrpo.methods.token_groups import TokenGroups
@@ -129,7 +130,7 @@ def _fitting(rows: Sequence[dict[str, Any]], parts: Parts) -> list[dict[str, Any
     Text need not be encoded as the tokens that it was decoded from: a stray byte decodes to a
     character of three.
     """
-    pairs = PairDataset(
+    pairs = pair_table(
         "pairs",
         prompts=tuple(row["prompt"] for row in rows),
         chosen=tuple(row["chosen"] for row in rows),

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
-from visgrpo.data.token_blocks import BlockDataset, token_blocks
+from visgrpo.data.prompts import encode_pairs
+from visgrpo.data.read import read
+from visgrpo.data.roles import block_table
+from visgrpo.data.table import Table
+from visgrpo.data.text import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
 from visgrpo.methods.supervised import NextToken, PreferredCompletion
@@ -106,16 +109,19 @@ class LanguageTask(StagedTask):
 def next_token(config: LanguageConfig, session: Session) -> Job:
     """Learn a text, token by token: `--stage sft`."""
     documents = load_documents(config, session)
-    parts = load_start(config, session) if config.init else _new_model(config, documents.train)
+    parts = (
+        load_start(config, session) if config.init else _new_model(config, documents.train.texts)
+    )
     full = resolved(config, parts.info)
     block = block_of(full.context, context_of(parts.model))
     blocks = {
-        name: token_blocks(getattr(documents, name), parts.tokenizer, block) for name in SPLITS
+        name: token_blocks(getattr(documents, name).texts, parts.tokenizer, block)
+        for name in SPLITS
     }
     training = training_of(full, session)
     model = adapted(config, parts, session)
     rows = {
-        name: BlockDataset(f"{documents.name}/{name}", len(blocks[name].inputs_M))
+        name: block_table(getattr(documents, name).name, len(blocks[name].inputs_M))
         for name in SPLITS
     }
 
@@ -149,7 +155,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
     full = resolved(config, parts.info)
     training = training_of(full, session)
     spec = _pairs_of(config, session)
-    splits = load_pairs(spec, validation_fraction=config.validation_fraction, seed=config.seed)
+    splits = read(spec, "pairs", validation_fraction=config.validation_fraction, seed=config.seed)
     session.note(*splits.notes)
     tokenizer = with_own_padding(parts.tokenizer)
     pairs = {
@@ -276,7 +282,7 @@ def _pairs_of(config: LanguageConfig, session: Session) -> str:
 
 
 def _normalising(
-    model: RewardModel, pairs: PairDataset, encoded: CachedInputs, session: Session
+    model: RewardModel, pairs: Table, encoded: CachedInputs, session: Session
 ) -> dict[str, float]:
     """Return mean and standard deviation of the scores of pairs that the model learned from.
 
@@ -289,7 +295,7 @@ def _normalising(
     return {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
 
 
-def _ceiling(test: PairDataset) -> dict[str, float]:
+def _ceiling(test: Table) -> dict[str, float]:
     """How often the true scores, where they are known, order the pairs as they were chosen."""
     if "gold_chosen" not in test.columns:
         return {}

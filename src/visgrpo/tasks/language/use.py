@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from visgrpo.data.pairs import PairDataset, encode_pairs, load_pairs
-from visgrpo.data.prompts import Prompt, PromptDataset, encode_prompts
-from visgrpo.data.text import Documents
-from visgrpo.data.text_sources import is_text, load_text
-from visgrpo.data.token_blocks import token_blocks
+from visgrpo.data.chat import Prompt
+from visgrpo.data.prompts import encode_pairs, encode_prompts
+from visgrpo.data.read import is_text, read
+from visgrpo.data.roles import prompt_table
+from visgrpo.data.table import Table
+from visgrpo.data.text import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import likelihood, pair_accuracy
 from visgrpo.methods.generate import generate, token_uniforms
@@ -32,13 +33,14 @@ class TextEvaluation:
     """How well a language model predicts a text, in blocks of tokens."""
 
     def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
-        text, self._documents = _documents(config, processes)
+        text = _documents(config, processes)
+        self._documents = text.texts
         self._models = {row: load_language(name) for row, name in models_of(config)}
         # The same for all models, since what comes late in a block is easier.
         sees = min(context_of(parts.model) for parts in self._models.values())
         self._block, self._processes = block_of(config.context, sees), processes
         count = len(self._documents)
-        self.title = f"{text}, {count} documents in blocks of {self._block} tokens"
+        self.title = f"{text.name}, {count} documents in blocks of {self._block} tokens"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
         parts = self._models[row]
@@ -63,20 +65,21 @@ class PairEvaluation:
         return {row: pair_accuracy(model, encoded, self._pairs, self._processes)}
 
 
-def _documents(config: EvaluateConfig, processes: Processes) -> tuple[str, Documents]:
-    """Return the documents to evaluate on, after what they are called."""
+def _documents(config: EvaluateConfig, processes: Processes) -> Table:
+    """Return the documents to evaluate on."""
     split, rows = named_split(config)
-    splits = load_text(
+    splits = read(
         config.data,
+        "text",
+        columns={"text": config.text_column},
         validation_fraction=_division(config).validation_fraction,
-        text_column=config.text_column,
     )
     print_notes(splits.notes, processes)
-    documents: Documents = getattr(splits, split)
-    return f"{splits.name}/{split}", documents[rows]
+    documents: Table = getattr(splits, split)
+    return documents.subset(range(len(documents))[rows])
 
 
-def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
+def _pairs(config: EvaluateConfig, processes: Processes) -> Table:
     split, rows = named_split(config)
     if is_text(config.data):
         raise UserError(
@@ -84,11 +87,11 @@ def _pairs(config: EvaluateConfig, processes: Processes) -> PairDataset:
             "--data."
         )
     division = _division(config)
-    splits = load_pairs(
-        config.data, validation_fraction=division.validation_fraction, seed=division.seed
+    splits = read(
+        config.data, "pairs", validation_fraction=division.validation_fraction, seed=division.seed
     )
     print_notes(splits.notes, processes)
-    pairs: PairDataset = getattr(splits, split)
+    pairs: Table = getattr(splits, split)
     return pairs.subset(range(len(pairs))[rows])
 
 
@@ -113,7 +116,7 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
     prompt: Prompt = config.prompt
     if config.chat:
         prompt = [{"role": "user", "content": config.prompt}]
-    dataset = PromptDataset("the prompt", (prompt,))
+    dataset = prompt_table("the prompt", (prompt,))
     encoded = encode_prompts(dataset, parts.tokenizer, max_tokens=prompt_room(config, parts))
     assert encoded.labels_M is not None
     assert config.max_new_tokens is not None

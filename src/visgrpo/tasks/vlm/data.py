@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from visgrpo.data.visual import VisualDataset, VisualSplits, require_answers
-from visgrpo.data.visual_sources import load_visual, load_visual_test
+from visgrpo.data.read import read, read_test
+from visgrpo.data.roles import require_answers
+from visgrpo.data.table import Splits, Table
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.models.vision_processor import VisionProcessor
 from visgrpo.tasks.session import Session, print_notes
@@ -18,7 +19,7 @@ from visgrpo.training.processes import Processes
 LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
 
 
-def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
+def load_questions(config: VlmConfig, session: Session) -> Splits:
     """Load questions in three splits and out of distribution; say what was decided about them.
 
     What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
@@ -34,20 +35,23 @@ def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
             f"{config.data} is divided as when {config.model} learned from it: seed {before.seed}, "
             f"validation fraction {before.validation_fraction}."
         )
-    splits = load_visual(
+    splits = read(
         config.data,
-        image_column=config.image_column,
-        question_column=config.question_column,
-        answer_column=config.answer_column,
-        trace_column=config.trace_column,
+        "questions",
+        columns={
+            "image": config.image_column,
+            "question": config.question_column,
+            "answer": config.answer_column,
+            "trace": config.trace_column,
+        },
         validation_fraction=division.validation_fraction,
         seed=division.seed,
         skip_bad_images=config.skip_bad_images,
     )
     shifts = dict(splits.shifts)
     if config.ood is not None:
-        elsewhere = load_visual_test(
-            config.ood, seed=config.seed, skip_bad_images=config.skip_bad_images
+        elsewhere = read_test(
+            config.ood, "questions", seed=config.seed, skip_bad_images=config.skip_bad_images
         )
         require_answers(elsewhere)
         shifts = {"out": elsewhere}
@@ -56,13 +60,13 @@ def load_questions(config: VlmConfig, session: Session) -> VisualSplits:
         say_left_out(part, session.processes)
     return replace(
         splits,
-        validation=first_rows(splits.validation, config.eval_images),
-        test=first_rows(splits.test, config.eval_images),
-        shifts={name: first_rows(rows, config.eval_images) for name, rows in shifts.items()},
+        validation=splits.validation.first(config.eval_images),
+        test=splits.test.first(config.eval_images),
+        shifts={name: rows.first(config.eval_images) for name, rows in shifts.items()},
     )
 
 
-def say_left_out(dataset: VisualDataset, processes: Processes) -> None:
+def say_left_out(dataset: Table, processes: Processes) -> None:
     """Say which rows were left out, and what was decided about a data set."""
     print_notes(dataset.notes, processes)
     if dataset.skipped:
@@ -71,13 +75,8 @@ def say_left_out(dataset: VisualDataset, processes: Processes) -> None:
         print_notes([f"{dataset.name}: left out {count} unreadable image(s):{listed}"], processes)
 
 
-def first_rows(dataset: VisualDataset, most: int) -> VisualDataset:
-    """Return the first rows of a data set, at most so many."""
-    return dataset.subset(range(most)) if most < len(dataset) else dataset
-
-
 def say_resized(
-    datasets: Sequence[VisualDataset], processor: VisionProcessor, processes: Processes
+    datasets: Sequence[Table], processor: VisionProcessor, processes: Processes
 ) -> None:
     """Say once that images are larger than the model takes, where the first ones are."""
     for dataset in datasets:

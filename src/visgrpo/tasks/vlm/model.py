@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
-from visgrpo.data.visual import VisualDataset, VisualSplits
+from visgrpo.data.table import Splits, Table
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
@@ -28,14 +28,14 @@ from visgrpo.tasks.session import Session
 from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.vlm.config import VlmConfig
-from visgrpo.tasks.vlm.data import first_rows, say_resized, with_stage
+from visgrpo.tasks.vlm.data import say_resized, with_stage
 from visgrpo.training.processes import Processes
 
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
 GIBIBYTE = 2**30
 
 
-def load_start(config: VlmConfig, questions: VisualSplits, session: Session) -> Parts:
+def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:
     """Load the model that a stage starts from, or build a new one; say what was decided."""
     if config.model is None:
         parts = _new_model(config, questions.train)
@@ -66,7 +66,7 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     return model.to(session.processes.device)
 
 
-def rewards_of(config: VlmConfig, train: VisualDataset) -> TextRewards:
+def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
     """Return the rewards of a resolved config.
 
     Raises:
@@ -81,7 +81,7 @@ def rollouts_of(
     config: SamplingConfig,
     parts: Parts,
     rewards: TextRewards,
-    dataset: VisualDataset,
+    dataset: Table,
     style: Style,
     seed: int,
     **more: Any,
@@ -107,7 +107,7 @@ def held_out_of(
     config: SamplingConfig,
     parts: Parts,
     rollouts: TokenRollouts,
-    dataset: VisualDataset,
+    dataset: Table,
     style: Style,
     processes: Processes,
 ) -> HeldOutAnswers:
@@ -121,9 +121,7 @@ def held_out_of(
     return HeldOutAnswers(apart, dataset, inputs, style == "direct", processes)
 
 
-def confusions(
-    datasets: Mapping[str, VisualDataset], seen: Mapping[str, SeenAnswers]
-) -> dict[str, Any]:
+def confusions(datasets: Mapping[str, Table], seen: Mapping[str, SeenAnswers]) -> dict[str, Any]:
     """Return which numbers were answered for each true count, where all answers are counts."""
     tables = {
         "in" if name == "test" else name: confusion(seen[name].texts, dataset.answers)
@@ -174,12 +172,12 @@ def _is_count(answer: str) -> bool:
     return number is not None and number >= 0
 
 
-def _new_model(config: VlmConfig, train: VisualDataset) -> Parts:
+def _new_model(config: VlmConfig, train: Table) -> Parts:
     """Build a tokenizer of the training rows' words, and a model with random weights for it."""
     sizes = SIZES[config.preset]
     if config.max_pixels is not None:
         sizes = replace(sizes, max_pixels=config.max_pixels)
-    rows = first_rows(train, TOKENIZED)
+    rows = train.first(TOKENIZED)
     questions = (asked(question, config.style) for question in rows.questions)
     answers = answer_targets(rows, "direct" if rows.traces is None else config.style)
     parts = build_vision_language([*questions, *answers], sizes, seed=config.seed)
@@ -188,7 +186,7 @@ def _new_model(config: VlmConfig, train: VisualDataset) -> Parts:
 
 def _print_trained(rows: Sequence[TrainedPart]) -> None:
     """Print on stderr how much of each part trains."""
-    table = Table("part", "tensors", "parameters that train", "of", "share")
+    table = ConsoleTable("part", "tensors", "parameters that train", "of", "share")
     tensors, parameters, total = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
     whole = TrainedPart("all", tensors, parameters, total)
     for row in (*rows, whole):

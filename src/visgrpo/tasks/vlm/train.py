@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from visgrpo.data.dataset import LazySequence
-from visgrpo.data.visual import VisualDataset
+from visgrpo.data.table import LazySequence, Table
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets
 from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
@@ -202,7 +201,7 @@ def warn_of_a_weak_start(measures: Mapping[str, float], session: Session) -> Non
     )
 
 
-def side_by_side(dataset: VisualDataset) -> LazySequence[Image.Image]:
+def side_by_side(dataset: Table) -> LazySequence[Image.Image]:
     """Return one picture for every row: its images in a line."""
 
     def line(row: int) -> Image.Image:

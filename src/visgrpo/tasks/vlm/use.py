@@ -10,9 +10,10 @@ from PIL import Image
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
-from visgrpo.data.visual import VisualDataset, require_answers, require_counts
+from visgrpo.data.read import read, read_test
+from visgrpo.data.roles import require_answers, require_counts
+from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
-from visgrpo.data.visual_sources import load_visual, load_visual_test
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import greedy_tokens
 from visgrpo.models.load import load_vision_language
@@ -68,7 +69,7 @@ class Evaluation:
         return {**measures, **({"confusion": confusion["in"]} if confusion else {})}
 
 
-def _questions(config: EvaluateConfig, processes: Processes) -> VisualDataset:
+def _questions(config: EvaluateConfig, processes: Processes) -> Table:
     """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
     split, rows = named_split(config)
     known = [learned_from(name, config.data) for name in (config.model, config.start)]
@@ -76,19 +77,23 @@ def _questions(config: EvaluateConfig, processes: Processes) -> VisualDataset:
     division = learned or Learned(config.data, 0, VlmConfig.validation_fraction)
     seed = division.seed if config.seed is None else config.seed
     columns = {
-        "image_column": config.image_column,
-        "question_column": config.question_column,
-        "answer_column": config.answer_column,
+        "image": config.image_column,
+        "question": config.question_column,
+        "answer": config.answer_column,
+    }
+    asked: dict[str, Any] = {
+        "columns": columns,
         "skip_bad_images": config.skip_bad_images,
         "seed": seed,
     }
     if split == "test" and learned is None:
-        dataset = load_visual_test(config.data, **columns)  # type: ignore[arg-type]
+        dataset = read_test(config.data, "questions", **asked)
     else:
-        splits = load_visual(
+        splits = read(
             config.data,
+            "questions",
             validation_fraction=config.validation_fraction or division.validation_fraction,
-            **columns,  # type: ignore[arg-type]
+            **asked,
         )
         print_notes(splits.notes, processes)
         dataset = getattr(splits, split)

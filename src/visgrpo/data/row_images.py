@@ -15,78 +15,56 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from visgrpo.data.dataset import LazySequence
 from visgrpo.data.identity import joined, of_files
 from visgrpo.data.images import decode, encoded
+from visgrpo.data.stored import Stored
+from visgrpo.data.table import LazySequence
 from visgrpo.errors import UserError
 
 
-class RowImages(NamedTuple):
-    """The images of M rows.
+class RowImages(LazySequence[tuple[Image.Image, ...]]):
+    """The images of M rows, decoded on access.
 
     Attributes:
-        images: those of every row, decoded on access.
         keys: computes a text for each row that is equal for rows that share an image, itself or
-            through other rows.
-        identity: names the content; "" when unknown.
-        notes: what was decided about where files lie.
+            through other rows: a pass over all of them.
     """
 
-    images: LazySequence[tuple[Image.Image, ...]]
     keys: Callable[[], tuple[str, ...]]
-    identity: str
-    notes: tuple[str, ...]
 
 
-def row_images(
-    where: str,
-    table: datasets.Dataset,
-    column: str,
-    *,
-    folder: Path | None,
-    identity: str,
-    missing_ok: bool,
-) -> RowImages:
+def row_images(stored: Stored, split: str, column: str) -> RowImages:
     """Read a column of images: encoded, or paths of files; or lists of these.
 
-    A path is absolute or relative to `folder`; a file that is not there is looked for by its name
-    in `folder/images`, and a note says so.
-
-    Args:
-        where: what messages call the table.
-        table: has the column.
-        column: its name.
-        folder: where the table is; None if in no folder.
-        identity: names the content of the table; "" when unknown.
-        missing_ok: leave a missing file to be an error when its image is used.
+    A path is absolute or relative to the table's folder; a file that is not there is looked for by
+    its name in `images` there, and a note says so. The identity of the split then names the files.
 
     Raises:
         UserError: if a row has no image, the column holds something else, or a file is missing.
     """
-    stored = _stored(where, table, column)
-    paths = tuple(path for path in dict.fromkeys(stored.paths_S) if path)
+    table, where, folder = stored.tables[split], f"{stored.name}/{split}", stored.folder
+    pictures = _stored(where, table, column)
+    paths = tuple(path for path in dict.fromkeys(pictures.paths_S) if path)
     files, moved = _find_files(where, paths, folder)
     missing = [path for path, file in files.items() if not file.is_file()]
-    if missing and not missing_ok:
-        row = stored.rows_S[stored.paths_S.index(missing[0])]
+    if missing and not stored.missing_ok:
+        row = pictures.rows_S[pictures.paths_S.index(missing[0])]
         raise UserError(
             f'{where}: row {row} has the image "{missing[0]}", but there is no '
             f"{files[missing[0]]}; mend the path, or leave such rows out with --skip-bad-images."
         )
     outside = sorted(set(files.values()).difference(files[path] for path in missing))
-    notes: tuple[str, ...] = ()
+    if outside:
+        stored.identities[split] = joined((stored.identities[split], of_files(outside)))
     if moved:
-        notes = (
+        stored.notes[split] = (
             f'{where}: {len(moved)} images are not where "{column}" says, such as {moved[0]}; '
             f"they were taken by their names from {files[moved[0]].parent}.",
         )
     undecoded = table.select_columns([column]).with_format("arrow")
-    return RowImages(
-        LazySequence(partial(_decoded, undecoded, column, files, where), range(len(table))),
-        partial(_keys, stored, files, folder or Path()),
-        joined((identity, of_files(outside))) if outside else identity,
-        notes,
-    )
+    images = RowImages(partial(_decoded, undecoded, column, files, where), range(len(table)))
+    images.keys = partial(_keys, pictures, files, folder or Path())
+    return images
 
 
 class _Stored(NamedTuple):

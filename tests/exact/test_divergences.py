@@ -158,10 +158,10 @@ def exact_kl_gradient(logits: Tensor, log_q: Tensor) -> np.ndarray:
     return p * (np.log(p / q) - stats.entropy(p, q))
 
 
-@pytest.mark.parametrize(("estimator", "right"), [("k1", True), ("k2", False), ("k3", True)])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("stale", [False, True])
-def test_expected_gradients_with_weights(estimator: str, right: bool, stale: bool) -> None:
-    """Weighted by π/π_old, gradient included, k1 and k3 give the exact gradient of the KL.
+def test_expected_gradients_with_weights(estimator: str, stale: bool) -> None:
+    """Weighted by π/π_old, with gradient but for k2, all three give the exact gradient of the KL.
 
     π_old may be π itself: the weight is then 1 and only its gradient counts.
     """
@@ -169,8 +169,7 @@ def test_expected_gradients_with_weights(estimator: str, right: bool, stale: boo
     sampler = log_old if stale else log_p.detach()
     values = token_kl(log_p, log_q, estimator=estimator, old_log_probs=sampler)
     mean_gradient = gradient(expectation(sampler, values), logits).numpy()
-    error = np.abs(mean_gradient - exact_kl_gradient(logits, log_q)).max()
-    assert (error < 1e-12) == right
+    np.testing.assert_allclose(mean_gradient, exact_kl_gradient(logits, log_q), atol=1e-12)
 
 
 def test_expected_gradients_without_weights() -> None:
@@ -193,8 +192,10 @@ def test_expected_gradients_without_weights() -> None:
     assert np.abs((p - q) - exact_kl_gradient(logits, log_q)).max() > 0.01
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize(
+    ("estimator", "stale"),  # the weight of k2 off policy is a constant: see above
+    [("k1", False), ("k1", True), ("k2", False), ("k3", False), ("k3", True)],
+)
 def test_token_gradients_by_finite_differences(estimator: str, stale: bool) -> None:
     _, log_p, log_q, log_old = table_of_k()
 

@@ -193,6 +193,20 @@ def test_the_entropy_is_that_of_the_whole_softmax() -> None:
     assert scores.entropy.item() == pytest.approx(math.log(9))
 
 
+def test_a_head_whose_cast_is_kept_gets_its_gradient() -> None:
+    """Autocast of torch before 2.11 keeps the first cast of a weight, made under no_grad or not."""
+    head, kept = nn.Linear(4, 9, bias=False), {}
+
+    def cast_once(hidden: Tensor) -> Tensor:
+        weight = kept.setdefault("weight", head.weight.to(torch.bfloat16))
+        return nn.functional.linear(hidden.to(torch.bfloat16), weight)
+
+    scores = score_tokens(torch.ones(2, 4), cast_once, torch.tensor([1, 2]), TokenDistribution())
+    scores.log_probs.sum().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.norm() > 0
+
+
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_logits_exist_for_some_tokens_at_a_time(with_gradient: bool) -> None:
     """Also in the backward pass: no tensor of tokens × vocabulary is ever made or kept."""

@@ -228,8 +228,8 @@ def test_loss_and_gradients_against_the_loop(value_clip: float | None, truncated
     result.loss.backward()
     policy_gradient, value_gradient = torch.zeros(2, 2, 3, 5, dtype=torch.float64)
     log_probs, values = scores.log_probs.detach(), scores.values.detach()
-    tokens, loss, value_loss, decided = MASK.sum().item(), 0.0, 0.0, 0
     learned = [i for i in np.ndindex(MASK.shape) if MASK[i] and (ENDED[i[:2]] or not truncated)]
+    tokens, loss, value_loss, decided = len(learned), 0.0, 0.0, 0
     for i in learned:
         ratio = float((log_probs[i] - groups.old_log_probs_NGT[i]).exp())
         a = float(groups.advantages[i])

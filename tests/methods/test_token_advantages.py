@@ -108,7 +108,7 @@ def test_rejection_sampling_imitates_the_best_of_each_group() -> None:
     model.zero_grad()
     scores = model(PROMPTS, LENGTHS, groups.tokens_NGT, method.rollouts.sampling.distribution)
     best = torch.tensor(expected).bool()[..., None] & groups.mask_NGT
-    (-scores.log_probs.masked_fill(~best, 0.0).sum() / groups.mask_NGT.sum()).backward()
+    (-scores.log_probs.masked_fill(~best, 0.0).sum() / best.sum()).backward()
     torch.testing.assert_close(ours, model.lm.transformer.wte.weight.grad, atol=1e-6, rtol=1e-5)
 
 

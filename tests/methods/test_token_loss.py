@@ -39,10 +39,19 @@ LIMIT, BETA = 6, 0.3
 OFF_POLICY = TokenTerms(on_policy=False)
 
 
-def kl_by_hand(estimator: str, log_prob: float, reference: float, old: float | None) -> float:
+def kl_by_hand(
+    estimator: str,
+    log_prob: float,
+    reference: float,
+    old: float | None = None,
+    at: float = 0.0,
+) -> float:
+    """One token's; the weight of k2 is a constant, taken where ``at`` says."""
     d = reference - log_prob
     value = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[estimator]
-    return value if old is None else value * math.exp(log_prob - old)
+    if old is None:
+        return value
+    return value * math.exp((at if estimator == "k2" else log_prob) - old)
 
 
 def loss_by_hand(
@@ -60,7 +69,8 @@ def loss_by_hand(
     reference = groups.reference_log_probs_NGT.numpy()
     advantages = groups.advantages.numpy()
     n_inputs, group_size, length = log_probs.shape
-    all_tokens = MASK.sum().item()
+    counted = MASK & ENDED[..., None] if terms.mask_truncated else MASK
+    all_tokens = counted.sum().item()
     total = 0.0
     for n, g in np.ndindex(n_inputs, group_size):
         kept = [t for t in range(length) if MASK[n, g, t]]
@@ -88,7 +98,11 @@ def loss_by_hand(
                 value = -rho * a
             if terms.kl_in == "loss":
                 value += beta * kl_by_hand(
-                    terms.kl_estimator, log_probs[n, g, t], reference[n, g, t], old[n, g, t]
+                    terms.kl_estimator,
+                    log_probs[n, g, t],
+                    reference[n, g, t],
+                    old[n, g, t],
+                    at[n, g, t],
                 )
             value -= terms.entropy_weight * entropies[n, g, t]
             total += value / divisor
@@ -179,7 +193,7 @@ def test_metrics_against_the_loop() -> None:
         "clip_ratio/low_mean": np.mean([ratios[i] < 0.8 and a[i[:2]] < 0 for i in places]),
         "clip_ratio/high_mean": np.mean([ratios[i] > 1.2 and a[i[:2]] > 0 for i in places]),
         "entropy": np.mean([entropies[i] for i in places]),
-        "kl": np.mean([kl_by_hand("k3", new[i], reference[i], None) for i in places]),
+        "kl": np.mean([kl_by_hand("k3", new[i], reference[i]) for i in places]),
         "kl_k1": np.mean([new[i] - reference[i] for i in places]),
         "completions/mean_length": len(places) / 6,
         "completions/clipped_ratio": 2 / 6,

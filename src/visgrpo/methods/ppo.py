@@ -77,13 +77,14 @@ class TokenPPO:
         if self.whiten_advantages:
             advantages_BT = whiten(advantages_BT, mask_BT, statistics=left)
         shape = groups.mask_NGT.shape
-        return replace(
+        groups = replace(
             groups,
             advantages=advantages_BT.view(shape),
             returns_NGT=returns_BT.view(shape),
             old_values_NGT=values_NGT,
             explained_variance_N=explained.float().expand(len(batch)),
         )
+        return self.terms.counted(groups, self.rollouts.shards)
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
@@ -94,7 +95,7 @@ class TokenPPO:
         assert groups.returns_NGT is not None
         mask_NGT = self.terms.mask(groups)
         limit = self.rollouts.sampling.max_new_tokens
-        aggregation, constant = token_aggregation("token_mean", groups, limit)
+        aggregation, constant = token_aggregation("token_mean", groups, mask_NGT, limit)
         result = surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),

@@ -36,6 +36,9 @@ class TokenGroups:
         advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until they are made.
         mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
             number for every input.
+        learned_NG: which completions the loss may count; None for all.
+        learned_tokens_N: mean tokens of a completion that the loss counts, in the whole batch of
+            all processes; None where these groups are the whole.
         old_values_NGT, returns_NGT: of the critic, where there is one.
         explained_variance_N: of its values in the whole batch, the same number for every input.
         texts: the prompt and the completions of each input, as text.
@@ -59,6 +62,8 @@ class TokenGroups:
     advantages: Tensor
     old_values_NGT: Tensor | None = None
     returns_NGT: Tensor | None = None
+    learned_NG: Tensor | None = None
+    learned_tokens_N: Tensor | None = None
     explained_variance_N: Tensor | None = None
     truths: tuple[str, ...] | None = None
     pictures: Pictures | None = None

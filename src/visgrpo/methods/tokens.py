@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.methods.groups import advantages_of
-from visgrpo.methods.method import LossResult, Metrics
+from visgrpo.methods.method import LossResult, Metrics, Shards
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
 from visgrpo.models.language import LanguageModel, Scores
 from visgrpo.objectives import Objective, aggregate, all_equal, surrogate, token_kl, weighted_sum
@@ -43,9 +43,20 @@ class TokenTerms:
 
     def mask(self, groups: TokenGroups) -> Tensor:
         """Return the tokens (N, G, T) that are learned from."""
-        if not self.mask_truncated:
-            return groups.mask_NGT
-        return groups.mask_NGT & groups.ended_NG.unsqueeze(-1)
+        mask_NGT = groups.mask_NGT
+        if groups.learned_NG is not None:
+            mask_NGT = mask_NGT & groups.learned_NG.unsqueeze(-1)
+        if self.mask_truncated:
+            mask_NGT = mask_NGT & groups.ended_NG.unsqueeze(-1)
+        return mask_NGT
+
+    def counted(self, groups: TokenGroups, shards: Shards) -> TokenGroups:
+        """Return the groups of a whole share with how many tokens the loss counts in the batch."""
+        mask_NGT = self.mask(groups)
+        here_12 = torch.stack([mask_NGT.sum(), torch.ones_like(mask_NGT[..., 0]).sum()])
+        tokens, completions = shards.gather(here_12[None]).sum(dim=0).tolist()
+        mean_N = torch.full_like(groups.mean_tokens_N, tokens / completions)
+        return replace(groups, learned_tokens_N=mean_N)
 
     def score(
         self,
@@ -131,7 +142,8 @@ class TokenGRPO:
 
     Attributes:
         best_only: rejection sampling instead (RAFT, Dong et al. 2023, arXiv 2304.06767): the best
-            completion of a group is imitated, with advantage 1, and the others have none.
+            completion of a group is imitated, with advantage 1, and the others have no part in the
+            loss.
         read_once: let the update go on from the prompts as the rollout read them, where one update
             learns from a batch as a whole, by the weights that drew.
     """
@@ -149,19 +161,26 @@ class TokenGRPO:
         coefficient = self.rollouts.memory.kl_weight
         keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
         groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read)
-        return replace(groups, advantages=self._advantages(groups, coefficient))
+        advantages_NG = self._advantages(groups, coefficient)
+        groups = replace(
+            groups,
+            advantages=advantages_NG,
+            learned_NG=advantages_NG > 0 if self.best_only else None,
+        )
+        return self.terms.counted(groups, self.rollouts.shards)
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
         scores = self.terms.score(model, groups, self.rollouts)
+        mask_NGT = self.terms.mask(groups)
         aggregation, constant = token_aggregation(
-            self.objective.aggregation, groups, self.rollouts.sampling.max_new_tokens
+            self.objective.aggregation, groups, mask_NGT, self.rollouts.sampling.max_new_tokens
         )
         result = surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),
             groups.advantages,
-            mask_NGT=self.terms.mask(groups),
+            mask_NGT=mask_NGT,
             aggregation=aggregation,
             ratio_level=self.objective.ratio_level,
             clip=self.objective.clip,
@@ -197,15 +216,19 @@ def best_of_each(rewards_NG: Tensor) -> Tensor:
 
 
 def token_aggregation(
-    aggregation: Aggregation, groups: TokenGroups, max_new_tokens: int
+    aggregation: Aggregation, groups: TokenGroups, mask_NGT: Tensor, max_new_tokens: int
 ) -> tuple[Aggregation, float | Tensor]:
     """Return how a piece of a batch is aggregated so that its pieces add up to the whole.
 
-    A mean over tokens becomes a sum over tokens divided by the whole batch's mean length: it does
-    not depend on how the batch was cut up. The constant of Dr. GRPO is the length limit.
+    A mean over tokens becomes a sum over tokens divided by how many of a completion the whole batch
+    counts in the mean: it does not depend on how the batch was cut up, and tokens that are masked
+    count neither above nor below. The constant of Dr. GRPO is the length limit.
     """
     if aggregation == "token_mean":
-        return "constant", groups.mean_tokens_N[0].clamp(min=1.0)
+        mean_N = groups.learned_tokens_N
+        mean = mask_NGT.sum(dim=-1).to(groups.mean_tokens_N).mean() if mean_N is None else mean_N[0]
+        # The smallest number stands in for 0 where no token counts: the sum above it is 0 too.
+        return "constant", mean.clamp(min=torch.finfo(mean.dtype).tiny)
     return aggregation, float(max_new_tokens)
 
 

@@ -49,9 +49,9 @@ def token_kl(
     With d = log π_ref - log π at the sampled token (Schulman 2020, "Approximating KL divergence"):
     k1 = -d, k2 = d²/2, k3 = e^d - d - 1. As *values* k1 and k3 are unbiased when the tokens come
     from π; k3 is never negative. As a *loss* they need ``old_log_probs``, which weights each token
-    by the ratio π/π_old, gradient included: then the gradients of k1 and k3 are the KL's, also at
-    π = π_old. Without it k1's expected gradient is 0 and k3's is that of KL(π_ref ‖ π); k2's is
-    right on policy.
+    by the ratio π/π_old: with its gradient for k1 and k3, and as a constant for k2, whose own
+    gradient is the KL's already. Then the expected gradient of all three is the KL's, on and off
+    policy. Without it k1's is 0, k3's is that of KL(π_ref ‖ π), and k2's is right on policy alone.
 
     Args:
         mask: 1 at the tokens that count. The others are never exponentiated and are 0.
@@ -70,7 +70,8 @@ def token_kl(
     else:
         value = torch.expm1(d.clamp(max=MAX_LOG_RATIO)) - d
     if old_log_probs is not None:
-        value = value * (log_probs - old_log_probs).clamp(max=MAX_LOG_RATIO).exp()
+        ratio = (log_probs - old_log_probs).clamp(max=MAX_LOG_RATIO).exp()
+        value = value * (ratio.detach() if estimator == "k2" else ratio)
     return value
 
 

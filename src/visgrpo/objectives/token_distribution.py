@@ -131,9 +131,7 @@ def score_tokens(
             entropy_C = entropy(whole_CV)
         return log_probs_CV.gather(-1, chosen_C.unsqueeze(-1)).squeeze(-1), entropy_C
 
-    with torch.no_grad():
-        vocabulary = head(hidden_BD[:1]).shape[-1]
-    chunk = max(1, at_once // vocabulary)
+    chunk = max(1, at_once // _width(head, hidden_BD))
     if len(hidden_BD) <= chunk:
         return TokenScores(*score(hidden_BD, chosen_B))
     parts = [
@@ -143,3 +141,13 @@ def score_tokens(
         for hidden_CD, chosen_C in zip(hidden_BD.split(chunk), chosen_B.split(chunk), strict=True)
     ]
     return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _width(head: Callable[[Tensor], Tensor], hidden_BD: Tensor) -> int:
+    """Return V without running the head where its weight tells.
+
+    Under autocast, torch before 2.11 keeps the first cast of a weight for the whole block, also one
+    made under no_grad (pytorch#158232): a head that ran there first would get no gradient.
+    """
+    width = getattr(head, "out_features", None)
+    return int(head(hidden_BD[:1]).shape[-1] if width is None else width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -276,3 +277,54 @@ def test_integer_rewards() -> None:
 def test_one_output_in_all_has_no_batch_std() -> None:
     with pytest.raises(UserError):
         advantages(doubles([[1.0]]), baseline="none", scale="batch_std")
+
+
+def test_one_output_a_group_over_the_batch() -> None:
+    """Without a baseline nothing is compared inside a group: the scale is the batch's."""
+    rewards = doubles([[0.0], [1.0], [2.0]])
+    result = advantages(rewards, baseline="none", scale="batch_std")
+    np.testing.assert_allclose(result.numpy(), [[0], [1 / 1.0001], [2 / 1.0001]], atol=1e-12)
+    same = advantages(doubles([[3.0], [3.0]]), baseline="none", scale="batch_std")
+    assert same.tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("scale", ["std", "batch_std"])
+def test_equal_rewards_teach_nothing_without_a_baseline_either(scale: str) -> None:
+    """Not 0.5 / (0 + eps), which would be 5,000."""
+    result = advantages(torch.full((2, 4), 0.5), baseline="none", scale=scale)
+    assert result.tolist() == [[0.0] * 4] * 2
+
+
+@pytest.mark.parametrize("scope", ["group", "batch"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_large_rewards_are_centred_in_float32(scope: str, baseline: str) -> None:
+    small = torch.tensor([[0.0, 0.25, 0.5, 1.0], [0.5, 0.5, 0.0, 0.75]])
+    large = advantages(small + 1e6, scope=scope, baseline=baseline)
+    assert torch.equal(large, advantages(small, scope=scope, baseline=baseline))
+
+
+MISSING = [[[0.0, 5.0], [1.0, 7.0]], [[0.0, math.nan], [1.0, math.nan]]]
+
+
+def test_a_reward_that_does_not_apply_moves_no_advantage_over_a_batch() -> None:
+    """The second reward's mean is 6, of the first input alone: there its part is -1 and 1."""
+    result = combine_rewards(
+        doubles(MISSING), doubles([1.0, 1.0]), scope="batch", baseline="mean", scale="none"
+    )
+    np.testing.assert_allclose(result.numpy(), [[-1.5, 1.5], [-0.5, 0.5]], atol=1e-12)
+
+
+def test_a_reward_is_normalised_over_the_inputs_that_it_applies_to() -> None:
+    knobs = {"combination": "normalize_then_sum", "scope": "batch", "eps": 0.0}
+    result = combine_rewards(doubles(MISSING), doubles([1.0, 1.0]), **knobs)
+    first, second = math.sqrt(3) / 2, math.sqrt(0.5)  # 0.5 / std(0, 1, 0, 1), 1 / std(5, 7)
+    expected = [[-first - second, first + second], [-first, first]]
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("combination", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_reward_that_applies_nowhere_is_as_if_it_was_not_there(combination: str) -> None:
+    rewards = doubles([[[0.0, math.nan], [1.0, math.nan]]])
+    result = combine_rewards(rewards, doubles([1.0, 3.0]), combination=combination, scope="batch")
+    alone = combine_rewards(rewards[..., :1], doubles([1.0]), scope="batch")
+    assert torch.equal(result, alone)

@@ -359,7 +359,7 @@ def test_a_critic_of_zeros_gives_every_token_the_completions_reward() -> None:
     source = rollouts(drawn=sampling(LIMIT, stop=(STOP, 6)))
     method = TokenPPO(source, PLAIN, lam=1.0, whiten_advantages=False)
     groups = method.rollout(model, batch_of(), 0, chunk=4)
-    expected = groups.rewards_NGR.expand(*groups.mask_NGT.shape) * groups.mask_NGT
+    expected = groups.rewards_NGR.float().expand(*groups.mask_NGT.shape) * groups.mask_NGT
     torch.testing.assert_close(groups.advantages, expected)
     sample = method.samples(groups, 1)[0]
     assert sample["advantages"] == sample["rewards"]

@@ -234,7 +234,9 @@ def test_a_group_without_a_truth_has_no_reward_of_the_answer() -> None:
         {"answer": ["", "3"], "kind": ["items", "items"]},
     )
     nan = torch.nan
-    expected = torch.tensor([[[1, nan, nan], [0, nan, nan]], [[1, 1, 1], [0, 0, 0.6]]])
+    expected = torch.tensor(
+        [[[1, nan, nan], [0, nan, nan]], [[1, 1, 1], [0, 0, 0.6]]], dtype=torch.float64
+    )
     torch.testing.assert_close(rewards_NGR, expected, equal_nan=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.rewards.functions import CustomReward, RewardError
@@ -73,7 +74,7 @@ def test_only_accepted_arguments_are_passed() -> None:
         return VALUES
 
     call(some, votes=["v0", "v1"], caption=["c0", "c1"])
-    assert seen.pop("outputs") is OUTPUTS_NG
+    assert torch.equal(seen.pop("outputs"), OUTPUTS_NG)
     assert seen == {"votes": ["v0", "v1"], "classes": CLASSES, "bonus": 7.0}
 
 
@@ -237,3 +238,24 @@ def test_import_errors_carry_the_traceback(reward_folder: Path) -> None:
         parse_rewards(["needy_rewards.py:right"], None, CLASSES)
     assert "import no_such_module_at_all" in caught.value.details
     assert "importlib" not in caught.value.details
+
+
+def test_functions_get_copies() -> None:
+    """One that writes in place changes neither the groups nor the batch."""
+
+    def vandal(outputs: Tensor, label: Tensor, probabilities: Tensor, note: list[Any]) -> Tensor:
+        outputs.zero_()
+        label.fill_(1)
+        probabilities.zero_()
+        note[0].clear()
+        return (outputs == label[:, None]).float()
+
+    outputs_NG, label = torch.tensor([[0, 1]]), torch.tensor([0])
+    probabilities, note = torch.tensor([[0.5, 0.5]]), [["kept"]]
+    CustomReward("vandal", vandal)(
+        outputs_NG, label=label, probabilities=probabilities, classes=("a", "b"), note=note
+    )
+    assert outputs_NG.tolist() == [[0, 1]]
+    assert label.tolist() == [0]
+    assert probabilities.tolist() == [[0.5, 0.5]]
+    assert note == [["kept"]]

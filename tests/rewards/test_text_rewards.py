@@ -50,7 +50,7 @@ def test_functions_get_flat_rows_by_name() -> None:
 
     rewards_NGR = call(everything)
     assert rewards_NGR.tolist() == [[[1.0], [2.0]], [[3.0], [4.0]]]
-    assert rewards_NGR.dtype == torch.float32
+    assert rewards_NGR.dtype == torch.float64
     chat = [{"role": "user", "content": "Or not?"}]
     assert seen == {
         "prompts": ["To be", "To be", chat, chat],
@@ -242,3 +242,32 @@ def test_two_built_in_rewards_of_one_name_are_told_apart() -> None:
     assert rewards.names == ("model:a", "model:b")
     with pytest.raises(UserError, match='Two rewards are called "model:a"'):
         parse_text_rewards(["model:a", "model:a"], None, built_in)
+
+
+def test_functions_get_copies() -> None:
+    """One that writes into what it is given disturbs neither the next, nor the data."""
+    prompt = [{"role": "user", "content": "How many?"}]
+    ids = [[[1, 2, 3], [4, 5]]]
+
+    def vandal(*, prompts: Any, completions: Any, completion_ids: Any, answer: Any) -> Any:
+        for row in range(2):
+            prompts[row][-1]["content"] += " Think."
+            completions[row][0]["content"] = "?"
+            completion_ids[row].clear()
+            answer[row].append("wrong")
+        assert prompts[0][-1]["content"] == "How many? Think."  # rows share nothing either
+        return [0.0, 0.0]
+
+    def witness(*, prompts: Any, completions: Any, completion_ids: Any, answer: Any) -> Any:
+        assert prompts[0] == prompt
+        assert [text[0]["content"] for text in completions] == ["three", "two"]
+        assert answer == [["3"], ["3"]]
+        return [float(len(row)) for row in completion_ids]
+
+    rewards = TextRewards.of([("vandal", vandal), ("witness", witness)], None)
+    columns = {"answer": [["3"]]}
+    rewards_NGR = rewards([prompt], [["three", "two"]], ids, columns)
+    assert rewards_NGR.tolist() == [[[0, 3], [0, 2]]]
+    assert prompt == [{"role": "user", "content": "How many?"}]
+    assert ids == [[[1, 2, 3], [4, 5]]]
+    assert columns == {"answer": [["3"]]}

@@ -134,7 +134,7 @@ class TokenPPO:
         totals_NG = weighted_sum(rewards_NGR, self.rollouts.rewards.weights_R)
         last_NG1 = groups.mask_NGT.sum(dim=-1, keepdim=True) - 1
         rewards_NGT = torch.zeros_like(groups.old_log_probs_NGT)
-        rewards_NGT = rewards_NGT.scatter(-1, last_NG1, totals_NG.unsqueeze(-1))
+        rewards_NGT = rewards_NGT.scatter(-1, last_NG1, totals_NG.to(rewards_NGT).unsqueeze(-1))
         if self.terms.kl_in == "reward" and coefficient:
             assert groups.reference_log_probs_NGT is not None
             kl_NGT = groups.old_log_probs_NGT - groups.reference_log_probs_NGT

@@ -197,16 +197,18 @@ class TokenGRPO:
         return samples_of(groups, self.rollouts, rows)
 
     def _advantages(self, groups: TokenGroups, coefficient: float) -> Tensor:
-        rewards_NGR = groups.rewards_NGR.nan_to_num(nan=0.0)
+        rewards_NGR = groups.rewards_NGR
         weights_R = self.rollouts.rewards.weights_R.to(rewards_NGR)
         if self.terms.kl_in == "reward" and coefficient:
             rewards_NGR = torch.cat([rewards_NGR, -sequence_kl(groups)[..., None]], dim=-1)
             weights_R = torch.cat([weights_R, weights_R.new_tensor([coefficient])])
         if self.best_only:
-            return best_of_each(weighted_sum(rewards_NGR, weights_R))
-        return advantages_of(
+            totals_NG = weighted_sum(rewards_NGR.nan_to_num(nan=0.0), weights_R)
+            return best_of_each(totals_NG).float()
+        advantages_NG = advantages_of(
             rewards_NGR, weights_R, self.objective, self.combination, self.rollouts.shards
         )
+        return advantages_NG.float()
 
 
 def best_of_each(rewards_NG: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ def advantages(
     sample's (n - 1), as in TRL. A group whose weights are all 0 is no part of the batch.
 
     A group (or, with batch scope, a batch) whose possible outputs all earn the same has advantages
-    of exactly 0, whatever the rounding of its mean; only with neither baseline nor scale are
-    advantages the rewards themselves.
+    of exactly 0, whatever the rounding of its mean; without a baseline it is the group, or batch,
+    that the scale is of, and with neither advantages are the rewards themselves.
 
     Args:
         rewards_NG: one reward for each of the G outputs of each of the N inputs; finite.
@@ -61,6 +61,13 @@ def advantages(
     else:
         pool, weights = rewards_NG, weights_NG
     _refuse(pool, scope, baseline, scale, weights)
+    equal = all_equal(pool, weights)[:, None]
+    if baseline == "none" and scale == "batch_std":
+        every_weight = None if weights is None else weights.reshape(1, -1)
+        equal = all_equal(pool.reshape(1, -1), every_weight)[:, None]
+    if baseline != "none" and scale != "mean":
+        # Differences of numbers that lie close together are exact: 1e6 + 0.1 is centred like 0.1.
+        pool = pool - (pool[:1, :1] if scale == "batch_std" else pool[:, :1])
 
     mean = _mean(pool, weights)
     centred = pool - _baseline(pool, mean, baseline)
@@ -72,7 +79,7 @@ def advantages(
     elif scale == "mean":
         centred = centred / (mean + eps)
     if baseline != "none" or scale != "none":
-        centred = centred.masked_fill(all_equal(pool, weights)[:, None], 0.0)
+        centred = centred.masked_fill(equal, 0.0)
     return centred.reshape(rewards_NG.shape)
 
 
@@ -91,9 +98,13 @@ def combine_rewards(
 
     ``sum_then_normalize`` normalises Σ_r w_r·reward_r; ``normalize_then_sum`` gives every reward
     the same spread first, so that a reward in large units cannot drown the others.
-    """
 
-    def normalise(rewards_NG: Tensor) -> Tensor:
+    A reward that is NaN for all outputs of an input does not apply to it: it has no part in that
+    input's advantages, and the input none in that reward's statistics over a batch.
+    """
+    applies_NR = ~rewards_NGR[:, 0].isnan()
+
+    def normalise(rewards_NG: Tensor, weights_NG: Tensor | None = weights_NG) -> Tensor:
         return advantages(
             rewards_NG,
             scope=scope,
@@ -103,10 +114,26 @@ def combine_rewards(
             eps=eps,
         )
 
-    if combination == "sum_then_normalize":
-        return normalise(weighted_sum(rewards_NGR, reward_weights_R))
-    parts = [normalise(rewards_NG) for rewards_NG in rewards_NGR.unbind(-1)]
-    return weighted_sum(torch.stack(parts, dim=-1), reward_weights_R)
+    def normalise_some(rewards_NG: Tensor, applies_N: Tensor) -> Tensor:
+        if bool(applies_N.all()):
+            return normalise(rewards_NG)
+        result_NG = torch.zeros_like(rewards_NG)
+        if int(applies_N.sum()) * rewards_NG.shape[1] > 1:  # one output has no spread
+            weights = None if weights_NG is None else weights_NG[applies_N]
+            result_NG[applies_N] = normalise(rewards_NG[applies_N], weights)
+        return result_NG
+
+    parts = rewards_NGR.unbind(-1)
+    if combination == "normalize_then_sum":
+        parts = tuple(map(normalise_some, parts, applies_NR.unbind(-1)))
+        return weighted_sum(torch.stack(parts, dim=-1), reward_weights_R)
+    if not bool(applies_NR.all()):
+        over_batch = baseline != "none" and (scope == "batch" or scale == "batch_std")
+        parts = tuple(
+            rewards_NG.nan_to_num(nan=float(rewards_NG.nanmean().nan_to_num()) if over_batch else 0)
+            for rewards_NG in parts
+        )
+    return normalise(weighted_sum(torch.stack(parts, dim=-1), reward_weights_R))
 
 
 def weighted_sum(values_NGR: Tensor, weights_R: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -79,13 +80,17 @@ class UserFunction:
     def __call__(self, *arguments: Any, offered: Mapping[str, Any]) -> Any:
         """Call it with `arguments` and those of `offered` that it names (all, if it has **kwargs).
 
+        It gets copies: one that sorts, pops or writes in place disturbs nobody else.
+
         Raises:
             UserError: it needs something that is not offered, or it raised one itself.
             RewardError: it raised anything else.
         """
         self.check(offered, positions=len(arguments))
         try:
-            return self.function(*arguments, **self._accepted(len(arguments), offered))
+            accepted = self._accepted(len(arguments), offered)
+            own = {name: _copied(value) for name, value in accepted.items()}
+            return self.function(*map(_copied, arguments), **own)
         except UserError:
             raise
         except Exception as error:  # the boundary to foreign code: whatever it raises is theirs
@@ -97,6 +102,13 @@ class UserFunction:
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
             return {name: value for name, value in offered.items() if name not in given}
         return {p.name: offered[p.name] for p in named if p.name in offered}
+
+
+def _copied(value: Any) -> Any:
+    """Return a value that may be changed; rows that share one object get one each."""
+    if isinstance(value, list):
+        return [deepcopy(row) for row in value]
+    return value.clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
 def user_function(

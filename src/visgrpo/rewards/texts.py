@@ -100,7 +100,7 @@ class TextRewards(WeightedRewards):
         ids_NG: Sequence[Sequence[list[int]]],
         columns: Mapping[str, Sequence[Any]],
     ) -> Tensor:
-        """Return every reward, unweighted, (N, G, R) float32; NaN where one does not apply.
+        """Return every reward, unweighted, (N, G, R) float64; NaN where one does not apply.
 
         Args:
             prompts_N: strings or sequences of messages.
@@ -115,14 +115,9 @@ class TextRewards(WeightedRewards):
         G = len(completions_NG[0])
         rows = _rows(prompts_N, completions_NG, ids_NG, columns)
         with torch.no_grad():
-            # Lists of its own for each: one that sorts or pops must not disturb the next.
             rewards_RB = torch.stack(
                 [
-                    _numbers(
-                        caller(offered={key: list(values) for key, values in rows.items()}),
-                        f'Reward "{caller.name}"',
-                        rows,
-                    )
+                    _numbers(caller(offered=rows), f'Reward "{caller.name}"', rows)
                     for caller in self._callers
                 ]
             )
@@ -218,7 +213,7 @@ def _rows(
 
 
 def _numbers(result: Any, who: str, rows: Mapping[str, Sequence[Any]]) -> Tensor:
-    """A function's result as (B,) float32, NaN for None."""
+    """A function's result as (B,) float64, NaN for None."""
     if isinstance(result, Tensor | np.ndarray):
         result = result.tolist()
     if not isinstance(result, list | tuple):
@@ -231,7 +226,7 @@ def _numbers(result: Any, who: str, rows: Mapping[str, Sequence[Any]]) -> Tensor
         raise UserError(
             f"{who} returned {len(result)} rewards for {count} completions: return one for each."
         )
-    rewards_B = torch.full((count,), torch.nan)
+    rewards_B = torch.full((count,), torch.nan, dtype=torch.float64)
     for row, value in enumerate(result):
         if value is None:
             continue

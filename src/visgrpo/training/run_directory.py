@@ -25,12 +25,17 @@ class RunDirectory:
     Only the main process writes; on the others every method that writes does nothing.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, *, writes: bool = True) -> None:
+        self.path = Path(path)
         self.writes = writes
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = self.path / "checkpoints"
 
-    def create(self, recipe: str, config: Mapping[str, Any]) -> None:
+    def ensure(self, settings: Mapping[str, Any]) -> None:
+        """Create the run of a script, of which nothing but the trainer's settings is known."""
+        if not (self.path / CONFIG_FILE).exists():
+            self.create(None, settings)
+
+    def create(self, recipe: str | None, config: Mapping[str, Any]) -> None:
         """Make the folder and write config.yaml with the recipe and the versions in use."""
         if not self.writes:
             return

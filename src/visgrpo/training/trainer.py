@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -128,6 +128,7 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
         options = self._options
+        self._run.ensure({"method": self._title, **asdict(options)})
         display = ProgressDisplay(
             self._title, options.steps, start=self._step, shown=self._processes.is_main
         )

@@ -164,7 +164,7 @@ def build_trainer(
     data = _noise_images(shape)
     inputs = pixel_inputs(data, preprocess, ("crop", "flip", "color") * variant.augmented)
     if variant.cached_features:
-        inputs = CachedInputs(outputs_of(classifier.pool, data, inputs, processes))
+        inputs = CachedInputs(outputs_of(classifier.features, data, inputs, processes))
     loader = Bursts(data, inputs, batch_size=shape.batch_size, seed=0)
     loader.burst = loader.steps_per_epoch if variant.frozen_tower else shape.burst
     trainer = Trainer(
@@ -180,7 +180,7 @@ def build_trainer(
     )
 
     def train_one_burst() -> None:
-        classifier.inputs_are_pooled = variant.cached_features
+        classifier.inputs_are_features = variant.cached_features
         with contextlib.redirect_stderr(io.StringIO()):  # the progress display
             trainer.train()
 

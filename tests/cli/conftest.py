@@ -123,7 +123,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(name: str) -> None:
         pytest.fail(f"{name} was loaded before cheap checks were done")
 
-    for recipe in ("clip.train", "clip.use"):
+    for recipe in ("clip.train", "clip.use", "labels"):
         monkeypatch.setattr(f"visgrpo.tasks.{recipe}.load_clip", loaded)
     monkeypatch.setattr("visgrpo.tasks.clip.pretrain.build_small_clip", loaded)
 

@@ -145,8 +145,8 @@ def test_pooled_features_give_the_logits_of_their_pixels(
     classifier = classifier_from(request.getfixturevalue(family), ("text",))
     expected = logits_of(classifier)
     with torch.no_grad():
-        pooled = classifier.pool(pixels())
-    classifier.inputs_are_pooled = True
+        pooled = classifier.features(pixels())
+    classifier.inputs_are_features = True
     assert pooled.shape == (6, 32)
     torch.testing.assert_close(logits_of(classifier, pooled), expected)
 

@@ -136,8 +136,8 @@ def test_pooled_inputs(tiny_clip_folder: Path, choice: Sequence[str]) -> None:
     start = logits_of(classifier_from(tiny_clip_folder)).log_softmax(-1)
     classifier = classifier_from(tiny_clip_folder, choice)
     with torch.no_grad():
-        pooled: Any = classifier.pool(pixels())
-    classifier.inputs_are_pooled = True
+        pooled: Any = classifier.features(pixels())
+    classifier.inputs_are_features = True
     reference = live_reference(classifier)
     optimizer = torch.optim.SGD([p for p in classifier.parameters() if p.requires_grad], lr=0.1)
     classifier.train()(pooled)[:, 0].sum().backward()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
 from visgrpo.data.inputs import PixelInputs
@@ -20,9 +18,8 @@ from visgrpo.feedback.options import LabelledByModel
 from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.load import load_clip, load_representation
-from visgrpo.models.prompts import DEFAULT_TEMPLATES
 from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.tasks.labels import load_labeller
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
@@ -63,9 +60,10 @@ def answers_of(
     Raises:
         UserError: for a model that answers no labels, or other ones.
     """
-    classifier, pool, preprocess = _load(name, classes, templates)
+    classifier, preprocess = _load(name, classes, templates)
     classifier.to(processes.device).eval()
     inputs = PixelInputs(dataset, preprocess)
+    pool = classifier.features
     pooled_MP = outputs_of(pool, dataset, inputs, processes, batch_size=batch_size).float()
     pooled = CachedInputs(pooled_MP)
     logits_MK = logits_of(classifier, dataset, pooled, processes, batch_size=batch_size)
@@ -94,21 +92,15 @@ def unlabelled(
 
 def _load(
     name: str, classes: tuple[str, ...], templates: tuple[str, ...] | None
-) -> tuple[ClipClassifier | RepresentationClassifier, Callable[[Tensor], Tensor], Preprocess]:
-    """Return a classifier that takes pooled features, what makes them of pixels, and of images."""
-    if answering_kind(name, "shown") == "clip":
-        clip = load_clip(name)
-        templates = templates or tuple(clip.info.get("templates", DEFAULT_TEMPLATES))
-        dual = ClipClassifier(clip.model, clip.tokenizer, classes, templates)
-        dual.inputs_are_pooled = True
-        return dual, dual.pool, clip.preprocess
-    model, backbone = load_representation(name)
-    headed = cast(RepresentationClassifier, model)
-    if odd := sorted(set(headed.classes) ^ set(classes)):
+) -> tuple[ClipClassifier | RepresentationClassifier, Preprocess]:
+    """Return a classifier that takes features made before, and what makes pixels of images."""
+    answering_kind(name, "shown")
+    classifier, parts = load_labeller(name, classes, templates)
+    if odd := sorted(set(classifier.classes) ^ set(classes)):
         raise UserError(
-            f'"{name}" answers {len(headed.classes)} classes, which are not the {len(classes)} '
+            f'"{name}" answers {len(classifier.classes)} classes, which are not the {len(classes)} '
             f'labels that could be shown: only one of them has "{odd[0]}". Name the labels with '
             "--classes."
         )
-    headed.inputs_are_features = True
-    return headed, headed.features, backbone.preprocess
+    classifier.inputs_are_features = True
+    return classifier, parts.preprocess

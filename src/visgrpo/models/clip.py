@@ -52,7 +52,7 @@ class ClipClassifier(nn.Module):
         self.classes = tuple(classes)
         self.templates = tuple(templates)
         self.scale_mode = logit_scale
-        self.inputs_are_pooled = False
+        self.inputs_are_features = False
         self._token_ids, self._token_mask = _tokenize(tokenizer, self.backbone, classes, templates)
         self._text_features_KD: Tensor | None = None
         self._pooled_prompts: Tensor | None = None  # before the projection, in order K·P
@@ -72,13 +72,13 @@ class ClipClassifier(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.logit_scale.device
 
-    def pool(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """Return the image tower's pooled features (N, P), before the projection."""
         return self.backbone.vision_model(pixel_values=pixels).pooler_output
 
     def embed_images(self, inputs: Tensor) -> Tensor:
         """Return image features (N, D) of length 1 from pixels, or from pooled features."""
-        pooled = inputs if self.inputs_are_pooled else self.pool(inputs)
+        pooled = inputs if self.inputs_are_features else self.features(inputs)
         projection = getattr(self.backbone, "visual_projection", None)
         return F.normalize(pooled if projection is None else projection(pooled), dim=-1)
 

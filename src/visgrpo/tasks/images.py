@@ -83,6 +83,11 @@ def data_info(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def tuned_info(config: Any) -> dict[str, Any]:
+    """Return what a tuned model says of the run that made it."""
+    return {"start": config.model, "method": config.method, **data_info(config)}
+
+
 def data_summary(config: RunConfig, splits: Splits) -> dict[str, Any]:
     """Return what the summary says of the data."""
     return {

@@ -113,7 +113,7 @@ TASKS: dict[str, Place | Task] = {
             "clip": Kind(
                 "a CLIP or SigLIP model",
                 "visgrpo.tasks.clip.use:Evaluation",
-                "visgrpo.tasks.clip.use:Prediction",
+                "visgrpo.tasks.labels:Prediction",
                 labels=True,
             )
         },
@@ -126,7 +126,7 @@ TASKS: dict[str, Place | Task] = {
             "classification": Kind(
                 "a backbone with a classification head",
                 "visgrpo.tasks.backbone.use:Evaluation",
-                "visgrpo.tasks.backbone.use:Prediction",
+                "visgrpo.tasks.labels:Prediction",
                 labels=True,
             )
         },

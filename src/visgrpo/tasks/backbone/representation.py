@@ -22,9 +22,11 @@ from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone
+from visgrpo.models.card import label_card
 from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.models.save import save
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.shared import (
@@ -32,11 +34,10 @@ from visgrpo.tasks.backbone.shared import (
     load_start,
     objective_of,
     rate_of,
-    save_tuned,
     training_of,
 )
 from visgrpo.tasks.backbone_configs import RepresentationConfig
-from visgrpo.tasks.images import data_summary, load_data, run_stem, save_picture
+from visgrpo.tasks.images import data_summary, load_data, run_stem, save_picture, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -84,6 +85,7 @@ class RepresentationTask(Task):
                 "at 0."
             )
         held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
+        folder, info = session.run.path / "model", tuned_info(options)
         return Job(
             model=classifier,
             method=_method(
@@ -94,7 +96,7 @@ class RepresentationTask(Task):
             training=training,
             validate=held_out.validation.scalars,
             look=held_out.look,
-            save=lambda summary: save_tuned(classifier, parts, options, session, summary),
+            save=lambda summary: save(classifier, parts, folder, label_card(summary), info),
             data=data_summary(options, splits),
             start=options.model,
             chosen_method=options.method,

@@ -20,8 +20,10 @@ from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
 from visgrpo.models.backbone import Backbone
+from visgrpo.models.card import label_card
 from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.representation import Segmenter
+from visgrpo.models.save import save
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.pictures import Pictures
@@ -30,11 +32,10 @@ from visgrpo.tasks.backbone.shared import (
     load_start,
     objective_of,
     rate_of,
-    save_tuned,
     training_of,
 )
 from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.images import data_summary, run_stem, say_notes
+from visgrpo.tasks.images import data_summary, run_stem, say_notes, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -79,6 +80,8 @@ class SegmentationTask(Task):
                 pictures.write(session.run)
             return Seen(test.now())
 
+        folder, info = session.run.path / "model", tuned_info(options)
+        info |= {"image_size": options.image_size, "ignore_index": options.ignore_index}
         return Job(
             model=segmenter,
             method=_method(options, rewards, segmenter, splits.train, session),
@@ -87,15 +90,7 @@ class SegmentationTask(Task):
             training=training,
             validate=validation.scalars,
             look=look,
-            save=lambda summary: save_tuned(
-                segmenter,
-                parts,
-                options,
-                session,
-                summary,
-                image_size=options.image_size,
-                ignore_index=options.ignore_index,
-            ),
+            save=lambda summary: save(segmenter, parts, folder, label_card(summary), info),
             data=data_summary(options, splits),
             start=options.model,
             chosen_method=options.method,

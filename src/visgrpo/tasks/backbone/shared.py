@@ -1,8 +1,8 @@
-"""What `representation` and `segmentation` share: objective, start, what trains, inputs, saving."""
+"""What `representation` and `segmentation` share: objective, start, what trains, features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
 from visgrpo.measures.over import outputs_of
-from visgrpo.models.card import label_card
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
 from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.save import save
 from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
-from visgrpo.tasks.images import data_info, training_options
+from visgrpo.tasks.images import training_options
 from visgrpo.tasks.session import Session
 from visgrpo.training.options import TrainingOptions
 
@@ -139,19 +137,6 @@ class Features:
         return cached_features(
             model.features, dataset, inputs, self._session.processes, key=key, folder=folder
         )
-
-
-def save_tuned(
-    model: BackboneModel,
-    parts: Parts,
-    config: BackboneRunConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-    **more: Any,
-) -> None:
-    """Write the model into its run, with what made it and more that its use needs to know."""
-    info = {"start": config.model, "method": config.method, **data_info(config), **more}
-    save(model, parts, session.run.path / "model", label_card(summary), info)
 
 
 def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:

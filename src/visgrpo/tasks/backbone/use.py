@@ -1,4 +1,4 @@
-"""What is done with a saved backbone and its head for whole images: evaluated, and predicted with.
+"""What saved backbones, with a head for whole images or none, are measured by in `evaluate`.
 
 A backbone without a head, or with one for other classes, is judged by probes on its features.
 """
@@ -6,12 +6,10 @@ A backbone without a head, or with one for other classes, is judged by probes on
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
@@ -29,8 +27,7 @@ from visgrpo.models.parts import read_info
 from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.tasks.evaluate import division_of, labelled_rows, labelled_splits, models_of
 from visgrpo.tasks.model_kinds import kind_of
-from visgrpo.tasks.predict import classes_of, most_probable
-from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
 
@@ -133,22 +130,6 @@ class _Encoder:
         inputs, size = CachedInputs(features_MP), self._batch_size
         logits_MK = logits_of(self._head, dataset, inputs, self._processes, batch_size=size)
         return logits_MK[:, [self._head.classes.index(name) for name in dataset.classes]]
-
-
-class Prediction:
-    """The classes of an image, by the model's head."""
-
-    def __init__(
-        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
-    ) -> None:
-        self._classes, self._top_k = classes_of(config), config.top_k
-        model, parts = load_representation(config.model)
-        self._classifier = cast(RepresentationClassifier, model).to(processes.device)
-        self._preprocess, self._device = parts.preprocess, processes.device
-
-    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
-        logits_1K = self._classifier(self._preprocess(image)[None].to(self._device))
-        return most_probable(logits_1K, self._classes, self._top_k)
 
 
 def _head_classes(folder: str) -> tuple[str, ...]:

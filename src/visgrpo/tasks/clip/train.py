@@ -31,7 +31,7 @@ from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
-from visgrpo.tasks.images import data_info, data_summary, run_stem, save_picture, training_options
+from visgrpo.tasks.images import data_summary, run_stem, save_picture, training_options, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -216,11 +216,11 @@ def _inputs(
     classifier.eval()
     pooled: dict[str, InputFunction] = {
         name: CachedInputs(
-            outputs_of(classifier.pool, getattr(splits, name), function, session.processes)
+            outputs_of(classifier.features, getattr(splits, name), function, session.processes)
         )
         for name, function in found.items()
     }
-    classifier.inputs_are_pooled = True
+    classifier.inputs_are_features = True
     return pooled
 
 
@@ -290,7 +290,6 @@ def _save(
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
-    info = {"start": config.model, "method": config.method, **data_info(config)}
-    save(classifier, parts, folder, label_card(summary), info)
+    save(classifier, parts, folder, label_card(summary), tuned_info(config))
     if config.lora and config.logit_scale == "frozen":
         save_adapter(classifier, session.run.path / "adapter")

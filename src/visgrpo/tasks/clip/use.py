@@ -1,27 +1,23 @@
-"""What is done with a saved CLIP: the parts of `visgrpo evaluate` and `visgrpo predict`."""
+"""What saved CLIP models are measured by: their part of `visgrpo evaluate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.inputs import pixel_inputs
-from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, interpolate
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.over import logits_of
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
-from visgrpo.models.parts import Parts
-from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
+from visgrpo.models.prompts import class_prompts
 from visgrpo.tasks.evaluate import labelled_rows
 from visgrpo.tasks.extension import votes_on
-from visgrpo.tasks.predict import classes_of, most_probable
-from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.tasks.labels import prompts_of
+from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
 
@@ -32,7 +28,7 @@ class Evaluation:
         self._config, self._processes = config, processes
         self._dataset = labelled_rows(config)
         self._parts = load_clip(config.model)
-        self._templates = _templates(config, self._parts)
+        self._templates = prompts_of(self._parts, config.templates)
         class_prompts(self._dataset.classes, self._templates)
         self._votes_MK = votes_on(self._dataset, config.votes) if config.votes else None
         self._inputs = pixel_inputs(self._dataset, self._parts.preprocess)
@@ -68,40 +64,6 @@ class Evaluation:
         if self._votes_MK is not None:
             measures.update(agreement(logits_MK, self._votes_MK, labels_M))
         return measures
-
-
-class Prediction:
-    """The classes of an image, by the prompts of the model or others."""
-
-    def __init__(
-        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
-    ) -> None:
-        self._classes, self._top_k = classes_of(config), config.top_k
-        self._processes = processes
-        parts = load_clip(config.model)
-        self._preprocess = parts.preprocess
-        self._classifier = ClipClassifier(
-            parts.model, parts.tokenizer, self._classes, _templates(config, parts)
-        )
-        self._classifier.to(processes.device).eval()
-        self._side = self._classifier.backbone.config.vision_config.image_size
-
-    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
-        pixels = self._preprocess(image)
-        height, width = pixels.shape[1:]
-        side = self._side
-        if (height, width) != (side, side):
-            raise UserError(
-                f'Image "{path}" is {width} × {height} pixels after the model\'s own '
-                f"preprocessing, but the model takes {side} × {side}: make the image square, or "
-                "set do_center_crop in its preprocessor_config.json."
-            )
-        logits_1K = self._classifier(pixels[None].to(self._processes.device))
-        return most_probable(logits_1K, self._classes, self._top_k)
-
-
-def _templates(config: EvaluateConfig | PredictConfig, parts: Parts) -> tuple[str, ...]:
-    return config.templates or tuple(parts.info.get("templates", DEFAULT_TEMPLATES))
 
 
 def _weights(model: Any) -> dict[str, Tensor]:

@@ -80,6 +80,14 @@ def test_top_p_by_hand() -> None:
         assert ours.tolist() == pytest.approx(expected)
 
 
+def test_top_p_that_is_reached_exactly_keeps_no_more() -> None:
+    """Sums of powers of two are exact: 0.5 and 0.25 are 0.75 to the bit."""
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log2() * math.log(2)
+    for top_p, kept in [(0.5, 1), (0.75, 2), (0.875, 3)]:
+        ours = TokenDistribution(top_p=top_p).log_probs(logits)
+        assert (ours > -math.inf).sum().item() == kept
+
+
 def test_equals_of_the_last_of_top_k_stay() -> None:
     logits = torch.tensor([2.0, 1.0, 1.0, 0.0])
     assert (TokenDistribution(top_k=2).log_probs(logits) > -math.inf).tolist() == [

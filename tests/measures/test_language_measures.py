@@ -10,7 +10,8 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from visgrpo.errors import UserError
-from visgrpo.measures.texts import best_of_n, pair_measures, text_measures
+from visgrpo.measures.texts import best_of_n, completion_means, pair_measures, text_measures
+from visgrpo.rewards.texts import TextRewards
 
 
 def test_a_uniform_model_costs_log_v():
@@ -126,3 +127,13 @@ def test_a_reward_that_is_nan_is_named():
     gold_MS[1, 2] = math.nan
     with pytest.raises(UserError, match="gold reward of sample 2 of prompt 1 is NaN"):
         best_of_n(torch.zeros(2, 4), gold_MS, [1])
+
+
+def test_a_reward_is_a_mean_over_the_prompts_that_it_applies_to() -> None:
+    """Of four completions it paid 3 in all to two: 1.5 each, and not 0.75."""
+    rewards = TextRewards.of([("exact", lambda completions: [])], None)
+    sums = {"completions": 4.0, "tokens": 8.0, "reward": 3.0, "ended": 4.0}
+    sums |= {"rewards/exact": 3.0, "paid/exact": 2.0}
+    assert completion_means(sums, rewards)["rewards/exact"] == 1.5
+    sums |= {"rewards/exact": 0.0, "paid/exact": 0.0}
+    assert completion_means(sums, rewards)["rewards/exact"] == 0.0

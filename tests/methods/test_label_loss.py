@@ -262,6 +262,20 @@ def test_reward_metrics_by_hand() -> None:
     assert metrics["accuracy"].item() == 0.5
 
 
+def test_the_spread_of_drawn_rewards_is_that_of_a_sample() -> None:
+    """As in TRL: divided by G - 1."""
+
+    def by_class(outputs: Tensor) -> Tensor:
+        return outputs.float()
+
+    logits = torch.zeros(2, 3)
+    policy = grpo(rewards=[by_class], n_classes=3, group_size=4)
+    result = policy.loss(lambda x: logits, batch_of(torch.tensor([0, 1]), logits), None, 0)
+    spread = result.groups.outputs_NG.float().std(dim=1).mean()
+    assert spread > 0
+    torch.testing.assert_close(result.metrics["reward_std"], spread)
+
+
 def test_groups_that_teach_nothing_are_counted_and_have_no_gradient() -> None:
     """A policy sure of a right class and one sure of a wrong class draw equal rewards."""
     logits = torch.tensor([[50.0, 0.0], [50.0, 0.0]], requires_grad=True)

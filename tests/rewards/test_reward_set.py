@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from visgrpo.errors import UserError
+from visgrpo.rewards.labels import Known
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 CLASSES = ("cat", "dog", "car")
@@ -71,6 +74,36 @@ def test_functions_must_match_names() -> None:
 def test_scope_is_batch_if_any_part_is() -> None:
     assert parse_rewards(["hard", "top-k:2"], None, CLASSES).scope == "any"
     assert parse_rewards(["hard", "soft"], None, CLASSES).scope == "batch"
+
+
+class Partial:
+    """A reward that is known of some labels; the others are masked, or have one all the same."""
+
+    def __init__(self, known: list[bool], masks: bool) -> None:
+        self.known_K, self.masks = torch.tensor(known), masks
+
+    def known(self, columns: Any, device: torch.device) -> Known:
+        observed_NK = self.known_K.expand(2, -1)
+        return Known(observed_NK, observed_NK if self.masks else None)
+
+    def __call__(self, outputs_NG: torch.Tensor, /, **_: Any) -> torch.Tensor:
+        return outputs_NG.float()
+
+
+def test_only_masks_take_outputs_away() -> None:
+    """A pair must have been seen by all rewards to be observed, by those that mask to be usable."""
+    clicks = Partial([True, True, False], masks=True)
+    grades = Partial([True, False, True], masks=False)
+    rewards = RewardSet.of([("clicks", clicks), ("grades", grades)], None)
+    known = rewards.known({}, torch.device("cpu"))
+    assert rewards.masks
+    assert known is not None
+    assert known.usable_NK is not None
+    assert known.observed_NK.tolist() == [[True, False, False]] * 2
+    assert known.usable_NK.tolist() == [[True, True, False]] * 2
+    seen = RewardSet.of([("grades", grades)], None).known({}, torch.device("cpu"))
+    assert seen is not None
+    assert seen.usable_NK is None
 
 
 def test_soft_is_refused_inside_groups() -> None:

@@ -104,9 +104,9 @@ class ImageCell:
 
         def batch() -> Batch:
             made = inputs.collate([inputs(row) for row in range(PROMPTS)])
-            assert made.labels_N is not None
+            assert made.lengths_N is not None
             rows = torch.arange(PROMPTS)
-            return Batch(rows, made.inputs, made.labels_N, {}, pictures=made.pictures)
+            return Batch(rows, made.inputs, lengths_N=made.lengths_N, pictures=made.pictures)
 
         return Task(
             model=parts.model,

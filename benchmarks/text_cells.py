@@ -58,7 +58,7 @@ class TextCell:
 
         def batch() -> Batch:
             made = encode_prompts(dataset, tokenizer, max_tokens=self.prompt)
-            return Batch(torch.arange(PROMPTS), made.inputs_M, made.labels_M, {})
+            return Batch(torch.arange(PROMPTS), made.inputs_M, lengths_N=made.lengths_M)
 
         return Task(
             model=model,

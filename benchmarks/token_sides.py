@@ -155,7 +155,7 @@ def check_agreement(ours: Visgrpo, trl: Trl) -> None:
     noise_NGT = 0.2 * torch.randn(shape, generator=generator).to(drawn_NGT.device)
     batch = ours.batch
     old_NGT = noise_NGT + ours.model.score(
-        batch.inputs, batch.labels_N, drawn_NGT, pictures=batch.pictures
+        batch.prompts_NP, batch.lengths_N, drawn_NGT, pictures=batch.pictures
     )
     more = {"advantages": advantages_NG.flatten(), "old_per_token_logps": old_NGT.flatten(0, 1)}
     trl_loss = trl.trainer.compute_loss(trl.model, {**trl.inputs, **more})

@@ -97,8 +97,7 @@ def test_encoding_joins_prompt_completion_and_end() -> None:
         [[*ids("abd"), EOS], ids("abgh")],
         [[*ids("cef"), EOS], [*ids("c"), EOS, PAD, PAD]],
     ]
-    assert encoded.labels_M is not None
-    assert encoded.labels_M.tolist() == [[4, 4], [4, 2]]
+    assert encoded.lengths_M.tolist() == [[4, 4], [4, 2]]
     (batch,) = BatchLoader(dataset, encoded, batch_size=2, seed=0).batches(0, 1)
     assert batch.inputs.shape == (2, 2, 4)
     assert batch.columns["margin"] == [row + 0.5 for row in batch.indices_N.tolist()]

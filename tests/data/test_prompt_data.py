@@ -154,12 +154,11 @@ def test_encoding_pads_on_the_left_and_a_loader_deals_it() -> None:
     dataset = prompt_table("letters/train", ("ab", "cde", "f"), {"answer": [1, 2, 3]})
     encoded = encode_prompts(dataset, char_tokenizer(), max_tokens=3)
     assert encoded.inputs_M.tolist() == [[PAD, *ids("ab")], ids("cde"), [PAD, PAD, *ids("f")]]
-    assert encoded.labels_M is not None
-    assert encoded.labels_M.tolist() == [2, 3, 1]
+    assert encoded.lengths_M.tolist() == [2, 3, 1]
     (batch,) = BatchLoader(dataset, encoded, batch_size=3, seed=0).batches(0, 1)
     rows = batch.indices_N.tolist()
     assert batch.columns == {"answer": [row + 1 for row in rows]}
-    assert torch.equal(batch.labels_N, encoded.labels_M[batch.indices_N])
+    assert torch.equal(batch.lengths_N, encoded.lengths_M[batch.indices_N])
 
 
 def test_messages_are_rendered_by_the_chat_template() -> None:

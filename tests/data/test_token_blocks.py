@@ -18,8 +18,7 @@ def test_documents_are_joined_by_ends_and_cut_without_overlap() -> None:
     stream = [*ids("abc"), EOS, *ids("de"), EOS, *ids("fgh"), EOS]  # 11: three dropped
     assert blocks.inputs_M.tolist() == [stream[:4], stream[4:8]]
     assert blocks.inputs_M.dtype == torch.int64
-    assert blocks.labels_M is not None
-    assert blocks.labels_M.tolist() == [3, 3]
+    assert blocks.lengths_M.tolist() == [3, 3]
 
 
 def test_many_documents_are_encoded_in_parts_and_kept_in_order() -> None:
@@ -35,7 +34,7 @@ def test_a_batch_loader_deals_the_blocks() -> None:
     assert len(dataset) == 12
     (batch,) = BatchLoader(dataset, blocks, batch_size=4, seed=0).batches(0, 1)
     assert torch.equal(batch.inputs, blocks.inputs_M[batch.indices_N])
-    assert batch.labels_N.tolist() == [2, 2, 2, 2]
+    assert batch.lengths_N.tolist() == [2, 2, 2, 2]
     assert batch.columns == {}
     assert [len(part) for part in sequential(dataset, blocks, 5)] == [5, 5, 2]
     half = dataset.subset(np.arange(6))

@@ -136,7 +136,7 @@ def test_a_batch_holds_prompts_images_and_answers(style: Any) -> None:
     expected = [encoded(asked(row, style)) for row in range(4)]
     longest = max(map(len, expected))
     assert batch.inputs.tolist() == [[pad] * (longest - len(ids)) + ids for ids in expected]
-    assert batch.labels_N.tolist() == [len(ids) for ids in expected]
+    assert batch.lengths_N.tolist() == [len(ids) for ids in expected]
     answers = [[*encoded(target), end] for target in targets]
     widest = max(map(len, answers))
     assert batch.answers_NT is not None
@@ -268,7 +268,7 @@ def test_workers_give_the_same_batches() -> None:
     for here, there in zip(batches(0), batches(1), strict=True):
         assert torch.equal(here.indices_N, there.indices_N)
         assert torch.equal(here.inputs, there.inputs)
-        assert torch.equal(here.labels_N, there.labels_N)
+        assert torch.equal(here.lengths_N, there.lengths_N)
         assert here.answers_NT is not None
         assert there.answers_NT is not None
         assert torch.equal(here.answers_NT, there.answers_NT)

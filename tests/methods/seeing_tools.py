@@ -79,11 +79,10 @@ def questions() -> Batch:
     return Batch(
         torch.arange(4),
         padded(prompts, parts().tokenizer.pad_token_id, "left"),
-        lengths(prompts),
-        {},
-        torch.arange(4),
-        Pictures.of(pictures(), keys),
-        padded(answers, -1, "right"),
+        positions_N=torch.arange(4),
+        pictures=Pictures.of(pictures(), keys),
+        answers_NT=padded(answers, -1, "right"),
+        lengths_N=lengths(prompts),
     )
 
 

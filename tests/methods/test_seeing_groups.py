@@ -40,7 +40,7 @@ def drawn_by(
     batch = questions()
     numbers = uniforms(how.max_new_tokens)
     shown = seen or batch.pictures
-    return generate(model, batch.inputs, batch.labels_N, numbers, how, shown)
+    return generate(model, batch.inputs, batch.lengths_N, numbers, how, shown)
 
 
 def even_numbers(*, completion_ids: list[list[int]], **others: Any) -> list[float]:
@@ -124,7 +124,7 @@ def test_both_engines_draw_the_same_and_score_what_they_drew(frozen: str, cut: A
     for engine, model in models.items():
         scores = model.score(
             batch.inputs,
-            batch.labels_N,
+            batch.lengths_N,
             drawn[engine].tokens_NGT,
             how.distribution,
             batch.pictures,
@@ -146,7 +146,7 @@ def test_places_of_images_are_never_drawn() -> None:
     drawn = drawn_by(model, how)
     assert not torch.isin(drawn.tokens_NGT, torch.tensor(placeholders)).any()
     batch = questions()
-    given = (batch.inputs, batch.labels_N, drawn.tokens_NGT)
+    given = (batch.inputs, batch.lengths_N, drawn.tokens_NGT)
     banned = model.score(*given, how.distribution, batch.pictures)[drawn.mask_NGT]
     torch.testing.assert_close(banned, drawn.log_probs_NGT[drawn.mask_NGT], atol=1e-5, rtol=0)
     whole = model.score(*given, TokenDistribution(), batch.pictures)[drawn.mask_NGT]
@@ -198,7 +198,7 @@ def test_groups_hold_their_images_and_the_starts_log_probs() -> None:
     groups = method.rollout(model, batch, 0, chunk=4)
     assert groups.pictures is batch.pictures
     how, mask = method.rollouts.sampling.distribution, groups.mask_NGT
-    given = (batch.inputs, batch.labels_N, groups.tokens_NGT, how, batch.pictures)
+    given = (batch.inputs, batch.lengths_N, groups.tokens_NGT, how, batch.pictures)
     old, start = model.score(*given)[mask], reference.log_probs(*given)[mask]
     torch.testing.assert_close(groups.old_log_probs_NGT[mask], old, atol=1e-5, rtol=0)
     assert groups.reference_log_probs_NGT is not None

@@ -17,8 +17,8 @@ from visgrpo.methods.supervised import NextToken, PreferredCompletion
 BLOCKS = torch.randint(1, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
-def batch_of(inputs: Tensor, labels: Tensor) -> Batch:
-    return Batch(torch.arange(len(inputs)), inputs, labels, {})
+def batch_of(inputs: Tensor, lengths: Tensor) -> Batch:
+    return Batch(torch.arange(len(inputs)), inputs, lengths_N=lengths)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])

@@ -29,7 +29,7 @@ def joint(model: LanguageModel) -> np.ndarray:
     """Probabilities (3, 3) of all pairs of tokens after the first prompt."""
     batch, used = batch_of([0]), torch.tensor(USED)
     pairs = torch.cartesian_prod(used, used)[None]
-    log_probs = model.score(batch.inputs, batch.labels_N, pairs, DRAWN.distribution)
+    log_probs = model.score(batch.inputs, batch.lengths_N, pairs, DRAWN.distribution)
     return log_probs.sum(-1).exp().view(3, 3).double().numpy()
 
 

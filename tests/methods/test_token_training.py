@@ -56,7 +56,7 @@ class TokenRun:
         run = RunDirectory(folder)
         run.create("language", {})
         dataset = prompt_table("toy/train", PROMPT_TEXTS, {"price": [1.0, 2.0, 3.0, 4.0]})
-        inputs = CachedInputs(PROMPTS, LENGTHS)
+        inputs = CachedInputs(PROMPTS, lengths_M=LENGTHS)
         self.trainer = Trainer(
             self.model,
             TokenPPO(source, terms) if critic else TokenGRPO(source, preset(method), terms),

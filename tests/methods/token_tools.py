@@ -68,7 +68,9 @@ def batch_of(rows: Sequence[int] = (0, 1, 2, 3), positions: Tensor | None = None
     """Some of the prompts, with a column; the inputs are token ids and the labels lengths."""
     chosen = torch.tensor(rows)
     column = {"price": [float(row + 1) for row in rows]}
-    return Batch(chosen, PROMPTS[chosen], LENGTHS[chosen], column, positions)
+    return Batch(
+        chosen, PROMPTS[chosen], columns=column, positions_N=positions, lengths_N=LENGTHS[chosen]
+    )
 
 
 def sampling(length: int = 6, stop: tuple[int, ...] = (STOP,), **distribution: Any) -> Sampling:

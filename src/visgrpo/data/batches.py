@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from visgrpo.data.pictures import Pictures
 from visgrpo.data.table import Table, is_plain
 from visgrpo.errors import UserError
 
+# Typed as if it were there: what a batch does not hold is not asked for by who knows its rows.
+_NONE = cast(Tensor, None)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,53 +28,61 @@ class Batch:
 
     Attributes:
         indices_N: rows of the data set, int64.
-        inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W).
+        inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W), or the
+            ids of tokens (N, P).
         labels_N: class ids, int64: (N,), or masks (N, H, W) that the input function made together
-            with the inputs.
+            with the inputs. None where rows have none, which a method for labels does not ask.
         columns: those of `batch_columns`, each a list of N values.
         positions_N: places of the rows in the batch of all processes; None where this is all of
             it, or all of a consecutive share.
         pictures: the images beside prompts; None where there are none.
         answers_NT: ids of the tokens that a prompt is to be answered with, -1 after the end; None
             where none are given.
+        lengths_N: tokens of each input (N,), or of each of several texts (N, 2), int64. None where
+            inputs are no tokens, which a method for tokens does not ask.
     """
 
     indices_N: Tensor
     inputs: Tensor
-    labels_N: Tensor
-    columns: Mapping[str, list[Any]]
+    labels_N: Tensor = _NONE
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
     positions_N: Tensor | None = None
     pictures: Pictures | None = None
     answers_NT: Tensor | None = None
+    lengths_N: Tensor = _NONE
 
     def __len__(self) -> int:
         return len(self.indices_N)
 
+    @property
+    def prompts_NP(self) -> Tensor:
+        """The inputs by the name that they have where models read tokens."""
+        return self.inputs
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
-        return Batch(
-            self.indices_N.to(device),
-            self.inputs.to(device),
-            self.labels_N.to(device),
-            self.columns,
-            self.positions_N,
-            None if self.pictures is None else self.pictures.to(device),
-            None if self.answers_NT is None else self.answers_NT.to(device),
-        )
+        moved = self._tensors(lambda tensor: tensor.to(device))
+        pictures = None if self.pictures is None else self.pictures.to(device)
+        return replace(self, **moved, pictures=pictures)
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
         """Return the rows at positions `rows` of this batch, in that order."""
         positions = torch.as_tensor(rows, dtype=torch.long, device=self.indices_N.device)
         chosen = positions.tolist()
-        return Batch(
-            self.indices_N[positions],
-            self.inputs[positions],
-            self.labels_N[positions],
-            {name: [column[row] for row in chosen] for name, column in self.columns.items()},
-            None if self.positions_N is None else self.positions_N[positions.cpu()],
-            None if self.pictures is None else self.pictures.select(positions),
-            None if self.answers_NT is None else self.answers_NT[positions],
+        columns = {name: [column[row] for row in chosen] for name, column in self.columns.items()}
+        return replace(
+            self,
+            **self._tensors(lambda tensor: tensor[positions]),
+            columns=columns,
+            positions_N=None if self.positions_N is None else self.positions_N[positions.cpu()],
+            pictures=None if self.pictures is None else self.pictures.select(positions),
         )
+
+    def _tensors(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return what is on the device of a batch, changed."""
+        names = ("indices_N", "inputs", "labels_N", "answers_NT", "lengths_N")
+        held = {name: getattr(self, name) for name in names}
+        return {name: change(tensor) for name, tensor in held.items() if tensor is not None}
 
 
 class MadeRows(NamedTuple):
@@ -81,6 +92,7 @@ class MadeRows(NamedTuple):
     labels_N: Tensor | None = None
     pictures: Pictures | None = None
     answers_NT: Tensor | None = None
+    lengths_N: Tensor | None = None
 
 
 @runtime_checkable
@@ -109,10 +121,12 @@ class CachedInputs:
             handed out is a copy.
         labels_M: (M, …) the labels that belong to the inputs, of any integer type; None where they
             are the data set's own.
+        lengths_M: tokens of each input, as in `Batch`; None where inputs are no tokens.
     """
 
     inputs_M: Tensor
     labels_M: Tensor | None = None
+    lengths_M: Tensor = _NONE
 
     def __call__(self, index: int, rng: np.random.Generator) -> Made:
         """Return the input of row `index`, or the pair with its label; nothing is random."""
@@ -124,7 +138,9 @@ class CachedInputs:
         """Return a copy of the inputs, and of their labels if there are any, at `rows`."""
         chosen = torch.from_numpy(rows)
         return CachedInputs(
-            self.inputs_M[chosen], None if self.labels_M is None else self.labels_M[chosen]
+            self.inputs_M[chosen],
+            None if self.labels_M is None else self.labels_M[chosen],
+            _NONE if self.lengths_M is None else self.lengths_M[chosen],
         )
 
 
@@ -318,7 +334,7 @@ class _BatchInputs(Dataset["MadeRows | UserError"]):
     def make(self, epoch: int, rows: np.ndarray) -> MadeRows:
         if isinstance(self._inputs, CachedInputs):
             taken = self._inputs.take(rows)
-            return MadeRows(taken.inputs_M, taken.labels_M)
+            return MadeRows(taken.inputs_M, taken.labels_M, lengths_N=taken.lengths_M)
         each = [
             self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row]))
             for row in rows.tolist()
@@ -386,14 +402,19 @@ def _batch(
     return Batch(
         torch.from_numpy(rows.astype(np.int64)),
         made.inputs,
-        _labels(dataset, rows) if made.labels_N is None else made.labels_N.long(),
+        _labels(dataset, rows, made),
         {name: [_plain(column[row]) for row in rows.tolist()] for name, column in columns.items()},
         pictures=made.pictures,
         answers_NT=made.answers_NT,
+        lengths_N=_NONE if made.lengths_N is None else made.lengths_N.long(),
     )
 
 
-def _labels(dataset: Table, rows: np.ndarray) -> Tensor:
+def _labels(dataset: Table, rows: np.ndarray, made: MadeRows) -> Tensor:
+    if made.labels_N is not None:
+        return made.labels_N.long()
+    if made.lengths_N is not None:
+        return _NONE
     if "labels" not in dataset.values:
         raise TypeError(f"{dataset.name} has masks: its input function must return pairs.")
     return torch.from_numpy(dataset.labels[rows])

@@ -70,7 +70,7 @@ def encode_prompts(dataset: Table, tokenizer: Any, *, max_tokens: int) -> Cached
         max_tokens: the longest prompt that is allowed.
 
     Returns:
-        inputs_M (M, P) int64 ids, padded on the left to the longest prompt; labels_M (M,) int64,
+        inputs_M (M, P) int64 ids, padded on the left to the longest prompt; lengths_M (M,) int64,
         the length of each.
 
     Raises:
@@ -87,7 +87,7 @@ def encode_prompts(dataset: Table, tokenizer: Any, *, max_tokens: int) -> Cached
                 f"{max_tokens} are allowed beside the longest completion; shorten it, or lower "
                 "--max-new-tokens."
             )
-    return CachedInputs(padded(rows, pad, "left"), lengths(rows))
+    return CachedInputs(padded(rows, pad, "left"), lengths_M=lengths(rows))
 
 
 def _beginnings(documents: Sequence[str], tokenizer: Any, tokens: int, where: str) -> Sequence[str]:
@@ -131,7 +131,7 @@ def encode_pairs(dataset: Table, tokenizer: Any, *, max_tokens: int) -> CachedIn
         max_tokens: the longest sequence that is allowed, prompt and end included.
 
     Returns:
-        inputs_M (M, 2, T) int64 ids, chosen then rejected, padded on the right; labels_M (M, 2)
+        inputs_M (M, 2, T) int64 ids, chosen then rejected, padded on the right; lengths_M (M, 2)
         int64, the length of each.
 
     Raises:
@@ -150,7 +150,7 @@ def encode_pairs(dataset: Table, tokenizer: Any, *, max_tokens: int) -> CachedIn
                 "more."
             )
     tokens_MST = padded(rows, pad, "right").reshape(len(dataset), 2, -1)
-    return CachedInputs(tokens_MST, lengths(rows).reshape(len(dataset), 2))
+    return CachedInputs(tokens_MST, lengths_M=lengths(rows).reshape(len(dataset), 2))
 
 
 def pair_lengths(dataset: Table, tokenizer: Any) -> Tensor:

@@ -114,7 +114,7 @@ def token_blocks(documents: Sequence[str], tokenizer: Any, block: int) -> Cached
         block: how many tokens are predicted in each block, 1 or more.
 
     Returns:
-        inputs_M (M, block + 1) int64 ids; labels_M (M,) int64, the number of tokens that count in
+        inputs_M (M, block + 1) int64 ids; lengths_M (M,) int64, the number of tokens that count in
         a loss: always `block`.
 
     Raises:
@@ -133,4 +133,4 @@ def token_blocks(documents: Sequence[str], tokenizer: Any, block: int) -> Cached
             f"block takes {block + 1}; give more text or a smaller block."
         )
     blocks_MT = tokens[: rows * (block + 1)].reshape(rows, block + 1).astype(np.int64)
-    return CachedInputs(torch.from_numpy(blocks_MT), torch.full((rows,), block))
+    return CachedInputs(torch.from_numpy(blocks_MT), lengths_M=torch.full((rows,), block))

@@ -147,9 +147,9 @@ class VisualInputs:
         answers = [row.answer for row in made if row.answer is not None]
         return MadeRows(
             padded(prompts, special_id(tokenizer, "pad"), "left"),
-            lengths(prompts),
-            Pictures.of([row.pictures for row in made], [row.keys for row in made]),
-            padded(answers, AFTER_THE_END, "right") if answers else None,
+            pictures=Pictures.of([row.pictures for row in made], [row.keys for row in made]),
+            answers_NT=padded(answers, AFTER_THE_END, "right") if answers else None,
+            lengths_N=lengths(prompts),
         )
 
     def _make(self, index: int) -> VisualRow:

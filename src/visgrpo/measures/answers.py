@@ -244,7 +244,7 @@ def answer_likelihood(
         answers_N1T = batch.answers_NT.clamp(min=0).unsqueeze(1)
         with processes.autocast():
             log_probs_N1T = model.score(
-                batch.inputs, batch.labels_N, answers_N1T, pictures=batch.pictures
+                batch.prompts_NP, batch.lengths_N, answers_N1T, pictures=batch.pictures
             )
         nll_N = -log_probs_N1T.squeeze(1).masked_fill(~mask_NT, 0.0).double().sum(dim=1)
         return torch.stack([nll_N, mask_NT.sum(dim=1).double()], dim=1)
@@ -259,7 +259,7 @@ def greedy_tokens(model: LanguageModel, batch: Batch, sampling: Sampling) -> Ten
     likeliest = TokenDistribution(top_k=1, forbidden=sampling.distribution.forbidden)
     even_N1T = torch.full((len(batch), 1, sampling.max_new_tokens), 0.5, dtype=torch.float64)
     greedy = replace(sampling, distribution=likeliest)
-    drawn = generate(model, batch.inputs, batch.labels_N, even_N1T, greedy, batch.pictures)
+    drawn = generate(model, batch.prompts_NP, batch.lengths_N, even_N1T, greedy, batch.pictures)
     return _wide(drawn.tokens_NGT, sampling)
 
 

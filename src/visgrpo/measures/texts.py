@@ -222,7 +222,7 @@ def pair_scores(
     """Return the scores (M,) of the chosen and of the rejected completions of pairs."""
 
     def scores(batch: Batch) -> Tensor:
-        return model(batch.inputs.flatten(0, 1), batch.labels_N.flatten()).view(-1, 2)
+        return model(batch.inputs.flatten(0, 1), batch.lengths_N.flatten()).view(-1, 2)
 
     with processes.autocast():
         scores_M2 = over(scores, rows, pairs, processes, batch_size=64)

@@ -86,7 +86,7 @@ class NextToken(WithoutGroups):
 
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         first_B1, rest_BT = batch.inputs[:, :1], batch.inputs[:, 1:]
-        lengths_B = torch.ones_like(batch.labels_N)
+        lengths_B = torch.ones_like(batch.lengths_N)
         scores = model(first_B1, lengths_B, rest_BT.unsqueeze(1))
         loss = -scores.log_probs.mean()
         metrics = {"nll": loss.detach(), "entropy": scores.entropy.detach().mean()}
@@ -125,8 +125,8 @@ class AnswerTokens(WithoutGroups):
         assert answers_NT is not None
         mask_NT = answers_NT >= 0
         scores = model(
-            batch.inputs,
-            batch.labels_N,
+            batch.prompts_NP,
+            batch.lengths_N,
             answers_NT.clamp(min=0).unsqueeze(1),
             pictures=batch.pictures,
         )
@@ -145,7 +145,7 @@ class PreferredCompletion(WithoutGroups):
     """A reward model's lesson: the chosen completion scores above the rejected one."""
 
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
-        scores_B2 = model(batch.inputs.flatten(0, 1), batch.labels_N.flatten()).view(-1, 2)
+        scores_B2 = model(batch.inputs.flatten(0, 1), batch.lengths_N.flatten()).view(-1, 2)
         chosen_B, rejected_B = scores_B2.unbind(1)
         loss = bradley_terry_loss(chosen_B, rejected_B)
         difference_B = (chosen_B - rejected_B).detach()

@@ -188,7 +188,7 @@ class TokenRollouts:
         uniforms = token_uniforms(self.seed, step, positions_N, total, self.group_size, room)
         parts, references = [], []
         for rows in torch.arange(n_inputs).split(chunk):
-            prompts_NP, lengths_N = batch.inputs[rows], batch.labels_N[rows]
+            prompts_NP, lengths_N = batch.prompts_NP[rows], batch.lengths_N[rows]
             prompts_NP = prompts_NP[:, -int(lengths_N.max()) :]
             pictures = batch.pictures.select(rows) if batch.pictures is not None else None
             drawn = generate(
@@ -219,8 +219,8 @@ class TokenRollouts:
         tokens = int(self.shards.gather(tokens_NG.sum()[None]).sum())
         self.memory.sampled_tokens += tokens
         groups = TokenGroups(
-            prompts_NP=batch.inputs,
-            lengths_N=batch.labels_N,
+            prompts_NP=batch.prompts_NP,
+            lengths_N=batch.lengths_N,
             tokens_NGT=completions.tokens_NGT,
             mask_NGT=completions.mask_NGT,
             ended_NG=completions.ended_NG,

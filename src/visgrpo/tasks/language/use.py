@@ -118,7 +118,6 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
         prompt = [{"role": "user", "content": config.prompt}]
     dataset = prompt_table("the prompt", (prompt,))
     encoded = encode_prompts(dataset, parts.tokenizer, max_tokens=prompt_room(config, parts))
-    assert encoded.labels_M is not None
     assert config.max_new_tokens is not None
     model = LanguageModel(parts.model).to(processes.device).eval()
     uniforms = token_uniforms(
@@ -127,7 +126,7 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
     drawn = generate(
         model,
         encoded.inputs_M.to(processes.device),
-        encoded.labels_M.to(processes.device),
+        encoded.lengths_M.to(processes.device),
         uniforms,
         sampling_of(config, parts),
     )

@@ -140,9 +140,8 @@ class Prediction:
         batch = Batch(
             torch.zeros(1, dtype=torch.long),
             torch.from_numpy(ids)[None].long(),
-            torch.tensor([len(ids)]),
-            {},
             pictures=Pictures.of([pictures], [("",)]),
+            lengths_N=torch.tensor([len(ids)]),
         )
         tokens = greedy_tokens(self._model, batch.to(self._processes.device), self._sampling)
         text = self._decode(tokens[0].tolist())[0]

@@ -17,9 +17,9 @@ from visgrpo.data.read import read
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import VisualInputs, seeing_prompt, visual_prompts
-from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
-from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
 
 STYLE = "direct"
 WORDS = 96  # tokens of a prompt beside its image's: of the chat, the question, how to answer

@@ -48,7 +48,7 @@ from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.supervised import Supervised
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.reference import CachedReference, Reference, live_reference
-from visgrpo.models.small_clip import SmallClip, build_small_clip, build_tokenizer
+from visgrpo.models.small import SmallClip, build_small_clip, build_tokenizer
 from visgrpo.models.trains import LORA, adapt
 from visgrpo.objectives import preset
 from visgrpo.rewards.sets import parse_rewards

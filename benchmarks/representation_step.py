@@ -37,9 +37,8 @@ from visgrpo.data.batches import Batch
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.views import ImageView, PixelView, View
-from visgrpo.models.backbone import Backbone
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.backbone import Backbone, RepresentationClassifier, Segmenter
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.models.trains import adapt
 from visgrpo.objectives import Objective
 from visgrpo.rewards.sets import parse_rewards

@@ -15,7 +15,7 @@ from visgrpo.data.prompts import encode_prompts, prompts_from_text
 from visgrpo.data.read import read
 from visgrpo.data.roles import text_table
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.small_language import SIZES, Architecture, build_language
+from visgrpo.models.small import SIZES, Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
 GOALS = {(512, 32): Goal(3.5, 0.4), (128, 128): Goal(1.5)}

@@ -16,7 +16,7 @@ from PIL import Image
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.models.save import save
-from visgrpo.models.small_clip import SmallClip, build_small_clip
+from visgrpo.models.small import SmallClip, build_small_clip
 
 CLASSES = ("cat", "dog", "apple")
 CAPTIONS = ("a photo of a cat.", "a photo of a dog.", "a photo of an apple.", "a drawing of a cat.")

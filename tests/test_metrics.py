@@ -19,7 +19,7 @@ from visgrpo.metrics import (
     ordered,
     remove,
 )
-from visgrpo.models.card import label_card
+from visgrpo.models.save import label_card
 from visgrpo.reporting import compare_runs, print_measures, write_report
 from visgrpo.training.progress import ProgressDisplay
 from visgrpo.training.run_directory import RunDirectory

@@ -22,7 +22,7 @@ from visgrpo.cli import main
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save
-from visgrpo.models.small_language import build_language
+from visgrpo.models.small import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.models.trains import Adapters, adapt
 from visgrpo.tasks.model_kinds import kind_of

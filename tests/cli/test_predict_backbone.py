@@ -17,10 +17,9 @@ from tuning import VIT
 
 from visgrpo.cli import main
 from visgrpo.measures.masks import class_colours
-from visgrpo.models.backbone import Backbone
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
+from visgrpo.models.backbone import Backbone, RepresentationClassifier, Segmenter
 from visgrpo.models.save import save
-from visgrpo.models.small_backbone import build_small_backbone
+from visgrpo.models.small import build_small_backbone
 
 Capture = pytest.CaptureFixture[str]
 

@@ -15,7 +15,7 @@ from visgrpo.cli import main
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.load import load_backbone
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.training.processes import Processes
 
 SMALL = (

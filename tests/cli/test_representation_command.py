@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tuning import head, represent, same_tuned_run
 
 from visgrpo.cli import main
+from visgrpo.models.backbone import RepresentationClassifier
 from visgrpo.models.load import load_representation
-from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.training.run_directory import read_config
 
 PROBES = ["--probe", "knn", "softmax-regression"]

@@ -19,9 +19,8 @@ from tuning import head, same_tuned_run, segment
 
 from visgrpo.cli import main
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone
+from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.load import load_representation
-from visgrpo.models.representation import Segmenter
 from visgrpo.tasks.backbone.segmentation import rewards_of
 from visgrpo.tasks.backbone_configs import SegmentationConfig
 

@@ -13,7 +13,7 @@ from running import read_json, refused
 from visgrpo.cli import main
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save
-from visgrpo.models.small_language import build_language
+from visgrpo.models.small import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from running import SMALL, metric_lines, weights
 
 from visgrpo.cli import main
 from visgrpo.models.save import save
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 
 Job = Literal["representation", "segmentation"]
 VIT = SmallBackbone("dinov2", image_size=16, patch_size=4, width=16, layers=2, heads=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visgrpo.cli import main
 from visgrpo.models.save import save
-from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
 
 _SIZES = SmallVisionLanguage(
     layers=2,

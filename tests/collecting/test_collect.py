@@ -38,10 +38,9 @@ from visgrpo.collecting.options import CollectConfig
 from visgrpo.collecting.serve import AnsweringModel, add_learner, collect
 from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone
-from visgrpo.models.representation import RepresentationClassifier
+from visgrpo.models.backbone import Backbone, RepresentationClassifier
 from visgrpo.models.save import save
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.tasks.predict import predict
 from visgrpo.tasks.use_configs import PredictConfig
 from visgrpo.training.processes import Processes

@@ -23,8 +23,8 @@ from visgrpo.data.visual_prompts import (
     visual_prompts,
 )
 from visgrpo.errors import UserError
-from visgrpo.models.small_vision_language import SmallVisionLanguage, build_vision_language
-from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
 
 # Rows have one image, none, two, and one; a token is 8 × 8 pixels.
 IMAGES = (((16, 8),), (), ((8, 8), (24, 16)), ((16, 16),))

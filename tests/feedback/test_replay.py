@@ -18,12 +18,11 @@ from visgrpo.arguments import parse
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import ReplayConfig
 from visgrpo.feedback.replay import LOGGED, replay
-from visgrpo.models.backbone import Backbone
+from visgrpo.models.backbone import Backbone, RepresentationClassifier
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
-from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.models.save import save
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 
 LABELS = ("cat", "dog", "apple")
 IMAGES = 24

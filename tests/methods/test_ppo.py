@@ -31,7 +31,7 @@ from visgrpo.methods.method import ONE_PROCESS
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.methods.tokens import TokenTerms
-from visgrpo.models.token_reference import reference_of
+from visgrpo.models.reference import reference_of
 
 LIMIT = 6
 PLAIN = TokenTerms(on_policy=False)

@@ -17,8 +17,8 @@ from visgrpo.data.pictures import Pictures
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
-from visgrpo.models.token_reference import reference_of
-from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.reference import reference_of
+from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 

@@ -11,7 +11,7 @@ from token_tools import VOCABULARY, batch_of, language, rollouts, sampling
 from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.token_reference import reference_of
+from visgrpo.models.reference import reference_of
 from visgrpo.objectives import preset
 
 USED = (2, 3, 4)  # tokens that can be drawn

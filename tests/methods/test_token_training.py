@@ -17,7 +17,7 @@ from visgrpo.errors import UserError
 from visgrpo.methods.kl_control import AdaptiveKL
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
-from visgrpo.models.token_reference import reference_of
+from visgrpo.models.reference import reference_of
 from visgrpo.objectives import preset
 from visgrpo.training.checkpoints import newest_good
 from visgrpo.training.options import TrainingOptions

@@ -17,7 +17,7 @@ from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import CriticKind, LanguageModel, Scores, critic_of
-from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.models.reference import TokenReference, reference_of
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.texts import TextRewards

@@ -9,7 +9,7 @@ import torch
 
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save
-from visgrpo.models.small_language import Architecture, build_language
+from visgrpo.models.small import Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
 TEXT = "Tell me, how does it feel?\n\nTo be on your own: no direction home.\n"

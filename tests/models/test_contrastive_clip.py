@@ -9,7 +9,7 @@ import pytest
 import torch
 from classifiers import pixels
 
-from visgrpo.models.contrastive import ContrastiveClip
+from visgrpo.models.clip import ContrastiveClip
 from visgrpo.models.load import load_clip
 from visgrpo.objectives.losses import contrastive_loss
 

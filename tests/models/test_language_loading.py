@@ -18,7 +18,7 @@ from visgrpo.models.language import context_of, stop_tokens
 from visgrpo.models.load import load_language
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save, save_adapter
-from visgrpo.models.small_language import Architecture
+from visgrpo.models.small import Architecture
 from visgrpo.models.trains import Adapters, adapt
 
 

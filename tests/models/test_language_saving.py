@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from visgrpo.models.load import load_language
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save, save_adapter
-from visgrpo.models.small_language import Architecture
+from visgrpo.models.small import Architecture
 from visgrpo.models.trains import Adapters, adapt
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.models.prompts import check_templates, class_prompts, fill, prompt_names
+from visgrpo.models.clip import check_templates, class_prompts, fill, prompt_names
 
 
 @pytest.mark.parametrize(

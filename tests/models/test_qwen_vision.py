@@ -6,7 +6,8 @@ import pytest
 from vision_folders import asking, tiny_vision
 
 from visgrpo.errors import UserError
-from visgrpo.models.qwen_vision import mrope_section, with_image_places
+from visgrpo.models.tokenizers import with_image_places
+from visgrpo.models.vision_language.families import mrope_section
 
 QWEN_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}"

@@ -11,8 +11,7 @@ import torch
 from backbones import WIDTH, encoder_of, picture
 
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone, Pool
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
+from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Segmenter
 
 CLASSES = ("cat", "dog", "apple")
 

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone
+from visgrpo.models.backbone import Backbone, RepresentationClassifier, Segmenter
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import Parts
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.save import save
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.models.trains import adapt
 
 CLASSES = ("cat", "dog", "äpple")

@@ -20,10 +20,9 @@ from transformers import (
     CLIPProcessor,
 )
 
-from visgrpo.models.card import label_card
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
-from visgrpo.models.save import merged, save, save_adapter
+from visgrpo.models.save import label_card, merged, save, save_adapter
 
 TEXTS = ["a photo of a cat.", "a photo of a dog.", "a photo of an apple."]
 CHOICES = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 
 DINOV2 = SmallBackbone("dinov2", image_size=16, patch_size=8, width=16, layers=2, heads=2)
 RESNET = SmallBackbone("resnet", image_size=16, patch_size=8, width=16, layers=2)

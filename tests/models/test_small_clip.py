@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visgrpo.errors import UserError
-from visgrpo.models.small_clip import SmallClip, build_small_clip, build_tokenizer
+from visgrpo.models.small import SmallClip, build_small_clip, build_tokenizer
 
 SIZES = SmallClip(
     image_size=16, patch_size=8, width=32, layers=2, heads=2, features=16, vocabulary=300

@@ -10,7 +10,7 @@ from language_models import TEXT, logits_of, tiny_language, tokenizer_for, token
 
 from visgrpo.errors import UserError
 from visgrpo.models.language import context_of
-from visgrpo.models.small_language import SIZES, Architecture, build_language
+from visgrpo.models.small import SIZES, Architecture, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")

@@ -9,8 +9,8 @@ import torch
 from vision_folders import SIZES, asking, logits_about, noise, tiny_vision
 
 from visgrpo.errors import UserError
-from visgrpo.models.qwen_vision import VISION_TOKENS
-from visgrpo.models.small_vision_language import SIZES as PRESETS
+from visgrpo.models.tokenizers import VISION_TOKENS
+from visgrpo.models.vision_language.small import SIZES as PRESETS
 
 
 def test_sizes_that_are_named() -> None:

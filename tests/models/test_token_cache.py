@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from visgrpo.models.language import LanguageModel
+from visgrpo.models.reference import AdapterOff, FrozenStart, reference_of
 from visgrpo.models.token_cache import rollout_cache, shared_prefix
-from visgrpo.models.token_reference import AdapterOff, FrozenStart, reference_of
 from visgrpo.models.trains import Adapters, adapt
 from visgrpo.objectives.token_distribution import TokenDistribution
 

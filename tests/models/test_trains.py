@@ -21,12 +21,11 @@ from vision_folders import asking, noise, tiny_smol, tiny_vision
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone, Pool
+from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Segmenter
 from visgrpo.models.parts import Parts
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
+from visgrpo.models.reference import AdapterOff, FrozenStart, adapters_alone, reference_of
 from visgrpo.models.save import merged
-from visgrpo.models.small_language import Architecture
-from visgrpo.models.token_reference import AdapterOff, FrozenStart, adapters_alone, reference_of
+from visgrpo.models.small import Architecture
 from visgrpo.models.trains import (
     USUAL,
     Adapters,
@@ -35,7 +34,7 @@ from visgrpo.models.trains import (
     trainable_parameters,
     trained_parts,
 )
-from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.vision_language.model import VisionLanguageModel
 
 SMALL = Adapters(2, 4.0)
 # Of CLIP and SigLIP.

@@ -18,7 +18,7 @@ from visgrpo.data.text import lengths, padded
 from visgrpo.models.language import Engine
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import Adapters, adapt
-from visgrpo.models.vision_language import FEATURE_BYTES, VisionLanguageModel
+from visgrpo.models.vision_language.model import FEATURE_BYTES, VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 # What trains; frozen parts before it are computed once.

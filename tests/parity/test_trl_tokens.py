@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import Qwen2ForCausalLM
 
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.small_language import build_language
+from visgrpo.models.small import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.objectives import aggregate, surrogate, token_kl
 

@@ -13,7 +13,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.tasks.backbone.pretrain import (
     ContrastiveViews,
     ProjectedBackbone,

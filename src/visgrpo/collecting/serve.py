@@ -27,8 +27,8 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.answering import answering_kind, answers_of, stored_images, unlabelled
 from visgrpo.feedback.source.matching import image_keys, key_columns
+from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info
-from visgrpo.models.prompts import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
 

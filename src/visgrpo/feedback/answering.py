@@ -17,8 +17,8 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
 from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.over import logits_of, outputs_of
+from visgrpo.models.backbone import RepresentationClassifier
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.tasks.labels import load_labeller
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.task import kinds

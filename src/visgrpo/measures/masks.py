@@ -16,7 +16,7 @@ from visgrpo.data.batches import Batch, InputFunction
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.over import Team, batches, sums_over
-from visgrpo.models.representation import Segmenter
+from visgrpo.models.backbone import Segmenter
 
 LOGITS_AT_ONCE = 2**24
 """Logits of pixels that exist at one time: 64 MiB of float32."""

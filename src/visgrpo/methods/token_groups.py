@@ -17,7 +17,7 @@ from visgrpo.methods.kl_control import FixedKL, KLControl
 from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
-from visgrpo.models.token_reference import TokenReference
+from visgrpo.models.reference import TokenReference
 from visgrpo.rewards.texts import TextReward, TextRewards
 
 

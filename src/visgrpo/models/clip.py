@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visgrpo.models.prompts import class_prompts
+from visgrpo.data.worlds.articles import with_article
+from visgrpo.errors import UserError
 
 LogitScale = Literal["frozen", "trainable", "clamped"]
 PROMPTS_AT_ONCE = 512
@@ -184,3 +187,111 @@ def _tokenize(
         return_tensors="pt",
     )
     return encoded["input_ids"], None if siglip else encoded["attention_mask"]
+
+
+class ContrastiveClip(nn.Module):
+    """Similarities (N, U) of images and texts, scaled by the clamped logit scale."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._tokenizer = tokenizer
+        self._length = model.config.text_config.max_position_embeddings
+
+    def forward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return logits (N, U) of pixels (N, 3, H, W) and U texts."""
+        encoded = self._tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._length,
+            return_tensors="pt",
+        ).to(pixels.device)
+        images_ND = F.normalize(self.model.get_image_features(pixels).pooler_output, dim=-1)
+        texts_UD = F.normalize(
+            self.model.get_text_features(
+                input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]
+            ).pooler_output,
+            dim=-1,
+        )
+        clamp_scale(self.model)
+        return self.model.logit_scale.exp() * images_ND @ texts_UD.T
+
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_ARTICLE_AND_NAME = re.compile(r"\b(?:a|an) \{\}", re.IGNORECASE)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise UserError for no template, or one without exactly one ``{}``."""
+    if not templates:
+        raise UserError('No prompt template: give at least one, such as "a photo of a {}."')
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(
+                f'Template "{template}" must hold {{}} exactly once, where the class name goes.'
+            )
+
+
+def fill(template: str, name: str) -> str:
+    """Put a class name into a template; "a {}" becomes "an apple" where the name asks for it.
+
+    Of synonyms separated by commas, as in ImageNet's names, the first is used.
+    """
+    return _put(template, _synonyms(name)[0])
+
+
+def prompt_names(classes: Sequence[str]) -> list[str]:
+    """Return what prompts call each class, K names.
+
+    That is the first of its synonyms separated by commas. Classes that share their first synonym,
+    letter case aside, each take the next one that no other class has, else their whole name:
+    ImageNet's "maillot" and "maillot, tank suit" become "maillot" and "tank suit".
+    """
+    synonyms = [_synonyms(name) for name in classes]
+    firsts = Counter(_as_read(own[0]) for own in synonyms)
+    owners = Counter(text for own in synonyms for text in set(map(_as_read, own)))
+    return [
+        own[0]
+        if firsts[_as_read(own[0])] == 1
+        else next((text for text in own[1:] if owners[_as_read(text)] == 1), ", ".join(own))
+        for own in synonyms
+    ]
+
+
+def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Return the prompts of every class by its name of `prompt_names`, K lists of P texts.
+
+    Raises:
+        UserError: for a bad template, and for two classes whose prompts are the same texts, letter
+            case aside.
+    """
+    check_templates(templates)
+    prompts = [[_put(template, name) for template in templates] for name in prompt_names(classes)]
+    seen: dict[tuple[str, ...], str] = {}
+    for name, texts in zip(classes, prompts, strict=True):
+        key = tuple(map(_as_read, texts))
+        if key in seen:
+            raise UserError(
+                f'Classes "{seen[key]}" and "{name}" give the same prompt "{texts[0]}" (letter '
+                "case does not count): rename one of them."
+            )
+        seen[key] = name
+    return prompts
+
+
+def _synonyms(name: str) -> list[str]:
+    """Return the names that commas separate, one or more."""
+    texts = [text.strip() for text in name.replace("_", " ").split(",")]
+    return [text for text in texts if text] or [""]
+
+
+def _as_read(text: str) -> str:
+    """Return `text` as CLIP's tokenizer reads it: equal here is a tie that no training breaks."""
+    return " ".join(text.lower().split())
+
+
+def _put(template: str, name: str) -> str:
+    capital = template[:1].isupper()
+    text = _ARTICLE_AND_NAME.sub(lambda _: with_article(name), template).replace("{}", name)
+    return text[:1].upper() + text[1:] if capital else text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import FAMILIES, Backbone
+from visgrpo.models.backbone import FAMILIES, Backbone, RepresentationClassifier, Segmenter
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
 from visgrpo.models.parts import (
@@ -33,11 +34,10 @@ from visgrpo.models.parts import (
     pretrained,
     read_info,
 )
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.reward_model import RewardModel
 from visgrpo.models.tokenizers import check_tokenizer
-from visgrpo.models.vision_families import SEEING
-from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.models.vision_language.families import SEEING
+from visgrpo.models.vision_language.processor import VisionProcessor
 
 HEAD_FILE = "head.safetensors"
 _DUAL_ENCODERS = ("clip", "siglip")
@@ -204,18 +204,19 @@ def _merged(name: str, base: Parts) -> Parts:
 
     misfit = f'Adapter "{name}" does not fit its base "{base.name}"'
     with in_one_line(name), safe_open(Path(name) / "adapter_model.safetensors", "pt") as stored:
-        found = {key for key in stored.keys() if "lora_" in key}  # noqa: SIM118  # no dictionary
+        found = set(stored.keys())
     try:
-        with in_one_line(name):
+        with in_one_line(name), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
             adapted = PeftModel.from_pretrained(base.model, name)
     except (RuntimeError, KeyError, TypeError) as error:  # peft's, for weights of other shapes
         raise UserError(f"{misfit}.") from error
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    # Weights that fit nothing are passed over by peft, and what is missing stays as if untrained.
-    strays = found ^ {key for key in wanted if "lora_" in key}
-    if strays:
-        stray = min(strays)
-        raise UserError(f"{misfit}: {stray} is {'not in it' if stray in found else 'missing'}.")
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # What is missing stays as if untrained, and weights that fit nothing are passed over by peft.
+    for problem, names in (("is missing", wanted - found), ("is not in it", found - wanted)):
+        strays = sorted(key for key in names if problem == "is missing" or "lora_" in key)
+        if strays:
+            raise UserError(f"{misfit}: {strays[0]} {problem}.")
     merged = adapted.merge_and_unload()
     # An adapter trained on top of this one belongs to the merged model, not to the first base.
     merged.name_or_path = merged.config._name_or_path = name
@@ -225,12 +226,12 @@ def _merged(name: str, base: Parts) -> Parts:
 def _clip(name: str) -> Parts:
     model = _of_kind("AutoModel", name, _DUAL_ENCODERS)
     tokenizer = pretrained("AutoTokenizer", name)
-    return _seeing(Parts(name, model, tokenizer, load_images(name), read_info(name)))
+    return _seeing(Parts(name, model, tokenizer, processor=load_images(name), info=read_info(name)))
 
 
 def _backbone(name: str) -> Parts:
     model = _of_kind("AutoModel", name, (*FAMILIES, *_DUAL_ENCODERS), may_lack=_UNUSED)
-    return _seeing(Parts(name, model, None, load_images(name), read_info(name)))
+    return _seeing(Parts(name, model, processor=load_images(name), info=read_info(name)))
 
 
 def _seeing(parts: Parts) -> Parts:
@@ -268,7 +269,7 @@ def _vision_language(name: str) -> Parts:
     note = check_tokenizer(tokenizer, name, model.get_input_embeddings().num_embeddings)
     processor = VisionProcessor.of(config, images, tokenizer)
     notes = (note,) if note else ()
-    return Parts(name, model, tokenizer, processor, read_info(name), notes)
+    return Parts(name, model, tokenizer, processor=processor, info=read_info(name), notes=notes)
 
 
 def _reward(name: str) -> Parts:

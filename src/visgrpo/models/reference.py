@@ -1,6 +1,6 @@
-"""The frozen reference of the KL term: the start's own image features, text and logit scale.
+"""The frozen reference of the KL term: what the start would have answered, never the policy.
 
-Three ways to have it, cheapest first:
+Cheapest first:
 
     cached        logits of every training image computed once; needs images that never change
     adapter_off   a second forward pass with the adapter switched off; needs a start without one
@@ -14,10 +14,13 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
+from visgrpo.data.pictures import Pictures
 from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.language import LanguageModel
+from visgrpo.objectives.token_distribution import TokenDistribution
 
 ReferenceKind = Literal["cached", "adapter_off", "copy"]
 
@@ -28,6 +31,22 @@ class Reference(Protocol):
     kind: ReferenceKind
 
     def log_probs(self, batch: Batch) -> Tensor: ...
+
+
+class TokenReference(Protocol):
+    """Answers with the start's log-probs (N, G, T) of completions, without gradient."""
+
+    kind: ReferenceKind
+    own_bytes: int  # of weights that are there for the reference alone
+
+    def log_probs(
+        self,
+        prompts_NP: Tensor,
+        lengths_N: Tensor,
+        completions_NGT: Tensor,
+        distribution: TokenDistribution,
+        pictures: Pictures | None = None,
+    ) -> Tensor: ...
 
 
 class CachedReference:
@@ -44,7 +63,7 @@ class CachedReference:
 
 
 class AdapterOffReference:
-    """The start seen through its own adapted model with the adapter off.
+    """The start seen through its own adapted classifier with the adapter off.
 
     Text features and scale are kept from the start, so that neither a trained text side nor a
     trained scale leaks in. Call it before the first update.
@@ -75,18 +94,48 @@ class AdapterOffReference:
 
 
 class CopyReference:
-    """A frozen copy of what trains; costs its memory and one forward pass a step."""
+    """A frozen copy of a classifier; costs what trains and one forward pass a step."""
 
     kind: ReferenceKind = "copy"
 
     def __init__(self, classifier: ClipClassifier) -> None:
         classifier.forget_text()
-        shared = {id(p): p for p in classifier.parameters() if not p.requires_grad}
-        self._frozen = copy.deepcopy(classifier, shared).requires_grad_(False).eval()
+        self._frozen = _frozen_copy(classifier).eval()
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> Tensor:
         return self._frozen(batch.inputs).log_softmax(dim=-1)
+
+
+class AdapterOff:
+    """The start of a language model, its adapter off; costs no memory."""
+
+    kind: ReferenceKind = "adapter_off"
+    own_bytes = 0
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def log_probs(self, *inputs: Any, **more: Any) -> Tensor:
+        with self._model.adapter_off():
+            return self._model.score(*inputs, **more)
+
+
+class FrozenStart:
+    """A frozen copy of a language model; what does not train is shared with the policy."""
+
+    kind: ReferenceKind = "copy"
+
+    def __init__(self, model: LanguageModel) -> None:
+        frozen = _frozen_copy(model.lm)
+        self._frozen = model.like(frozen).eval()
+        shared = set(map(id, model.lm.parameters()))
+        self.own_bytes = sum(p.nbytes for p in frozen.parameters() if id(p) not in shared)
+
+    @torch.no_grad()
+    def log_probs(self, *inputs: Any, **more: Any) -> Tensor:
+        return self._frozen.score(*inputs, **more)
 
 
 def live_reference(classifier: ClipClassifier) -> Reference:
@@ -94,3 +143,20 @@ def live_reference(classifier: ClipClassifier) -> Reference:
     if classifier.has_adapter:
         return AdapterOffReference(classifier)
     return CopyReference(classifier)
+
+
+def reference_of(model: LanguageModel) -> TokenReference:
+    """Return the cheapest reference to the model as it is now, before its first update."""
+    return AdapterOff(model) if adapters_alone(model) else FrozenStart(model)
+
+
+def adapters_alone(model: LanguageModel) -> bool:
+    """Whether low-rank adapters are all that trains: the model without them is its start then."""
+    trained = [name for name, p in model.lm.named_parameters() if p.requires_grad]
+    return model.has_adapter and all(".lora_" in name for name in trained)
+
+
+def _frozen_copy(module: nn.Module) -> Any:
+    """Return a copy that shares what does not train."""
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, shared).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Tokenizers made from the text, by character or byte pairs; and what any tokenizer needs."""
+"""Tokenizers made from the text, by character or byte pairs; chat with images; what any needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,38 @@ from visgrpo.errors import UserError, nearest
 TokenizerKind = Literal["char", "bpe"]
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
+TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+VISION_TOKENS = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+
+# Messages whose content is a list of parts become messages of plain text, as any ChatML template
+# takes them; the language model's own template follows and keeps its system prompt.
+_PARTS_AS_TEXT = (
+    "{%- set plain = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string or message['content'] is none -%}"
+    "{%- set plain.messages = plain.messages + [message] -%}"
+    "{%- else -%}"
+    "{%- set text = namespace(value='') -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}"
+    f"{{%- set text.value = text.value + '{VISION_START}{IMAGE_PAD}{VISION_END}' -%}}"
+    "{%- else -%}"
+    "{%- set text.value = text.value + part['text'] -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set plain.messages = plain.messages + [dict(message, content=text.value)] -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set messages = plain.messages -%}"
+)
+CHATML = (
+    "{% for message in messages %}"
+    f"{{{{ '{TURN}' + message['role'] + '\\n' + message['content'] + '{END_OF_TURN}\\n' }}}}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ '{TURN}assistant\\n' }}}}{{% endif %}}"
+)
 _BYTES = 256
 _SETTINGS: Mapping[str, Any] = {
     "padding_side": "left",  # as generation needs it
@@ -66,6 +98,27 @@ def character_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=end, pad_token=pad, unk_token=unknown, **_SETTINGS
     )
+
+
+def with_image_places(template: str | None) -> str:
+    """Return a chat template that also takes images among the parts of a message's content.
+
+    Args:
+        template: of a language model, which takes strings; None for ChatML without a system prompt.
+    """
+    return _PARTS_AS_TEXT + (CHATML if template is None else template)
+
+
+def vision_token_ids(tokenizer: Any) -> dict[str, Any]:
+    """Return the ids of the special tokens under the names that Qwen2.5-VL's settings have."""
+    named = {
+        "vision_start_token_id": VISION_START,
+        "vision_end_token_id": VISION_END,
+        "image_token_id": IMAGE_PAD,
+        "video_token_id": VIDEO_PAD,
+    }
+    vocabulary = tokenizer.get_vocab()
+    return {name: vocabulary[token] for name, token in named.items()}
 
 
 def check_tokenizer(tokenizer: Any, name: str, embeddings: int) -> str:

@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.backbone import RepresentationClassifier
+from visgrpo.models.clip import DEFAULT_TEMPLATES, ClipClassifier
 from visgrpo.models.load import load_clip, load_representation
 from visgrpo.models.parts import Parts
-from visgrpo.models.prompts import DEFAULT_TEMPLATES
-from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.predict import classes_of, most_probable
 from visgrpo.tasks.use_configs import PredictConfig

@@ -16,7 +16,7 @@ from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel, context_of, stop_tokens
-from visgrpo.models.token_reference import TokenReference, reference_of
+from visgrpo.models.reference import TokenReference, reference_of
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.tasks.run import Job

@@ -19,10 +19,9 @@ from visgrpo.measures.over import outputs_of
 from visgrpo.measures.probes import NEIGHBOURS, Labelled, knn
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.models.backbone import Backbone
-from visgrpo.models.card import load_with_transformers, start_card
 from visgrpo.models.parts import Parts
-from visgrpo.models.save import save
-from visgrpo.models.small_backbone import SmallBackbone, build_small_backbone
+from visgrpo.models.save import load_with_transformers, save, start_card
+from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
 from visgrpo.tasks.clip.pretrain import more_training_data, refuse_several_processes
 from visgrpo.tasks.images import data_info, data_summary, load_data, training_options

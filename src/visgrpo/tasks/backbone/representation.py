@@ -21,12 +21,10 @@ from visgrpo.measures.probes import Labelled, feature_measures, retention_measur
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
-from visgrpo.models.backbone import Backbone
-from visgrpo.models.card import label_card
+from visgrpo.models.backbone import Backbone, RepresentationClassifier
 from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.reference import CachedReference
-from visgrpo.models.representation import RepresentationClassifier
-from visgrpo.models.save import save
+from visgrpo.models.save import label_card, save
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.shared import (

@@ -19,11 +19,9 @@ from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
-from visgrpo.models.backbone import Backbone
-from visgrpo.models.card import label_card
+from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.parts import Parts, check_model_name
-from visgrpo.models.representation import Segmenter
-from visgrpo.models.save import save
+from visgrpo.models.save import label_card, save
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.pictures import Pictures

@@ -14,9 +14,9 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
 from visgrpo.measures.over import outputs_of
+from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
-from visgrpo.models.representation import RepresentationClassifier, Segmenter
 from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective
 from visgrpo.tasks.backbone_configs import BackboneRunConfig

@@ -21,10 +21,9 @@ from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, scalar_measures
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.measures.probes import Labelled, feature_measures
-from visgrpo.models.backbone import Backbone, Pool
+from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
-from visgrpo.models.representation import RepresentationClassifier
 from visgrpo.tasks.evaluate import division_of, labelled_rows, labelled_splits, models_of
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.use_configs import EvaluateConfig

@@ -17,9 +17,9 @@ from visgrpo.data.split import parse_split
 from visgrpo.data.table import IGNORE_INDEX, Table
 from visgrpo.errors import UserError
 from visgrpo.measures.masks import HeldOutMasks, colour_mask
+from visgrpo.models.backbone import Segmenter
 from visgrpo.models.load import load_representation
 from visgrpo.models.parts import read_info
-from visgrpo.models.representation import Segmenter
 from visgrpo.tasks.evaluate import division_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes

@@ -16,12 +16,9 @@ from visgrpo.data.table import Table, join
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.methods.method import LossResult, WithoutGroups
-from visgrpo.models.card import label_card
-from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.contrastive import ContrastiveClip
-from visgrpo.models.prompts import check_templates, class_prompts
-from visgrpo.models.save import save
-from visgrpo.models.small_clip import SmallClip, build_small_clip
+from visgrpo.models.clip import ClipClassifier, ContrastiveClip, check_templates, class_prompts
+from visgrpo.models.save import label_card, save
+from visgrpo.models.small import SmallClip, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss
 from visgrpo.tasks.images import data_info, data_summary, load_data, training_options
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig

@@ -19,13 +19,11 @@ from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.supervised import Supervised, WarmStart
-from visgrpo.models.card import label_card
-from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
 from visgrpo.models.parts import Parts, check_model_name, model_folder
-from visgrpo.models.prompts import class_prompts
 from visgrpo.models.reference import CachedReference, Reference, live_reference
-from visgrpo.models.save import save, save_adapter
+from visgrpo.models.save import label_card, save, save_adapter
 from visgrpo.models.trains import LORA, Adapters, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards

@@ -11,9 +11,8 @@ from visgrpo.data.inputs import pixel_inputs
 from visgrpo.measures import evaluate_logits, interpolate
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.over import logits_of
-from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
-from visgrpo.models.prompts import class_prompts
 from visgrpo.tasks.evaluate import labelled_rows
 from visgrpo.tasks.extension import votes_on
 from visgrpo.tasks.labels import prompts_of

@@ -15,12 +15,11 @@ from visgrpo.data.read import is_text, read
 from visgrpo.data.table import Splits
 from visgrpo.errors import UserError
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
-from visgrpo.models.card import text_card
 from visgrpo.models.language import Critic, LanguageModel, stop_tokens
 from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
-from visgrpo.models.save import save, save_adapter
+from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.models.trains import ALL, LORA, Adapters, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards

@@ -18,12 +18,11 @@ from visgrpo.data.text import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import HeldOutPrompts, likelihood, pair_accuracy, pair_scores
 from visgrpo.methods.supervised import NextToken, PreferredCompletion
-from visgrpo.models.card import text_card
 from visgrpo.models.language import context_of, critic_of
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import RewardModel, build_reward_model, with_own_padding
-from visgrpo.models.save import save
-from visgrpo.models.small_language import SIZES, build_language
+from visgrpo.models.save import save, text_card
+from visgrpo.models.small import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.tasks.language.config import (
     LORA_RATE,

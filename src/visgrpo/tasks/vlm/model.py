@@ -14,14 +14,13 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
-from visgrpo.models.card import text_card
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
-from visgrpo.models.save import save, save_adapter
-from visgrpo.models.small_vision_language import SIZES, build_vision_language
-from visgrpo.models.token_reference import adapters_alone
+from visgrpo.models.reference import adapters_alone
+from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.models.trains import Adapters, TrainedPart, adapt, trained_parts
-from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_language.small import SIZES, build_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session

@@ -13,7 +13,7 @@ from visgrpo.data.visual_prompts import VisualInputs, answer_targets
 from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
-from visgrpo.models.vision_language import VisionLanguageModel
+from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.tasks.images import save_picture
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session

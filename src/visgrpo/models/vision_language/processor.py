@@ -18,7 +18,7 @@ from visgrpo.data.chat import Prompt, render
 from visgrpo.data.pictures import Picture
 from visgrpo.data.text import token_ids
 from visgrpo.errors import UserError
-from visgrpo.models.vision_layouts import Layout, layout_of
+from visgrpo.models.vision_language.families import VisionFamily, with_images
 
 Messages = Sequence[Mapping[str, Any]]
 _PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
@@ -34,12 +34,12 @@ class VisionProcessor:
             model looks for features at them.
     """
 
-    def __init__(self, images: Any, tokenizer: Any, layout: Layout) -> None:
-        self.images, self.tokenizer, self._layout = images, tokenizer, layout
+    def __init__(self, images: Any, tokenizer: Any, family: VisionFamily) -> None:
+        self.images, self.tokenizer, self._family = images, tokenizer, family
         vocabulary = tokenizer.get_vocab()
-        known = {vocabulary[token] for token in layout.placeholders if token in vocabulary}
+        known = {vocabulary[token] for token in family.placeholders if token in vocabulary}
         self.placeholder_ids = tuple(sorted(known))
-        self._image_id = vocabulary[layout.marker]
+        self._image_id = vocabulary[family.marker]
 
     @classmethod
     def of(cls, config: Any, images: Any, tokenizer: Any) -> VisionProcessor:
@@ -48,7 +48,7 @@ class VisionProcessor:
         Raises:
             UserError: for parts of different models, and a chat template that takes no images.
         """
-        processor = cls(images, tokenizer, layout_of(config, images, tokenizer))
+        processor = cls(images, tokenizer, with_images(config, images, tokenizer))
         processor._check_template()
         return processor
 
@@ -58,11 +58,11 @@ class VisionProcessor:
         Raises:
             UserError: for an image so thin that whole tokens would distort it.
         """
-        return self._layout.picture(self.images, image)
+        return self._family.picture(self.images, image)
 
     def resizes(self, image: Image.Image) -> bool:
         """Return whether an image is larger than the model takes, and will be made smaller."""
-        return self._layout.resizes(self.images, image)
+        return self._family.resizes(self.images, image)
 
     def limit(self, max_pixels: int) -> None:
         """Let images of at most so many pixels through, and make larger ones smaller.
@@ -72,7 +72,7 @@ class VisionProcessor:
         Raises:
             UserError: for fewer pixels than the vision tower takes at least.
         """
-        self._layout.limit(self.images, max_pixels)
+        self._family.limit(self.images, max_pixels)
 
     def prompt_ids(self, messages: Messages, pictures: Sequence[Picture]) -> np.ndarray:
         """Return the int32 ids of messages, with the header of the answer and places for images.
@@ -97,23 +97,23 @@ class VisionProcessor:
     def save_pretrained(self, folder: Path) -> None:
         """Write the image processor and its settings, as plain transformers loads them."""
         self.images.save_pretrained(folder)
-        settings = json.dumps(self._layout.settings(), indent=1)
+        settings = json.dumps(self._family.settings(), indent=1)
         (folder / "processor_config.json").write_text(settings, encoding="utf-8")
 
     def _rendered(self, messages: Messages, pictures: Sequence[Picture]) -> str:
         text = render(cast(Prompt, messages), self.tokenizer)
-        first, *rest = text.split(self._layout.marker)
+        first, *rest = text.split(self._family.marker)
         if len(rest) != len(pictures):
             raise UserError(
-                f"{len(pictures)} image(s) are in the messages, but {self._layout.marker} is "
+                f"{len(pictures)} image(s) are in the messages, but {self._family.marker} is "
                 f"{len(rest)} times in the chat: take it out of the texts."
             )
-        places = [self._layout.text(picture) for picture in pictures]
+        places = [self._family.text(picture) for picture in pictures]
         return first + "".join(a + b for a, b in zip(places, rest, strict=True))
 
     def _check_template(self) -> None:
         """Refuse a chat template that passes images over, or that takes nothing but strings."""
-        marker = self._layout.marker
+        marker = self._family.marker
         refusal = UserError(
             f"The tokenizer's chat template does not write {marker} for an image in a message: "
             "give it the template of the model's own processor."

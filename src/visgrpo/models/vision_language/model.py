@@ -11,7 +11,7 @@ from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
 from visgrpo.models.language import Critic, Engine, LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts, padding, read_prompts
-from visgrpo.models.vision_families import family_of
+from visgrpo.models.vision_language.families import family_of
 
 FEATURE_BYTES = 2**30
 # What of the way from pixels to features is the same in every step: none of it, up to the tower's

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from visgrpo.errors import UserError, nearest
-from visgrpo.models.join_weights import VisionTower, read_tower
 from visgrpo.models.load import load_language
-from visgrpo.models.parts import Parts
-from visgrpo.models.qwen_vision import (
-    VISION_TOKENS,
-    mrope_section,
-    vision_token_ids,
-    with_image_places,
+from visgrpo.models.parts import (
+    Parts,
+    check_model_name,
+    in_one_line,
+    load_images,
+    model_folder,
+    pretrained,
 )
-from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.models.tokenizers import VISION_TOKENS, vision_token_ids, with_image_places
+from visgrpo.models.vision_language.families import mrope_section
+from visgrpo.models.vision_language.processor import VisionProcessor
 
 Merger = Literal["slice", "new"]
 
@@ -145,3 +151,92 @@ def _last_layer(tower: VisionTower, config: Any, merger: Merger) -> dict[str, Te
         nn.init.normal_(new, std=config.initializer_range)
         made = new, torch.zeros(config.hidden_size)
     return {f"{_LAST}.weight": made[0], f"{_LAST}.bias": made[1]}
+
+
+_TOWER_KIND = "qwen2_5_vl"
+_IN_TOWER = re.compile(r"(?:model\.)?visual\.(.+)")  # as the Hub names them, or a model in memory
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision tower as it is stored.
+
+    Attributes:
+        name: where it was read.
+        config: transformers' configuration of the tower.
+        weights: float32, by the names inside the tower; all of the configuration's shapes.
+        images: the checkpoint's image processor.
+    """
+
+    name: str
+    config: Any
+    weights: dict[str, Tensor]
+    images: Any
+
+
+def read_tower(name: str) -> VisionTower:
+    """Read the vision tower of a Qwen2.5-VL folder or Hub name; only its files are fetched.
+
+    Raises:
+        UserError: for another kind of model, and weights that are missing or of other shapes than
+            the configuration says.
+    """
+    name = model_folder(name)
+    check_model_name(name)
+    with in_one_line(name):
+        config = pretrained("AutoConfig", name)
+        if config.model_type != _TOWER_KIND:
+            raise UserError(
+                f'--vision "{name}" is a {config.model_type} model; its tower cannot be joined. '
+                f"Take a {_TOWER_KIND}, such as Qwen/Qwen2.5-VL-3B-Instruct."
+            )
+        images = load_images(name)
+        weights = _read_weights(name)
+    _check_shapes(name, config.vision_config, weights)
+    return VisionTower(name, config.vision_config, weights, images)
+
+
+def _read_weights(name: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(name):
+        with safe_open(file, "pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  # no dictionary
+                inside = _IN_TOWER.fullmatch(key)
+                if inside:
+                    weights[inside[1]] = stored.get_tensor(key).float()
+    return weights
+
+
+def _weight_files(name: str) -> list[str]:
+    """Fetch the files that hold weights of the tower, and return where they are."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        return [str(cached_file(name, SAFE_WEIGHTS_NAME))]
+    places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    files = {file for key, file in places.items() if _IN_TOWER.fullmatch(key)}
+    return [str(cached_file(name, file)) for file in sorted(files)]
+
+
+def _check_shapes(name: str, config: Any, weights: dict[str, Tensor]) -> None:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+        Qwen2_5_VisionTransformerPretrainedModel,
+    )
+
+    with torch.device("meta"):
+        tower = Qwen2_5_VisionTransformerPretrainedModel(config)
+    expected = {key: tuple(weight.shape) for key, weight in tower.state_dict().items()}
+    for key, shape in expected.items():
+        if key not in weights:
+            raise UserError(
+                f'"{name}" lacks the weight visual.{key} of its vision tower: save the whole model '
+                "again."
+            )
+        if tuple(weights[key].shape) != shape:
+            raise UserError(
+                f'"{name}" has visual.{key} of {tuple(weights[key].shape)}, but its config.json '
+                f"says {shape}: they do not belong together."
+            )

@@ -10,16 +10,16 @@ import torch
 
 from visgrpo.errors import UserError
 from visgrpo.models.parts import Parts
-from visgrpo.models.qwen_vision import (
-    END,
-    START,
+from visgrpo.models.tokenizers import (
+    END_OF_TURN,
+    TURN,
     VISION_TOKENS,
-    mrope_section,
+    make_tokenizer,
     vision_token_ids,
     with_image_places,
 )
-from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.models.vision_processor import VisionProcessor
+from visgrpo.models.vision_language.families import mrope_section
+from visgrpo.models.vision_language.processor import VisionProcessor
 
 _MERGE = 2  # patches a side that become one token, as of the large ones
 _WINDOW = 4  # tokens a side that see each other in the blocks without full attention, likewise
@@ -107,7 +107,7 @@ def chat_tokenizer(documents: Iterable[str], vocabulary: int) -> Any:
     """
     tokenizer = make_tokenizer("bpe", documents, vocabulary=vocabulary)
     tokenizer.add_special_tokens(
-        {"eos_token": END, "additional_special_tokens": [START, *VISION_TOKENS]}
+        {"eos_token": END_OF_TURN, "additional_special_tokens": [TURN, *VISION_TOKENS]}
     )
     tokenizer.split_special_tokens = False
     tokenizer.chat_template = with_image_places(None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from teams import One
 from torch import Tensor, nn
 
 from visgrpo.data.batches import CachedInputs
@@ -96,18 +96,6 @@ def test_the_expected_reward_leaves_images_without_feedback_out() -> None:
 def test_no_image_with_feedback_has_no_expected_reward() -> None:
     for masks in (True, False):
         assert expected_reward(clicks(masks=masks), POLICY[:2].log(), dataset([2, 2])) is None
-
-
-class One:
-    """One process in full precision."""
-
-    rank, world_size, device = 0, 1, torch.device("cpu")
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def held_out(rewards: RewardSet | None, votes_MK: Tensor | None, rows: list[int]) -> HeldOut:

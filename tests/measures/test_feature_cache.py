@@ -11,21 +11,23 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from teams import One, together
 from torch import Tensor, nn
 
+from visgrpo.data.batches import InputFunction
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures import feature_cache
 from visgrpo.measures.feature_cache import cached_features, default_folder, weights_key
+from visgrpo.measures.over import Team
 
 M, P, D = 700, 6, 4  # three batches of 256
 INPUTS_M = torch.randn(M, P, generator=torch.Generator().manual_seed(0))
@@ -41,25 +43,6 @@ def inputs(index: int, rng: np.random.Generator) -> Tensor:
     return INPUTS_M[index]
 
 
-class One:
-    """A single process."""
-
-    rank, world_size, is_main = 0, 1, True
-    device = torch.device("cpu")
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def wait(self) -> None:
-        pass
-
-
 class Encoder:
     """A frozen layer that counts the rows it was asked for."""
 
@@ -73,6 +56,20 @@ class Encoder:
         return (inputs_NP @ self.weight_PD).tanh()
 
 
+def cached(
+    folder: Path | None,
+    encoder: Callable[[Tensor], Tensor] | None = None,
+    data: Table | None = None,
+    made: InputFunction = inputs,
+    *,
+    key: dict[str, str] = KEY,
+    team: Team | None = None,
+) -> Tensor:
+    """The features of the data, by an encoder in one process unless told otherwise."""
+    rows = dataset() if data is None else data
+    return cached_features(encoder or Encoder(), rows, made, team or One(), key=key, folder=folder)
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
 
@@ -82,11 +79,11 @@ def files(folder: Path) -> list[str]:
 
 def test_a_hit_encodes_nothing_and_equals_an_uncached_call_bit_for_bit(tmp_path: Path) -> None:
     encoder, never = Encoder(), Encoder(seed=1)
-    first = cached_features(encoder, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    first = cached(tmp_path, encoder)
     assert encoder.rows == M
-    second = cached_features(never, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    second = cached(tmp_path, never)
     assert never.rows == 0
-    uncached = cached_features(Encoder(), dataset(""), inputs, One(), key=KEY, folder=tmp_path)
+    uncached = cached(tmp_path, data=dataset(""))
     assert torch.equal(first, uncached)
     assert torch.equal(second, uncached)
     assert (second.dtype, second.shape) == (torch.float32, (M, D))
@@ -95,12 +92,12 @@ def test_a_hit_encodes_nothing_and_equals_an_uncached_call_bit_for_bit(tmp_path:
 
 
 def test_inputs_are_not_made_for_a_hit(tmp_path: Path) -> None:
-    cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    cached(tmp_path)
 
     def unreadable(index: int, rng: np.random.Generator) -> Tensor:
         raise AssertionError("an image was decoded")
 
-    cached_features(Encoder(), dataset(), unreadable, One(), key=KEY, folder=tmp_path)
+    cached(tmp_path, made=unreadable)
 
 
 def test_everything_in_the_key_and_the_data_each_miss(tmp_path: Path) -> None:
@@ -110,7 +107,7 @@ def test_everything_in_the_key_and_the_data_each_miss(tmp_path: Path) -> None:
 
     def rows_encoded(key: dict[str, str], data: Table) -> int:
         encoder = Encoder()
-        cached_features(encoder, data, inputs, One(), key=key, folder=tmp_path)
+        cached(tmp_path, encoder, data, key=key)
         return encoder.rows
 
     assert rows_encoded(key, dataset()) == M
@@ -131,7 +128,7 @@ def test_rows_of_a_subset_are_its_own(tmp_path: Path) -> None:
     part = dataset().subset([5, 3])
     mine = lambda index, rng: INPUTS_M[[5, 3][index]]  # noqa: E731
     for _ in range(2):
-        features = cached_features(Encoder(), part, mine, One(), key=KEY, folder=tmp_path)
+        features = cached(tmp_path, data=part, made=mine)
         assert torch.allclose(features, Encoder()(INPUTS_M[[5, 3]]), atol=1e-6)
 
 
@@ -140,7 +137,7 @@ def test_dense_features_in_half_precision_are_kept_as_float32(tmp_path: Path) ->
         return inputs_NP.reshape(-1, 2, 3, 1).bfloat16()
 
     for _ in range(2):
-        features = cached_features(dense, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        features = cached(tmp_path, dense)
         assert features.dtype == torch.float32
         assert torch.equal(features, INPUTS_M.reshape(M, 2, 3, 1).bfloat16().float())
 
@@ -148,20 +145,20 @@ def test_dense_features_in_half_precision_are_kept_as_float32(tmp_path: Path) ->
 def test_unknown_data_is_never_written(tmp_path: Path) -> None:
     for _ in range(2):
         encoder = Encoder()
-        cached_features(encoder, dataset(""), inputs, One(), key=KEY, folder=tmp_path)
+        cached(tmp_path, encoder, dataset(""))
         assert encoder.rows == M
     assert files(tmp_path) == []
 
 
 def test_writing_to_the_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
     for _ in range(2):
-        features = cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        features = cached(tmp_path)
         assert features.abs().sum() > 0
         features.zero_()
 
 
 def test_what_it_is_can_be_read_beside_it(tmp_path: Path) -> None:
-    cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    cached(tmp_path)
     (said,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     (stored,) = tmp_path.glob("*.npy")
     size = stored.stat().st_size
@@ -174,7 +171,7 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("VISGRPO_CACHE", raising=False)
     assert default_folder() == Path.home() / ".cache" / "visgrpo" / "features"
     monkeypatch.setenv("VISGRPO_CACHE", str(tmp_path / "new"))
-    cached_features(Encoder(), dataset(), inputs, One(), key=KEY)
+    cached(None)
     assert files(tmp_path / "new") == [".json", ".npy"]
 
 
@@ -206,43 +203,16 @@ def test_weights_key() -> None:
 # ---- several processes and writers --------------------------------------------------------------
 
 
-class Member(One):
-    """One of several processes, in threads that meet at a barrier."""
-
-    def __init__(self, rank: int, meeting: SimpleNamespace) -> None:
-        self.rank, self.world_size = rank, meeting.barrier.parties  # type: ignore[misc]
-        self.is_main, self._meeting = rank == 0, meeting  # type: ignore[misc]
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        self._meeting.parts[self.rank] = tensor
-        self.wait()
-        whole = torch.cat([self._meeting.parts[rank] for rank in range(self.world_size)])
-        self.wait()
-        return whole
-
-    def any(self, flag: bool) -> bool:
-        return bool(self.gather(torch.tensor([float(flag)])).sum() > 0)
-
-    def wait(self) -> None:
-        self._meeting.barrier.wait(timeout=20)
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_main_process_writes_and_all_read_the_same(tmp_path: Path, world_size: int) -> None:
-    meeting = SimpleNamespace(barrier=threading.Barrier(world_size), parts={})
-    encoders = [Encoder() for _ in range(world_size)]
-
-    def member(rank: int) -> Tensor:
-        team = Member(rank, meeting)
-        return cached_features(encoders[rank], dataset(), inputs, team, key=KEY, folder=tmp_path)
+    def member(team: Team) -> tuple[Tensor, int]:
+        encoder = Encoder()
+        return cached(tmp_path, encoder, team=team), encoder.rows
 
     for expected in (M, 0):
-        for encoder in encoders:
-            encoder.rows = 0
-        with ThreadPoolExecutor(world_size) as pool:
-            for features in pool.map(member, range(world_size)):
-                assert torch.allclose(features, Encoder()(INPUTS_M), atol=1e-6)
-        assert sum(encoder.rows for encoder in encoders) in range(expected, expected + 6)
+        features, rows = zip(*together(world_size, member), strict=True)
+        assert all(torch.allclose(each, Encoder()(INPUTS_M), atol=1e-6) for each in features)
+        assert sum(rows) in range(expected, expected + 6)
     assert files(tmp_path) == [".json", ".npy"]
 
 
@@ -257,9 +227,9 @@ def test_concurrent_runs_end_with_one_good_file(tmp_path: Path) -> None:
                 start.wait(timeout=20)  # nobody has finished before all have begun
             return encoder(inputs_NP)
 
-        return cached_features(function, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        return cached(tmp_path, function)
 
-    uncached = cached_features(Encoder(), dataset(""), inputs, One(), key=KEY)
+    uncached = cached(None, data=dataset(""))
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(features, uncached) for features in pool.map(run, range(4)))
     assert files(tmp_path) == [".json", ".npy"]
@@ -272,7 +242,7 @@ def test_an_encoding_that_fails_leaves_nothing(tmp_path: Path) -> None:
         return INPUTS_M[index]
 
     with pytest.raises(UserError, match="image 400"):
-        cached_features(Encoder(), dataset(), stops, One(), key=KEY, folder=tmp_path)
+        cached(tmp_path, made=stops)
     assert files(tmp_path) == []
 
 
@@ -286,8 +256,7 @@ def stops(index, rng):
     if index == 400:
         os.kill(os.getpid(), signal.SIGKILL)
     return here.INPUTS_M[index]
-here.cached_features(here.Encoder(), here.dataset(), stops, here.One(), key=here.KEY,
-                     folder=Path(sys.argv[1]))
+here.cached(Path(sys.argv[1]), made=stops)
 """
     killed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
@@ -297,44 +266,12 @@ here.cached_features(here.Encoder(), here.dataset(), stops, here.One(), key=here
     assert killed.returncode == -signal.SIGKILL
     assert files(tmp_path) == [".part"]
     encoder = Encoder()
-    features = cached_features(encoder, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    features = cached(tmp_path, encoder)
     assert encoder.rows == M
     assert torch.allclose(features, Encoder()(INPUTS_M), atol=1e-6)
 
 
 # ---- damaged files, full disks ------------------------------------------------------------------
-
-
-def cut_short(stored: Path, said: Path) -> None:
-    stored.write_bytes(stored.read_bytes()[:-100])
-
-
-def emptied(stored: Path, said: Path) -> None:
-    stored.write_bytes(b"")
-
-
-def longer(stored: Path, said: Path) -> None:
-    stored.write_bytes(stored.read_bytes() + b"more")
-
-
-def of_other_shape(stored: Path, said: Path) -> None:
-    np.save(stored, np.zeros((M, D + 1), np.float32))
-
-
-def of_other_type(stored: Path, said: Path) -> None:
-    np.save(stored, np.zeros((M, D), np.float16))
-
-
-def of_other_key(stored: Path, said: Path) -> None:
-    said.write_text(said.read_text().replace("abc", "abd"))
-
-
-def without_description(stored: Path, said: Path) -> None:
-    said.unlink()
-
-
-def no_json(stored: Path, said: Path) -> None:
-    said.write_text("{")
 
 
 def fewer_rows(stored: Path, said: Path) -> None:
@@ -347,20 +284,29 @@ def fewer_rows(stored: Path, said: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(cut_short, emptied, longer, of_other_shape, of_other_type, fewer_rows),
-        *(of_other_key, without_description, no_json),
+        pytest.param(lambda file, _: file.write_bytes(file.read_bytes()[:-100]), id="cut short"),
+        pytest.param(lambda file, _: file.write_bytes(b""), id="emptied"),
+        pytest.param(lambda file, _: file.write_bytes(file.read_bytes() + b"more"), id="longer"),
+        pytest.param(lambda file, _: np.save(file, np.zeros((M, D + 1), "f4")), id="other shape"),
+        pytest.param(lambda file, _: np.save(file, np.zeros((M, D), "f2")), id="other type"),
+        pytest.param(fewer_rows, id="fewer rows"),
+        pytest.param(
+            lambda _, said: said.write_text(said.read_text().replace("abc", "abd")), id="other key"
+        ),
+        pytest.param(lambda _, said: said.unlink(), id="without description"),
+        pytest.param(lambda _, said: said.write_text("{"), id="no JSON"),
     ],
 )
 def test_damaged_files_are_named_and_mended_by_deleting(
-    tmp_path: Path, damage: Callable[[Path, Path], None]
+    tmp_path: Path, damage: Callable[[Path, Path], object]
 ) -> None:
-    cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    cached(tmp_path)
     (stored,), (said,) = tmp_path.glob("*.npy"), tmp_path.glob("*.json")
     damage(stored, said)
     with pytest.raises(UserError, match=rf"{stored.name} cannot be used .*; delete the file"):
-        cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        cached(tmp_path)
     stored.unlink()
-    again = cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+    again = cached(tmp_path)
     assert torch.allclose(again, Encoder()(INPUTS_M), atol=1e-6)
 
 
@@ -368,7 +314,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     folder = tmp_path / "file" / "cache"
     with pytest.raises(UserError, match=r"cannot be kept in .*file/cache .*--cache"):
-        cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=folder)
+        cached(folder)
 
 
 def test_too_little_room_is_known_after_the_first_batch(
@@ -378,7 +324,7 @@ def test_too_little_room_is_known_after_the_first_batch(
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage)
     encoder = Encoder()
     with pytest.raises(UserError, match=r"need 0\.0 GB and .* has 0\.0 GB left; .*--cache"):
-        cached_features(encoder, dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        cached(tmp_path, encoder)
     assert encoder.rows == 256
     assert files(tmp_path) == []
 
@@ -391,7 +337,7 @@ def test_a_disk_that_fills_up_while_writing(
 
     monkeypatch.setattr(feature_cache.os, "fsync", full)
     with pytest.raises(UserError, match=r"\(No space left on device\); make room there"):
-        cached_features(Encoder(), dataset(), inputs, One(), key=KEY, folder=tmp_path)
+        cached(tmp_path)
     assert files(tmp_path) == []
 
 
@@ -401,6 +347,4 @@ def test_features_that_change_shape_between_batches(tmp_path: Path) -> None:
 
     for identity in ("source", ""):
         with pytest.raises(UserError, match=r"features of shape \(4,\) follow .* shape \(3,\)"):
-            cached_features(
-                lambda x: x, dataset(identity), growing, One(), key=KEY, folder=tmp_path
-            )
+            cached(tmp_path, lambda x: x, dataset(identity), growing)

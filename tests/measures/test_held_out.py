@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from teams import One
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
@@ -41,29 +40,12 @@ def test_expected_reward_by_hand() -> None:
     assert math.isclose(value, (1 + 3 + 1 + 5) / 2, rel_tol=1e-6)
 
 
-class Half:
-    """One process that computes in bfloat16."""
-
-    rank, world_size, device = 0, 1, torch.device("cpu")
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def autocast(self) -> AbstractContextManager[None]:
-        @contextmanager
-        def bfloat16() -> Iterator[None]:
-            with torch.autocast("cpu", torch.bfloat16):
-                yield
-
-        return bfloat16()
-
-
 def test_start_and_now_are_measured_in_the_precision_of_training(tiny_clip_folder: Path) -> None:
     """Otherwise the KL to the start would not be 0 at the start."""
     parts = load_clip(str(tiny_clip_folder))
     policy = ClipClassifier(parts.model, parts.tokenizer, CLASSES, ["a {}"])
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    held_out = HeldOut.at_start(policy, dataset(), CachedInputs(pixels), Half())
+    held_out = HeldOut.at_start(policy, dataset(), CachedInputs(pixels), One(torch.bfloat16))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = policy.eval()(pixels).float()
     assert torch.equal(held_out.start_logits_MK, expected)

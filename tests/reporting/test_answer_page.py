@@ -6,8 +6,7 @@ import re
 from functools import partial
 
 import pytest
-from fake_language_runs import language_run
-from fake_vlm_runs import QUESTION, draw_scene, measures, vlm_run, write_jsonl
+from fake_runs import QUESTION, answered, draw_scene, language_run, vlm_run, write_lines
 from html_pages import Page, assert_offline, read_page, squeeze
 
 from visgrpo.metrics import metric, ordered
@@ -56,7 +55,7 @@ def test_accuracy_in_and_out_of_distribution_has_its_intervals(small_run):
 
 
 def test_data_of_the_users_own_keeps_its_name(small_run):
-    found = {"before": measures(0.25, 0.1), "after": {"accuracy": 0.5}}
+    found = {"before": answered(0.25, 0.1), "after": {"accuracy": 0.5}}
     run = read_run(small_run(summary={"shifts": {"super <clevr>": found}}))
     assert [row.name for row in distributions(run)] == ["in distribution", "super <clevr>"]
     assert distributions(run)[1].after == "50.0 %"
@@ -129,11 +128,11 @@ def test_an_image_that_is_gone_is_named_beside_its_prompt(small_run):
 def test_a_group_without_a_known_truth_or_an_image_has_neither(small_run):
     path = small_run()
     line = {"step": 1, "index": 4, "prompt": "a", "outputs": ["b"], "ended": [True]}
-    write_jsonl(path / "samples.jsonl", [line])
+    write_lines(path / "samples.jsonl", [line])
     words = squeeze(read_page(write_report(path)).words)
     assert "Prompt, input 4 a step 1" in words
     draw_scene(path / "samples" / "4.png", 3)
-    write_jsonl(path / "samples.jsonl", [line | {"image": "samples/4.png"}])
+    write_lines(path / "samples.jsonl", [line | {"image": "samples/4.png"}])
     page = write_report(path).read_text()
     assert 'alt="Input 4"' in page
     assert "true answer" not in page

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from fake_runs import write_lines
 from html_pages import Page, assert_offline, squeeze
 
 from visgrpo.errors import UserError
@@ -24,7 +25,7 @@ def three(make_run):
     ]
     for path, values in zip(paths, [[1, 2, 3], [3, 6, 1], [0, 0, 5]], strict=True):
         lines = [{"step": step, "kl": value} for step, value in enumerate(values, start=1)]
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_lines(path / "metrics.jsonl", lines)
     return paths
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
+from fake_runs import curve, representation_run, write_lines
 from html_pages import Page, squeeze
-from judged_by_epoch import curve, representation_run
 
 from visgrpo.reporting import compare_runs, read_run
 from visgrpo.reporting.groups import (
@@ -96,7 +95,7 @@ def test_the_metrics_asked_for_are_tabulated_if_they_have_a_better_side(seeds):
         {"step": s, "epoch": s, "loss": 1, "eval/nll": 1 + s, "eval/kl": s, "eval/accuracy": 1}
         for s in (0, 1)
     ]
-    (seeds[0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(seeds[0] / "metrics.jsonl", lines)
     runs = [read_run(path) for path in seeds]
     assert convergence_keys(runs, ["loss", "eval/kl", "eval/nll", "eval/nll"]) == ["eval/nll"]
     assert convergence_keys(runs, None) == ["eval/accuracy"]

@@ -6,7 +6,7 @@ import json
 from functools import partial
 
 import pytest
-from fake_language_runs import language_run, write_jsonl
+from fake_runs import language_run, write_lines
 from html_pages import Page, assert_offline, read_page, squeeze
 
 from visgrpo.errors import UserError
@@ -53,7 +53,7 @@ def test_the_measures_are_those_of_language(small_run):
 def test_accuracy_is_a_share_of_what_was_measured(small_run, options, unit, about):
     measured = {"accuracy": 0.5, "nll": 0.7, "examples": 12}
     path = small_run(summary={"before": measured, "after": measured}, **options)
-    write_jsonl(path / "metrics.jsonl", [{"step": 0, "eval/accuracy": 0.5}])
+    write_lines(path / "metrics.jsonl", [{"step": 0, "eval/accuracy": 0.5}])
     run = read_run(path)
     assert curve_figure(run, "eval/accuracy").axes[0].get_ylabel() == unit
     text = squeeze(read_page(write_report(path)).words)
@@ -106,7 +106,7 @@ def test_completions_keep_their_lines_and_are_only_text(small_run):
 def test_without_gold_there_is_no_such_column(small_run):
     path = small_run(summary={"memory": {}})
     line = {"step": 1, "index": 0, "prompt": "a", "outputs": ["", "b"], "ended": [True, True]}
-    write_jsonl(path / "samples.jsonl", [line])
+    write_lines(path / "samples.jsonl", [line])
     words = squeeze(read_page(write_report(path)).words)
     assert "completion reward adv. (empty) – – b – –" in words
     assert "Memory of the models" not in words
@@ -134,7 +134,7 @@ def test_completions_come_by_falling_reward_and_ended_ones_apart():
 @pytest.mark.parametrize("key", ["gold", "ended"])
 def test_lists_of_a_sample_are_as_long_as_its_outputs(small_run, key):
     path = small_run()
-    write_jsonl(path / "samples.jsonl", [{"step": 1, "outputs": ["a", "b"], key: [1]}])
+    write_lines(path / "samples.jsonl", [{"step": 1, "outputs": ["a", "b"], key: [1]}])
     with pytest.raises(UserError, match=f'"{key}" must be a list as long as "outputs"'):
         read_run(path)
 
@@ -176,7 +176,7 @@ def test_sampled_tokens_are_among_the_facts_and_in_the_table(small_run, make_run
 def test_steps_become_sampled_tokens_in_proportion(small_run):
     path = small_run()
     lines = [{"step": 10, "sampled_tokens": 1000}, {"step": 20, "sampled_tokens": 3000}]
-    write_jsonl(path / "metrics.jsonl", lines)
+    write_lines(path / "metrics.jsonl", lines)
     places = positions(read_run(path), [0, 5, 10, 15, 20, 25], "token")
     assert places == [0, 500, 1000, 2000, 3000, 3000]
 
@@ -215,7 +215,7 @@ def test_a_comparison_shows_rewards_against_kl_and_tokens(small_run, tmp_path):
 
 def test_where_a_run_does_not_count_tokens_there_is_no_such_axis(small_run, tmp_path):
     paths = [small_run("a"), small_run("ppo", method="ppo")]
-    write_jsonl(paths[1] / "metrics.jsonl", [{"step": 0, "eval/gold_reward": 0.5}])
+    write_lines(paths[1] / "metrics.jsonl", [{"step": 0, "eval/gold_reward": 0.5}])
     words = squeeze(Page(compare_runs(paths, ["eval/gold_reward"], tmp_path).read_text()).words)
     assert "against sampled tokens" not in words
     assert "Reward against KL" in words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_language_runs import language_run, write_jsonl
+from fake_runs import language_run, write_lines
 from html_pages import read_page, squeeze
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -36,7 +36,7 @@ BEST_OF_N = [
 def make(make_run):
     def run(name="grpo", lines=LINES, **options):
         path = language_run(make_run, name, **options)
-        write_jsonl(path / "metrics.jsonl", lines)
+        write_lines(path / "metrics.jsonl", lines)
         return read_run(path)
 
     return run
@@ -104,7 +104,7 @@ def test_a_run_without_kl_or_reward_has_no_figure(make, make_run):
     apart = [{"step": 0, "eval/reward": 1.0}, {"step": 1, "eval/kl": 1.0}]
     assert overoptimization([group(make("apart", apart))]) is None
     clip = make_run("clip", steps=1, samples=False)
-    write_jsonl(clip / "metrics.jsonl", LINES)
+    write_lines(clip / "metrics.jsonl", LINES)
     assert overoptimization([group(read_run(clip))]) is None
 
 

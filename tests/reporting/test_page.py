@@ -8,6 +8,7 @@ import json
 from functools import partial
 
 import pytest
+from fake_runs import write_lines
 from html_pages import assert_offline, read_page, squeeze
 from PIL import Image
 
@@ -109,7 +110,7 @@ def test_missing_damaged_and_foreign_images_are_named(small_run, tmp_path):
     (path / "samples" / "bad.png").write_bytes(b"not an image")
     files = ["samples/gone.png", "samples/bad.png", "../secret.png"]
     lines = [{"step": 1, "index": k, "image": f, "outputs": ["a"]} for k, f in enumerate(files)]
-    (path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(path / "samples.jsonl", lines)
     words = read_page(write_report(path)).words
     for file in files:
         assert f"Image cannot be shown: {file}" in words
@@ -222,7 +223,7 @@ def test_lists_and_counts_are_no_measures(small_run):
 def test_inputs_logged_once_are_taken_from_both_ends(small_run):
     path = small_run(steps=1, samples=False)
     lines = [{"step": k, "index": k, "outputs": ["a"]} for k in range(20)]
-    (path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(path / "samples.jsonl", lines)
     shown, logged = examples(read_run(path))
     assert [example.index for example in shown] == ["0", "19", "1", "18", "2", "17", "3", "16"]
     assert logged == 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from fake_runs import curve, representation_run, segmentation_run
 from html_pages import Page, assert_offline, read_page, squeeze
-from judged_by_epoch import curve, representation_run, segmentation_run
 
 from visgrpo.metrics import metric, ordered
 from visgrpo.reporting import compare_runs, comparison_table, outcome, read_run, write_report

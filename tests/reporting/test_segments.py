@@ -7,8 +7,8 @@ import io
 import json
 
 import pytest
+from fake_runs import PALETTE, segmentation_run
 from html_pages import Page, assert_offline, read_page, squeeze
-from judged_by_epoch import PALETTE, segmentation_run
 from PIL import Image
 
 from visgrpo.errors import UserError

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from teams import One, together
 
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
-from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, answer_likelihood
+from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.measures.over import batches
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
@@ -33,25 +28,6 @@ ANSWERS = ("1", "2", "2", "0", "2")
 SIZES = SmallVisionLanguage(
     layers=1, width=16, heads=1, vision_layers=1, vision_width=16, vision_heads=1, patch=4
 )
-
-
-@dataclass
-class Share:
-    """One of several processes, whose gathering is played by the test."""
-
-    rank: int = 0
-    world_size: int = 1
-    gathered: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return self.gathered(tensor)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +61,7 @@ def held_out(parts: Parts, dataset: Table, shards: Any = None) -> HeldOutAnswers
         memory=TokenMemory(),
     )
     inputs = VisualInputs(dataset, "direct", parts.processor, 100)
-    return HeldOutAnswers(rollouts, dataset, inputs, True, shards or Share())
+    return HeldOutAnswers(rollouts, dataset, inputs, True, shards or One())
 
 
 def written(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
@@ -117,7 +93,7 @@ def test_rewards_and_lengths_are_those_of_the_sampled(parts: Parts, dataset: Tab
     measured = held_out(parts, dataset)
     model = VisionLanguageModel(parts.model)
     found = measured.measures(model)
-    (batch,) = batches(dataset, measured.inputs, Share(), 64)
+    (batch,) = batches(dataset, measured.inputs, One(), 64)
     tokens = measured.rollouts.draw(model, batch, 0, 64, total=5).mask_NGT.sum(dim=-1).float()
     assert tokens.shape == (5, 2)
     paid = (2 - tokens / 4).clamp(0, 1)  # by "length:4"; a random model answers nothing
@@ -159,21 +135,7 @@ def test_two_processes_measure_what_one_does(parts: Parts, dataset: Table) -> No
     """Five rows are three and three, the last one twice; it counts once."""
     model = VisionLanguageModel(parts.model).eval()
     alone = held_out(parts, dataset).look(model)
-    meeting, sent = Barrier(2, timeout=60), dict[int, Tensor]()
-
-    def gather(rank: int, tensor: Tensor) -> Tensor:
-        sent[rank] = tensor
-        meeting.wait()
-        both = torch.cat([sent[0], sent[1]])
-        meeting.wait()
-        return both
-
-    def look(rank: int) -> SeenAnswers:
-        share = Share(rank, 2, lambda tensor: gather(rank, tensor))
-        return held_out(parts, dataset, share).look(model)
-
-    with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(look, (0, 1)))
+    found = together(2, lambda team: held_out(parts, dataset, team).look(model))
     for each in found:
         assert each.texts == alone.texts
         assert each.measures == pytest.approx(alone.measures)
@@ -199,5 +161,5 @@ def test_likelihood_is_that_of_plain_transformers(parts: Parts, dataset: Table) 
         for place in range(len(made.prompt), ids.shape[1]):
             nll -= float(logits[0, place - 1, ids[0, place]])
             tokens += 1
-    found = answer_likelihood(model, dataset, inputs, Share())
+    found = answer_likelihood(model, dataset, inputs, One())
     assert found == {"nll": pytest.approx(nll / tokens, rel=1e-5)}

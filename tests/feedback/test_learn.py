@@ -23,7 +23,8 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.feedback import learn
 from visgrpo.feedback.learn import FeedbackLearning, read_votes
-from visgrpo.feedback.posteriors import best_answers
+from visgrpo.feedback.options import FEEDBACK_REWARDS
+from visgrpo.feedback.posteriors import MAKERS, best_answers
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
 from visgrpo.tasks.clip.train import objective_of
@@ -245,6 +246,10 @@ def test_votes_are_kept_to_measure_with(splits: Splits, tmp_path: Path) -> None:
     clicks = write_table(tmp_path / "log.csv", "image label clicked", [(name(2), "cat", 1)])
     other, _ = read(config_of(clicks, select="accuracy"), splits)
     assert other.votes("train") is None
+
+
+def test_every_reward_that_can_be_named_can_be_made() -> None:
+    assert tuple(MAKERS) == FEEDBACK_REWARDS
 
 
 def test_the_best_answers(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def of_images(cells: C, keep_M: NDArray[np.bool_]) -> C:
     )
 
 
-def impression_cells(matched: Matched, *, half_life: float | None = None) -> ImpressionCells:
+def impression_cells(matched: Matched, half_life: float | None = None) -> ImpressionCells:
     """Sum impressions and clicks up.
 
     Args:
@@ -144,7 +144,7 @@ def impression_cells(matched: Matched, *, half_life: float | None = None) -> Imp
     return ImpressionCells(*found)
 
 
-def dwell_cells(matched: Matched, *, half_life: float | None = None) -> ValueCells:
+def dwell_cells(matched: Matched, half_life: float | None = None) -> ValueCells:
     """Sum log(1 + seconds) up, which is 0 for impressions without a click.
 
     Clicks without a dwell time are left out, of the count too: how long they lasted is not known.
@@ -170,7 +170,7 @@ def dwell_cells(matched: Matched, *, half_life: float | None = None) -> ValueCel
     return _value_cells(matched, count, f"clicked * {value}", f"clicked * ({value})^2", half_life)
 
 
-def grade_cells(matched: Matched, *, half_life: float | None = None) -> ValueCells:
+def grade_cells(matched: Matched, half_life: float | None = None) -> ValueCells:
     """Sum grades up.
 
     Raises:

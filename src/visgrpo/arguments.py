@@ -172,13 +172,12 @@ def _taken(hint: Any, default: Any, says: Declared) -> Taken:
     count: int | None = 1
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kind = next(kind for kind in kinds if kind is not type(None))
-    or_none = len(kinds) > 1 or default is None
     if get_origin(kind) is tuple:
         inner = get_args(kind)
         count = None if inner[-1] is Ellipsis else len(inner)
         kind = inner[0]
     of = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else kind
-    return Taken(default, says, str if of is Any else of, count, or_none)
+    return Taken(default, says, says.choices or says.of or of, count, default is None)
 
 
 def _sorted_words(

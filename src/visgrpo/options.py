@@ -26,6 +26,8 @@ class Declared:
         within: the numbers that it takes: "> 0", ">= 0", or an interval such as "(0, 1]", perhaps
             with a reason, as in "(0, 1]: no label may be left out".
         required: what to name where nothing was given.
+        choices: the words that it may be, where they are fewer than its type says.
+        of: the type of a value, where a command takes more than the field's type says.
         was: words of earlier versions that mean the same, with the value that one without a value
             stood for, or None.
         bare: the value that the option has where it is given without one.
@@ -36,6 +38,8 @@ class Declared:
     help: str
     within: str = ""
     required: str = ""
+    choices: tuple[str, ...] = ()
+    of: type | None = None
     was: Mapping[str, str | None] = field(default_factory=dict)
     bare: str | None = None
     hidden: bool = False
@@ -44,8 +48,13 @@ class Declared:
 
 @dataclass(frozen=True)
 class Override:
-    """What a command says differently of an option that it shares with others."""
+    """What a command says differently of an option that is declared elsewhere.
 
+    Attributes:
+        group: that declares it; None for a group that is mixed into the command's options.
+    """
+
+    group: type[Options] | None
     default: Any
     changes: Mapping[str, Any]
 
@@ -57,7 +66,12 @@ def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
 
 def override(default: Any = MISSING, help: str | None = None, **more: Any) -> Any:
     """Declare another default, or other words, for an option that a mixed-in group declares."""
-    return Override(default, more if help is None else {"help": help, **more})
+    return Override(None, default, more if help is None else {"help": help, **more})
+
+
+def like(group: type[Options], default: Any = MISSING, help: str | None = None, **more: Any) -> Any:
+    """Take a single option from a group that is not mixed in, perhaps with other words."""
+    return Override(group, default, more if help is None else {"help": help, **more})
 
 
 class Options:
@@ -74,20 +88,20 @@ class Options:
         """Turn every `override` into a field of its own, before dataclass collects them."""
         super().__init_subclass__()
         annotations = inspect.get_annotations(cls)
-        for name in annotations:
-            own = cls.__dict__.get(name)
-            if isinstance(own, dataclasses.Field) and "option" in own.metadata:
-                heading = (cls.__doc__ or "").partition("\n")[0].rstrip(".")
-                declared = dataclasses.replace(own.metadata["option"], group=heading)
-                setattr(cls, name, field(default=own.default, metadata={"option": declared}))
+        heading = {"group": (cls.__doc__ or "").partition("\n")[0].rstrip(".")}
         for name, own in list(vars(cls).items()):
             if isinstance(own, Override):
-                base = _declaring(cls, name)
-                before = base.__dataclass_fields__[name]
-                declared = dataclasses.replace(before.metadata["option"], **own.changes)
+                group: Any = own.group or _declaring(cls, name)
+                before = group.__dataclass_fields__[name]
+                annotations[name] = get_type_hints(group)[name]
                 default = before.default if own.default is MISSING else own.default
-                annotations[name] = get_type_hints(base)[name]
-                setattr(cls, name, field(default=default, metadata={"option": declared}))
+                changes = {**(heading if own.group else {}), **own.changes}
+            elif isinstance(own, dataclasses.Field) and "option" in own.metadata:
+                before, default, changes = own, own.default, heading
+            else:
+                continue
+            says = dataclasses.replace(before.metadata["option"], **changes)
+            setattr(cls, name, field(default=default, metadata={"option": says}))
         cls.__annotations__ = annotations
 
     def check(self) -> None:

@@ -6,11 +6,11 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import fields
 
 import pytest
 
 from visgrpo.cli import COMMANDS, main
+from visgrpo.options import options_of
 from visgrpo.tasks.configs import ClipConfig
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "sklearn", "peft")
@@ -75,7 +75,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["clip", "--help"])
     text = capsys.readouterr().out
-    for field in fields(ClipConfig):
+    for field in options_of(ClipConfig):
         assert f"--{field.name.replace('_', '-')}" in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 import visgrpo as vg
 from visgrpo.errors import UserError
+from visgrpo.options import options_of
 from visgrpo.tasks.language import train as language
 from visgrpo.tasks.language.config import LanguageConfig
 
@@ -65,7 +66,7 @@ def _another(default: Any) -> Any:
 def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
     used = set((EVERYWHERE + USED[stage]).split())
     plain = LanguageConfig(stage=stage, init=None if stage in ("all", "sft") else "m")  # type: ignore[arg-type]
-    for field in fields(LanguageConfig):
+    for field in options_of(LanguageConfig):
         if field.name == "stage":
             continue
         problem = ""

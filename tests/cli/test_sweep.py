@@ -14,8 +14,8 @@ import yaml
 from running import clip, read_json, refused, same_run
 
 from visgrpo.cli import COMMANDS, main
-from visgrpo.tasks.configs import LoopConfig
 from visgrpo.tasks.task import TASKS
+from visgrpo.training.options import Loop
 
 Capture = pytest.CaptureFixture[str]
 SIZES = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 2, "device": "cpu"}
@@ -296,7 +296,7 @@ def test_every_command_that_trains_can_be_swept() -> None:
     training = {
         name
         for name, command in COMMANDS.items()
-        if issubclass(resolve_name(str(command.config)), LoopConfig)
+        if issubclass(resolve_name(str(command.config)), Loop)
     }
     assert set(TASKS) == training
 

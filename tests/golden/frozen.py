@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field
 from importlib import import_module
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from visgrpo.arguments import Taken, takes
 
 HERE = Path(__file__).parent
 OPTIONS, NAMES = HERE / "options.txt", HERE / "names.txt"
@@ -16,14 +15,13 @@ _KINDS = {str: "text", int: "whole number", float: "number", bool: "yes or no"}
 def options_text() -> str:
     """Return every command with its options: flag, what it takes, default, old words and help."""
     from visgrpo.cli import COMMANDS
-    from visgrpo.options import options_of
 
     blocks = []
     for name, command in COMMANDS.items():
         module, _, attribute = command.config.partition(":")
         config = getattr(import_module(module), attribute)
         before = "".join(f" {word.upper()}" for word in command.positional)
-        lines = sorted(_line(field, config) for field in options_of(config))
+        lines = sorted(_line(option, taken) for option, taken in takes(config).items())
         blocks.append("\n".join([f"{name}{before}: {command.about}", *lines]))
     return "\n\n".join(blocks) + "\n"
 
@@ -41,27 +39,16 @@ def write_lists() -> None:
     NAMES.write_text(names_text(), encoding="utf-8")
 
 
-def _line(field: Field[Any], config: type) -> str:
-    from visgrpo.options import declared
-
-    says = declared(field)
-    kind = _kind(get_type_hints(config)[field.name])
-    default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+def _line(name: str, takes: Taken) -> str:
+    says = takes.declared
     within = f" {says.within}" if says.within else ""
     was = f" (was {' '.join(says.was)})" if says.was else ""
-    flag = field.name.replace("_", "-")
-    return f"  --{flag} ({kind}{within}) {default!r}{was}: {' '.join(says.help.split())}"
+    flag = name.replace("_", "-")
+    help_ = " ".join(says.help.split())
+    return f"  --{flag} ({_kind(takes)}{within}) {takes.default!r}{was}: {help_}"
 
 
-def _kind(hint: Any) -> str:
-    arguments = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        (inner,) = (each for each in arguments if each is not NoneType)
-        return f"{_kind(inner)}, or nothing"
-    if get_origin(hint) is Literal:
-        return " ".join(map(str, arguments))
-    if get_origin(hint) is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"list of: {_kind(arguments[0])}"
-        return ", ".join(map(_kind, arguments))
-    return _KINDS[hint]
+def _kind(takes: Taken) -> str:
+    one = " ".join(takes.of) if isinstance(takes.of, tuple) else _KINDS[takes.of]
+    several = f"list of: {one}" if takes.count is None else ", ".join([one] * takes.count)
+    return f"{several}, or nothing" if takes.or_none else several

@@ -162,7 +162,7 @@ def test_a_run_whose_rewards_are_all_equal_is_stopped(tmp_path: Path) -> None:
     def equal(*, completions: list[str], **columns: Any) -> list[float]:
         return [1.0] * len(completions)
 
-    run = TokenRun(tmp_path, rewards=(equal,), silent_steps_allowed=3)
+    run = TokenRun(tmp_path, rewards=(equal,), silent_steps=3)
     with pytest.raises(UserError, match="For 3 steps the outputs of every group earned the same"):
         run.trainer.train()
     assert run.values("frac_reward_zero_std") == [1.0] * 3

@@ -22,12 +22,12 @@ from visgrpo.data.batches import Batch, CachedInputs
 from visgrpo.data.roles import block_table
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.options import option
-from visgrpo.tasks.configs import LoopConfig
 from visgrpo.tasks.predict import most_probable
 from visgrpo.tasks.run import Job, Seen
-from visgrpo.tasks.session import Session, loop_options
+from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import TASKS, Kind, Task, register
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.training.options import Loop
 from visgrpo.training.processes import Processes
 
 FOLDERS = ("whole", "stopped")
@@ -37,7 +37,7 @@ FOLDERS = ("whole", "stopped")
 
 
 @dataclass(frozen=True)
-class BrighterConfig(LoopConfig):
+class BrighterConfig(Loop):
     """Say which of two images is brighter."""
 
     rows: int = option(512, "How many pairs to learn from.", within="> 0")
@@ -95,7 +95,9 @@ class Brighter(Task):
             method=Logistic(),
             rows=block_table("pairs", options.rows),
             inputs=pairs["train"],
-            training=loop_options(options, options.steps or 30, 16, options.learning_rate or 0.1),
+            training=options.resolved(
+                options.steps or 30, options.learning_rate or 0.1, batch_size=16
+            ),
             validate=lambda: accuracy(model, pairs["validation"]),
             look=lambda moment: Seen(accuracy(model, pairs["test"])),
             save=save,

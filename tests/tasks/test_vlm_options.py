@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 import visgrpo as vg
 from visgrpo.errors import UserError
+from visgrpo.options import options_of
 from visgrpo.tasks.vlm import train as vlm
 from visgrpo.tasks.vlm.config import POLICY_STAGES, VlmConfig, resolved
 
@@ -43,7 +44,7 @@ def _another(default: Any) -> Any:
 @pytest.mark.parametrize("stage", UNUSED)
 def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
     plain = VlmConfig(stage=stage)  # type: ignore[arg-type]
-    for field in fields(VlmConfig):
+    for field in options_of(VlmConfig):
         if field.name == "stage":
             continue
         problem = ""

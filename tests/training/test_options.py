@@ -64,22 +64,22 @@ def test_a_batch_that_cannot_be_split_evenly(
 ) -> None:
     options = TrainingOptions(steps=1, batch_size=8, learning_rate=1.0, **settings)
     with pytest.raises(UserError, match=rf"--batch-size 8 .* take a multiple of {multiple}\."):
-        options.check(world_size)
+        options.check_batches(world_size)
 
 
 @pytest.mark.parametrize(
     "name", ["steps", "batch_size", "inner_passes", "minibatches", "accumulation"]
 )
-def test_counts_must_be_at_least_one(name: str) -> None:
+def test_counts_must_be_above_0(name: str) -> None:
     settings = {"steps": 1, "batch_size": 8, "learning_rate": 1.0, name: 0}
     flag = name.replace("_", "-")
-    with pytest.raises(UserError, match=f"--{flag} must be at least 1, not 0"):
-        TrainingOptions(**settings).check(1)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"--{flag} must be above 0, not 0"):
+        TrainingOptions(**settings).check_batches(1)  # type: ignore[arg-type]
 
 
 def test_a_batch_that_can_be_split() -> None:
     options = TrainingOptions(
         steps=1, batch_size=16, learning_rate=1.0, minibatches=2, accumulation=4
     )
-    options.check(2)
+    options.check_batches(2)
     assert not options.one_forward_is_enough

@@ -179,7 +179,7 @@ def test_a_run_that_learns_nothing_from_rewards_is_stopped(
     tmp_path: Path, differ: tuple[int, ...], log_every: int, stopped_at: int | None
 ) -> None:
     """After three such steps in a row, where a line is logged; what was learned is kept."""
-    settings = {"steps": 9, "log_every": log_every, "silent_steps_allowed": 3}
+    settings = {"steps": 9, "log_every": log_every, "silent_steps": 3}
     trainer = toy_trainer(tmp_path, Silent(differ), **settings)
     if stopped_at is None:
         trainer.train()
@@ -197,11 +197,11 @@ def test_silent_steps_are_counted_over_a_resume(tmp_path: Path) -> None:
             return super().loss(model, batch, groups, step)
 
     with pytest.raises(Interrupted):
-        toy_trainer(tmp_path, Stopping(), silent_steps_allowed=4).train()
+        toy_trainer(tmp_path, Stopping(), silent_steps=4).train()
     checkpoint, _ = newest_good(tmp_path / "checkpoints")
     assert checkpoint.state["silent_steps"] == 2
     with pytest.raises(UserError, match="For 4 steps"):
-        toy_trainer(tmp_path, Silent(), silent_steps_allowed=4).train(checkpoint)
+        toy_trainer(tmp_path, Silent(), silent_steps=4).train(checkpoint)
 
 
 def test_a_metric_with_a_minus_is_better_when_lower(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -72,8 +72,12 @@ def check_objective(objective: Objective, estimator: Estimator, group_size: int)
     )
 
 
-def preset(name: str) -> Objective:
-    """Return a preset by name. Raises UserError with the nearest name for an unknown one."""
+def preset(name: str, **changes: Any) -> Objective:
+    """Return a preset by name, with changes.
+
+    Raises:
+        UserError: for an unknown name, with the nearest one.
+    """
     if name not in PRESETS:
         raise UserError(f'Unknown objective "{name}". {nearest(name, PRESETS)}')
-    return PRESETS[name]
+    return replace(PRESETS[name], **changes)

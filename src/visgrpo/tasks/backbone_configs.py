@@ -6,17 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visgrpo.options import option, override
-from visgrpo.tasks.configs import RunConfig
+from visgrpo.data.options import Masks
+from visgrpo.methods.options import Policy
+from visgrpo.models.options import Adapt
+from visgrpo.options import like, option, override
+from visgrpo.tasks.configs import ClipConfig, RunConfig
 
 Shift = Literal["blur", "noise", "jpeg", "grey"]
 
 
 @dataclass(frozen=True)
-class BackboneRunConfig(RunConfig):
+class BackboneRunConfig(Adapt, Policy, RunConfig):
     """What both jobs with a backbone and a head have in common."""
 
-    model: str = option(
+    combination = scope = advantage_baseline = temperature = override(hidden=True)
+
+    model = like(
+        ClipConfig,
         "facebook/dinov2-small",
         "Folder or Hub name of the backbone, or of a model that visgrpo tuned, head included.",
     )
@@ -24,9 +30,7 @@ class BackboneRunConfig(RunConfig):
         "grpo-rm",
         "GRPO over the class set, or cross-entropy as the baseline: same head, data and budget.",
     )
-    baseline: bool = option(
-        False, "First train the supervised baseline of the same budget, into OUTPUT/baseline."
-    )
+    baseline = like(ClipConfig)
     epochs = override(20.0, "Passes over the training images.")
     learning_rate = override(
         help="The head's; by default 1e-3 for a batch of 256 images and in proportion for others."
@@ -36,36 +40,34 @@ class BackboneRunConfig(RunConfig):
     backbone_rate: float = option(
         0.1, "Learning rate of a backbone that trains, as a share of the head's.", within=">= 0"
     )
-    reward: tuple[str, ...] = option(
+    reward = override(
         ("hard", "uniformity"),
         "hard (the accuracy reward), uniformity, uniformity-wrong, spread, or any reward of clip.",
     )
-    reward_weights: tuple[float, ...] | None = option(
-        None, "One number for each reward; by default 1. That of hard is the c of GRPO-RM."
+    reward_weights = override(
+        help="One number for each reward; by default 1. That of hard is the c of GRPO-RM."
     )
-    scale: Literal["std", "none"] = option(
-        "std", "What advantages are divided by: std makes them z-scores over the classes."
+    scale = override(
+        "std",
+        "What advantages are divided by: std makes them z-scores over the classes.",
+        choices=("std", "none"),
     )
-    epsilon_low: float = option(0.2, "The ratio is clipped below 1 - this.", within=">= 0")
-    epsilon_high: float = option(0.2, "The ratio is clipped above 1 + this.", within=">= 0")
-    entropy_weight: float = option(0.0, "Weight of the entropy bonus.", within=">= 0")
-    inner_passes: int = option(
-        1,
-        "Passes over each batch against the same old model; from 2 on the clip acts.",
-        within="> 0",
+    epsilon_low = override(0.2, "The ratio is clipped below 1 - this.")
+    epsilon_high = override(0.2, "The ratio is clipped above 1 + this.")
+    inner_passes = override(
+        help="Passes over each batch against the same old model; from 2 on the clip acts."
     )
-    minibatches: int = option(1, "Updates that each pass is split into.", within="> 0")
-    refresh_every: str = option(
-        "1", 'Steps after which the old model is brought up to date, or "epoch".'
+    refresh_every = override(
+        "1",
+        'Steps after which the old model is brought up to date, or "epoch".',
+        of=str,
+        within="",
     )
     train: Literal["frozen", "last-blocks", "lora", "full"] = option(
         "frozen",
         "What trains beside the head: nothing, the last blocks, low-rank adapters, or everything.",
     )
-    last_blocks: int = option(1, "How many blocks --train last-blocks trains.", within="> 0")
-    lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
-    lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
-    lora_dropout: float = option(0.0, "Dropout before the adapters.", within="[0, 1]")
+    last_blocks = like(ClipConfig, 1, "How many blocks --train last-blocks trains.", within="> 0")
     hidden: int = option(
         256, "Width of the head's hidden layer; 0 for a linear head.", within=">= 0"
     )
@@ -97,22 +99,18 @@ class RepresentationConfig(BackboneRunConfig):
     pool: Literal["cls", "mean", "both"] = option(
         "cls", "Features of an image: the class token, the mean of its patches, or both."
     )
-    estimator: Literal["uniform", "exact", "sampled"] = option(
+    estimator = override(
         "uniform",
         "Every class weighted equally (GRPO-RM) or by the old model, or --group-size drawn ones.",
     )
-    group_size: int = option(
-        8, "Classes drawn for each image by the sampled estimator.", within="> 0"
-    )
+    group_size = override(help="Classes drawn for each image by the sampled estimator.")
     class_subset: int | None = option(
         None,
         "Take the true class and this many less one others, drawn anew in every step, as the "
         "group.",
         within="> 0",
     )
-    beta: float = option(
-        0.0, "Weight of KL(policy ‖ start); needs a start that has a head already.", within=">= 0"
-    )
+    beta = override(0.0, "Weight of KL(policy ‖ start); needs a start that has a head already.")
     feature_uniformity: float = option(
         0.0,
         "Weight of the log mean Gaussian potential of the features before the last layer.",
@@ -125,8 +123,9 @@ class RepresentationConfig(BackboneRunConfig):
     shifts: tuple[Shift, ...] = option(
         (), "Shifted copies of the test images to evaluate on, before and after."
     )
-    retention: tuple[str, ...] = option(
-        (), "Data sets that are not tuned on: kNN accuracy of their features, before and after."
+    retention = like(
+        ClipConfig,
+        help="Data sets that are not tuned on: kNN accuracy of their features, before and after.",
     )
 
     def rules(self) -> Iterator[str]:
@@ -155,22 +154,15 @@ class RepresentationConfig(BackboneRunConfig):
 
 
 @dataclass(frozen=True)
-class SegmentationConfig(BackboneRunConfig):
+class SegmentationConfig(Masks, BackboneRunConfig):
     """Fine-tune a vision backbone and a decoder for a class at every pixel, by GRPO-RM."""
+
+    mask_column = override(hidden=False)
+    group_size = beta = override(hidden=True)
 
     data = override(
         "shapes",
         "Built-in (shapes), a folder, or the name of a Hub data set; with images and masks.",
-    )
-    mask_column: str | None = option(
-        None, "Column of the masks, where its name is not a usual one."
-    )
-    classes_file: str | None = option(
-        None, "Class names, one on each line; by default the classes.txt beside the data."
-    )
-    ignore_index: int = option(255, "Mask value of pixels that have no label.")
-    image_size: tuple[int, int] | None = option(
-        None, "Height and width that images and masks are resized to; by default their own."
     )
     batch_size = override(256, "Images of a step, over all processes.")
     hidden = override(64, "Width of the decoder's hidden layer; 0 for a linear decoder.")
@@ -187,8 +179,10 @@ class SegmentationConfig(BackboneRunConfig):
         "What a right answer earns there, as a share of what hard pays elsewhere; by default 0.5.",
         within=">= 0",
     )
-    estimator: Literal["uniform", "exact"] = option(
-        "uniform", "Every class weighted equally (GRPO-RM) or by the old model."
+    estimator = override(
+        "uniform",
+        "Every class weighted equally (GRPO-RM) or by the old model.",
+        choices=("uniform", "exact"),
     )
     pictures: int = option(
         8, "Test images drawn with their masks before and after, for the page.", within=">= 0"

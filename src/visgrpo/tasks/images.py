@@ -13,7 +13,7 @@ from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.tasks.configs import RunConfig
-from visgrpo.tasks.session import Session, loop_options
+from visgrpo.tasks.session import Session
 from visgrpo.training.options import TrainingOptions
 
 
@@ -54,7 +54,7 @@ def training_options(
             f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
         )
     steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
-    return loop_options(config, steps, config.batch_size, learning_rate, **more)
+    return config.resolved(steps, learning_rate, **more)
 
 
 def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:

@@ -53,7 +53,7 @@ class Job:
         model: the module whose parameters train.
         method: makes a loss of batches.
         rows: of the training split; inputs makes what the model takes of each.
-        training: how long and how fast, as `loop_options` has it of the options.
+        training: how long and how fast, as `Loop.resolved` has it.
         validate: numbers on validation data; the one called `selection` chooses the best step, the
             higher the better, or with a minus before its name the lower.
         look: measures what is held out, asked twice; it may remember the first answer.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visgrpo.arguments import from_file
 from visgrpo.errors import UserError, printable
-from visgrpo.tasks.configs import LoopConfig
+from visgrpo.options import options_of
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.metrics import reset_peak_memory
-from visgrpo.training.options import TrainingOptions
+from visgrpo.training.options import Loop
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
 
@@ -26,7 +25,7 @@ _FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "
 class Session:
     """One run under way: its processes, its folder and where it goes on from."""
 
-    config: LoopConfig
+    config: Loop
     processes: Processes
     run: RunDirectory
     checkpoint: Checkpoint | None
@@ -52,9 +51,7 @@ def print_notes(decisions: Iterable[str], processes: Processes) -> None:
             print(f"note: {printable(decision)}", file=sys.stderr, flush=True)
 
 
-def open_session(
-    config: LoopConfig, default_output: str, *, has_checkpoints: bool = True
-) -> Session:
+def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = True) -> Session:
     """Check options, device and folder, and find the checkpoint of a resumed run.
 
     Args:
@@ -87,36 +84,13 @@ def begin(session: Session, recipe: str) -> None:
         session.run.create(recipe, settings)
 
 
-def loop_options(
-    config: LoopConfig, steps: int, batch_size: int, learning_rate: float, **more: Any
-) -> TrainingOptions:
-    """Return the trainer's options; by default a run is evaluated and saved ten times."""
-    eval_every = config.eval_every or max(1, math.ceil(steps / 10))
-    return TrainingOptions(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        schedule=config.schedule,
-        final_learning_rate=config.final_learning_rate,
-        max_grad_norm=config.max_grad_norm,
-        accumulation=config.accumulation,
-        log_every=config.log_every,
-        eval_every=eval_every,
-        save_every=config.save_every or eval_every,
-        keep=config.keep,
-        seed=config.seed,
-        **more,
-    )
-
-
-def settings_of(config: LoopConfig) -> dict[str, Any]:
+def settings_of(config: Loop) -> dict[str, Any]:
     """Return a config as plain values for YAML."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    listed = {each.name: getattr(config, each.name) for each in options_of(config)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in listed.items()}
 
 
-def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> None:
+def _refuse_other_settings(config: Loop, before: Mapping[str, Any]) -> None:
     now = settings_of(config)
     # A run of an earlier version does not record the options that came later, and has old words.
     before = settings_of(from_file(type(config), before, str(config.output)))
@@ -132,7 +106,7 @@ def _refuse_other_settings(config: LoopConfig, before: Mapping[str, Any]) -> Non
         )
 
 
-def _checkpoint(config: LoopConfig, run: RunDirectory) -> Checkpoint | None:
+def _checkpoint(config: Loop, run: RunDirectory) -> Checkpoint | None:
     if not config.resume:
         return None
     if not step_folders(run.checkpoints):  # "best" is there from the start

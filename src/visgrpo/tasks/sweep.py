@@ -22,7 +22,6 @@ from visgrpo.errors import Interrupted, UserError, nearest
 from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
 from visgrpo.reporting.run import flatten, read_object
-from visgrpo.tasks.configs import LoopConfig
 from visgrpo.tasks.session import settings_of
 from visgrpo.tasks.sweep_config import SweepConfig
 from visgrpo.tasks.sweep_plan import (
@@ -35,6 +34,7 @@ from visgrpo.tasks.sweep_plan import (
     value_text,
 )
 from visgrpo.tasks.task import TASKS, Task, task_named
+from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
     RunDirectory,
@@ -49,7 +49,7 @@ class Job:
     """One run of a sweep."""
 
     combination: Combination
-    config: LoopConfig
+    config: Loop
     finished: bool
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from visgrpo.options import Options, option
+from visgrpo.options import Options, like, option
+from visgrpo.training.options import Loop
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class SweepConfig(Options):
         "Measure of the tuned model to put into the table, such as accuracy or knn.20, or any "
         "other number of a run's summary, such as before.accuracy.",
     )
-    output: str | None = option(None, "Folder for the runs; by default a free name under runs/.")
-    resume: bool = option(
-        False, "Go on with the sweep in --output: finished runs stay, one that was stopped goes on."
+    output = like(Loop, help="Folder for the runs; by default a free name under runs/.")
+    resume = like(
+        Loop,
+        help="Go on with the sweep in --output: finished runs stay, one that was stopped goes on.",
     )
 
     def rules(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from visgrpo.arguments import options_as_flags, parse, read_options
 from visgrpo.errors import UserError
-from visgrpo.tasks.configs import LoopConfig
+from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import CONFIG_FILE
 
 # What a sweep writes into its folder, beside one folder for each combination.
@@ -36,11 +36,11 @@ class Combination:
     name: str
     variant: str | None
     swept: Options
-    config: LoopConfig
+    config: Loop
 
 
 def read_combinations(
-    file: Path, config_class: type[LoopConfig], command: str
+    file: Path, config_class: type[Loop], command: str
 ) -> tuple[Combination, ...]:
     """Return the combinations that a file asks for: every variant with every point of the grid.
 

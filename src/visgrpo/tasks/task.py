@@ -44,7 +44,7 @@ class Task:
     Attributes:
         name: the command, and the "recipe" of its runs.
         about: the line of `visgrpo --help`.
-        options: the dataclass of its options, a `LoopConfig`.
+        options: the dataclass of its options, a `Loop`.
         kinds: of the models that it saves, by what their visgrpo.json says under "task".
         shown: measures that a sweep's table shows by default.
         baseline: options that a supervised run beside it takes instead of its own; None where a

@@ -7,68 +7,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visgrpo.errors import UserError
-from visgrpo.options import Options, option, override
-from visgrpo.tasks.configs import LoopConfig
+from visgrpo.methods.options import Policy, SamplingOptions
+from visgrpo.models.options import Adapt
+from visgrpo.options import option, override
+from visgrpo.training.options import Loop
 
 KL_IN_REWARD = ("ppo", "rloo")  # by default; in the loss of the other stages
 
 
 @dataclass(frozen=True)
-class SamplingConfig(Options):
-    """How text is drawn."""
-
-    max_new_tokens: int | None = option(
-        None,
-        "Longest completion; by default 64, 256 for models from elsewhere (tiny 24, small 128).",
-        within="> 0",
-    )
-    temperature: float = option(
-        1.0, "Tokens are drawn from, and scored by, softmax(logits / temperature).", within="> 0"
-    )
-    top_k: int = option(0, "Draw among this many most probable tokens; 0 for all.", within=">= 0")
-    top_p: float = option(
-        1.0,
-        "Draw among the most probable tokens that together reach this probability.",
-        within="[0, 1]",
-    )
-
-
-@dataclass(frozen=True)
-class TokenPolicyConfig(LoopConfig, SamplingConfig):
+class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     """How a policy over completions learns from rewards, in one or several stages."""
+
+    estimator = lora_dropout = override(hidden=True)
 
     stage: str = option("all", "What to run.")
     steps = override(help="Steps of one batch each; by default the preset's for the stage.")
-    batch_size: int | None = option(
-        None, "Inputs of a step, over all processes; by default the preset's.", within="> 0"
-    )
-    reward: tuple[str, ...] = option((), "What completions earn.")
-    reward_weights: tuple[float, ...] | None = option(
-        None, "One number for each reward; by default 1."
-    )
-    combination: Literal["sum_then_normalize", "normalize_then_sum"] = option(
-        "sum_then_normalize", "How several rewards become one advantage."
-    )
-    group_size: int = option(8, "Completions drawn for each prompt.", within="> 0")
+    batch_size = override(help="Inputs of a step, over all processes; by default the preset's.")
+    reward = override(help="What completions earn.")
+    group_size = override(help="Completions drawn for each prompt.")
     token_budget: int | None = option(
         None, "Tokens to draw at most, instead of --steps: the same for every method.", within="> 0"
     )
-    scope: Literal["group", "batch"] | None = option(
-        None, "What advantages are taken over; by default as the method has it."
-    )
-    advantage_baseline: Literal["mean", "leave_one_out", "none"] | None = option(
-        None, "What a reward is compared with; by default as the method has it."
-    )
-    scale: Literal["std", "batch_std", "mean", "none"] | None = option(
-        None, "What advantages are divided by; by default as the method has it."
-    )
-    epsilon_low: float | None = option(
-        None, "The ratio is clipped below 1 - this; by default as the method has it.", within=">= 0"
-    )
-    epsilon_high: float | None = option(
-        None, "The ratio is clipped above 1 + this; by default as the method has it.", within=">= 0"
-    )
-    beta: float = option(0.02, "Weight of KL(policy ‖ start).", within=">= 0")
+    beta = override(help="Weight of KL(policy ‖ start).")
     kl_in: Literal["loss", "reward"] | None = option(
         None, "Where KL weighs; by default in the reward with ppo and rloo, else in the loss."
     )
@@ -82,27 +43,17 @@ class TokenPolicyConfig(LoopConfig, SamplingConfig):
     track_kl: bool = option(
         True, "Measure KL to the start also with --beta 0; costs a frozen copy and a pass a step."
     )
-    entropy_weight: float = option(
-        0.0, "Weight of the entropy bonus, of the whole softmax.", within=">= 0"
-    )
+    entropy_weight = override(help="Weight of the entropy bonus, of the whole softmax.")
     mask_truncated: bool = option(
         False, "Leave completions that were cut off by --max-new-tokens out of the loss."
     )
-    inner_passes: int | None = option(
-        None, "Passes over each batch's completions; by default 2 with ppo, else 1.", within="> 0"
+    inner_passes = override(
+        None, "Passes over each batch's completions; by default 2 with ppo, else 1."
     )
-    minibatches: int = option(1, "Updates that each pass is split into.", within="> 0")
-    refresh_every: int = option(
-        1, "Steps after which the old policy, which draws, is brought up to date.", within="> 0"
+    refresh_every = override(
+        help="Steps after which the old policy, which draws, is brought up to date."
     )
-    silent_steps: int = option(
-        50,
-        "Stop when no group's rewards have differed for so many steps, looked at with every "
-        "line of the log; 0 never stops.",
-        within=">= 0",
-    )
-    lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
-    lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
+    silent_steps = override(50)
 
     def policy_rules(self) -> Iterator[str]:
         """Yield options of a policy that contradict each other, or leave one another idle."""

@@ -12,6 +12,7 @@ from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl
 from visgrpo.methods.method import Method
+from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
@@ -20,8 +21,8 @@ from visgrpo.models.reference import TokenReference, reference_of
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.tasks.run import Job
-from visgrpo.tasks.session import Session, loop_options
-from visgrpo.tasks.token_config import SamplingConfig, TokenPolicyConfig
+from visgrpo.tasks.session import Session
+from visgrpo.tasks.token_config import TokenPolicyConfig
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.trainer import TrainResult
 
@@ -30,36 +31,15 @@ SPLITS = ("train", "validation", "test")
 
 def training_of(config: TokenPolicyConfig, session: Session) -> TrainingOptions:
     """Turn a resolved config into the trainer's options, and check them."""
-    assert config.steps is not None
-    assert config.batch_size is not None
-    assert config.learning_rate is not None
-    assert config.inner_passes is not None
-    options = loop_options(
-        config,
-        config.steps,
-        config.batch_size,
-        config.learning_rate,
-        inner_passes=config.inner_passes,
-        minibatches=config.minibatches,
-        refresh_every=config.refresh_every,
-        silent_steps_allowed=config.silent_steps,
-    )
-    options.check(session.processes.world_size)
+    options = config.resolved(config.steps, config.learning_rate)
+    options.check_batches(session.processes.world_size)
     return options
 
 
 def objective_of(config: TokenPolicyConfig) -> Objective:
     """Return the objective of a stage with the user's changes; refuse one that cannot be taken."""
-    changes = {
-        "scope": config.scope,
-        "baseline": config.advantage_baseline,
-        "scale": config.scale,
-        "epsilon_low": config.epsilon_low,
-        "epsilon_high": config.epsilon_high,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
     stage = {"ppo": "grpo", "rejection": "reinforce"}.get(config.stage, config.stage)
-    objective = replace(preset(stage.replace("-", "_")), **given)  # type: ignore[arg-type]
+    objective = preset(stage.replace("-", "_"), **config.changes())
     if config.stage != "ppo":
         check_objective(objective, "sampled", config.group_size)
     return objective
@@ -172,7 +152,7 @@ def policy_job(
     )
 
 
-def prompt_room(config: SamplingConfig, parts: Any) -> int:
+def prompt_room(config: SamplingOptions, parts: Any) -> int:
     """Return how many tokens a prompt may have beside the longest completion."""
     assert config.max_new_tokens is not None
     room = context_of(parts.model) - config.max_new_tokens
@@ -184,7 +164,7 @@ def prompt_room(config: SamplingConfig, parts: Any) -> int:
     return room
 
 
-def sampling_of(config: SamplingConfig, parts: Any, never: tuple[int, ...] = ()) -> Sampling:
+def sampling_of(config: SamplingOptions, parts: Any, never: tuple[int, ...] = ()) -> Sampling:
     """Return how completions are drawn; padding never is, unless it ends them too.
 
     Args:

@@ -3,58 +3,81 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from visgrpo.errors import UserError
+from visgrpo.options import Options, check_within, option, override
 
 Schedule = Literal["cosine", "linear", "constant"]
 Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(Options):
     """One *step* takes one global batch of inputs through rollout, inner passes and updates.
 
     A step makes ``inner_passes × minibatches`` optimiser updates; ``accumulation`` splits each
     update into that many forward and backward passes without changing its result.
-
-    Attributes:
-        batch_size: inputs of a step over all processes.
-        minibatches: consecutive blocks of the shuffled batch, the same in every pass.
-        refresh_every: steps after which the old policy is brought up to date. With 1 it is the
-            policy at the start of the step.
-        warmup: share of the steps in which the learning rate rises from 0.
-        final_learning_rate: share of the learning rate at which the decay ends.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
-        silent_steps_allowed: steps in a row in which no group's rewards differ, after which a run
-            is stopped; 0 lets it go on.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    warmup: float = 0.05
-    schedule: Schedule = "cosine"
-    final_learning_rate: float = 0.0
-    max_grad_norm: float = 5.0
-    inner_passes: int = 1
-    minibatches: int = 1
-    accumulation: int = 1
-    refresh_every: int = 1
-    log_every: int = 10
-    eval_every: int = 0
-    save_every: int = 0
-    keep: Keep = "best"
-    seed: int = 0
-    silent_steps_allowed: int = 0
+    steps: int = option(help="Steps of one batch each, instead of epochs.", within="> 0")
+    batch_size: int = option(help="Inputs of a step, over all processes.", within="> 0")
+    learning_rate: float = option(help="Of AdamW, at its highest.", within="> 0")
+    weight_decay: float = option(0.0, "AdamW's, on matrices only.", within=">= 0")
+    warmup: float = option(
+        0.05, "Share of the steps in which the learning rate rises.", within="[0, 1]"
+    )
+    schedule: Schedule = option("cosine", "How the learning rate falls.")
+    final_learning_rate: float = option(
+        0.0, "Share of the learning rate that it falls to.", within="[0, 1]"
+    )
+    max_grad_norm: float = option(
+        5.0, "Gradients are scaled down to this norm; 0 leaves them alone.", within=">= 0"
+    )
+    accumulation: int = option(
+        1,
+        "Forward and backward passes that a batch is split into, to save memory.",
+        within="> 0",
+    )
+    inner_passes: int = option(
+        1, "Passes over each batch's groups; from 2 on the clip acts.", within="> 0"
+    )
+    minibatches: int = option(1, "Updates that each pass is split into.", within="> 0")
+    refresh_every: int = option(
+        1,
+        "Steps after which the old policy, which makes the groups, is brought up to date.",
+        within="> 0",
+    )
+    log_every: int = option(10, "Steps between two lines of metrics.", within="> 0")
+    eval_every: int | None = option(
+        None,
+        "Steps between two evaluations on validation data; by default ten in a run.",
+        within="> 0",
+    )
+    save_every: int | None = option(
+        None, "Steps between two checkpoints; by default with every evaluation.", within="> 0"
+    )
+    keep: Keep = option(
+        "best", "Which weights the run ends with: the best on validation data, or the last."
+    )
+    seed: int = option(
+        0,
+        "Of everything random: the same seed repeats a run bit for bit on one machine.",
+        within=">= 0",
+    )
+    silent_steps: int = option(
+        0,
+        "Stop when no group's rewards have differed for so many steps, looked at with every line "
+        "of the log; 0 never stops.",
+        within=">= 0",
+    )
 
-    def check(self, world_size: int) -> None:
+    def check_batches(self, world_size: int) -> None:
         """Raise UserError where a batch cannot be split as asked."""
         for name in ("steps", "batch_size", "inner_passes", "minibatches", "accumulation"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}.")
+            check_within(self.flag(name), getattr(self, name), "> 0")
         parts = world_size * self.minibatches * self.accumulation
         if self.batch_size % parts:
             raise UserError(
@@ -90,6 +113,51 @@ class TrainingOptions:
         return self.learning_rate * (end + (1 - end) * share)
 
 
+@dataclass(frozen=True)
+class Loop(TrainingOptions):
+    """How any run is optimised and what it writes.
+
+    Numbers that follow from data and model are None by default; whoever knows them makes the
+    trainer's options with `resolved`.
+    """
+
+    output: str | None = option(None, "Run directory; by default a free name under runs/.")
+    steps = override(None)
+    batch_size = override(None)
+    learning_rate = override(
+        None,
+        "By default 1e-5, or 2e-4 with LoRA; small models from scratch want 3e-4 or more.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "Autocast on a GPU; the weights stay float32."
+    )
+    report: bool = option(
+        True, 'Write report.html and plots/ at the end; "visgrpo report RUN" writes them later.'
+    )
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = option(
+        (), "Trackers beside metrics.jsonl."
+    )
+    resume: bool = option(False, "Go on with the run in --output from its last good checkpoint.")
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if self.resume and self.output is None:
+            yield "--resume needs --output, the run to go on with."
+
+    def resolved(self, steps: int, learning_rate: float, **more: Any) -> Self:
+        """Return options for the trainer; by default a run is evaluated and saved ten times."""
+        eval_every = self.eval_every or max(1, math.ceil(steps / 10))
+        return replace(
+            self,
+            steps=steps,
+            learning_rate=learning_rate,
+            eval_every=eval_every,
+            save_every=self.save_every or eval_every,
+            **more,
+        )
+
+
 def falling(schedule: Schedule, progress: float) -> float:
     """Return what a schedule leaves of a number that falls to 0 as progress goes from 0 to 1."""
     if schedule == "constant":
@@ -97,7 +165,3 @@ def falling(schedule: Schedule, progress: float) -> float:
     if schedule == "linear":
         return 1 - progress
     return (1 + math.cos(math.pi * progress)) / 2
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

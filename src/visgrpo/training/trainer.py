@@ -87,7 +87,7 @@ class Trainer:
         memory: Memory | None = None,
         inputs_are: str = "images",
     ) -> None:
-        options.check(processes.world_size)
+        options.check_batches(processes.world_size)
         self._processes, self._run, self._options = processes, run, options
         self._method, self._loader = method, loader
         self._evaluate, self._selection = evaluate, selection.removeprefix("-")
@@ -114,7 +114,7 @@ class Trainer:
         self._means_before: MetricMeans | None = None
         self._memory_before: dict[str, float] = {}
         self._updated = False
-        self._silence = Silence(options.silent_steps_allowed)
+        self._silence = Silence(options.silent_steps)
         self._stop = StopRequest()
 
     def train(self, checkpoint: Checkpoint | None = None) -> TrainResult:

@@ -18,7 +18,7 @@ from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
-from visgrpo.objectives import Objective
+from visgrpo.objectives import Objective, preset
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
 from visgrpo.tasks.images import training_options
 from visgrpo.tasks.session import Session
@@ -29,9 +29,7 @@ BackboneModel = RepresentationClassifier | Segmenter
 
 def objective_of(config: BackboneRunConfig) -> Objective:
     """Return GRPO's objective with the options that override it."""
-    return Objective(
-        scale=config.scale, epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high
-    )
+    return preset("grpo", **config.changes())
 
 
 def training_of(config: BackboneRunConfig, train: Any, session: Session) -> TrainingOptions:
@@ -46,7 +44,7 @@ def training_of(config: BackboneRunConfig, train: Any, session: Session) -> Trai
         # Cross-entropy asks no old model.
         refresh_every=1 if supervised else config.refresh_steps(len(train) // config.batch_size),
     )
-    options.check(session.processes.world_size)
+    options.check_batches(session.processes.world_size)
     return options
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,7 +70,7 @@ class ClipTask(Task):
             minibatches=options.minibatches,
             refresh_every=options.refresh_every,
         )
-        training.check(session.processes.world_size)
+        training.check_batches(session.processes.world_size)
 
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)
@@ -122,15 +121,9 @@ class ClipTask(Task):
 
 def objective_of(config: ClipConfig) -> Objective:
     """Return the method's preset with the options that override it."""
-    base = preset("grpo" if config.method == "supervised" else config.method.replace("-", "_"))
-    overrides: dict[str, Any] = {
-        "scope": config.scope,
-        "baseline": config.advantage_baseline,
-        "scale": config.scale or config.resting_scale(base.scale),
-        "epsilon_low": config.epsilon_low,
-        "epsilon_high": config.epsilon_high,
-    }
-    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+    name = "grpo" if config.method == "supervised" else config.method.replace("-", "_")
+    scale = config.scale or config.resting_scale(preset(name).scale)
+    return preset(name, **{**config.changes(), "scale": scale})
 
 
 def what_trains(config: ClipConfig) -> tuple[list[str], Adapters]:

@@ -7,8 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from visgrpo.options import option, override, users
-from visgrpo.tasks.token_config import SamplingConfig, TokenPolicyConfig
+from visgrpo.data.options import Columns, Data
+from visgrpo.methods.options import SamplingOptions
+from visgrpo.models.options import Sizes
+from visgrpo.options import like, option, override, users
+from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.token_config import TokenPolicyConfig
+from visgrpo.training.options import Loop
 
 Stage = Literal[
     "all",
@@ -139,18 +144,20 @@ class LanguageConfig(TokenPolicyConfig):
         "all",
         "One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page.",
     )
-    data: str = option(
+    data = like(
+        Data,
         "topics",
         'Text: "topics" (Python\'s own documentation), a .txt file or a folder of them; or a '
         "table (.jsonl, .parquet, Hub) of prompts, of preference pairs, or with --text-column "
         "of text.",
         required="the --data: topics, a file, a folder or a data set",
     )
-    text_column: str | None = option(None, "Column of the text of a table.")
+    text_column = like(Columns)
     prompt_column: str | None = option(
         None, "Column of the prompts of a table, where its name is not a usual one."
     )
-    validation_fraction: float = option(
+    validation_fraction = like(
+        Data,
         0.05,
         "Share of undivided text set apart for each of validation and test; of a table's "
         "prompts, for validation (its test split is a fifth).",
@@ -167,7 +174,7 @@ class LanguageConfig(TokenPolicyConfig):
     tokenizer: Literal["char", "bpe"] = option(
         "char", "Tokens of a new model: characters of the text, or byte pairs."
     )
-    vocabulary: int = option(512, "Tokens of --tokenizer bpe.", within="> 0")
+    vocabulary = like(Sizes, 512, "Tokens of --tokenizer bpe.")
     context: int | None = option(
         None,
         "Tokens that a new model can see, and of a block of text in SFT; by default 96 (tiny "
@@ -299,10 +306,11 @@ class LanguageConfig(TokenPolicyConfig):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(SamplingOptions):
     """Complete a prompt with a language model: visgrpo generate MODEL PROMPT."""
 
-    model: str = option(
+    model = like(
+        ClipConfig,
         "",
         "Run, model folder, Hub name or nanoGPT ckpt.pt.",
         required="the model: visgrpo generate MODEL PROMPT",
@@ -313,10 +321,10 @@ class GenerateConfig(SamplingConfig):
         required="the prompt: visgrpo generate MODEL PROMPT",
     )
     chat: bool = option(False, "Put the prompt through the model's chat template.")
-    samples: int = option(1, "How many completions.", within="> 0")
-    seed: int = option(0, "Of the draws.", within=">= 0")
+    samples = like(LanguageConfig, 1, "How many completions.")
+    seed = like(Loop, help="Of the draws.")
     json: bool = option(False, "Print JSON, with the log-prob of every completion.")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
+    device = like(Loop)
 
 
 OF_NEW_MODELS = ("preset", "architecture", "tokenizer", "vocabulary")

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from visgrpo.options import Options, option, override, users
+from visgrpo.data.options import Columns, Data, Questions
+from visgrpo.options import Options, like, option, override, users
+from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.language.config import LORA_RATE, Budget
 from visgrpo.tasks.token_config import TokenPolicyConfig
+from visgrpo.training.options import Loop
 
 Stage = Literal[
     "all",
@@ -59,7 +62,8 @@ class VlmConfig(TokenPolicyConfig):
     stage: Stage = option(
         "all", "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page."
     )
-    model: str | None = option(
+    model = like(
+        ClipConfig,
         None,
         "What to start from: a run, a folder (of visgrpo join, for one) or a Hub name, "
         "Qwen2.5-VL or SmolVLM; by default a new small model.",
@@ -67,20 +71,22 @@ class VlmConfig(TokenPolicyConfig):
     preset: Literal["tiny", "small"] = option(
         "tiny", "Size of a new model, and how long it trains."
     )
-    data: str = option(
+    data = like(
+        Data,
         "shapes",
         "Built-in (shapes: count what is in a picture), a .parquet or .jsonl file or a folder "
         "of them, or the name of a Hub data set.",
         required="the --data: shapes, a file, a folder or a data set",
     )
-    image_column: str | None = option(
-        None, "Column of the images, or of lists of them, where its name is not a usual one."
+    image_column = like(
+        Columns,
+        help="Column of the images, or of lists of them, where its name is not a usual one.",
     )
-    question_column: str | None = option(
-        None, "Column of the questions, where its name is not a usual one."
+    question_column = like(
+        Columns, help="Column of the questions, where its name is not a usual one."
     )
-    answer_column: str | None = option(
-        None, "Column of the true answers, where its name is not a usual one."
+    answer_column = like(
+        Columns, help="Column of the true answers, where its name is not a usual one."
     )
     trace_column: str | None = option(
         None, "Column of the reasoning that SFT imitates, where its name is not a usual one."
@@ -90,24 +96,15 @@ class VlmConfig(TokenPolicyConfig):
         "Data from elsewhere, with usual column names, that is measured on too, before and "
         "after; by default the built-in data's own.",
     )
-    validation_fraction: float = option(
+    validation_fraction = like(
+        Data,
         0.05,
         "Share of the training rows set apart where the data has no validation split.",
         within="(0, 0.5)",
     )
-    skip_bad_images: bool = option(
-        False,
-        "Leave out images that cannot be read, count and list them; otherwise they stop the run.",
-    )
-    style: Literal["reasoning", "direct"] = option(
-        "reasoning", "Ask for reasoning before the answer, or for the answer alone."
-    )
-    max_pixels: int | None = option(
-        None,
-        "Larger images are made smaller, to rows × columns of at most this; by default as the "
-        "model's own settings have it.",
-        within="> 0",
-    )
+    skip_bad_images = like(Data)
+    style = like(Questions)
+    max_pixels = like(Questions)
     train: tuple[str, ...] = option(
         ("all",),
         "What trains: all; parts (vision, merger, merger-last, language, embeddings, "
@@ -131,9 +128,7 @@ class VlmConfig(TokenPolicyConfig):
     )
     eval_images: int = option(256, "Held-out rows of an evaluation, at most.", within="> 0")
     batch_size = override(help="Rows of a step, over all processes; by default the preset's.")
-    workers: int = option(
-        0, "Processes that decode and prepare images ahead of time.", within=">= 0"
-    )
+    workers = like(Data, help="Processes that decode and prepare images ahead of time.")
     learning_rate = override(
         help="By default the preset's for the stage, 20 times as much where lora alone trains."
     )
@@ -220,7 +215,8 @@ class JoinConfig(Options):
         "Run, folder or Hub name of a Qwen2 or Qwen2.5 language model.",
         required="the language model: --language NAME.",
     )
-    output: str = option(
+    output = like(
+        Loop,
         "",
         "Folder to save the joined model in.",
         required="the folder to save in: --output FOLDER.",
@@ -230,13 +226,10 @@ class JoinConfig(Options):
         "The merger's last layer: the tower's own rows, as many as the language model is "
         "wide, or a new one from random weights.",
     )
-    max_pixels: int | None = option(
-        None,
-        "Images with more are made smaller; by default as the vision tower's settings say.",
-        within="> 0",
+    max_pixels = like(
+        Questions,
+        help="Images with more are made smaller; by default as the vision tower's settings say.",
     )
-    seed: int = option(
-        0,
-        "Of a new layer, and of embeddings of special tokens that have to be added.",
-        within=">= 0",
+    seed = like(
+        Loop, help="Of a new layer, and of embeddings of special tokens that have to be added."
     )

@@ -13,6 +13,7 @@ from rich.table import Table as ConsoleTable
 from visgrpo.data.table import Splits, Table
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
+from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
@@ -24,7 +25,6 @@ from visgrpo.models.vision_language.small import SIZES, build_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session
-from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.vlm.config import VlmConfig
 from visgrpo.tasks.vlm.data import say_resized, with_stage
@@ -77,7 +77,7 @@ def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
 
 
 def rollouts_of(
-    config: SamplingConfig,
+    config: SamplingOptions,
     parts: Parts,
     rewards: TextRewards,
     dataset: Table,
@@ -103,7 +103,7 @@ def rollouts_of(
 
 
 def held_out_of(
-    config: SamplingConfig,
+    config: SamplingOptions,
     parts: Parts,
     rollouts: TokenRollouts,
     dataset: Table,

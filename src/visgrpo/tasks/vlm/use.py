@@ -16,6 +16,7 @@ from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import greedy_tokens
+from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts, read_info
 from visgrpo.models.vision_language.model import VisionLanguageModel
@@ -23,7 +24,6 @@ from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
 from visgrpo.tasks.session import print_notes
-from visgrpo.tasks.token_config import SamplingConfig
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.tasks.vlm.config import VlmConfig, defaults_of
@@ -154,9 +154,9 @@ def _messages(question: str, style: Any) -> Messages:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
-def _longest(config: EvaluateConfig | PredictConfig, parts: Parts) -> SamplingConfig:
+def _longest(config: EvaluateConfig | PredictConfig, parts: Parts) -> SamplingOptions:
     longest = config.max_new_tokens or defaults_of(parts.info).max_new_tokens
-    return SamplingConfig(max_new_tokens=longest)
+    return SamplingOptions(max_new_tokens=longest)
 
 
 def _model(parts: Parts, processes: Processes) -> VisionLanguageModel:

@@ -1,0 +1,43 @@
+"""Options of models: what trains, how many weights a new one has. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visgrpo.options import Options, option
+
+
+@dataclass(frozen=True)
+class Adapt(Options):
+    """Low-rank adapters."""
+
+    lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
+    lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
+    lora_dropout: float = option(0.0, "Dropout before the adapters.", within="[0, 1]")
+
+
+@dataclass(frozen=True)
+class Prompts(Options):
+    """Classes as text."""
+
+    templates: tuple[str, ...] = option(
+        ("a photo of a {}.",),
+        'Prompts with {} for the class name; several are averaged. "a {}" turns into "an apple".',
+    )
+    classes: tuple[str, ...] = option(
+        (), "CLIP: class names; by default those that the model was trained with."
+    )
+
+
+@dataclass(frozen=True)
+class Sizes(Options):
+    """Size of a new model."""
+
+    image_size: int = option(32, "Pixels on a side.", within="> 0")
+    patch_size: int = option(4, "Pixels of a patch on a side.", within="> 0")
+    width: int = option(128, "Of both towers.", within="> 0")
+    layers: int = option(4, "Blocks of both towers.", within="> 0")
+    heads: int = option(4, "Attention heads of both towers.", within="> 0")
+    vocabulary: int = option(
+        1000, "Entries of the tokenizer, which is made from the captions.", within="> 0"
+    )

@@ -276,10 +276,6 @@ def test_names_that_do_not_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("shape", r'Unknown data set "shape"\. Did you mean "shapes"'),
-        ("digits", 'Unknown data set "digits"'),
-        ("./nowhere", "No such file or folder: ./nowhere"),
-        ("nowhere.parquet", "No such file or folder"),
         ("empty", "images is missing or holds no pictures"),
         ("empty/classes.txt", "is not a parquet file"),
     ],
@@ -311,11 +307,3 @@ def test_the_hub_is_out_of_reach(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(CLASSES)
     with pytest.raises(UserError, match='"owner/pets" is no local folder and cannot be loaded'):
         read("owner/pets", "masks", classes_file=tmp_path / "names.txt")
-
-
-def test_options_are_checked_as_for_classification() -> None:
-    for load in (read, read):
-        with pytest.raises(UserError, match="seed must be 0 or more, not -1"):
-            load("shapes", seed=-1)
-        with pytest.raises(UserError, match="validation_fraction must lie between 0 and 1"):
-            load("shapes", validation_fraction=1.5)

@@ -90,14 +90,3 @@ def test_bad_text(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(UserError, match=r"not UTF-8"):
         read(str(file), "text")
-    with pytest.raises(UserError, match=r"no text that can be read"):
-        read(write(tmp_path / "x.csv", "a"), "text")
-    with pytest.raises(UserError, match=r"No such file or folder"):
-        read(str(tmp_path / "y.txt"), "text")
-    with pytest.raises(UserError, match=r'Unknown text "topic". Did you mean "topics"'):
-        read("topic", "text")
-    with pytest.raises(UserError, match=r"validation_fraction must lie between 0 and 1"):
-        read("topics", "text", validation_fraction=1.0)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no \.txt, \.jsonl or \.parquet"):
-        read(str(tmp_path / "empty"), "text")

@@ -302,17 +302,6 @@ def test_the_counting_world() -> None:
         read("shapes", "questions", columns={"trace": "x"})
 
 
-def test_other_specs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'Unknown data set "shape". Did you mean "shapes"'):
-        read("shape", "questions")
-    with pytest.raises(UserError, match=r"No such file or folder: .*gone.jsonl"):
-        read_test(str(tmp_path / "gone.jsonl"), "questions")
-    with pytest.raises(UserError, match=r"holds no .jsonl and no .parquet files"):
-        read_test(str(tmp_path), "questions")
-    with pytest.raises(UserError, match="validation_fraction must lie between 0 and 1"):
-        read("shapes", "questions", validation_fraction=1.0)
-
-
 @pytest.mark.skipif(not RENDERS.is_dir(), reason=f"there are no renders in {RENDERS}")
 def test_real_renders() -> None:
     clevr = read_test(str(RENDERS / "clevr10.parquet"), "questions")

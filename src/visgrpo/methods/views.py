@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from visgrpo.data.patches import majority_labels
+from visgrpo.data.preprocess import majority_labels
 
 DecideAt = Literal["patch", "pixel"]
 Upsample = Callable[[Tensor, Sequence[int]], Tensor]

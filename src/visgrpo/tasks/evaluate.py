@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,9 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.reporting import print_measures
+from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.model_kinds import kind_of, refuse_other_options
+from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.task import Kind, kinds, loaded
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
@@ -71,51 +73,58 @@ def models_of(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
     yield "model", config.model
 
 
-@dataclass(frozen=True)
-class Division:
-    """What decides the splits that have to be made."""
-
-    seed: int = 0
-    validation_fraction: float = 0.1
-    train_slice: str | None = None
-
-
-def division_of(
-    config: EvaluateConfig, *, validation_fraction: float = Division.validation_fraction
-) -> Division:
+def division_of(config: EvaluateConfig, fraction: float | None = None) -> dict[str, Any]:
     """Return how rows are divided: by the options first, then as in the model's own run.
 
     On the data that the model was tuned on, they are divided as they were then: with another seed
     most of a made validation split would be rows that the model was trained on.
+
+    Args:
+        fraction: of a made validation split where nothing else is known; None for the usual one.
     """
     info = read_info(config.model)
     trained_on = info.get("data")
     # Folders may be written in several ways; other names are not changed by this.
     same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
-    division: dict[str, Any] = {"validation_fraction": validation_fraction}
-    for name in ("seed", "validation_fraction", "train_slice"):
-        given = getattr(config, name)
-        if given is not None:
-            division[name] = given
-        elif same_data and name in info:
-            division[name] = info[name]
-    return Division(**division)
+    resting = {"seed": 0, "validation_fraction": fraction, "train_slice": None}
+    before = {**resting, **(info if same_data else {})}
+    given = {name: getattr(config, name) for name in resting}
+    return {name: before[name] if given[name] is None else given[name] for name in resting}
 
 
-def labelled_rows(config: EvaluateConfig) -> Table:
-    """Load the labelled images to evaluate on."""
+def splits_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Splits:
+    """Read data in three splits, for what learns from one and is judged on another.
+
+    Args:
+        kind: of data, as `read` has it, which takes more, too.
+    """
+    return read(config.data, kind, **_asked(config), **division_of(config), **more)
+
+
+def rows_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Table:
+    """Read the rows to evaluate on; any that are stored, or of a validation split that is made."""
     division = division_of(config)
-    name, rows = parse_split(config.split)
-    if name == "validation" and division.train_slice is not None:
-        return sliced(labelled_splits(config).validation, rows)
-    return read_split(config.data, config.split, **_settings(config, division))
+    split, rows = parse_split(config.split)
+    if split == "validation" and division["train_slice"] is not None:
+        return sliced(splits_of(config, kind, **more).validation, rows)
+    del division["train_slice"]
+    return read_split(config.data, config.split, kind, **_asked(config), **division, **more)
 
 
-def labelled_splits(config: EvaluateConfig) -> Splits:
-    """Load the three splits that probes learn from, choose by and are judged on."""
-    division = division_of(config)
-    settings = _settings(config, division)
-    return read(config.data, train_slice=division.train_slice, **settings)
+def rows_apart(config: EvaluateConfig, kind: str, fraction: float, processes: Processes) -> Table:
+    """Read rows that share nothing with those of other splits; say how they were divided.
+
+    Args:
+        fraction: as in `division_of`.
+
+    Raises:
+        UserError: for a split of all rows.
+    """
+    split, rows = named_split(config)
+    division = division_of(config, fraction)
+    splits = read(config.data, kind, **_asked(config), **division)
+    print_notes(splits.notes, processes)
+    return sliced(getattr(splits, split), rows)
 
 
 def named_split(config: EvaluateConfig) -> tuple[str, slice]:
@@ -130,13 +139,8 @@ def named_split(config: EvaluateConfig) -> tuple[str, slice]:
     return split, rows
 
 
-def _settings(config: EvaluateConfig, division: Division) -> dict[str, Any]:
-    return {
-        "columns": {"image": config.image_column, "label": config.label_column},
-        "skip_bad_images": config.skip_bad_images,
-        "seed": division.seed,
-        "validation_fraction": division.validation_fraction,
-    }
+def _asked(config: EvaluateConfig) -> dict[str, Any]:
+    return {"columns": columns_of(config), "skip_bad_images": config.skip_bad_images}
 
 
 def _check(config: EvaluateConfig, kind: Kind, start: Kind | None) -> None:

@@ -17,19 +17,31 @@ from visgrpo.tasks.session import Session
 from visgrpo.training.options import TrainingOptions
 
 
-def load_data(config: RunConfig, session: Session) -> Splits:
-    """Load the three splits; say what was decided or left out on the way."""
+def load_data(config: RunConfig, session: Session, kind: str = "labels", **more: Any) -> Splits:
+    """Load the three splits; say what was decided or left out on the way.
+
+    Args:
+        kind: of data, as `read` has it, which takes more, too.
+    """
     check_augmentations(config.augment)
     splits = read(
         config.data,
-        columns={"image": config.image_column, "label": config.label_column},
+        kind,
+        columns=columns_of(config),
         train_slice=config.train_slice,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         skip_bad_images=config.skip_bad_images,
+        **more,
     )
     say_notes(session, splits)
     return splits
+
+
+def columns_of(config: Any) -> dict[str, str | None]:
+    """Return the columns that options name, by the word of their role."""
+    words = ("image", "label", "mask", "question", "answer", "trace", "text")
+    return {word: getattr(config, f"{word}_column", None) for word in words}
 
 
 def say_notes(session: Session, splits: Splits) -> None:

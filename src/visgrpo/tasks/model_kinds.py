@@ -20,41 +20,6 @@ _ARCHITECTURES: Mapping[str, str] = {
     "ForSequenceClassification": "reward",
 }
 _BACKBONES = ("classification", "segmentation", "backbone")
-_IMAGES = ("clip", *_BACKBONES)
-_LABELLED = ("clip", "classification", "backbone")
-_SEEING = ("vision-language",)
-# Options that go with some kinds only; all others go with every kind.
-_TAKEN_BY: Mapping[str, tuple[str, ...]] = {
-    "alpha": ("clip",),
-    "answer_column": _SEEING,
-    "ask": _SEEING,
-    "batch_size": _LABELLED,
-    "classes": ("clip",),
-    "classes_file": ("segmentation",),
-    "context": ("language",),
-    "ignore_index": ("segmentation",),
-    "image_column": (*_IMAGES, *_SEEING),
-    "image_size": ("segmentation",),
-    "label_column": _LABELLED,
-    "mask_column": ("segmentation",),
-    "max_new_tokens": _SEEING,
-    "max_pixels": _SEEING,
-    "output": ("segmentation",),
-    "pool": ("backbone",),
-    "probe": ("classification", "backbone"),
-    "question_column": _SEEING,
-    "seed": (*_IMAGES, "reward", *_SEEING),
-    "shifts": ("classification", "backbone"),
-    "skip_bad_images": (*_IMAGES, *_SEEING),
-    "style": _SEEING,
-    "styles": _SEEING,
-    "task": _SEEING,
-    "templates": ("clip",),
-    "text_column": ("language",),
-    "top_k": _IMAGES,
-    "train_slice": _IMAGES,
-    "votes": ("clip",),
-}
 # Of backbones; that images' options do not go with text needs no words.
 _BECAUSE: Mapping[str, str] = {
     "alpha": "a head begins at random, so weights between the start's and its own answer nothing",
@@ -96,16 +61,17 @@ def kind_of(name: str) -> str:
 
 def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> None:
     """Raise UserError for an option that was given and does not go with this kind of model."""
+    all_kinds = kinds()
     for option in fields(config):
-        taken_by = _TAKEN_BY.get(option.name, (kind,))
-        if kind in taken_by or getattr(config, option.name) == option.default:
+        takers = [name for name, each in all_kinds.items() if option.name in each.takes]
+        if not takers or kind in takers or getattr(config, option.name) == option.default:
             continue
         flag = "--" + option.name.replace("_", "-")
         because = _BECAUSE.get(option.name, "") if kind in _BACKBONES else ""
         reason = f": {because}" if because else ""
-        *most, last = (kinds()[other].words for other in taken_by)
+        *most, last = (all_kinds[name].words for name in takers)
         wanted = f"{', '.join(most)} or {last}" if most else last
         raise UserError(
-            f'{flag} does not go with "{config.model}", {kinds()[kind].words}{reason}. '
+            f'{flag} does not go with "{config.model}", {all_kinds[kind].words}{reason}. '
             f"It is for {wanted}."
         )

@@ -24,6 +24,7 @@ class Kind:
         labels: whether it answers with names of classes.
         data: what evaluations must be given with --data; None where built-in data will do.
         alike: whether the start of an evaluation must be of the same kind.
+        takes: options of `evaluate` and `predict` that go with some kinds only, and with this one.
     """
 
     words: str
@@ -33,6 +34,7 @@ class Kind:
     labels: bool = False
     data: str | None = None
     alike: bool = False
+    takes: tuple[str, ...] = ()
 
 
 class Task:
@@ -104,6 +106,11 @@ class Place:
         return resolve_name(self.options_at)
 
 
+_IMAGES = ("image_column", "seed", "skip_bad_images", "top_k", "train_slice")
+_LABELLED = (*_IMAGES, "batch_size", "label_column")
+_MASKED = (*_IMAGES, "classes_file", "ignore_index", "image_size", "mask_column", "output")
+_QUESTIONS = ("image_column", "question_column", "answer_column", "seed", "skip_bad_images", "task")
+
 TASKS: dict[str, Place | Task] = {
     "clip": Place(
         "fine-tune a CLIP classifier with rewards",
@@ -115,6 +122,7 @@ TASKS: dict[str, Place | Task] = {
                 "visgrpo.tasks.clip.use:Evaluation",
                 "visgrpo.tasks.labels:Prediction",
                 labels=True,
+                takes=(*_LABELLED, "alpha", "classes", "templates", "votes"),
             )
         },
     ),
@@ -128,6 +136,7 @@ TASKS: dict[str, Place | Task] = {
                 "visgrpo.tasks.backbone.use:Evaluation",
                 "visgrpo.tasks.labels:Prediction",
                 labels=True,
+                takes=(*_LABELLED, "probe", "shifts"),
             )
         },
     ),
@@ -142,44 +151,7 @@ TASKS: dict[str, Place | Task] = {
                 "visgrpo.tasks.backbone.use_masks:Prediction",
                 labels=True,
                 alike=True,
-            )
-        },
-    ),
-    "language": Place(
-        "train a small language model: SFT, reward model, GRPO and PPO",
-        "visgrpo.tasks.language.config:LanguageConfig",
-        "visgrpo.tasks.language.train:LanguageTask",
-        {
-            "language": Kind(
-                "a language model",
-                "visgrpo.tasks.language.use:TextEvaluation",
-                no_answers="sees no images: visgrpo generate MODEL PROMPT completes text with it",
-                data="a text, such as topics or a .txt file,",
-                alike=True,
-            ),
-            "reward": Kind(
-                "a reward model",
-                "visgrpo.tasks.language.use:PairEvaluation",
-                no_answers=(
-                    "sees no images: visgrpo evaluate measures it, and visgrpo generate takes "
-                    "language models"
-                ),
-                data="a table of preference pairs, such as RUN/pairs/pairs.jsonl,",
-                alike=True,
-            ),
-        },
-    ),
-    "vlm": Place(
-        "train a vision-language model: SFT, then GRPO on what its answers earn",
-        "visgrpo.tasks.vlm.config:VlmConfig",
-        "visgrpo.tasks.vlm.train:VlmTask",
-        {
-            "vision-language": Kind(
-                "a vision-language model",
-                "visgrpo.tasks.vlm.use:Evaluation",
-                "visgrpo.tasks.vlm.use:Prediction",
-                data="questions about images, such as shapes or a .jsonl file,",
-                alike=True,
+                takes=_MASKED,
             )
         },
     ),
@@ -199,6 +171,48 @@ TASKS: dict[str, Place | Task] = {
                 no_answers=(
                     "answers nothing: train one with visgrpo representation or visgrpo segmentation"
                 ),
+                takes=(*_LABELLED, "pool", "probe", "shifts"),
+            )
+        },
+    ),
+    "language": Place(
+        "train a small language model: SFT, reward model, GRPO and PPO",
+        "visgrpo.tasks.language.config:LanguageConfig",
+        "visgrpo.tasks.language.train:LanguageTask",
+        {
+            "language": Kind(
+                "a language model",
+                "visgrpo.tasks.language.use:TextEvaluation",
+                no_answers="sees no images: visgrpo generate MODEL PROMPT completes text with it",
+                data="a text, such as topics or a .txt file,",
+                alike=True,
+                takes=("context", "text_column"),
+            ),
+            "reward": Kind(
+                "a reward model",
+                "visgrpo.tasks.language.use:PairEvaluation",
+                no_answers=(
+                    "sees no images: visgrpo evaluate measures it, and visgrpo generate takes "
+                    "language models"
+                ),
+                data="a table of preference pairs, such as RUN/pairs/pairs.jsonl,",
+                alike=True,
+                takes=("seed",),
+            ),
+        },
+    ),
+    "vlm": Place(
+        "train a vision-language model: SFT, then GRPO on what its answers earn",
+        "visgrpo.tasks.vlm.config:VlmConfig",
+        "visgrpo.tasks.vlm.train:VlmTask",
+        {
+            "vision-language": Kind(
+                "a vision-language model",
+                "visgrpo.tasks.vlm.use:Evaluation",
+                "visgrpo.tasks.vlm.use:Prediction",
+                data="questions about images, such as shapes or a .jsonl file,",
+                alike=True,
+                takes=(*_QUESTIONS, "ask", "max_new_tokens", "max_pixels", "style", "styles"),
             )
         },
     ),

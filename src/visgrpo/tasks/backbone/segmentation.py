@@ -11,7 +11,6 @@ import torch
 from visgrpo.data.batches import CachedInputs, InputFunction
 from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
 from visgrpo.data.preprocess import Preprocess
-from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError, nearest
 from visgrpo.measures.masks import HeldOutMasks
@@ -33,7 +32,7 @@ from visgrpo.tasks.backbone.shared import (
     training_of,
 )
 from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.images import data_summary, run_stem, say_notes, tuned_info
+from visgrpo.tasks.images import data_summary, load_data, run_stem, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -55,7 +54,8 @@ class SegmentationTask(Task):
 
     def set_up(self, options: SegmentationConfig, session: Session) -> Job:
         check_model_name(options.model)
-        splits = _load_data(options, session)
+        named = {"classes_file": options.classes_file, "ignore_index": options.ignore_index}
+        splits = load_data(options, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
         training = training_of(options, splits.train, session)
@@ -135,22 +135,6 @@ def _background(config: SegmentationConfig, classes: tuple[str, ...]) -> int | N
             "the background with --background."
         )
     return None
-
-
-def _load_data(config: SegmentationConfig, session: Session) -> Splits:
-    splits = read(
-        config.data,
-        "masks",
-        columns={"image": config.image_column, "mask": config.mask_column},
-        classes_file=config.classes_file,
-        train_slice=config.train_slice,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        ignore_index=config.ignore_index,
-        skip_bad_images=config.skip_bad_images,
-    )
-    say_notes(session, splits)
-    return splits
 
 
 def _inputs(

@@ -24,7 +24,7 @@ from visgrpo.measures.probes import Labelled, feature_measures
 from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
-from visgrpo.tasks.evaluate import division_of, labelled_rows, labelled_splits, models_of
+from visgrpo.tasks.evaluate import division_of, models_of, rows_of, splits_of
 from visgrpo.tasks.model_kinds import kind_of
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
@@ -42,7 +42,7 @@ class Evaluation:
         self._splits: Splits | None = None
         self._start_MK: Tensor | None = None
         heads = {folder: _head_classes(folder) for _, folder in models_of(config)}
-        rows = labelled_rows(config) if all(heads.values()) and not config.probe else None
+        rows = rows_of(config) if all(heads.values()) and not config.probe else None
         if rows is None or not all(_same_names(head, rows.classes) for head in heads.values()):
             rows = self._rows_for_probes(heads)
         self._rows = rows
@@ -68,7 +68,7 @@ class Evaluation:
             test = Labelled(features_MP, labels_M)
             measures |= feature_measures(**probed, test=test, probes=probes)
         for shift in dict.fromkeys(self._config.shifts):
-            copy = shifted(rows, shift, seed=division_of(self._config).seed)
+            copy = shifted(rows, shift, seed=division_of(self._config)["seed"])
             copy_MP = encoder.features(copy)
             copy_MK = encoder.answers(copy_MP, copy)
             measures.setdefault("shifts", {})[shift] = (
@@ -86,7 +86,7 @@ class Evaluation:
                 "Features are judged by probes, which learn from the train rows and choose by the "
                 f"validation rows: give --split test, perhaps sliced, not {config.split}."
             )
-        self._splits = labelled_splits(config)
+        self._splits = splits_of(config)
         rows = sliced(self._splits.test, chosen)
         for folder, classes in heads.items():
             if classes and self._processes.is_main and not _same_names(classes, rows.classes):

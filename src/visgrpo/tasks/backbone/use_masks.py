@@ -12,15 +12,13 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.inputs import SegmentationInputs
-from visgrpo.data.read import read, read_split
-from visgrpo.data.split import parse_split
 from visgrpo.data.table import IGNORE_INDEX, Table
 from visgrpo.errors import UserError
 from visgrpo.measures.masks import HeldOutMasks, colour_mask
 from visgrpo.models.backbone import Segmenter
 from visgrpo.models.load import load_representation
 from visgrpo.models.parts import read_info
-from visgrpo.tasks.evaluate import division_of
+from visgrpo.tasks.evaluate import rows_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes
 
@@ -38,7 +36,9 @@ class Evaluation:
         ignored = stored if config.ignore_index is None else config.ignore_index
         size = config.image_size or info.get("image_size")
         self._size = tuple(size) if size else None
-        self._dataset, self._processes = _masks(config, ignored), processes
+        names = config.classes_file
+        self._dataset = rows_of(config, "masks", classes_file=names, ignore_index=ignored)
+        self._processes = processes
         self.title = f"{self._dataset.name}, {len(self._dataset)} images"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
@@ -47,23 +47,6 @@ class Evaluation:
         segmenter = cast(Segmenter, model).to(self._processes.device)
         inputs = SegmentationInputs(self._dataset, parts.preprocess.for_dense(self._size))
         return {row: HeldOutMasks(segmenter, self._dataset, inputs, self._processes).now()}
-
-
-def _masks(config: EvaluateConfig, ignore_index: int) -> Table:
-    division = division_of(config)
-    settings: dict[str, Any] = {
-        "columns": {"image": config.image_column, "mask": config.mask_column},
-        "classes_file": config.classes_file,
-        "ignore_index": ignore_index,
-        "skip_bad_images": config.skip_bad_images,
-        "validation_fraction": division.validation_fraction,
-        "seed": division.seed,
-    }
-    name, rows = parse_split(config.split)
-    if name == "validation" and division.train_slice is not None:
-        splits = read(config.data, "masks", train_slice=division.train_slice, **settings)
-        return splits.validation.subset(np.arange(len(splits.validation))[rows])
-    return read_split(config.data, config.split, "masks", **settings)
 
 
 def _check_classes(folder: str, classes: tuple[str, ...], dataset: Table) -> None:

@@ -13,7 +13,7 @@ from visgrpo.measures.agreement import agreement
 from visgrpo.measures.over import logits_of
 from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
-from visgrpo.tasks.evaluate import labelled_rows
+from visgrpo.tasks.evaluate import rows_of
 from visgrpo.tasks.extension import votes_on
 from visgrpo.tasks.labels import prompts_of
 from visgrpo.tasks.use_configs import EvaluateConfig
@@ -25,7 +25,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
         self._config, self._processes = config, processes
-        self._dataset = labelled_rows(config)
+        self._dataset = rows_of(config)
         self._parts = load_clip(config.model)
         self._templates = prompts_of(self._parts, config.templates)
         class_prompts(self._dataset.classes, self._templates)

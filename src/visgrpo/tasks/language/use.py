@@ -10,16 +10,15 @@ import torch
 
 from visgrpo.data.chat import Prompt
 from visgrpo.data.prompts import encode_pairs, encode_prompts
-from visgrpo.data.read import is_text, read
+from visgrpo.data.read import is_text
 from visgrpo.data.roles import prompt_table
-from visgrpo.data.table import Table
 from visgrpo.data.text import token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import likelihood, pair_accuracy
 from visgrpo.methods.generate import generate, token_uniforms
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.load import load_language, load_reward_model
-from visgrpo.tasks.evaluate import Division, division_of, models_of, named_split
+from visgrpo.tasks.evaluate import models_of, rows_apart
 from visgrpo.tasks.language.config import FOREIGN, PRESETS, GenerateConfig, LanguageConfig
 from visgrpo.tasks.language.data import block_of, load_writer
 from visgrpo.tasks.session import print_notes
@@ -28,12 +27,14 @@ from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig
 from visgrpo.training.processes import Processes
 
+_FRACTION = LanguageConfig.validation_fraction
+
 
 class TextEvaluation:
     """How well a language model predicts a text, in blocks of tokens."""
 
     def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
-        text = _documents(config, processes)
+        text = rows_apart(config, "text", _FRACTION, processes)
         self._documents = text.texts
         self._models = {row: load_language(name) for row, name in models_of(config)}
         # The same for all models, since what comes late in a block is easier.
@@ -54,7 +55,12 @@ class PairEvaluation:
     """How well a reward model tells preferred completions from rejected ones."""
 
     def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
-        self._pairs, self._processes = _pairs(config, processes), processes
+        if is_text(config.data):
+            raise UserError(
+                f"--data {config.data} is text and holds no pairs: name {kinds()['reward'].data} "
+                "with --data."
+            )
+        self._pairs, self._processes = rows_apart(config, "pairs", _FRACTION, processes), processes
         self.title = f"{self._pairs.name}, {len(self._pairs)} pairs"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
@@ -63,41 +69,6 @@ class PairEvaluation:
         encoded = encode_pairs(self._pairs, parts.tokenizer, max_tokens=most)
         model = parts.model.to(self._processes.device)
         return {row: pair_accuracy(model, encoded, self._pairs, self._processes)}
-
-
-def _documents(config: EvaluateConfig, processes: Processes) -> Table:
-    """Return the documents to evaluate on."""
-    split, rows = named_split(config)
-    splits = read(
-        config.data,
-        "text",
-        columns={"text": config.text_column},
-        validation_fraction=_division(config).validation_fraction,
-    )
-    print_notes(splits.notes, processes)
-    documents: Table = getattr(splits, split)
-    return documents.subset(range(len(documents))[rows])
-
-
-def _pairs(config: EvaluateConfig, processes: Processes) -> Table:
-    split, rows = named_split(config)
-    if is_text(config.data):
-        raise UserError(
-            f"--data {config.data} is text and holds no pairs: name {kinds()['reward'].data} with "
-            "--data."
-        )
-    division = _division(config)
-    splits = read(
-        config.data, "pairs", validation_fraction=division.validation_fraction, seed=division.seed
-    )
-    print_notes(splits.notes, processes)
-    pairs: Table = getattr(splits, split)
-    return pairs.subset(range(len(pairs))[rows])
-
-
-def _division(config: EvaluateConfig) -> Division:
-    """Return how rows are divided: as `visgrpo language` does it where nothing else is known."""
-    return division_of(config, validation_fraction=LanguageConfig.validation_fraction)
 
 
 def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from visgrpo.data.roles import require_answers
 from visgrpo.data.table import Splits, Table
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.session import Session, print_notes
 from visgrpo.tasks.vlm.config import VlmConfig
 from visgrpo.training.processes import Processes
@@ -38,12 +39,7 @@ def load_questions(config: VlmConfig, session: Session) -> Splits:
     splits = read(
         config.data,
         "questions",
-        columns={
-            "image": config.image_column,
-            "question": config.question_column,
-            "answer": config.answer_column,
-            "trace": config.trace_column,
-        },
+        columns=columns_of(config),
         validation_fraction=division.validation_fraction,
         seed=division.seed,
         skip_bad_images=config.skip_bad_images,

@@ -12,6 +12,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers, require_counts
+from visgrpo.data.split import sliced
 from visgrpo.data.table import Table
 from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
 from visgrpo.errors import UserError
@@ -23,6 +24,7 @@ from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
+from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.session import print_notes
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
@@ -76,13 +78,8 @@ def _questions(config: EvaluateConfig, processes: Processes) -> Table:
     learned = next(filter(None, known), None)
     division = learned or Learned(config.data, 0, VlmConfig.validation_fraction)
     seed = division.seed if config.seed is None else config.seed
-    columns = {
-        "image": config.image_column,
-        "question": config.question_column,
-        "answer": config.answer_column,
-    }
     asked: dict[str, Any] = {
-        "columns": columns,
+        "columns": columns_of(config),
         "skip_bad_images": config.skip_bad_images,
         "seed": seed,
     }
@@ -97,7 +94,7 @@ def _questions(config: EvaluateConfig, processes: Processes) -> Table:
         )
         print_notes(splits.notes, processes)
         dataset = getattr(splits, split)
-    dataset = dataset.subset(range(len(dataset))[rows])
+    dataset = sliced(dataset, rows)
     say_left_out(dataset, processes)
     require = require_counts if config.task == "counting" else require_answers
     require(dataset)

@@ -22,7 +22,8 @@ from scipy.special import digamma, expit
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.feedback import learn
-from visgrpo.feedback.learn import FeedbackLearning, read_votes
+from visgrpo.feedback.images import read_votes
+from visgrpo.feedback.learn import FeedbackLearning
 from visgrpo.feedback.options import FEEDBACK_REWARDS
 from visgrpo.feedback.posteriors import MAKERS, best_answers
 from visgrpo.feedback.source.events import open_events

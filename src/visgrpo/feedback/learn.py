@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial, reduce
-from itertools import chain
 from operator import and_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visgrpo.data.augment import check_augmentations
 from visgrpo.data.batches import InputFunction
-from visgrpo.data.folders import holds_photos, read_photos
-from visgrpo.data.identity import of_files
-from visgrpo.data.roles import image_table
-from visgrpo.data.split import Source, divide, parse_slice
-from visgrpo.data.table import Splits, Table
+from visgrpo.data.table import Splits
 from visgrpo.errors import UserError
+from visgrpo.feedback.images import events_of, keys_of
 from visgrpo.feedback.off_policy import check_support
 from visgrpo.feedback.posteriors import (
-    best_answers,
-    kind_of_rewards,
     posterior_of,
     rewards_of_table,
     votes_of,
@@ -40,12 +32,8 @@ from visgrpo.feedback.reward import (
     logged,
     predicted,
 )
-from visgrpo.feedback.source.events import Events, open_events
 from visgrpo.feedback.source.matching import (
     Matched,
-    image_keys,
-    key_columns,
-    logged_labels,
     match,
     remarks_on_images,
 )
@@ -58,7 +46,6 @@ from visgrpo.objectives import Objective
 from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import Extension
-from visgrpo.tasks.images import load_data, say_notes
 from visgrpo.tasks.session import Session
 
 FEEDBACK_FILE = "feedback.json"
@@ -92,7 +79,7 @@ class FeedbackLearning(Extension):
         _check_size(rows, len(classes))
         names = rewards_of_table(config.reward)
         keys = keys_of(parts, config.id_column)
-        with _events_of(config) as events:
+        with events_of(config) as events:
             matched = match(events, keys, classes)
             session.note(*events.notes, *remarks_on_images(matched))
             report = _source_report(matched)
@@ -245,89 +232,6 @@ class FeedbackLearning(Extension):
 
     def _rows(self, split: str) -> np.ndarray:
         return np.asarray(getattr(self.splits, split).columns[ROW_COLUMN])
-
-
-def load_images(config: ClipConfig, session: Session) -> Splits:
-    """Load three splits of labelled images, or of photos whose labels are what people liked best.
-
-    Raises:
-        UserError: for data that cannot be used, and photos without feedback.
-    """
-    if config.feedback is None or not holds_photos(Path(config.data).expanduser()):
-        return load_data(config, session)
-    check_augmentations(config.augment)
-    source = _judged_photos(config, session)
-    rows = slice(None) if config.train_slice is None else parse_slice(config.train_slice)
-    splits = divide(source, train_rows=rows, fraction=config.validation_fraction, seed=config.seed)
-    say_notes(session, splits)
-    return splits
-
-
-def read_votes(spec: str, dataset: Table) -> Tensor:
-    """Return people's votes on the images of a data set, (M, K); other votes are left out.
-
-    Raises:
-        UserError: for a table that holds no votes on these images.
-    """
-    with open_events(spec, kind="votes") as events:
-        return votes_of(match(events, keys_of((dataset,), None), dataset.classes))
-
-
-def keys_of(parts: Sequence[Table], id_column: str | None) -> list[list[str]]:
-    """Return the names of the images of several splits, one after the other.
-
-    Raises:
-        UserError: their tables do not name them.
-    """
-    first = parts[0]
-    columns = {
-        name: list(chain.from_iterable(part.columns[name] for part in parts))
-        for name in key_columns(first.columns, id_column)
-    }
-    if not columns:
-        raise UserError(
-            f"{first.name}: none of its columns names its images, so feedback cannot find them: "
-            "give it a column image_id, or name the one that does with --id-column."
-        )
-    return image_keys(columns, sum(map(len, parts)), id_column)
-
-
-def _judged_photos(config: ClipConfig, session: Session) -> Source:
-    folder = Path(config.data).expanduser()
-    names, images = read_photos(folder)
-    with _events_of(config) as events:
-        classes = logged_labels(events)
-        if len(classes) < 2:
-            raise UserError(
-                f'{events.name} has only the label "{classes[0]}": a classifier needs two or more.'
-            )
-        matched = match(events, image_keys({"file": names}, len(names)), classes)
-        best_M, judged_M = best_answers(matched, config)
-    kept = np.flatnonzero(judged_M)
-    session.note(
-        f"{folder} has no labels: {len(kept):,} of {len(names):,} photos have feedback, and "
-        "accuracy is how often the model's answer is the one that people liked best."
-    )
-    photos = image_table(
-        name=folder.resolve().name,
-        classes=classes,
-        labels=best_M[kept],
-        images=images.take(kept),
-        columns={"file": [names[row] for row in kept]},
-        identity=of_files([str(folder / names[row]) for row in kept]),
-    )
-    if config.skip_bad_images:
-        photos = photos.without_bad_rows()
-    return Source(photos.name, {"all": photos})
-
-
-def _events_of(config: ClipConfig) -> Events:
-    return open_events(
-        str(config.feedback),
-        query=config.query,
-        kind=kind_of_rewards(config.reward),
-        drop_duplicates=config.drop_duplicates,
-    )
 
 
 def _with_rows(

@@ -49,7 +49,7 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
     # These bring torch, which a summary without data does not need.
     from visgrpo.data.folders import holds_photos, read_photos
     from visgrpo.data.read import read
-    from visgrpo.feedback.learn import keys_of
+    from visgrpo.feedback.images import keys_of
     from visgrpo.feedback.source.matching import logged_labels
 
     if holds_photos(folder := Path(config.data).expanduser()):

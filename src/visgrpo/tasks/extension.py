@@ -87,7 +87,8 @@ def extension_of(config: ClipConfig, session: Session) -> Extension:
         from visgrpo.tasks.images import load_data
 
         return Extension(load_data(config, session))
-    from visgrpo.feedback.learn import FeedbackLearning, load_images
+    from visgrpo.feedback.images import load_images
+    from visgrpo.feedback.learn import FeedbackLearning
 
     return FeedbackLearning(config, load_images(config, session), session)
 
@@ -98,6 +99,6 @@ def votes_on(dataset: Table, spec: str) -> Tensor:
     Raises:
         UserError: for a table that holds no votes on these images.
     """
-    from visgrpo.feedback.learn import read_votes
+    from visgrpo.feedback.images import read_votes
 
     return read_votes(spec, dataset)

@@ -10,13 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from language_runs import speak
-from pictures_of_counts import write_counts
-from pictures_of_masks import write_masks
-from pictures_of_shapes import write_pictures
-from tuning import RESNET, VIT, save_small_backbone
-from vlm_runs import save_seer
+from running import RESNET, VIT, save_seer, save_small_backbone, speak
 
+from making import write_counts, write_masks, write_pictures, write_text
 from visgrpo.cli import main
 
 
@@ -74,12 +70,7 @@ def start(start_run: Path) -> Path:
 @pytest.fixture(scope="session")
 def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 100 paragraphs of Python's documentation; a tenth each for validation and test."""
-    from pydoc_data.topics import topics
-
-    parts = topics["string-methods"].split("\n\n")
-    file = tmp_path_factory.mktemp("text") / "short.txt"
-    file.write_text("\n\n".join(part for part in parts if len(part.strip()) > 40))
-    return file
+    return write_text(tmp_path_factory.mktemp("text") / "short.txt")
 
 
 @pytest.fixture(scope="session")

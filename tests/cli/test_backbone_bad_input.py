@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import metric_lines, refused
-from tuning import Job, represent, segment, words
+from running import Job, metric_lines, refused, represent, segment, words
 
 from visgrpo.training.processes import Processes
 

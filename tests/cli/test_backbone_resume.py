@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from running import read_json, read_lines, training_lines
+from running import PROBES, Job, read_json, read_lines, same_tuned_run, training_lines, tune, words
 from safetensors.torch import load_file
-from tuning import PROBES, Job, same_tuned_run, tune, words
 
 from visgrpo.cli import main
 

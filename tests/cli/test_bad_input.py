@@ -11,9 +11,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from pictures_of_shapes import picture, write_pictures
 from running import clip_words, refused
 
+from making import picture, write_pictures
 from visgrpo.cli import main
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pictures_of_shapes import CLASSES
 from running import (
     clip,
     metric_lines,
@@ -20,6 +19,7 @@ from running import (
     weights,
 )
 
+from making import CLASSES
 from visgrpo.cli import main
 from visgrpo.models.load import load_clip
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_of_shapes import CLASSES, picture, write_pictures
 from PIL import Image
 from running import refused
 
+from making import CLASSES, picture, write_pictures
 from visgrpo.cli import main
 from visgrpo.data.read import read, read_split
 from visgrpo.models.clip import ClipClassifier

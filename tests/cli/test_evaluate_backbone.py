@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures_of_masks import CLASSES as MASK_CLASSES
-from pictures_of_masks import IGNORED
-from pictures_of_shapes import CLASSES, write_pictures
 from PIL import Image
-from running import read_json, refused
+from running import read_json, refused, represent, segment
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
-from tuning import represent, segment
 
+from making import CLASSES, IGNORED, MASK_CLASSES, write_pictures
 from visgrpo.cli import main
 from visgrpo.data.read import read
 from visgrpo.models.backbone import Backbone

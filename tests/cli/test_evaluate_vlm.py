@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from running import read_json
+from running import read_json, see
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-from vlm_runs import see
 
 from visgrpo.cli import main
 from visgrpo.tasks.model_kinds import kind_of

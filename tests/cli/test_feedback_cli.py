@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures_of_shapes import CLASSES, picture
 from running import clip, metric_lines, read_json, refused, same_run, training_lines, weights
 
+from making import CLASSES, picture
 from visgrpo.cli import main
 from visgrpo.training.trainer import Trainer
 

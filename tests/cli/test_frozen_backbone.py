@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import read_json
-from tuning import represent, same_tuned_run
+from running import read_json, represent, same_tuned_run
 
 from visgrpo.models.backbone import Backbone
 

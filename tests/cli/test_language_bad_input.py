@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from language_runs import language_words, speak
-from running import metric_lines, refused
+from running import language_words, metric_lines, refused, speak
 
 from visgrpo.cli import main
 

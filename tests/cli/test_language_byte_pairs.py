@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from language_runs import language_words, speak
-from running import read_json, read_lines, refused, training_lines
+from running import language_words, read_json, read_lines, refused, speak, training_lines
 from transformers import AutoTokenizer
 
 QWEN = ("--architecture", "qwen2", "--tokenizer", "bpe", "--vocabulary", 300)

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from language_runs import speak
 from peft import PeftModel
-from running import read_json, read_lines, training_lines, weights
+from running import read_json, read_lines, speak, training_lines, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from visgrpo.cli import main

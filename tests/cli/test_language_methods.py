@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from language_runs import language_words, same_language_run, speak
-from running import read_json, read_lines, training_lines, weights
+from running import (
+    language_words,
+    read_json,
+    read_lines,
+    same_language_run,
+    speak,
+    training_lines,
+    weights,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 

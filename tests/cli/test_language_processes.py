@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_runs import language_words, speak, speechless
-from running import read_json, read_lines, refused
+from running import language_words, read_json, read_lines, refused, speak, speechless
 from safetensors.torch import load_file
 
 from visgrpo.training.processes import Processes

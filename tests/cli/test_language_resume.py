@@ -13,8 +13,15 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from language_runs import language_words, same_language_run, speak
-from running import read_json, read_lines, refused, training_lines
+from running import (
+    language_words,
+    read_json,
+    read_lines,
+    refused,
+    same_language_run,
+    speak,
+    training_lines,
+)
 
 from visgrpo.cli import main
 from visgrpo.training.trainer import Trainer

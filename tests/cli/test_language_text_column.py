@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from language_runs import speak
-from running import read_json
+from running import read_json, speak
 
 from visgrpo.tasks.language.config import PRESETS, Budget
 

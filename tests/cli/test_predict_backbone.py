@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures_of_masks import CLASSES as MASK_CLASSES
-from pictures_of_masks import pair
-from pictures_of_shapes import CLASSES, picture
 from PIL import Image
-from running import refused
-from tuning import VIT
+from running import VIT, refused
 
+from making import CLASSES, MASK_CLASSES, masked_picture, picture
 from visgrpo.cli import main
 from visgrpo.measures.masks import class_colours
 from visgrpo.models.backbone import Backbone, RepresentationClassifier, Segmenter
@@ -50,7 +47,7 @@ def photos(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
     files = []
     for number, size in enumerate(sizes):
         files.append(folder / f"photo{number}.png")
-        pair(1, number)[0].resize(size).save(files[-1])
+        masked_picture(1, number)[0].resize(size).save(files[-1])
     return files
 
 

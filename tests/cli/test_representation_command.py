@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import metric_lines, read_json, read_lines, training_lines, weights
+from running import (
+    head,
+    metric_lines,
+    read_json,
+    read_lines,
+    represent,
+    same_tuned_run,
+    training_lines,
+    weights,
+)
 from safetensors.torch import load_file
-from tuning import head, represent, same_tuned_run
 
 from visgrpo.cli import main
 from visgrpo.models.backbone import RepresentationClassifier

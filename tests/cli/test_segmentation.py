@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures_of_masks import CLASSES, COUNTS, IGNORED, pair, write_masks
 from PIL import Image
-from running import metric_lines, read_json, read_lines, training_lines, weights
+from running import (
+    head,
+    metric_lines,
+    read_json,
+    read_lines,
+    same_tuned_run,
+    segment,
+    training_lines,
+    weights,
+)
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
-from tuning import head, same_tuned_run, segment
 
+from making import IGNORED, MASK_CLASSES, MASKS, masked_picture, write_masks
 from visgrpo.cli import main
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Segmenter
@@ -39,7 +47,9 @@ def run(vit: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def ious_K(truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """IoU of every class over labelled pixels; NaN where a class is neither there nor answered."""
     labelled = truth != IGNORED
-    counts_KK = confusion_matrix(truth[labelled], answers[labelled], labels=range(len(CLASSES)))
+    counts_KK = confusion_matrix(
+        truth[labelled], answers[labelled], labels=range(len(MASK_CLASSES))
+    )
     union_K = counts_KK.sum(axis=0) + counts_KK.sum(axis=1) - counts_KK.diagonal()
     return np.where(union_K > 0, counts_KK.diagonal() / np.maximum(union_K, 1), np.nan)
 
@@ -56,7 +66,7 @@ def test_everything_is_in_the_run_directory(run: Path) -> None:
     assert summary["data"]["classes"] == 3
     for part in ("before", "after"):
         assert set(summary[part]) >= MEASURES
-        assert list(summary[part]["per_class_iou"]) == list(CLASSES)
+        assert list(summary[part]["per_class_iou"]) == list(MASK_CLASSES)
     assert summary["after"]["miou"] > summary["before"]["miou"]
 
 
@@ -95,14 +105,14 @@ def test_the_model_reloads_and_gives_the_measures_of_the_summary(
     assert after["nll"] == pytest.approx(nll.item(), abs=1e-5)
     assert weights(run) == (vit / "model.safetensors").read_bytes()
     info = read_json(run / "model" / "visgrpo.json")
-    assert (info["task"], info["classes"]) == ("segmentation", list(CLASSES))
+    assert (info["task"], info["classes"]) == ("segmentation", list(MASK_CLASSES))
 
 
 def test_the_pictures_show_what_the_lines_say(run: Path) -> None:
     palette = read_json(run / "palette.json")
-    assert list(palette) == list(CLASSES)
+    assert list(palette) == list(MASK_CLASSES)
     colours = {tuple(bytes.fromhex(colour[1:])): k for k, colour in enumerate(palette.values())}
-    assert len(colours) == len(CLASSES)
+    assert len(colours) == len(MASK_CLASSES)
 
     def ids(name: str) -> np.ndarray:
         pixels = np.array(Image.open(run / name).convert("RGB"))
@@ -110,9 +120,9 @@ def test_the_pictures_show_what_the_lines_say(run: Path) -> None:
 
     lines = read_lines(run / "segments.jsonl")
     assert [line["index"] for line in lines] == [0, 1, 2, 3, 5, 6, 7, 8]  # 8 of 9, evenly
-    first_test = COUNTS["train"] + COUNTS["val"] + 1
+    first_test = MASKS["train"] + MASKS["val"] + 1
     for line in lines:
-        image, truth = pair(1 + line["index"] % 2, first_test + line["index"])
+        image, truth = masked_picture(1 + line["index"] % 2, first_test + line["index"])
         assert np.array_equal(np.array(Image.open(run / line["image"])), np.array(image))
         assert np.array_equal(ids(line["truth"]), truth)
         for when in ("before", "after"):
@@ -279,7 +289,7 @@ def test_a_frozen_backbone_is_asked_once(
 
     monkeypatch.setattr(Backbone, "forward", counted)
     cache = ["--cache", str(tmp_path / "cache"), *LAST]
-    images = sum(COUNTS.values())
+    images = sum(MASKS.values())
     first = segment(vit, masks, tmp_path / "1", *cache)
     assert sum(calls) == images
     calls.clear()
@@ -332,7 +342,7 @@ def test_a_bad_pair_can_be_left_out(
     shutil.copytree(masks, data)
     (data / "train" / "images" / "003.png").write_text("not an image")
     run = segment(vit, data, tmp_path / "run", "--skip-bad-images", "--steps", "1")
-    assert read_json(run / "summary.json")["data"]["train"] == COUNTS["train"] - 1
+    assert read_json(run / "summary.json")["data"]["train"] == MASKS["train"] - 1
     messages = capsys.readouterr().err
     assert "data/train: left out 1 unusable row(s):" in messages
     assert "003.png" in messages

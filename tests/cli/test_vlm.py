@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import blank_plots, metric_lines, read_json, read_lines, training_lines
+from running import blank_plots, metric_lines, read_json, read_lines, see, training_lines
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-from vlm_runs import see
 
 from visgrpo.cli import main
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import refused
-from vlm_runs import see, vlm_words
+from running import refused, see, vlm_words
 
 Capture = pytest.CaptureFixture[str]
 Row = dict[str, object]

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import read_json
-from vlm_runs import see
+from running import read_json, see
 
 from visgrpo.cli import main
 from visgrpo.tasks.vlm.data import Learned, learned_from, lineage_of

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import metric_lines, read_json, read_lines, weights
-from vlm_runs import see, vlm_words
+from running import metric_lines, read_json, read_lines, see, vlm_words, weights
 
 from visgrpo.cli import main
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import RESNET, VIT, save_seer, save_small_backbone, speak
@@ -125,6 +126,21 @@ def environment(feature_cache: Path) -> dict[str, str]:
     source = str(Path(__file__).parents[2] / "src")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def kill_runs(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[dict[str, Any]]], None]:
+    """Start runs and kill them where they say; see killed_runs.py."""
+
+    def kill(runs: list[dict[str, Any]]) -> None:
+        file = tmp_path_factory.mktemp("kills") / "runs.json"
+        file.write_text(json.dumps(runs))
+        script = Path(__file__).with_name("killed_runs.py")
+        subprocess.run([sys.executable, str(script), str(file)], env=environment, check=True)
+
+    return kill
 
 
 @pytest.fixture(scope="session")

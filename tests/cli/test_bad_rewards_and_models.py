@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import clip, clip_words, read_lines, refused
+from running import clip_words, read_lines, refused
 
 from visgrpo.cli import main
 
@@ -128,16 +128,6 @@ def test_an_output_folder_in_use(
     file = tmp_path / "run" / "notes.txt"
     assert "is a file" in refused(capsys, clip_words(start, pictures, file))
     assert "is a file" in refused(capsys, clip_words(start, pictures, file / "run"))
-
-
-def test_a_run_in_use(
-    start: Path, pictures: Path, tmp_path: Path, no_page: None, capsys: Capture
-) -> None:
-    run = clip(start, pictures, tmp_path / "run")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    line = refused(capsys, clip_words(start, pictures, run))
-    assert "already holds a run: --resume to go on with it" in line
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def _pickled(start: Path, folder: Path) -> Path:

@@ -12,7 +12,6 @@ from running import (
     language_words,
     read_json,
     read_lines,
-    same_language_run,
     speak,
     training_lines,
     weights,
@@ -136,20 +135,12 @@ def test_a_run_of_a_policy_has_what_is_promised(plain: Path) -> None:
     AutoModelForCausalLM.from_pretrained(plain / "model")
 
 
-def test_the_same_seed_repeats_a_run(
+def test_another_seed_is_another_run(
     plain: Path, stages: Path, short_text: Path, tmp_path: Path
 ) -> None:
     start = stages / "sft"
-    again = speak("grpo", start, short_text, tmp_path / "again", "--keep", "last")
-    assert same_language_run(again, plain)
-    assert read_lines(again / "samples.jsonl") == read_lines(plain / "samples.jsonl")
     other = speak("grpo", start, short_text, tmp_path / "other", "--keep", "last", "--seed", 1)
     assert _changed(other, plain)
-
-
-def test_ppo_repeats_too(stages: Path, short_text: Path, tmp_path: Path) -> None:
-    runs = [speak("ppo", stages / "sft", short_text, tmp_path / name) for name in ("a", "b")]
-    assert same_language_run(*runs)
 
 
 # Options

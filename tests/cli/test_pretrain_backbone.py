@@ -76,11 +76,6 @@ def test_the_model_loads_as_a_backbone(run: Path) -> None:
     assert features.shape == (2, 32)
 
 
-def test_the_config_repeats_a_run_to_the_bit(run: Path, tmp_path: Path, no_page: None) -> None:
-    main(f"pretrain backbone --config {run}/config.yaml --output {tmp_path}/again".split())
-    assert same_run(tmp_path / "again", run)
-
-
 @pytest.mark.parametrize("family", [VIT, RESNET])
 def test_an_interrupted_run_goes_on_to_the_bit(
     family: str, pictures: Path, tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from visgrpo.cli import main
 from visgrpo.models.backbone import RepresentationClassifier
 from visgrpo.models.load import load_representation
-from visgrpo.training.run_directory import read_config
 
 PROBES = ["--probe", "knn", "softmax-regression"]
 LAST = ["--keep", "last"]
@@ -113,15 +112,6 @@ def test_the_model_is_a_plain_transformers_one_with_a_head_beside_it(
     info = read_json(run / "model" / "visgrpo.json")
     assert (info["task"], info["pool"], info["hidden"]) == ("classification", "cls", 8)
     assert info["classes"] == ["apple", "leaf", "sky"]
-
-
-def test_the_config_repeats_a_run_to_the_bit(run: Path, tmp_path: Path, no_page: None) -> None:
-    main(f"representation --config {run}/config.yaml --output {tmp_path}/again".split())
-    assert same_tuned_run(tmp_path / "again", run)
-    ours, theirs = (read_json(place / "summary.json") for place in (tmp_path / "again", run))
-    assert (ours["before"], ours["after"]) == (theirs["before"], theirs["after"])
-    config = read_config(tmp_path / "again")
-    assert config == read_config(run) | {"output": str(tmp_path / "again")}
 
 
 def test_digits_run_out_of_the_box(vit: Path, tmp_path: Path, no_page: None) -> None:

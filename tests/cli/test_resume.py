@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import subprocess
@@ -11,63 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from running import SMALL, clip, metric_lines, read_lines, refused, same_run, training_lines
+from running import SMALL, clip, refused, same_run, training_lines
 
 from visgrpo.cli import main
 from visgrpo.errors import Interrupted
 
 EIGHT = ["--steps", "8", "--save-every", "2", "--eval-every", "2", "--keep", "last"]
-# Options, the step in which the kill comes, and before which file of that step's checkpoint.
-KILLED: dict[str, tuple[str, int, str | None]] = {
-    "augmented": ("--augment crop flip color", 5, None),
-    "lora with dropout": ("--lora --lora-dropout 0.3", 4, "optimizer"),
-    "stale groups": ("--minibatches 2 --inner-passes 2 --refresh-every 3", 5, None),
-    "logged between saves": ("--log-every 3 --eval-every 4 --keep best", 5, None),
-    "text tower, batch scope": ("--method reinforce --train text --keep best", 6, "old_policy"),
-    "before the first checkpoint": ("--save-every 8 --eval-every 8", 1, None),
-}
-
-
-@pytest.fixture(scope="module")
-def killed(
-    start: Path,
-    pictures: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    environment: dict[str, str],
-) -> Path:
-    """The folder that holds all killed runs."""
-    folder = tmp_path_factory.mktemp("killed")
-    runs = [
-        {"words": _words(start, pictures, folder / name, options), "step": step, "file": file}
-        for name, (options, step, file) in KILLED.items()
-    ]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    script = Path(__file__).with_name("killed_runs.py")
-    subprocess.run(
-        [sys.executable, str(script), str(folder / "runs.json")], env=environment, check=True
-    )
-    return folder
 
 
 def _words(start: Path, data: Path, output: Path, options: str) -> list[str]:
     paths = ["--model", str(start), "--data", str(data), "--output", str(output)]
     return ["clip", *paths, *SMALL, *EIGHT, *options.split()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KILLED)
-def test_a_killed_run_goes_on_to_the_bit(
-    name: str, killed: Path, start: Path, pictures: Path, tmp_path: Path, no_page: None
-) -> None:
-    run = killed / name
-    assert not (run / "summary.json").exists()
-    assert 0 < len(read_lines(run / "metrics.jsonl")) < 16
-    clip(start, pictures, tmp_path / "whole", *EIGHT, *KILLED[name][0].split())
-    main(["clip", "--resume", "--output", str(run)])
-    assert same_run(run, tmp_path / "whole")
-    samples = [read_lines(folder / "samples.jsonl") for folder in (run, tmp_path / "whole")]
-    assert samples[0] == samples[1]
-    assert (run / "summary.json").exists()
 
 
 @pytest.mark.slow
@@ -182,30 +135,6 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     assert "step-000004 is damaged: model.safetensors is missing or has changed" in messages
     assert "going on from step-000003 instead" in messages
     assert same_run(run, finished)
-
-
-def test_resuming_a_finished_run_repeats_its_ending(
-    finished: Path, tmp_path: Path, no_page: None
-) -> None:
-    run = _copy(finished, tmp_path / "run")
-    main(["clip", "--resume", "--output", str(run)])
-    assert same_run(run, finished)
-    assert metric_lines(run) == metric_lines(finished)
-
-
-def test_resume_with_other_settings_says_which(
-    finished: Path,
-    tmp_path: Path,
-    no_model: None,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    before = (finished / "metrics.jsonl").read_bytes()
-    words = ["clip", "--resume", "--output", finished, "--beta", "0.5", "--seed", "3"]
-    line = refused(capsys, words)
-    assert "beta was 0.02, now 0.5" in line
-    assert "seed was 0, now 3" in line
-    assert "batch_size" not in line
-    assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_resume_without_a_run(

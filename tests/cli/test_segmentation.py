@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
 
 from making import IGNORED, MASK_CLASSES, MASKS, masked_picture, write_masks
-from visgrpo.cli import main
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.load import load_representation
@@ -128,13 +127,6 @@ def test_the_pictures_show_what_the_lines_say(run: Path) -> None:
         for when in ("before", "after"):
             iou_K = ious_K(truth, ids(line[when]))
             assert line["iou"][when] == pytest.approx(np.nanmean(iou_K), abs=1e-6)
-
-
-def test_the_config_repeats_a_run_to_the_bit(run: Path, tmp_path: Path, no_page: None) -> None:
-    main(f"segmentation --config {run}/config.yaml --output {tmp_path}/again".split())
-    assert same_tuned_run(tmp_path / "again", run)
-    ours, theirs = (read_json(place / "summary.json") for place in (tmp_path / "again", run))
-    assert (ours["before"], ours["after"]) == (theirs["before"], theirs["after"])
 
 
 def test_shapes_run_out_of_the_box(vit: Path, tmp_path: Path, no_page: None) -> None:

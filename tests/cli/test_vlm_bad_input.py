@@ -132,14 +132,6 @@ def test_an_unreadable_image_is_named_or_left_out(
     assert "3.png" in notes
 
 
-def test_resuming_with_other_settings(
-    capsys: Capture, seer: Path, counts: Path, tmp_path: Path
-) -> None:
-    run = see("sft", seer, counts, tmp_path / "run")
-    words = ["vlm", "--output", run, "--resume", "--style", "direct"]
-    assert "style was 'reasoning', now 'direct'" in refused(capsys, words)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -53,9 +53,17 @@ def record_of(run: Path, printed: str) -> Record:
     return {**_rounded(record), "exact": exact}
 
 
-def differences(found: Record, kept: Record, *, exactly: bool) -> list[str]:
+def exactly(run: Path) -> dict[str, str]:
+    """Return hashes of all that a run leaves, but for the times."""
+    summary = json.loads((run / "summary.json").read_text())
+    return {**record_of(run, "")["exact"], "memory": str(summary.get("memory"))}
+
+
+def differences(
+    found: Record, kept: Record, *, exactly: bool, absolute: float = ABSOLUTE
+) -> list[str]:
     """Say where a record is not the one kept; exactly compares hashes of every bit, too."""
-    told = list(_differ(_without(found), _without(kept), ""))
+    told = list(_differ(_without(found), _without(kept), "", absolute))
     if exactly:
         names = sorted(found["exact"].keys() | kept["exact"].keys())
         changed = [n for n in names if found["exact"].get(n) != kept["exact"].get(n)]
@@ -139,25 +147,25 @@ def _without(record: Record) -> Record:
     return {name: value for name, value in record.items() if name != "exact"}
 
 
-def _differ(found: Any, kept: Any, place: str) -> Iterator[str]:
+def _differ(found: Any, kept: Any, place: str, absolute: float) -> Iterator[str]:
     if isinstance(found, dict) and isinstance(kept, dict):
         for name in dict.fromkeys([*kept, *found]):
             if name not in found or name not in kept:
                 yield f"{place}/{name}: only {'kept' if name in kept else 'found'}"
             else:
-                yield from _differ(found[name], kept[name], f"{place}/{name}")
+                yield from _differ(found[name], kept[name], f"{place}/{name}", absolute)
     elif isinstance(found, list) and isinstance(kept, list):
         if len(found) != len(kept):
             yield f"{place}: {len(found)} entries, not {len(kept)}"
         for number, pair in enumerate(zip(found, kept, strict=False)):
-            yield from _differ(*pair, f"{place}[{number}]")
+            yield from _differ(*pair, f"{place}[{number}]", absolute)
     elif isinstance(found, str) and isinstance(kept, str):
         same = _NUMBER.split(found) == _NUMBER.split(kept)
         numbers = zip(_NUMBER.findall(found), _NUMBER.findall(kept), strict=False)
         if not same or not all(_near(float(a), float(b), 5e-3, 0.011) for a, b in numbers):
             yield f"{place}: {found!r}, not {kept!r}"
     elif isinstance(found, float | int) and isinstance(kept, float | int):
-        if not _near(found, kept, RELATIVE, ABSOLUTE):
+        if not _near(found, kept, RELATIVE, absolute):
             yield f"{place}: {found}, not {kept}"
     elif found != kept:
         yield f"{place}: {found!r}, not {kept!r}"

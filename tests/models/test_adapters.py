@@ -12,7 +12,7 @@ import pytest
 from backbones import encoder_of
 from language_models import saved_language
 from safetensors.torch import load_file, save_file
-from test_backbone_loading import save as saved_backbone
+from test_load import saved_backbone
 from vision_folders import saved_vision
 
 from visgrpo.errors import UserError

@@ -1,4 +1,4 @@
-"""What is saved loads with plain transformers and peft, scores the same and stops at the end."""
+"""What is saved of models that write loads with plain transformers, scores the same, and stops."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from language_models import (
     train,
 )
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from test_load import seen
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
+from vision_folders import asking, noise, saved_vision, tiny_vision
 
-from visgrpo.models.load import load_language
+from visgrpo.models.load import load_language, load_vision_language
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small import Architecture
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.trains import Adapters, adapt, wrap_in_adapters
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 
@@ -116,3 +123,37 @@ def test_the_chat_template_goes_along(tmp_path: Path) -> None:
         messages, tokenize=False, add_generation_prompt=True
     )
     assert text == "<|user|>Hi<eos><|assistant|>"
+
+
+def test_plain_transformers_loads_a_model_that_sees_in_three_lines(tmp_path: Path) -> None:
+    saved_vision(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    images = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+
+    made = images(images=[noise(24, 16)], return_tensors="pt")
+    chat = tokenizer.apply_chat_template(asking(), tokenize=False, add_generation_prompt=True)
+    chat = chat.replace("<|image_pad|>", 6 * "<|image_pad|>")
+    ids = tokenizer(chat, return_tensors="pt")["input_ids"]
+    places = (ids == model.config.image_token_id).int()
+    with torch.no_grad():
+        logits = model(input_ids=ids, mm_token_type_ids=places, **made).logits[0]
+    torch.testing.assert_close(logits, seen(tiny_vision()), rtol=0, atol=1e-6)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_model_that_sees_with_adapters_is_saved_merged(tmp_path: Path) -> None:
+    parts = tiny_vision()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap_in_adapters(parts.model, ["q_proj"], Adapters(2, 4.0))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+    save(model, parts, tmp_path, "# tuned\n", {"stage": "sft"})
+    assert hasattr(model, "peft_config")
+    loaded = load_vision_language(str(tmp_path))
+    assert loaded.info == {"task": "vision-language", "stage": "sft"}
+    assert (tmp_path / "README.md").read_text() == "# tuned\n"
+    plain = Parts("", model.merge_and_unload(), parts.tokenizer, processor=parts.processor)
+    torch.testing.assert_close(seen(loaded), seen(plain), rtol=0, atol=1e-5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from visgrpo.data.chat import Prompt
 from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl
@@ -17,9 +18,12 @@ from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel, context_of, stop_tokens
-from visgrpo.models.reference import TokenReference, reference_of
+from visgrpo.models.parts import Parts
+from visgrpo.models.reference import TokenReference, adapters_alone, reference_of
+from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
+from visgrpo.rewards.texts import TextRewards
 from visgrpo.tasks.run import Job
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.token_config import TokenPolicyConfig
@@ -152,7 +156,7 @@ def policy_job(
     )
 
 
-def prompt_room(config: SamplingOptions, parts: Any) -> int:
+def prompt_room(config: SamplingOptions, parts: Parts) -> int:
     """Return how many tokens a prompt may have beside the longest completion."""
     assert config.max_new_tokens is not None
     room = context_of(parts.model) - config.max_new_tokens
@@ -164,23 +168,68 @@ def prompt_room(config: SamplingOptions, parts: Any) -> int:
     return room
 
 
-def sampling_of(config: SamplingOptions, parts: Any, never: tuple[int, ...] = ()) -> Sampling:
-    """Return how completions are drawn; padding never is, unless it ends them too.
+def sampling_of(config: SamplingOptions, parts: Parts) -> Sampling:
+    """Return how completions are drawn.
 
-    Args:
-        never: further tokens that are never drawn.
+    Never drawn are the places of images in prompts, and padding, unless it ends completions too.
     """
+    places = () if parts.processor is None else parts.processor.placeholder_ids
     assert config.max_new_tokens is not None
     stop, pad = stop_tokens(parts), parts.tokenizer.pad_token_id
-    forbidden = tuple(sorted({*never, pad} - set(stop)))
+    forbidden = tuple(sorted({*places, pad} - set(stop)))
     distribution = TokenDistribution(config.temperature, config.top_k, config.top_p, forbidden)
     return Sampling(distribution, config.max_new_tokens, stop, pad)
 
 
-def decoder_of(parts: Any) -> Callable[[list[list[int]]], list[str]]:
+def decoder_of(parts: Parts) -> Callable[[list[list[int]]], list[str]]:
     """Return what makes text of token ids, without special tokens."""
     tokenizer = parts.tokenizer
     return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def rollouts_of(
+    config: SamplingOptions,
+    parts: Parts,
+    rewards: TextRewards,
+    prompts: Sequence[Prompt],
+    seed: int,
+    **more: Any,
+) -> TokenRollouts:
+    """Return what draws completions and pays for them; one of each prompt, without a reference.
+
+    Args:
+        more: what else `TokenRollouts` take.
+    """
+    made: dict[str, Any] = {"group_size": 1, "memory": TokenMemory(), **more}
+    sampling, decode = sampling_of(config, parts), decoder_of(parts)
+    return TokenRollouts(rewards, sampling, prompts=prompts, decode=decode, seed=seed, **made)
+
+
+def info_of(config: Any, parts: Parts, start: str | None, **more: Any) -> dict[str, Any]:
+    """Return what a saved model says of how it was made."""
+    return {
+        "start": start,
+        "method": config.stage,
+        "data": config.data,
+        **more,
+        "seed": config.seed,
+        "validation_fraction": config.validation_fraction,
+        "preset": parts.info.get("preset"),
+    }
+
+
+def save_run(
+    model: LanguageModel,
+    parts: Parts,
+    session: Session,
+    info: Mapping[str, Any],
+    summary: Mapping[str, Any],
+) -> None:
+    """Save the model of a finished run, and its adapter where that is all that trained."""
+    auto = "AutoModelForCausalLM" if parts.processor is None else "AutoModelForImageTextToText"
+    save(model.lm, parts, session.run.path / "model", text_card(summary, auto), info)
+    if adapters_alone(model):
+        save_adapter(model.lm, session.run.path / "adapter")
 
 
 def data_of(name: str, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:

@@ -14,18 +14,16 @@ from visgrpo.data.prompts import encode_prompts, prompts_from_text
 from visgrpo.data.read import is_text, read
 from visgrpo.data.table import Splits
 from visgrpo.errors import UserError
-from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.language import Critic, LanguageModel, stop_tokens
 from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
-from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.models.trains import ALL, LORA, Adapters, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.config import LanguageConfig
 from visgrpo.tasks.session import Session
-from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, decoder_of, prompt_room, sampling_of
+from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, prompt_room
 
 LONGEST_BLOCK = 1024  # by default, of models that can see more
 
@@ -125,28 +123,6 @@ def load_prompt_job(config: LanguageConfig, parts: Parts, session: Session) -> P
     return PromptJob(splits, inputs, judge)
 
 
-def rollouts_of(
-    config: LanguageConfig,
-    parts: Parts,
-    job: PromptJob,
-    rewards: TextRewards,
-    *,
-    split: str = "train",
-    group_size: int = 1,
-) -> TokenRollouts:
-    """Return what draws completions of a split's prompts and pays for them, without a reference."""
-    return TokenRollouts(
-        rewards=rewards,
-        sampling=sampling_of(config, parts),
-        group_size=group_size,
-        prompts=getattr(job.splits, split).prompts,
-        decode=decoder_of(parts),
-        memory=TokenMemory(),
-        judge=job.judge,
-        seed=config.seed,
-    )
-
-
 def rewards_of(
     config: LanguageConfig, parts: Parts, job: PromptJob, session: Session
 ) -> TextRewards:
@@ -217,29 +193,3 @@ def adapted(
     adapters = Adapters(config.lora_rank, config.lora_alpha)
     lm = adapt(parts.model, [LORA if config.lora else ALL], adapters)
     return LanguageModel(lm, critic).to(session.processes.device)
-
-
-def info_of(config: LanguageConfig, parts: Parts) -> dict[str, Any]:
-    """Return what a saved model says of how it was made."""
-    return {
-        "start": config.init,
-        "method": config.stage,
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "preset": parts.info.get("preset"),
-    }
-
-
-def save_writer(
-    model: LanguageModel,
-    parts: Parts,
-    config: LanguageConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-) -> None:
-    """Save the language model of a finished run, and its adapter where it has one."""
-    folder, info = session.run.path / "model", info_of(config, parts)
-    save(model.lm, parts, folder, text_card(summary, "AutoModelForCausalLM"), info)
-    if model.has_adapter:
-        save_adapter(model.lm, session.run.path / "adapter")

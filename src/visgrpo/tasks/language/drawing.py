@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,10 +29,9 @@ from visgrpo.tasks.language.data import (
     load_start,
     reward_bytes_of,
     rewards_of,
-    rollouts_of,
 )
 from visgrpo.tasks.session import Session, begin, open_session
-from visgrpo.tasks.tokens import memory_of, per_second
+from visgrpo.tasks.tokens import memory_of, per_second, rollouts_of
 from visgrpo.training.metrics import peak_memory_bytes
 
 PAIRS_FILE = "pairs.jsonl"
@@ -99,7 +97,8 @@ def _pairs(
     assert judge is not None
     model = LanguageModel(parts.model).to(session.processes.device).eval()
     judging = TextRewards.of([("gold", judge)], None)
-    rollouts = replace(rollouts_of(config, parts, job, judging, group_size=2), judge=None)
+    prompts = job.splits.train.prompts
+    rollouts = rollouts_of(config, parts, judging, prompts, config.seed, group_size=2)
     assert config.batch_size is not None
     size = min(8 * config.batch_size, len(job.splits.train))
     loader = BatchLoader(job.splits.train, job.inputs["train"], batch_size=size, seed=config.seed)
@@ -180,7 +179,15 @@ def best_of_n(config: LanguageConfig, default_output: str) -> dict[str, Any]:
     rewards = rewards_of(full, parts, job, session)
     model = LanguageModel(parts.model).requires_grad_(False).to(session.processes.device).eval()
     assert full.samples is not None
-    rollouts = rollouts_of(full, parts, job, rewards, split="test", group_size=full.samples)
+    rollouts = rollouts_of(
+        full,
+        parts,
+        rewards,
+        job.splits.test.prompts,
+        config.seed,
+        judge=job.judge,
+        group_size=full.samples,
+    )
     began = time.perf_counter()
     proxies: list[Tensor] = []
     golds: list[Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,14 +36,11 @@ from visgrpo.tasks.language.data import (
     adapted,
     block_of,
     holds_text,
-    info_of,
     load_documents,
     load_prompt_job,
     load_start,
     reward_bytes_of,
     rewards_of,
-    rollouts_of,
-    save_writer,
 )
 from visgrpo.tasks.language.drawing import PAIRS_FILE, best_of_n, make_preferences
 from visgrpo.tasks.run import Job, Moment, Seen, train
@@ -51,12 +49,15 @@ from visgrpo.tasks.story import StagedTask, Summaries
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,
+    info_of,
     kl_control_of,
     learning,
     memory_of,
     objective_of,
     per_second,
     policy_job,
+    rollouts_of,
+    save_run,
     training_of,
 )
 
@@ -135,7 +136,7 @@ def next_token(config: LanguageConfig, session: Session) -> Job:
         training=training,
         validate=lambda: measures("validation"),
         look=lambda moment: Seen(measures("test")),
-        save=lambda summary: save_writer(model, parts, config, session, summary),
+        save=partial(save_run, model, parts, session, info_of(config, parts, config.init)),
         data=data_of(config.data, rows, "blocks"),
         start=parts.name,
         chosen_method="sft",
@@ -175,7 +176,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
 
     def keep(summary: Mapping[str, Any]) -> None:
         scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
-        info = {**info_of(config, parts), **scale, "data": spec}
+        info = {**info_of(config, parts, config.init), **scale, "data": spec}
         folder = session.run.path / "model"
         card = text_card(summary, "AutoModelForSequenceClassification")
         save(model, parts, folder, card, info)
@@ -209,7 +210,9 @@ def policy(config: LanguageConfig, session: Session) -> Job:
     rewards = rewards_of(full, parts, job, session)
     critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
     model = adapted(config, parts, session, critic)
-    rollouts = learning(rollouts_of(full, parts, job, rewards), model, full, control, session)
+    prompts = job.splits.train.prompts
+    rollouts = rollouts_of(full, parts, rewards, prompts, config.seed, judge=job.judge)
+    rollouts = learning(rollouts, model, full, control, session)
     # A critic is no adapter: it trains whole, at a rate for whole models.
     critic_rate = config.critic_rate / (LORA_RATE if config.lora else 1.0)
 
@@ -231,7 +234,7 @@ def policy(config: LanguageConfig, session: Session) -> Job:
         inputs=job.inputs["train"],
         validate=lambda: validation.measures(model),
         look=lambda moment: Seen(test.measures(model)),
-        save=lambda summary: save_writer(model, parts, config, session, summary),
+        save=partial(save_run, model, parts, session, info_of(config, parts, config.init)),
         data=job.summary(config.data),
         start=str(config.init),
         inputs_are="prompts",

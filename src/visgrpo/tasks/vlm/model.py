@@ -14,20 +14,18 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.options import SamplingOptions
-from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
+from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
-from visgrpo.models.reference import adapters_alone
-from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.models.trains import Adapters, TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.models.vision_language.small import SIZES, build_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session
-from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
+from visgrpo.tasks.tokens import prompt_room
 from visgrpo.tasks.vlm.config import VlmConfig
-from visgrpo.tasks.vlm.data import say_resized, with_stage
+from visgrpo.tasks.vlm.data import say_resized
 from visgrpo.training.processes import Processes
 
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
@@ -76,32 +74,6 @@ def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
     return rewards
 
 
-def rollouts_of(
-    config: SamplingOptions,
-    parts: Parts,
-    rewards: TextRewards,
-    dataset: Table,
-    style: Style,
-    seed: int,
-    **more: Any,
-) -> TokenRollouts:
-    """Return what draws completions of a data set's prompts; one of each, without a reference."""
-    settings: dict[str, Any] = {
-        "group_size": 1,
-        "memory": TokenMemory(),
-        **more,
-    }
-    return TokenRollouts(
-        rewards=rewards,
-        sampling=sampling_of(config, parts, parts.processor.placeholder_ids),
-        prompts=visual_prompts(dataset, style),
-        decode=decoder_of(parts),
-        truths=dataset.answers,
-        seed=seed,
-        **settings,
-    )
-
-
 def held_out_of(
     config: SamplingOptions,
     parts: Parts,
@@ -129,34 +101,6 @@ def confusions(datasets: Mapping[str, Table], seen: Mapping[str, SeenAnswers]) -
     }
     found = {name: table for name, table in tables.items() if table is not None}
     return {"confusion": found} if found else {}
-
-
-def info_of(config: VlmConfig, parts: Parts) -> dict[str, Any]:
-    """Return what a saved model says of how it was made."""
-    return {
-        "start": config.model,
-        "method": config.stage,
-        "data": config.data,
-        "learned": with_stage(parts.info, config),
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "preset": parts.info.get("preset"),
-        "style": config.style,
-    }
-
-
-def save_seer(
-    model: VisionLanguageModel,
-    parts: Parts,
-    config: VlmConfig,
-    session: Session,
-    summary: Mapping[str, Any],
-) -> None:
-    """Save the model of a finished run, and its adapter where that is all that trained."""
-    folder, info = session.run.path / "model", info_of(config, parts)
-    save(model.lm, parts, folder, text_card(summary, "AutoModelForImageTextToText"), info)
-    if adapters_alone(model):
-        save_adapter(model.lm, session.run.path / "adapter")
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from visgrpo.data.table import LazySequence, Table
-from visgrpo.data.visual_prompts import VisualInputs, answer_targets
+from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
+from visgrpo.models.parts import Parts
 from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.tasks.images import save_picture
 from visgrpo.tasks.run import Job, Moment, Seen
@@ -21,24 +23,25 @@ from visgrpo.tasks.story import StagedTask, Summaries
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,
+    info_of,
     kl_control_of,
     learning,
     memory_of,
     objective_of,
     policy_job,
     prompt_room,
+    rollouts_of,
+    save_run,
     training_of,
 )
 from visgrpo.tasks.vlm.config import VlmConfig, resolved
-from visgrpo.tasks.vlm.data import load_questions
+from visgrpo.tasks.vlm.data import load_questions, with_stage
 from visgrpo.tasks.vlm.model import (
     adapted,
     confusions,
     held_out_of,
     load_start,
     rewards_of,
-    rollouts_of,
-    save_seer,
 )
 
 # Below these a start was seen to get worse instead of better: of eight completions too few are
@@ -92,7 +95,9 @@ def policy(config: VlmConfig, session: Session) -> Job:
     rewards = rewards_of(full, questions.train)
     inputs = VisualInputs(questions.train, config.style, parts.processor, prompt_room(full, parts))
     model = adapted(full, parts, session)
-    rollouts = rollouts_of(full, parts, rewards, questions.train, config.style, config.seed)
+    prompts = visual_prompts(questions.train, config.style)
+    truths = questions.train.answers
+    rollouts = rollouts_of(full, parts, rewards, prompts, config.seed, truths=truths)
     rollouts = learning(rollouts, model, full, control, session)
     tested = {"test": questions.test, **questions.shifts}
     held_out = {
@@ -117,7 +122,7 @@ def policy(config: VlmConfig, session: Session) -> Job:
         inputs=inputs,
         validate=lambda: held_out["validation"].measures(model),
         look=look,
-        save=lambda summary: save_seer(model, parts, config, session, summary),
+        save=partial(save_run, model, parts, session, _info(config, parts)),
         data=data_of(config.data, {name: getattr(questions, name) for name in SPLITS}, "images"),
         start=parts.name,
         inputs_are="rows",
@@ -139,7 +144,8 @@ def imitation(config: VlmConfig, session: Session) -> Job:
         for name, dataset in rows.items()
     }
     rewards = rewards_of(full, questions.train)
-    rollouts = rollouts_of(full, parts, rewards, questions.train, config.style, config.seed)
+    prompts = visual_prompts(questions.train, config.style)
+    rollouts = rollouts_of(full, parts, rewards, prompts, config.seed)
     tested = {"test": questions.test, **questions.shifts}
     held_out = {
         name: held_out_of(full, parts, rollouts, dataset, config.style, session.processes)
@@ -162,7 +168,7 @@ def imitation(config: VlmConfig, session: Session) -> Job:
         training=training,
         validate=lambda: {**nll("validation"), **held_out["validation"].measures(model)},
         look=look,
-        save=lambda summary: save_seer(model, parts, config, session, summary),
+        save=partial(save_run, model, parts, session, _info(config, parts)),
         data=data_of(config.data, rows, "images"),
         start=parts.name,
         chosen_method="sft",
@@ -171,6 +177,12 @@ def imitation(config: VlmConfig, session: Session) -> Job:
         inputs_are="rows",
         draws_sequences=True,  # whole batches are looked at first
     )
+
+
+def _info(config: VlmConfig, parts: Parts) -> dict[str, Any]:
+    learned = with_stage(parts.info, config)
+    info = info_of(config, parts, config.model, learned=learned)
+    return {**info, "style": config.style}
 
 
 def _seen(

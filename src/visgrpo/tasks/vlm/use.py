@@ -14,7 +14,7 @@ from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers, require_counts
 from visgrpo.data.split import sliced
 from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt
+from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt, visual_prompts
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import greedy_tokens
 from visgrpo.methods.options import SamplingOptions
@@ -26,11 +26,11 @@ from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.session import print_notes
-from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
+from visgrpo.tasks.tokens import decoder_of, prompt_room, rollouts_of, sampling_of
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.tasks.vlm.config import VlmConfig, defaults_of
 from visgrpo.tasks.vlm.data import Learned, learned_from, say_left_out, say_resized
-from visgrpo.tasks.vlm.model import confusions, held_out_of, rollouts_of
+from visgrpo.tasks.vlm.model import confusions, held_out_of
 from visgrpo.training.processes import Processes
 
 
@@ -61,8 +61,9 @@ class Evaluation:
     def _measures(self, parts: Parts, style: Style) -> dict[str, Any]:
         dataset, processes = self._dataset, self._processes
         sampling = _longest(self._config, parts)
+        seed = self._config.seed or 0
         rewards = parse_text_rewards(["exact"], None, ANSWER_REWARDS)
-        rollouts = rollouts_of(sampling, parts, rewards, dataset, style, self._config.seed or 0)
+        rollouts = rollouts_of(sampling, parts, rewards, visual_prompts(dataset, style), seed)
         held_out = held_out_of(sampling, parts, rollouts, dataset, style, processes)
         seen = held_out.look(_model(parts, processes))
         # What an answer earns is its accuracy here, which has a name of its own.
@@ -115,7 +116,7 @@ class Prediction:
         parts = load_vision_language(config.model, max_pixels=config.max_pixels)
         print_notes(parts.notes, processes)
         asked = _longest(config, parts)
-        self._sampling = sampling_of(asked, parts, parts.processor.placeholder_ids)
+        self._sampling = sampling_of(asked, parts)
         self._room, self._decode = prompt_room(asked, parts), decoder_of(parts)
         self._processor, self._processes = parts.processor, processes
         self._model = _model(parts, processes)

@@ -92,11 +92,7 @@ def evaluate_logits(
     """
     check_labels(logits_MK, labels_M, "logits")
     K = logits_MK.shape[1]
-    if len(classes) != K:
-        raise UserError(f"{len(classes)} class names for logits of {K} classes.")
-    if len(set(classes)) != K:
-        raise UserError("Two classes have the same name: give each class its own.")
-
+    check_names(classes, K, "logits")
     rows = _rows(logits_MK, labels_M, reference_logits_MK)
     right = int(rows.right_M.sum())
     accuracy_K = _accuracy_of_classes(rows, K).tolist()
@@ -135,7 +131,7 @@ def _rows(logits_MK: Tensor, labels_M: Tensor, reference_logits_MK: Tensor | Non
     check_labels(logits_MK, labels_M, "logits")
     size = max(1, NUMBERS_AT_ONCE // logits_MK.shape[1])
     logits = logits_MK.detach().split(size)
-    _check_finite(logits, "logits")
+    check_finite(logits, "logits", "examples")
     reference: Sequence[Tensor | None] = [None] * len(logits)
     if reference_logits_MK is not None:
         if reference_logits_MK.shape != logits_MK.shape:
@@ -144,7 +140,7 @@ def _rows(logits_MK: Tensor, labels_M: Tensor, reference_logits_MK: Tensor | Non
                 f"{tuple(logits_MK.shape)}."
             )
         pieces = reference_logits_MK.detach().split(size)
-        _check_finite(pieces, "reference logits")
+        check_finite(pieces, "reference logits", "examples")
         reference = pieces
     labels = labels_M.cpu().long().split(size)
     columns: dict[str, Any] = dict.fromkeys(_Rows._fields)
@@ -209,15 +205,6 @@ def _accuracy_of_classes(rows: _Rows, K: int) -> Tensor:
 def _log_softmax(logits_MK: Tensor) -> Tensor:
     # On the CPU, since some accelerators have no float64.
     return logits_MK.cpu().double().log_softmax(dim=1)
-
-
-def _check_finite(pieces: Sequence[Tensor], what: str) -> None:
-    bad_M = torch.cat([~piece.isfinite().all(dim=1) for piece in pieces])
-    if bad_M.any():
-        raise UserError(
-            f"NaN or infinity in the {what} of {int(bad_M.sum())} of {len(bad_M)} examples, first "
-            f"in row {int(bad_M.nonzero()[0])}: the model has diverged; try a lower learning rate."
-        )
 
 
 # ---- calibration: does a classifier know how often it is right? ---------------------------------
@@ -301,13 +288,36 @@ def check_labels(scores_MK: Tensor, labels_M: Tensor, what: str) -> None:
         raise UserError(f"Labels must be whole class ids, not {labels_M.dtype}.")
     if scores_MK.shape[0] == 0 or scores_MK.shape[1] < 2:
         raise UserError(f"Nothing to evaluate: {shapes}; give examples and at least two classes.")
-    outside_M = (labels_M < 0) | (labels_M >= scores_MK.shape[1])
+    check_ids(labels_M, scores_MK.shape[1])
+
+
+def check_ids(labels_M: Tensor, classes: int, rows_of: str = "") -> None:
+    """Raise `UserError` unless labels go from 0 to the number of classes."""
+    outside_M = (labels_M < 0) | (labels_M >= classes)
     if outside_M.any():
         row = int(outside_M.nonzero()[0])
+        where = f"Row {row} of {rows_of}" if rows_of else f"Row {row}"
         raise UserError(
-            f"Row {row} has label {int(labels_M[row])}; class ids go from 0 to "
-            f"{scores_MK.shape[1] - 1}."
+            f"{where} has label {int(labels_M[row])}; class ids go from 0 to {classes - 1}."
         )
+
+
+def check_finite(pieces: Sequence[Tensor], what: str, of: str) -> None:
+    """Raise `UserError` where a row of these pieces, (n, …) each, is not finite."""
+    bad_M = torch.cat([~piece.isfinite().all(dim=1) for piece in pieces])
+    if bad_M.any():
+        raise UserError(
+            f"NaN or infinity in the {what} of {int(bad_M.sum())} of {len(bad_M)} {of}, first "
+            f"in row {int(bad_M.nonzero()[0])}: the model has diverged; try a lower learning rate."
+        )
+
+
+def check_names(classes: Sequence[str], K: int, of: str) -> None:
+    """Raise `UserError` unless these are names for K classes, each of its own."""
+    if len(classes) != K:
+        raise UserError(f"{len(classes)} class names for {of} of {K} classes.")
+    if len(set(classes)) != K:
+        raise UserError("Two classes have the same name: give each class its own.")
 
 
 def _means(bin_M: Tensor, values_M: Tensor, counts: list[int]) -> list[float | None]:

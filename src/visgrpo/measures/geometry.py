@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+from visgrpo.measures.classification import check_finite
 
 PAIRS_AT_ONCE = 2**21
 """Pairs of rows whose distances exist at one time: 16 MiB of float64."""
@@ -95,9 +96,4 @@ def check_rows(features_MD: Tensor, labels_M: Tensor | None = None, what: str = 
         )
     if labels_M is not None and labels_M.is_floating_point():
         raise UserError(f"Labels must be whole class ids, not {labels_M.dtype}.")
-    bad_M = ~features_MD.isfinite().all(dim=1)
-    if bad_M.any():
-        raise UserError(
-            f"NaN or infinity in the {what} of {int(bad_M.sum())} of {len(bad_M)} images, first "
-            f"in row {int(bad_M.nonzero()[0])}: the model has diverged; try a lower learning rate."
-        )
+    check_finite([features_MD], what, "images")

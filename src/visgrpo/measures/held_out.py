@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,40 +52,31 @@ class HeldOut:
 
     def start(self) -> dict[str, Any]:
         """Return all measures of the start."""
-        return self._all(self.start_logits_MK)
+        return self._measures(self.start_logits_MK, evaluate_logits, self.dataset.classes)
 
     def now(self) -> dict[str, Any]:
         """Return all measures of the classifier as it is now."""
-        return self._all(self._logits())
+        return self._measures(self._logits(), evaluate_logits, self.dataset.classes)
 
     def scalars(self) -> dict[str, float]:
         """Return the measures of now that are one number; cheap for any number of classes."""
-        logits_MK = self._logits()
-        labels_M = torch.from_numpy(self.dataset.labels)
-        return {
-            **scalar_measures(logits_MK, labels_M, self.start_logits_MK),
-            **self._reward(logits_MK),
-            **self._agreement(logits_MK),
-        }
+        return self._measures(self._logits(), scalar_measures)
 
     def _logits(self) -> Tensor:
         return logits_of(self.classifier, self.dataset, self.inputs, self.processes)
 
-    def _all(self, logits_MK: Tensor) -> dict[str, Any]:
+    def _measures(
+        self, logits_MK: Tensor, measure: Callable[..., dict[str, Any]], *more: Any
+    ) -> dict[str, Any]:
+        """Return measures of logits, and what rewards and people say of them."""
         labels_M = torch.from_numpy(self.dataset.labels)
-        measures = evaluate_logits(logits_MK, labels_M, self.dataset.classes, self.start_logits_MK)
-        return {**measures, **self._reward(logits_MK), **self._agreement(logits_MK)}
-
-    def _agreement(self, logits_MK: Tensor) -> dict[str, float]:
-        if self.votes_MK is None or not self.votes_MK.any():
-            return {}
-        return agreement(logits_MK, self.votes_MK, torch.from_numpy(self.dataset.labels))
-
-    def _reward(self, logits_MK: Tensor) -> dict[str, float]:
-        if self.rewards is None:
-            return {}
-        reward = expected_reward(self.rewards, logits_MK, self.dataset)
-        return {} if reward is None else {"reward": reward}
+        measures = measure(logits_MK, labels_M, *more, self.start_logits_MK)
+        if self.rewards is not None:
+            reward = expected_reward(self.rewards, logits_MK, self.dataset)
+            measures |= {} if reward is None else {"reward": reward}
+        if self.votes_MK is not None and self.votes_MK.any():
+            measures |= agreement(logits_MK, self.votes_MK, labels_M)
+        return measures
 
 
 def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> float | None:

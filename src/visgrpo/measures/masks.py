@@ -15,6 +15,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch, InputFunction
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
+from visgrpo.measures.classification import check_names
 from visgrpo.measures.over import Team, batches, sums_over
 from visgrpo.models.backbone import Segmenter
 
@@ -85,10 +86,7 @@ def segmentation_measures(confusion_KK: Tensor, classes: Sequence[str]) -> dict[
         UserError: class names do not fit the matrix, or no pixel was counted.
     """
     K = len(confusion_KK)
-    if len(classes) != K:
-        raise UserError(f"{len(classes)} class names for a confusion matrix of {K} classes.")
-    if len(set(classes)) != K:
-        raise UserError("Two classes have the same name: give each class its own.")
+    check_names(classes, K, "a confusion matrix")
     counts_KK = confusion_KK.cpu().double()  # whole numbers are exact up to 2^53 pixels
     pixels = int(confusion_KK.sum())
     if pixels == 0:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+from visgrpo.measures.classification import check_ids
 from visgrpo.measures.geometry import alignment, check_rows, uniformity, unit_rows
 
 if TYPE_CHECKING:
@@ -200,13 +201,7 @@ def _check(classes: int, **parts: Labelled) -> None:
     widths = {name: rows.features_MD.shape[-1] for name, rows in parts.items()}
     for name, (features_MD, labels_M) in parts.items():
         check_rows(features_MD, labels_M, f"{name} features")
-        outside_M = (labels_M < 0) | (labels_M >= classes)
-        if outside_M.any():
-            row = int(outside_M.nonzero()[0])
-            raise UserError(
-                f"Row {row} of {name} has label {int(labels_M[row])}; class ids go from 0 to "
-                f"{classes - 1}."
-            )
+        check_ids(labels_M, classes, name)
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise UserError(f"Features differ in width ({shown}): take them from one model and pool.")

@@ -95,11 +95,6 @@ def test_unknown_name() -> None:
 ALL = ("crop", "flip", "color")
 
 
-def wide_photo(width: int = 40, height: int = 24) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
 def pixels_of(image: Image.Image, seed: int, size: int = 16) -> np.ndarray:
     return np.asarray(view(image, size, np.random.default_rng(seed), ALL)).astype(int)
 
@@ -119,7 +114,7 @@ def test_equal_generators_give_equal_pairs_of_two_different_views(
 
 @pytest.mark.parametrize("size", [(40, 24), (1, 1), (3, 50), (64, 64)])
 def test_views_are_square_and_the_image_is_left_alone(size: tuple[int, int]) -> None:
-    image = wide_photo(*size)
+    image = photo(*size)
     before = np.asarray(image).copy()
     for seed in range(100):
         assert pixels_of(image, seed).shape == (16, 16, 3)
@@ -202,7 +197,7 @@ def test_changes_that_are_left_out() -> None:
     rng = np.random.default_rng(0)
     plain = [np.asarray(view(orange, 16, rng, ["crop", "flip"])) for _ in range(50)]
     assert all((pixels == (200, 120, 40)).all() for pixels in plain)
-    image = wide_photo()
+    image = photo()
     for _ in range(20):
         kept = np.asarray(view(image, 16, rng, ["flip"]))
         assert any(

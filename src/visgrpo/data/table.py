@@ -243,10 +243,6 @@ class Table:
         """Return the same rows under another name."""
         return replace(self, name=name)
 
-    def with_values(self, **values: Sequence[Any]) -> Table:
-        """Return the same rows with other values of some roles; the identity is then unknown."""
-        return replace(self, values={**self.values, **values}, identity="")
-
     def without_bad_rows(self, threads: int = 8) -> Table:
         """Return the rows whose pictures can be used, each decoded once; `skipped` lists others.
 

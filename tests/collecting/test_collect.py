@@ -125,7 +125,14 @@ def test_a_folder_of_photos(photos: Path, tiny_clip_folder: Path) -> None:
     # As visgrpo predict says, which takes image by image.
     files = tuple(str(photos / name) for name in model.names)
     said = predict(
-        PredictConfig(str(tiny_clip_folder), files, CLASSES, device="cpu", top_k=3, json=True)
+        PredictConfig(
+            model=str(tiny_clip_folder),
+            images=files,
+            classes=CLASSES,
+            device="cpu",
+            top_k=3,
+            json=True,
+        )
     )
     for row, of_image in enumerate(said):
         known = dict(zip(of_image["classes"], of_image["probabilities"], strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +114,6 @@ def test_many_votes_end_at_the_people_s_shares() -> None:
     assert log_share.sd_MK.max() < 0.002
 
 
-def test_votes_that_will_not_do() -> None:
-    with pytest.raises(UserError, match="The prior is 0"):
-        share_posterior(VOTES, 3, 3, prior=0)
-    with pytest.raises(UserError, match="no votes"):
-        log_share_posterior(VoteCells(*np.zeros((3, 1), dtype=np.int64)), 1, 1, prior=1)
-
-
 def values_of(values: dict[tuple[int, int], list[float]]) -> ValueCells:
     image, label = np.array(list(values)).T
     lists = [np.array(some) for some in values.values()]
@@ -165,17 +158,6 @@ def test_intervals_of_values_cover_the_truth() -> None:
     posterior = value_posterior(cells, 2000, 5, prior_strength=4)
     inside = np.abs(posterior.mean_MK - truth) < 1.96 * posterior.sd_MK
     assert inside.mean() == pytest.approx(0.95, abs=0.01)
-
-
-def test_values_that_will_not_do() -> None:
-    cells = values_of({(0, 0): [1]})
-    with pytest.raises(UserError, match="prior strength is 0"):
-        value_posterior(cells, 1, 1, prior_strength=0)
-    with pytest.raises(UserError, match="--half-life leaves nothing of it"):
-        value_posterior(replace(cells, count_C=np.array([1e-9])), 1, 1, prior_strength=1)
-    nothing = ValueCells(*np.zeros((2, 1), dtype=np.int64), *np.zeros((3, 1)))
-    with pytest.raises(UserError, match="no values"):
-        value_posterior(nothing, 1, 1, prior_strength=1)
 
 
 HALF_LIFE = 50.0
@@ -260,3 +242,26 @@ def test_events_that_no_average_takes() -> None:
         average.update(zero, zero, np.ones(1), np.ones(1), np.full(1, np.nan))
     with pytest.raises(UserError, match="image 0 and label 1"):
         average.update(zero, zero + 1, np.ones(1), np.ones(1), np.ones(1))
+
+
+NOTHING = np.zeros((2, 1), dtype=np.int64), np.zeros((3, 1))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: share_posterior(VOTES, 3, 3, prior=0), "The prior is 0"),
+        (lambda: log_share_posterior(VoteCells(*NOTHING[0], np.zeros(1)), 1, 1, prior=1),
+         "no votes"),
+        (lambda: value_posterior(values_of({(0, 0): [1]}), 1, 1, prior_strength=0),
+         "prior strength is 0"),
+        (lambda: value_posterior(ValueCells(*NOTHING[0], np.full(1, 1e-9), *NOTHING[1][1:]), 1, 1,
+                                 prior_strength=1),
+         "--half-life leaves nothing of it"),
+        (lambda: value_posterior(ValueCells(*NOTHING[0], *NOTHING[1]), 1, 1, prior_strength=1),
+         "no values"),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_be_learned_from(ask: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ask()

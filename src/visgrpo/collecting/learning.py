@@ -153,12 +153,8 @@ class BackgroundLearner:
             ending = str(error)
             print(f"Learning failed: {printable(ending)}", file=sys.stderr, flush=True)
         finally:
-            now = LearningState("failed", rounds, ending) if ending else _learned(rounds)
-            self._state = now
-
-
-def _learned(rounds: int) -> LearningState:
-    return LearningState("idle", rounds + 1)
+            failed, learned = ("failed", rounds, ending), ("idle", rounds + 1)
+            self._state = LearningState(*(failed if ending else learned))
 
 
 def _free_run(folder: Path) -> Path:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Self
 
 from visgrpo.collecting.judging import TABLES, Answer, Ask, agreement, rows_of
 from visgrpo.collecting.tables import (
@@ -63,7 +61,7 @@ class NothingToUndo(UserError):
     """The person has no judgement that could be taken back."""
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """The judgements on a set of images; a context manager that closes the file.
 
     Args:
@@ -85,15 +83,7 @@ class Store:
                 pairs = ((image, place) for place, image in enumerate(images))
                 self._connection.executemany("INSERT INTO choices VALUES (?, ?)", pairs)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             self._connection.close()
 

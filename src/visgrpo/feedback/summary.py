@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from visgrpo.feedback.source.events import Events
 from visgrpo.feedback.source.matching import Matched, remarks_on_shared_names
@@ -149,21 +150,13 @@ def _count_labels(events: Events) -> int:
 
 
 def _coverage(events: Events, matched: Matched | None, images: int, labels: int) -> Coverage:
-    if matched is None:
-        pairs = _count_pairs(events, False, labels)
-        return Coverage(images, labels, pairs, pairs / (images * labels), False)
-    images, labels = matched.images, len(matched.classes)
-    pairs = _count_pairs(events, True, labels)
-    return Coverage(
-        images,
-        labels,
-        pairs,
-        pairs / (images * labels),
-        True,
-        matched.unmatched_rows,
-        matched.unmatched_image_count,
-        matched.unmatched_images,
-    )
+    lost: tuple[Any, ...] = ()
+    if matched is not None:
+        images, labels = matched.images, len(matched.classes)
+        count, listed = matched.unmatched_image_count, matched.unmatched_images
+        lost = matched.unmatched_rows, count, listed
+    pairs = _count_pairs(events, matched is not None, labels)
+    return Coverage(images, labels, pairs, pairs / (images * labels), matched is not None, *lost)
 
 
 def _count_pairs(events: Events, is_matched: bool, labels: int) -> int:

@@ -6,11 +6,10 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.source.checks import check_duplicates, check_events, note_clock, rows_text
@@ -43,7 +42,7 @@ _THREADS = 4  # each has buffers of its own, beside the limit
 
 
 @dataclass(frozen=True)
-class Events:
+class Events(AbstractContextManager["Events"]):
     """The rows of one table of feedback, in a database of their own that `close` removes.
 
     Attributes:
@@ -64,15 +63,7 @@ class Events:
     connection: DuckDBPyConnection = field(repr=False)
     _resources: ExitStack = field(repr=False)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

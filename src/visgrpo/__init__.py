@@ -101,7 +101,7 @@ _HOME = {
     "Backbone": "visgrpo.models.backbone",
     "RepresentationClassifier": "visgrpo.models.backbone",
     "Segmenter": "visgrpo.models.backbone",
-    "Adapters": "visgrpo.models.trains",
+    "Adapt": "visgrpo.models.options",
     "adapt": "visgrpo.models.trains",
     "trainable_parameters": "visgrpo.models.trains",
     "LanguageModel": "visgrpo.models.language",

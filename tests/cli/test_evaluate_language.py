@@ -19,12 +19,13 @@ from transformers import (
 )
 
 from visgrpo.cli import main
+from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save
 from visgrpo.models.small import build_language
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.trains import adapt
 from visgrpo.tasks.model_kinds import kind_of
 
 Capture = pytest.CaptureFixture[str]
@@ -196,7 +197,7 @@ def test_an_adapter_is_of_its_bases_kind(
     """Saved by peft alone; as it starts, it changes nothing."""
     model = AutoModelForCausalLM.from_pretrained(start)
     adapter = tmp_path / "adapter"
-    adapt(model, ["lora"], Adapters(2, 4.0)).save_pretrained(adapter)
+    adapt(model, ["lora"], Adapt(2, 4.0)).save_pretrained(adapter)
     expected = evaluate(capsys, start, text)["model"]
     assert evaluate(capsys, adapter, text)["model"] == pytest.approx(expected, rel=1e-6)
 

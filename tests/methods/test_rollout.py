@@ -13,7 +13,8 @@ from torch import Tensor
 
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.models.language import Decoder, LanguageModel
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.options import Adapt
+from visgrpo.models.trains import adapt
 
 G, ROOM = 5, 8
 CUTS = {
@@ -29,7 +30,7 @@ def model_of(kind: str) -> LanguageModel:
     lm = language(kind.removesuffix("-lora")).lm
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        adapted = adapt(lm, ["lora"], Adapters(2, 4.0))
+        adapted = adapt(lm, ["lora"], Adapt(2, 4.0))
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)

@@ -24,9 +24,10 @@ from visgrpo.models.load import (
     load_reward_model,
     load_vision_language,
 )
+from visgrpo.models.options import Adapt
 from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save
-from visgrpo.models.trains import Adapters, linear_layers, wrap_in_adapters
+from visgrpo.models.trains import linear_layers, wrap_in_adapters
 from visgrpo.tasks.model_kinds import kind_of
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -66,7 +67,7 @@ def case(request: pytest.FixtureRequest, starts: dict[str, Path], tmp_path: Path
     model = getattr(model, "scorer", model)
     targets = [name for name in linear_layers(model) if name.endswith(("c_attn", "q_proj"))]
     adapter = tmp_path / "adapter"
-    wrap_in_adapters(model, targets, Adapters(2, 4.0)).save_pretrained(adapter)
+    wrap_in_adapters(model, targets, Adapt(2, 4.0)).save_pretrained(adapter)
     edit(adapter, base_model_name_or_path=str(starts[kind]))
     return LOADERS[kind], starts[kind], adapter
 

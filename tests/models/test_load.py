@@ -32,11 +32,12 @@ from visgrpo.models.load import (
     load_reward_model,
     load_vision_language,
 )
+from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts, check_model_name, preprocess_of, read_info
 from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small import Architecture
-from visgrpo.models.trains import Adapters, adapt, wrap_in_adapters
+from visgrpo.models.trains import adapt, wrap_in_adapters
 
 LORA = ("full", "lora")
 WEIGHTS = "model.safetensors"
@@ -364,7 +365,7 @@ def test_everything_that_belongs_to_a_language_model(
 
 
 def test_context_of_a_model_with_adapters() -> None:
-    model = adapt(tiny_language(context=48), ["lora"], Adapters(2, 4.0))
+    model = adapt(tiny_language(context=48), ["lora"], Adapt(2, 4.0))
     assert context_of(model) == 48
 
 
@@ -477,10 +478,10 @@ def tuned_adapter(kind: str, start: Path, folder: Path) -> torch.Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "language":
-            model = adapt(parts.model, ["lora"], Adapters(2, 4.0))
+            model = adapt(parts.model, ["lora"], Adapt(2, 4.0))
             train(model)
         else:
-            model = wrap_in_adapters(parts.model, ["q_proj", "v_proj"], Adapters(2, 4.0))
+            model = wrap_in_adapters(parts.model, ["q_proj", "v_proj"], Adapt(2, 4.0))
             for name, weight in model.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(weight)

@@ -29,10 +29,11 @@ from transformers import (
 from vision_folders import asking, noise, saved_vision, tiny_vision
 
 from visgrpo.models.load import load_language, load_vision_language
+from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small import Architecture
-from visgrpo.models.trains import Adapters, adapt, wrap_in_adapters
+from visgrpo.models.trains import adapt, wrap_in_adapters
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 
@@ -40,7 +41,7 @@ ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2")
 def tuned(model: Any, lora: bool) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = adapt(model, ["lora" if lora else "all"], Adapters(2, 4.0))
+        model = adapt(model, ["lora" if lora else "all"], Adapt(2, 4.0))
     train(model)
     return model
 
@@ -146,7 +147,7 @@ def test_a_model_that_sees_with_adapters_is_saved_merged(tmp_path: Path) -> None
     parts = tiny_vision()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = wrap_in_adapters(parts.model, ["q_proj"], Adapters(2, 4.0))
+        model = wrap_in_adapters(parts.model, ["q_proj"], Adapt(2, 4.0))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight)

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from visgrpo.models.language import LanguageModel
+from visgrpo.models.options import Adapt
 from visgrpo.models.reference import AdapterOff, FrozenStart, reference_of
 from visgrpo.models.token_cache import rollout_cache, shared_prefix
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.trains import adapt
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 N, G, HEADS, P, D = 2, 3, 2, 4, 5
@@ -104,7 +105,7 @@ def fresh(kind: str) -> LanguageModel:
     if not kind.endswith("lora"):
         return policy(kind)
     lm = policy(kind.removesuffix("-lora")).lm
-    return LanguageModel(adapt(lm, ["lora"], Adapters(2, 4.0)))
+    return LanguageModel(adapt(lm, ["lora"], Adapt(2, 4.0)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

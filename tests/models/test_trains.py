@@ -22,13 +22,13 @@ from vision_folders import asking, noise, tiny_smol, tiny_vision
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Segmenter
+from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.reference import AdapterOff, FrozenStart, adapters_alone, reference_of
 from visgrpo.models.save import merged
 from visgrpo.models.small import Architecture
 from visgrpo.models.trains import (
     USUAL,
-    Adapters,
     adapt,
     encoder_is_frozen,
     trainable_parameters,
@@ -36,7 +36,7 @@ from visgrpo.models.trains import (
 )
 from visgrpo.models.vision_language.model import VisionLanguageModel
 
-SMALL = Adapters(2, 4.0)
+SMALL = Adapt(2, 4.0)
 # Of CLIP and SigLIP.
 IMAGE = ["encoder.vision_model.*", "encoder.visual_projection.weight"]
 TEXT = ["encoder.text_model.*", "encoder.text_projection.weight"]
@@ -124,7 +124,7 @@ MERGER_LAST = ("model.visual.merger.mlp.2.weight", "model.visual.merger.mlp.2.bi
 EMBEDDINGS = ("model.language_model.embed_tokens.weight",)
 
 
-def seeded(model: Any, words: str, sizes: Adapters = SMALL) -> Any:
+def seeded(model: Any, words: str, sizes: Adapt = SMALL) -> Any:
     """Adapt a model, with adapters that start from seed 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_adapters_of_towers_start_as_the_base(
 
 @pytest.mark.parametrize("family", ["clip", "backbone"])
 def test_rank_alpha_and_dropout_arrive(family: str, tiny_clip_folder: Path) -> None:
-    sizes = Adapters(3, 12.0, 0.25)
+    sizes = Adapt(3, 12.0, 0.25)
     if family == "clip":
         classifier = seeded(classifier_from(tiny_clip_folder), "image lora", sizes)
         layer, width = classifier.backbone.vision_model.encoder.layers[0].mlp.fc1, 32
@@ -208,7 +208,7 @@ def test_siglip_has_no_projections(tiny_siglip_folder: Path) -> None:
         classifier_from(tiny_siglip_folder, ["projections"])
 
 
-def headed(kind: str, words: str, pool: Pool = "cls", *, sizes: Adapters = USUAL) -> Any:
+def headed(kind: str, words: str, pool: Pool = "cls", *, sizes: Adapt = USUAL) -> Any:
     backbone = Backbone(encoder_of(kind))
     model = RepresentationClassifier(backbone, CLASSES, pool=pool, hidden=8)
     return seeded(model, words, sizes)
@@ -496,7 +496,7 @@ def test_the_table_counts_every_parameter_once(qwen: Any) -> None:
     assert sum(row.parameters for row in rows) == last
     width, ff = qwen.config.text_config.hidden_size, qwen.config.text_config.intermediate_size
     layers = len(qwen.model.language_model.layers)
-    rows = trained_parts(seeded(qwen, "lora", Adapters(3, 4.0)))
+    rows = trained_parts(seeded(qwen, "lora", Adapt(3, 4.0)))
     assert [row.part for row in rows] == [*by_part, "lora"]
     lora = rows[-1]
     # Four square layers, and three between the width and the wider one, each with two factors.
@@ -526,7 +526,7 @@ def test_what_names_nothing_is_refused(qwen: Any, words: str, problem: str) -> N
 
 def test_a_rank_below_one_is_refused() -> None:
     with pytest.raises(UserError, match="--lora-rank 0: give 1 or more"):
-        seeded(tiny_language(), "lora", Adapters(rank=0))
+        seeded(tiny_language(), "lora", Adapt(lora_rank=0))
 
 
 @torch.no_grad()

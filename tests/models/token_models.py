@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.models.language import CriticKind, LanguageModel, critic_of
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.options import Adapt
+from visgrpo.models.trains import adapt
 
 VOCABULARY, WIDTH, CONTEXT = 13, 16, 24
 KINDS = ("gpt2", "qwen2", "gpt2-lora", "qwen2-lora")
@@ -73,7 +74,7 @@ def policy(
     if kind.endswith("lora"):
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1)
-            lm = adapt(lm, ["lora"], Adapters(2, 4.0, dropout))
+            lm = adapt(lm, ["lora"], Adapt(2, 4.0, dropout))
             for name, weight in lm.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(weight, std=0.2)

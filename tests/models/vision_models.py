@@ -16,8 +16,9 @@ from vision_folders import SIZES, asking, noise, tiny_smol, tiny_vision
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.text import lengths, padded
 from visgrpo.models.language import Engine
+from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
-from visgrpo.models.trains import Adapters, adapt
+from visgrpo.models.trains import adapt
 from visgrpo.models.vision_language.model import FEATURE_BYTES, VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
@@ -71,7 +72,7 @@ def seeing(
     lm = copy.deepcopy((parts or qwen()).model)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        lm = adapt(lm, TRAINED[train], Adapters(2, 4.0))
+        lm = adapt(lm, TRAINED[train], Adapt(2, 4.0))
         for name, weight in lm.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)

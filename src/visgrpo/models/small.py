@@ -1,4 +1,7 @@
-"""A small CLIP from random weights, with a tokenizer made from the captions: all of it offline."""
+"""Small models from random weights, of the classes that large ones have: everything works offline.
+
+A CLIP with a tokenizer made from the captions, a backbone, a language model.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,27 @@ from visgrpo.models.parts import Parts
 
 _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _MAX_TEXT_TOKENS = 32
+
+
+def check_sizes(width: int, heads: int, /, **at_least_one: int) -> None:
+    """Refuse heads that do not divide the width, and any other size below 1, by its option."""
+    for option, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: give 1 or more.")
+    if width < 1 or width % heads:
+        raise UserError(f"--heads {heads} does not divide --width {width}.")
+
+
+def gated(width: int) -> int:
+    """Return a gated MLP's width: three matrices of 8/3 weigh what two of 4 times the width do."""
+    return 8 * -(-width // 3)
+
+
+def _check_patches(sizes: SmallClip | SmallBackbone) -> None:
+    if sizes.image_size % sizes.patch_size:
+        raise UserError(
+            f"--patch-size {sizes.patch_size} does not divide --image-size {sizes.image_size}."
+        )
 
 
 @dataclass(frozen=True)
@@ -36,12 +60,8 @@ def build_small_clip(sizes: SmallClip, captions: Iterable[str], seed: int) -> Pa
     """
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-    if sizes.image_size % sizes.patch_size:
-        raise UserError(
-            f"--patch-size {sizes.patch_size} does not divide --image-size {sizes.image_size}."
-        )
-    if sizes.width % sizes.heads:
-        raise UserError(f"--heads {sizes.heads} does not divide --width {sizes.width}.")
+    _check_patches(sizes)
+    check_sizes(sizes.width, sizes.heads)
     tokenizer = build_tokenizer(captions, sizes.vocabulary)
     tower = {
         "hidden_size": sizes.width,
@@ -137,10 +157,7 @@ def build_small_backbone(sizes: SmallBackbone, seed: int) -> Parts:
     """
     from transformers import BitImageProcessorPil
 
-    if sizes.image_size % sizes.patch_size:
-        raise UserError(
-            f"--patch-size {sizes.patch_size} does not divide --image-size {sizes.image_size}."
-        )
+    _check_patches(sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _resnet(sizes) if sizes.family == "resnet" else _dinov2(sizes)
@@ -156,8 +173,7 @@ def build_small_backbone(sizes: SmallBackbone, seed: int) -> Parts:
 def _dinov2(sizes: SmallBackbone) -> Any:
     from transformers import Dinov2Config, Dinov2Model
 
-    if sizes.width % sizes.heads:
-        raise UserError(f"--heads {sizes.heads} does not divide --width {sizes.width}.")
+    check_sizes(sizes.width, sizes.heads)
     return Dinov2Model(
         Dinov2Config(
             image_size=sizes.image_size,
@@ -226,11 +242,7 @@ def build_language(
         UserError: for an architecture that is not known, sizes that do not fit, and a tokenizer
             that could not be loaded beside the model.
     """
-    for option, value in (("layers", layers), ("heads", heads), ("context", context)):
-        if value < 1:
-            raise UserError(f"--{option} {value}: give 1 or more.")
-    if width < 1 or width % heads:
-        raise UserError(f"--heads {heads} does not divide --width {width}.")
+    check_sizes(width, heads, layers=layers, heads=heads, context=context)
     sizes = (layers, width, heads, context)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -279,8 +291,7 @@ def _qwen2(tokenizer: Any, layers: int, width: int, heads: int, context: int) ->
     config = Qwen2Config(
         num_hidden_layers=layers,
         hidden_size=width,
-        # Three matrices of 8/3 the width weigh what GPT-2's two of 4 times the width do.
-        intermediate_size=8 * -(-width // 3),
+        intermediate_size=gated(width),
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=context,

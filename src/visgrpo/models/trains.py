@@ -19,6 +19,7 @@ from torch import nn
 from visgrpo.errors import UserError, nearest
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.clip import ClipClassifier
+from visgrpo.models.options import Adapt
 from visgrpo.models.vision_language.families import SEEING, family_of
 
 ALL, LORA = "all", "lora"
@@ -28,15 +29,7 @@ _LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
 Names = Mapping[str, Callable[[Any], Iterable[nn.Parameter]]]
 
 
-class Adapters(NamedTuple):
-    """Sizes of low-rank adapters, which are scaled by alpha / rank."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-
-
-USUAL = Adapters()
+USUAL = Adapt()
 
 
 class TrainedPart(NamedTuple):
@@ -53,7 +46,7 @@ class TrainedPart(NamedTuple):
     total: int
 
 
-def adapt(model: Any, train: Sequence[str], adapters: Adapters = USUAL) -> Any:
+def adapt(model: Any, train: Sequence[str], choice: Adapt = USUAL) -> Any:
     """Freeze everything but what was chosen; add adapters where asked for. In place.
 
     Adapters start as no change, from torch's global generator: seed it before.
@@ -78,11 +71,11 @@ def adapt(model: Any, train: Sequence[str], adapters: Adapters = USUAL) -> Any:
         UserError: for a word that names nothing of this model, or a choice it cannot follow.
     """
     if isinstance(model, ClipClassifier):
-        _adapt_clip(model, train, adapters)
+        _adapt_clip(model, train, choice)
     elif isinstance(model, RepresentationClassifier | Segmenter):
-        _adapt_backbone(model, train, adapters)
+        _adapt_backbone(model, train, choice)
     else:
-        model = _adapt_text(model, train, adapters)
+        model = _adapt_text(model, train, choice)
     return model
 
 
@@ -117,7 +110,7 @@ def linear_layers(model: Any, inside: nn.Module | None = None) -> list[str]:
 
 
 def wrap_in_adapters(
-    model: nn.Module, targets: Sequence[str], adapters: Adapters, in_full: Sequence[str] = ()
+    model: nn.Module, targets: Sequence[str], choice: Adapt, in_full: Sequence[str] = ()
 ) -> Any:
     """Return a peft model with adapters on the named linear layers, which start as no change.
 
@@ -129,12 +122,12 @@ def wrap_in_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
-    if adapters.rank < 1:
-        raise UserError(f"--lora-rank {adapters.rank}: give 1 or more.")
+    if choice.lora_rank < 1:
+        raise UserError(f"--lora-rank {choice.lora_rank}: give 1 or more.")
     settings = LoraConfig(
-        r=adapters.rank,
-        lora_alpha=adapters.alpha,  # type: ignore[arg-type]
-        lora_dropout=adapters.dropout,
+        r=choice.lora_rank,
+        lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=choice.lora_dropout,
         target_modules=list(targets),
         modules_to_save=list(in_full) or None,
     )
@@ -221,9 +214,9 @@ def _projection(model: Any, name: str) -> list[nn.Parameter]:
     return list(getattr(model, name).parameters()) if hasattr(model, name) else []  # SigLIP: none
 
 
-def _wrapped(model: Any, targets: Sequence[str], adapters: Adapters, chosen: set[int]) -> Any:
+def _wrapped(model: Any, targets: Sequence[str], choice: Adapt, chosen: set[int]) -> Any:
     """Return a peft model of which the adapters train, and besides what was chosen."""
-    adapted = wrap_in_adapters(model, targets, adapters)
+    adapted = wrap_in_adapters(model, targets, choice)
     _only(adapted, chosen | {id(p) for p in adapted.parameters() if p.requires_grad})
     return adapted
 
@@ -237,7 +230,7 @@ _CLIP: Names = {
 }
 
 
-def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], adapters: Adapters) -> None:
+def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], choice: Adapt) -> None:
     backbone = classifier.backbone
     tower, blocks = backbone.vision_model, backbone.vision_model.encoder.layers
     last = _last_blocks(train) or 0
@@ -268,7 +261,7 @@ def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], adapters: Adap
             and id(modules[name]) not in apart
         ]
         in_full = [f"vision_model.encoder.layers.{i}" for i in range(first, len(blocks))]
-        classifier.encoder = wrap_in_adapters(backbone, targets, adapters, in_full)
+        classifier.encoder = wrap_in_adapters(backbone, targets, choice, in_full)
     else:
         _only(backbone, chosen - _before(tower, blocks[first]) if last else chosen)
     # The adapter wrapper froze the scale too: it is decided here, last.
@@ -280,7 +273,7 @@ _BACKBONE: Names = {"frozen": lambda _: (), "full": lambda model: model.paramete
 
 
 def _adapt_backbone(
-    model: RepresentationClassifier | Segmenter, train: Sequence[str], adapters: Adapters
+    model: RepresentationClassifier | Segmenter, train: Sequence[str], choice: Adapt
 ) -> None:
     backbone, plain = model.backbone, model.backbone.plain
     kind = plain.config.model_type
@@ -307,7 +300,7 @@ def _adapt_backbone(
                 "full."
             )
         chosen = {id(p) for p in plain.parameters() if p.requires_grad}
-        backbone.encoder = _wrapped(plain, targets, adapters, chosen)
+        backbone.encoder = _wrapped(plain, targets, choice, chosen)
     backbone.note_what_trains()
 
 
@@ -352,7 +345,7 @@ _SEEING: Names = {
 }
 
 
-def _adapt_text(model: Any, train: Sequence[str], adapters: Adapters) -> Any:
+def _adapt_text(model: Any, train: Sequence[str], choice: Adapt) -> Any:
     if not train:
         raise UserError("--train names nothing that trains: name parts, or all.")
     if LORA in train and ALL in train:
@@ -373,6 +366,6 @@ def _adapt_text(model: Any, train: Sequence[str], adapters: Adapters) -> Any:
             raise UserError(
                 f"--lora: a {kind} has no linear layers for adapters; train it in full."
             )
-        return _wrapped(model, targets, adapters, chosen)
+        return _wrapped(model, targets, choice, chosen)
     _only(model, chosen)
     return model

@@ -10,6 +10,7 @@ import torch
 
 from visgrpo.errors import UserError
 from visgrpo.models.parts import Parts
+from visgrpo.models.small import check_sizes, gated
 from visgrpo.models.tokenizers import (
     END_OF_TURN,
     TURN,
@@ -115,12 +116,8 @@ def chat_tokenizer(documents: Iterable[str], vocabulary: int) -> Any:
 
 
 def _check(sizes: SmallVisionLanguage) -> None:
-    for option in ("layers", "heads", "vision_layers", "vision_heads", "patch", "context"):
-        value = getattr(sizes, option)
-        if value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value}: give 1 or more.")
-    if sizes.width < 1 or sizes.width % sizes.heads:
-        raise UserError(f"--heads {sizes.heads} does not divide --width {sizes.width}.")
+    counts = ("layers", "heads", "vision_layers", "vision_heads", "patch", "context")
+    check_sizes(sizes.width, sizes.heads, **{name: getattr(sizes, name) for name in counts})
     if sizes.vision_width < 1 or sizes.vision_width % (4 * sizes.vision_heads):
         raise UserError(
             f"--vision-width {sizes.vision_width} is no multiple of 4 × {sizes.vision_heads} "
@@ -136,7 +133,7 @@ def _model(sizes: SmallVisionLanguage, tokenizer: Any) -> Any:
         "depth": sizes.vision_layers,
         "hidden_size": sizes.vision_width,
         "num_heads": sizes.vision_heads,
-        "intermediate_size": _gated(sizes.vision_width),
+        "intermediate_size": gated(sizes.vision_width),
         "out_hidden_size": sizes.width,
         "patch_size": sizes.patch,
         "spatial_merge_size": _MERGE,
@@ -149,7 +146,7 @@ def _model(sizes: SmallVisionLanguage, tokenizer: Any) -> Any:
         "initializer_range": sizes.spread,
         "num_hidden_layers": sizes.layers,
         "hidden_size": sizes.width,
-        "intermediate_size": _gated(sizes.width),
+        "intermediate_size": gated(sizes.width),
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.heads,
         "max_position_embeddings": sizes.context,
@@ -171,8 +168,3 @@ def _model(sizes: SmallVisionLanguage, tokenizer: Any) -> Any:
         **vision_token_ids(tokenizer),
     )
     return Qwen2_5_VLForConditionalGeneration(config).float().eval()
-
-
-def _gated(width: int) -> int:
-    """Three matrices of 8/3 the width weigh what two of 4 times the width do."""
-    return 8 * -(-width // 3)

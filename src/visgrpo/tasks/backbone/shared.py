@@ -17,7 +17,7 @@ from visgrpo.measures.over import outputs_of
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
-from visgrpo.models.trains import Adapters, adapt, encoder_is_frozen
+from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
 from visgrpo.tasks.images import training_options
@@ -140,9 +140,8 @@ class Features:
 def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) -> None:
     is_last = config.train == "last-blocks"
     train = f"last:{config.last_blocks}" if is_last else config.train
-    adapters = Adapters(config.lora_rank, config.lora_alpha, config.lora_dropout)
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt(model, [train], adapters)
+    adapt(model, [train], config)
     if session.processes.world_size > 1 and _keeps_batch_statistics(model):
         raise UserError(
             f"--train {config.train}: this {model.backbone.plain.config.model_type} normalises by "

@@ -23,7 +23,7 @@ from visgrpo.models.load import load_clip
 from visgrpo.models.parts import Parts, check_model_name, model_folder
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.save import label_card, save, save_adapter
-from visgrpo.models.trains import LORA, Adapters, adapt, encoder_is_frozen
+from visgrpo.models.trains import LORA, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.configs import ClipConfig
@@ -126,11 +126,10 @@ def objective_of(config: ClipConfig) -> Objective:
     return preset(name, **{**config.changes(), "scale": scale})
 
 
-def what_trains(config: ClipConfig) -> tuple[list[str], Adapters]:
-    """Return the words for what trains, and the sizes of adapters."""
+def what_trains(config: ClipConfig) -> list[str]:
+    """Return the words for what trains."""
     last = [f"last:{config.last_blocks}"] if config.last_blocks else []
-    words = [config.train, *last, *([LORA] if config.lora else [])]
-    return words, Adapters(config.lora_rank, config.lora_alpha, config.lora_dropout)
+    return [config.train, *last, *([LORA] if config.lora else [])]
 
 
 def method_of(
@@ -184,7 +183,7 @@ def _classifier(
         parts.model, parts.tokenizer, classes, config.templates, logit_scale=config.logit_scale
     )
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt(classifier, *what_trains(config))
+    adapt(classifier, what_trains(config), config)
     return classifier.to(session.processes.device)
 
 

@@ -18,7 +18,7 @@ from visgrpo.models.language import Critic, LanguageModel, stop_tokens
 from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
-from visgrpo.models.trains import ALL, LORA, Adapters, adapt
+from visgrpo.models.trains import ALL, LORA, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.config import LanguageConfig
@@ -190,6 +190,5 @@ def adapted(
 ) -> LanguageModel:
     """Return the start with what trains of it chosen, on the device."""
     torch.manual_seed(config.seed)  # the adapters' start
-    adapters = Adapters(config.lora_rank, config.lora_alpha)
-    lm = adapt(parts.model, [LORA if config.lora else ALL], adapters)
+    lm = adapt(parts.model, [LORA if config.lora else ALL], config)
     return LanguageModel(lm, critic).to(session.processes.device)

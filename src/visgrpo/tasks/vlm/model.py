@@ -17,7 +17,7 @@ from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
-from visgrpo.models.trains import Adapters, TrainedPart, adapt, trained_parts
+from visgrpo.models.trains import TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.models.vision_language.small import SIZES, build_vision_language
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
@@ -50,7 +50,7 @@ def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:
 def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguageModel:
     """Return the start with what trains of it chosen, on the device; print what that is."""
     torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt(parts.model, config.train, Adapters(config.lora_rank, config.lora_alpha))
+    lm = adapt(parts.model, config.train, config)
     if session.processes.is_main:
         _print_trained(trained_parts(lm))
     if config.gradient_checkpointing:

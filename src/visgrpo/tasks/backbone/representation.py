@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from visgrpo.data.augment import shifted
 from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
 from visgrpo.data.inputs import PixelInputs, pixel_inputs
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.read import read
-from visgrpo.data.shifts import shifted
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut

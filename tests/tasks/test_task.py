@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import cross_entropy
 
 from visgrpo.cli import main
 from visgrpo.data.batches import Batch, CachedInputs
@@ -28,8 +28,8 @@ from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import TASKS, Kind, Task, register
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 from visgrpo.training.options import Loop
-from visgrpo.training.processes import Processes
 
+END = "# What the house makes of it"
 FOLDERS = ("whole", "stopped")
 
 
@@ -45,28 +45,20 @@ class BrighterConfig(Loop):
 
 class Logistic(WithoutGroups):
     def loss(self, model: nn.Module, batch: Batch, groups: None, step: int) -> LossResult:
-        logits_N = model(batch.inputs.flatten(1)).squeeze(1)
-        loss = binary_cross_entropy_with_logits(logits_N, batch.labels_N.float())
-        return LossResult(loss, {})
+        return LossResult(cross_entropy(two_sided(model, batch.inputs), batch.labels_N), {})
 
 
-def load(folder: str) -> nn.Module:
-    model = nn.Linear(2 * 16, 1)
-    model.load_state_dict(load_file(Path(folder, "model.safetensors")))
-    return model
+class Saved:
+    """Evaluates and predicts; it is given options first, and more that it does not need."""
 
+    title = "pairs, 32 test rows"
 
-class Evaluation:
-    def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
-        self.title = "pairs, 32 test rows"
+    def __init__(self, config: EvaluateConfig | PredictConfig, *_: Any) -> None:
+        self.model = nn.Linear(2 * 16, 1)
+        self.model.load_state_dict(load_file(Path(config.model, "model.safetensors")))
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
-        return {row: accuracy(load(name), pairs_of(32, 2))}
-
-
-class Prediction:
-    def __init__(self, config: PredictConfig, images: Sequence[Any], processes: Processes) -> None:
-        self.model = load(config.model)
+        return {row: accuracy(self.model, pairs_of(32, 2))}
 
     def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
         halves = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32) / 255)
@@ -75,29 +67,27 @@ class Prediction:
 
 class Brighter(Task):
     name, about, options = "brighter", "which of two images is brighter", BrighterConfig
-    kinds: ClassVar = {"brighter": Kind("a comparer", Evaluation, Prediction)}
+    kinds: ClassVar = {"brighter": Kind("a comparer", Saved, Saved)}
 
     def set_up(self, options: BrighterConfig, session: Session) -> Job:
+        torch.manual_seed(options.seed)
         sizes = {"train": options.rows, "validation": 32, "test": 32}
         pairs = {name: pairs_of(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
-        torch.manual_seed(options.seed)
         model = nn.Linear(2 * 16, 1).to(session.processes.device)
 
         def save(summary: Any) -> None:
             folder = session.run.path / "model"
             folder.mkdir(exist_ok=True)
             save_file(model.state_dict(), folder / "model.safetensors")
-            for name, said in (("config", "{}"), ("visgrpo", '{"task": "brighter"}')):
-                (folder / f"{name}.json").write_text(said)
+            (folder / "config.json").write_text("{}")
+            (folder / "visgrpo.json").write_text('{"task": "brighter"}')
 
         return Job(
             model=model,
             method=Logistic(),
             rows=block_table("pairs", options.rows),
             inputs=pairs["train"],
-            training=options.resolved(
-                options.steps or 30, options.learning_rate or 0.1, batch_size=16
-            ),
+            training=options.resolved(options.steps or 30, 0.1, batch_size=16),
             validate=lambda: accuracy(model, pairs["validation"]),
             look=lambda moment: Seen(accuracy(model, pairs["test"])),
             save=save,
@@ -108,8 +98,7 @@ class Brighter(Task):
 
 
 def two_sided(model: nn.Module, images_N2P: Tensor) -> Tensor:
-    logits_N1 = model(images_N2P.flatten(1))
-    return torch.cat([torch.zeros_like(logits_N1), logits_N1], dim=1)
+    return torch.nn.functional.pad(model(images_N2P.flatten(1)), (1, 0))
 
 
 @torch.no_grad()
@@ -203,3 +192,8 @@ def test_its_runs_are_reported_and_compared(tmp_path: Path) -> None:
     page = tmp_path / "compare.html"
     main(["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--output", str(page)])
     assert page.exists()
+
+
+def test_it_is_short() -> None:
+    lines = Path(__file__).read_text().splitlines()
+    assert lines.index(END) - lines.index("# The whole job") <= 80

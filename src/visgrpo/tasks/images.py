@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from PIL import Image
@@ -56,17 +57,28 @@ def say_notes(session: Session, splits: Splits) -> None:
                 session.say(f"  {reason}")
 
 
-def training_options(
-    config: RunConfig, learning_rate: float, train: Table, **more: Any
-) -> TrainingOptions:
-    """Turn epochs into steps, and "by default" into numbers."""
+def training_of(config: Any, train: Table, session: Session, **more: Any) -> TrainingOptions:
+    """Turn epochs into steps, and "by default" into numbers; see that batches can be divided.
+
+    Args:
+        config: with a `resolved_learning_rate`.
+        more: options that are to be others.
+    """
     per_epoch = len(train) // config.batch_size
     if per_epoch == 0:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
         )
     steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
-    return config.resolved(steps, learning_rate, **more)
+    options: TrainingOptions = config.resolved(steps, config.resolved_learning_rate(), **more)
+    options.check_batches(session.processes.world_size)
+    return options
+
+
+def shared_with(config: Any, part: Any) -> dict[str, Any]:
+    """Return the options that a part of a job takes by the same names."""
+    names = (field.name for field in fields(part))
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:

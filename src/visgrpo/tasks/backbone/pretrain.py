@@ -24,7 +24,7 @@ from visgrpo.models.save import load_with_transformers, save, start_card
 from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.objectives.losses import supervised_contrastive_loss
 from visgrpo.tasks.clip.pretrain import more_training_data, refuse_several_processes
-from visgrpo.tasks.images import data_info, data_summary, load_data, training_options
+from visgrpo.tasks.images import data_info, data_summary, load_data, shared_with, training_of
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
@@ -117,7 +117,7 @@ class PretrainBackboneTask(Task):
         refuse_several_processes(self.name, session)
         splits = load_data(options, session)
         train = join([splits.train, *more_training_data(options, session)])
-        training = training_options(options, options.resolved_learning_rate(), train)
+        training = training_of(options, train, session)
         parts = build_small_backbone(sizes_of(options), options.seed)
         model = _projected(parts, options).to(session.processes.device)
         memory = memory_of(splits.train, options.seed)
@@ -159,14 +159,9 @@ class PretrainBackboneTask(Task):
 def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
     """Return the sizes of the backbone, with the defaults of its family."""
     resnet = config.family == "resnet"
-    return SmallBackbone(
-        family=config.family,
-        image_size=config.image_size,
-        patch_size=config.patch_size or (16 if resnet else 4),
-        width=config.width or (256 if resnet else 128),
-        layers=config.layers or (1 if resnet else 4),
-        heads=config.heads,
-    )
+    usual: dict[str, Any] = {"patch_size": 16, "width": 256, "layers": 1} if resnet else {}
+    given = shared_with(config, SmallBackbone)
+    return SmallBackbone(**{**usual, **{k: v for k, v in given.items() if v is not None}})
 
 
 def memory_of(train: Table, seed: int) -> Table:

@@ -26,16 +26,24 @@ from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.save import label_card, save
 from visgrpo.objectives import check_objective
-from visgrpo.rewards.sets import RewardSet, parse_rewards
+from visgrpo.rewards.sets import parse_rewards
 from visgrpo.tasks.backbone.shared import (
     Features,
     load_start,
     objective_of,
+    policy_of,
     rate_of,
-    training_of,
+    refresh_every,
 )
 from visgrpo.tasks.backbone_configs import RepresentationConfig
-from visgrpo.tasks.images import data_summary, load_data, run_stem, save_picture, tuned_info
+from visgrpo.tasks.images import (
+    data_summary,
+    load_data,
+    run_stem,
+    save_picture,
+    training_of,
+    tuned_info,
+)
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -65,8 +73,9 @@ class RepresentationTask(Task):
         rewards = parse_rewards(options.reward, options.reward_weights, classes)
         rewards.validate("group", batch_columns(splits.train))
         check_objective(objective_of(options), options.estimator, options.group_size)
-        policy = _policy(options, rewards, classes, session)
-        training = training_of(options, splits.train, session)
+        policy = policy_of(options, rewards, classes, session)
+        each = refresh_every(options, splits.train)
+        training = training_of(options, splits.train, session, refresh_every=each)
         retained = {name: read(name, seed=options.seed) for name in options.retention}
 
         def new(parts: Parts) -> RepresentationClassifier:
@@ -101,23 +110,6 @@ class RepresentationTask(Task):
             image_of=lambda index: save_picture(session, splits.train.images, index),
             rate_of=rate_of(options),
         )
-
-
-def _policy(
-    config: RepresentationConfig, rewards: RewardSet, classes: tuple[str, ...], session: Session
-) -> LabelGRPO:
-    """Return the policy without its reference, which needs the model."""
-    return LabelGRPO(
-        rewards=rewards,
-        objective=objective_of(config),
-        classes=classes,
-        shards=session.processes,
-        estimator=config.estimator,
-        group_size=config.group_size,
-        class_subset=config.class_subset,
-        entropy_weight=config.entropy_weight,
-        seed=config.seed,
-    )
 
 
 def _method(

@@ -15,7 +15,6 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError, nearest
 from visgrpo.measures.masks import HeldOutMasks
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
-from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.methods.views import PixelView
 from visgrpo.models.backbone import Backbone, Segmenter
@@ -27,12 +26,12 @@ from visgrpo.tasks.backbone.pictures import Pictures
 from visgrpo.tasks.backbone.shared import (
     Features,
     load_start,
-    objective_of,
+    policy_of,
     rate_of,
-    training_of,
+    refresh_every,
 )
 from visgrpo.tasks.backbone_configs import SegmentationConfig
-from visgrpo.tasks.images import data_summary, load_data, run_stem, tuned_info
+from visgrpo.tasks.images import data_summary, load_data, run_stem, training_of, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -58,7 +57,8 @@ class SegmentationTask(Task):
         splits = load_data(options, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
-        training = training_of(options, splits.train, session)
+        each = refresh_every(options, splits.train)
+        training = training_of(options, splits.train, session, refresh_every=each)
 
         def new(parts: Parts) -> Segmenter:
             return Segmenter(Backbone(parts.model), classes, hidden=options.hidden)
@@ -186,13 +186,4 @@ def _method(
     )
     if config.method == "supervised":
         return ClassSetSupervised(view)
-    policy = LabelGRPO(
-        rewards=rewards,
-        objective=objective_of(config),
-        classes=train.classes,
-        shards=session.processes,
-        estimator=config.estimator,
-        entropy_weight=config.entropy_weight,
-        seed=config.seed,
-    )
-    return ClassSetGRPO(policy, view)
+    return ClassSetGRPO(policy_of(config, rewards, train.classes, session), view)

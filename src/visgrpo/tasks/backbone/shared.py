@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction
 from visgrpo.data.preprocess import Preprocess
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
 from visgrpo.measures.over import outputs_of
+from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
+from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.backbone_configs import BackboneRunConfig
-from visgrpo.tasks.images import training_options
+from visgrpo.tasks.images import shared_with
 from visgrpo.tasks.session import Session
-from visgrpo.training.options import TrainingOptions
 
 BackboneModel = RepresentationClassifier | Segmenter
 
@@ -32,20 +34,25 @@ def objective_of(config: BackboneRunConfig) -> Objective:
     return preset("grpo", **config.changes())
 
 
-def training_of(config: BackboneRunConfig, train: Any, session: Session) -> TrainingOptions:
-    """Return the trainer's options, checked for this number of processes."""
-    supervised = config.method == "supervised"
-    options = training_options(
-        config,
-        config.resolved_learning_rate(),
-        train,
-        inner_passes=config.inner_passes,
-        minibatches=config.minibatches,
-        # Cross-entropy asks no old model.
-        refresh_every=1 if supervised else config.refresh_steps(len(train) // config.batch_size),
-    )
-    options.check_batches(session.processes.world_size)
-    return options
+def policy_of(
+    config: BackboneRunConfig, rewards: RewardSet, classes: tuple[str, ...], session: Session
+) -> LabelGRPO:
+    """Return the policy without its reference, which needs the model."""
+    own: dict[str, Any] = {
+        "rewards": rewards,
+        "objective": objective_of(config),
+        "classes": classes,
+        "shards": session.processes,
+        "beta": 0.0,
+    }
+    return LabelGRPO(**{**shared_with(config, LabelGRPO), **own})
+
+
+def refresh_every(config: BackboneRunConfig, train: Table) -> int:
+    """Return how many steps an old model lasts; cross-entropy asks none."""
+    if config.method == "supervised":
+        return 1
+    return config.refresh_steps(len(train) // config.batch_size)
 
 
 def load_start(

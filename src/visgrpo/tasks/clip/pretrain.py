@@ -20,7 +20,7 @@ from visgrpo.models.clip import ClipClassifier, ContrastiveClip, check_templates
 from visgrpo.models.save import label_card, save
 from visgrpo.models.small import SmallClip, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss
-from visgrpo.tasks.images import data_info, data_summary, load_data, training_options
+from visgrpo.tasks.images import data_info, data_summary, load_data, shared_with, training_of
 from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
@@ -65,16 +65,8 @@ class PretrainClipTask(Task):
         classes = splits.train.classes
         train = join([splits.train, *more_training_data(options, session)])
         captions = captions_of(train, options)
-        training = training_options(options, options.resolved_learning_rate(), train)
-        sizes = SmallClip(
-            image_size=options.image_size,
-            patch_size=options.patch_size,
-            width=options.width,
-            layers=options.layers,
-            heads=options.heads,
-            features=options.features,
-            vocabulary=options.vocabulary,
-        )
+        training = training_of(options, train, session)
+        sizes = SmallClip(**shared_with(options, SmallClip))
         vocabulary_texts = sorted({text for choices in captions for text in choices})
         parts = build_small_clip(sizes, vocabulary_texts, options.seed)
         classifier = ClipClassifier(

@@ -28,7 +28,14 @@ from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
-from visgrpo.tasks.images import data_summary, run_stem, save_picture, training_options, tuned_info
+from visgrpo.tasks.images import (
+    data_summary,
+    run_stem,
+    save_picture,
+    shared_with,
+    training_of,
+    tuned_info,
+)
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.task import Task
@@ -62,15 +69,7 @@ class ClipTask(Task):
         if not supervised:
             check_objective(objective, options.estimator, options.group_size)
         retained = {name: read_split(name, "test", seed=options.seed) for name in options.retention}
-        training = training_options(
-            options,
-            options.resolved_learning_rate(),
-            splits.train,
-            inner_passes=options.inner_passes,
-            minibatches=options.minibatches,
-            refresh_every=options.refresh_every,
-        )
-        training.check_batches(session.processes.world_size)
+        training = training_of(options, splits.train, session)
 
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)
@@ -153,25 +152,18 @@ def method_of(
     if config.method == "supervised":
         return supervised
     fades = config.supervised_schedule
-    groups = grpo(
-        rewards=rewards,
-        objective=objective,
-        classes=train.classes,
-        shards=session.processes,
-        estimator=config.estimator,
-        group_size=config.group_size,
-        temperature=config.temperature,
-        beta=config.beta,
-        entropy_weight=config.entropy_weight,
-        combination=config.combination,
-        reference=reference,
-        supervised_weight=config.supervised_weight,
-        supervised_schedule=(
+    own: dict[str, Any] = {
+        "rewards": rewards,
+        "objective": objective,
+        "classes": train.classes,
+        "shards": session.processes,
+        "reference": reference,
+        "supervised_schedule": (
             None if fades == "constant" else lambda step: falling(fades, step / steps)
         ),
-        labelled=labelled,
-        seed=config.seed,
-    )
+        "labelled": labelled,
+    }
+    groups = grpo(**{**shared_with(config, LabelGRPO), **own})
     return WarmStart(supervised, groups, config.warm_start) if config.warm_start else groups
 
 

@@ -98,7 +98,7 @@ class Variant:
     module: tuple[str, ...] = ("-m", "visgrpo", "clip")
 
 
-LORA = ("--lora",)
+LORA = ("--train", "lora")
 EXACT = ("--method", "grpo", "--estimator", "exact")
 SAMPLED = ("--method", "grpo", "--estimator", "sampled", "--group-size", "8")
 SUPERVISED = ("--method", "supervised")

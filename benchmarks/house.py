@@ -138,7 +138,7 @@ def reward_walk() -> list[str]:
 
 
 def pixels_walk() -> list[str]:
-    """Return the files that images pass in `visgrpo vlm --stage grpo`, from file to tower."""
+    """Return the files that images pass in `visgrpo vlm --method grpo`, from file to tower."""
     import numpy as np
     import torch
     from PIL import Image
@@ -153,7 +153,7 @@ def pixels_walk() -> list[str]:
         "vlm --data rows.jsonl --steps 1 --batch-size 4 --max-new-tokens 4 --eval-images 4 "
         "--style direct"
     )
-    run(f"{shared} --stage sft --preset tiny --output sft")
+    run(f"{shared} --method sft --preset tiny --output sft")
     vision = json.loads(Path("sft/model/config.json").read_text())["vision_config"]
     patch = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
 
@@ -174,7 +174,7 @@ def pixels_walk() -> list[str]:
     Image.open = opened
     try:
         with walk:
-            run(f"{shared} --stage grpo --model sft/model --group-size 2 --output grpo")
+            run(f"{shared} --method grpo --model sft/model --group-size 2 --output grpo")
     finally:
         Image.open = real
     return walk.files()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from visgrpo.arguments import parse
+from visgrpo.cli import COMMANDS
 from visgrpo.errors import UserError
 from visgrpo.tasks.configs import ClipConfig, CompareConfig
+from visgrpo.tasks.language.config import LanguageConfig
 from visgrpo.tasks.use_configs import EvaluateConfig
 
 
@@ -88,3 +91,50 @@ def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
     write(tmp_path / "run", "recipe: representation\npool: mean\n")
     with pytest.raises(UserError, match="go on with visgrpo representation --resume --output"):
         parse(ClipConfig, "clip", ["--resume", "--output", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        ("language --method grpo --model run", "language --stage grpo --init run"),
+        ("language --train lora", "language --lora"),
+        ("clip --train text lora", "clip --train text --lora"),
+        ("vlm --method sft --shifts other", "vlm --stage sft --ood other"),
+        ("predict m a.png --json -", "predict m a.png --json"),
+    ],
+)
+def test_words_of_before_mean_the_same_and_are_noted_once(
+    now: str, before: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = []
+    for line in (now, before):
+        name, *words = line.split()
+        command = COMMANDS[name]
+        configs.append(parse(resolve_name(str(command.config)), name, words, command.positional))
+    assert configs[0] == configs[1]
+    notes = capsys.readouterr().err.splitlines()
+    given = [word for word in before.split() if word.startswith("--")]
+    assert 1 <= len(notes) <= len(given)
+    assert all(note.startswith("note: --") for note in notes)
+
+
+def test_a_run_of_before_has_its_own_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "recipe: language\nstage: grpo\ninit: model\nlora: true\n"
+    write(tmp_path / "run", text)
+    words = ["--resume", "--output", str(tmp_path / "run")]
+    config = parse(LanguageConfig, "language", words)
+    assert (config.method, config.model, config.train) == ("grpo", "model", ("lora",))
+    assert capsys.readouterr().err == ""
+    write(tmp_path / "plain", text.replace("lora: true", "lora: false"))
+    words[-1] = str(tmp_path / "plain")
+    assert parse(LanguageConfig, "language", words).train == ("all",)
+
+
+def test_help_shows_the_words_of_now(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(LanguageConfig, "language", ["--help"])
+    text = capsys.readouterr().out
+    assert "--method {" in text
+    assert not {"--stage", "--init", "--lora"} & set(text.split())

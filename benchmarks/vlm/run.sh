@@ -8,8 +8,8 @@ set -e
 SEED=$1
 OUT=${2:-runs/results/count}/seed-$SEED
 EVERY="--data shapes --seed $SEED --keep last --eval-images 500 --no-report"
-SFT="--stage sft --eval-every 1300"
-GRPO="--stage grpo --eval-every 50"
+SFT="--method sft --eval-every 1300"
+GRPO="--method grpo --eval-every 50"
 
 run() {
     name=$1

@@ -187,13 +187,13 @@ def language_words(
         usual["--critic-warmup"] = "1"
     if init is not None:
         usual = {name: value for name, value in usual.items() if name not in _MODEL}
-        usual["--init"] = str(init)
+        usual["--model"] = str(init)
     if Path(data).suffix == ".jsonl" and "--text-column" not in given:  # has prompts of its own
         usual.pop("--prompt-tokens", None)
     if "--token-budget" in given:
         del usual["--steps"]
     words = [word for pair in usual.items() if pair[0] not in given for word in pair]
-    named = ["--stage", stage, "--data", str(data), "--output", str(output)]
+    named = ["--method", stage, "--data", str(data), "--output", str(output)]
     return ["language", *named, *words, "--no-report", *given]
 
 
@@ -265,7 +265,7 @@ def vlm_words(
     if "--token-budget" in given:
         del usual["--steps"]
     words = [word for pair in usual.items() if pair[0] not in given for word in pair]
-    named = ["--stage", stage, "--data", str(data), "--output", str(output)]
+    named = ["--method", stage, "--data", str(data), "--output", str(output)]
     return ["vlm", *named, *words, "--no-report", *given]
 
 

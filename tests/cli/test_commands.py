@@ -160,9 +160,9 @@ WAYS = {
     "live reference": "--reference live",
     "no reference": "--beta 0",
     "entropy": "--entropy-weight 0.1 --temperature 2",
-    "lora": "--lora --lora-dropout 0.1",
-    "lora and last block": "--lora --last-blocks 1",
-    "lora, augment": "--lora --augment flip",
+    "lora": "--train lora --lora-dropout 0.1",
+    "lora and last block": "--train lora --last-blocks 1",
+    "lora, augment": "--train lora --augment flip",
     "text": "--train text",
     "full": "--train full --logit-scale clamped",
     "projections": "--train projections",
@@ -227,7 +227,7 @@ def test_warm_start_switches_to_grpo(
 def test_an_adapter_is_saved_beside_the_merged_model(
     start: Path, pictures: Path, tmp_path: Path, no_page: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = clip(start, pictures, tmp_path / "run", "--lora", "--keep", "last")
+    run = clip(start, pictures, tmp_path / "run", "--train", "lora", "--keep", "last")
     capsys.readouterr()
     for name in ("model", "adapter"):
         main(
@@ -337,7 +337,7 @@ def test_predict_tells_the_top_classes_of_every_image(
 ) -> None:
     images = [str(pictures / "test" / name / "000.png") for name in CLASSES]
     capsys.readouterr()
-    main(["predict", str(grpo_run / "model"), *images, "--json"])
+    main(["predict", str(grpo_run / "model"), *images, "--json", "-"])
     answers = json.loads(capsys.readouterr().out)
     assert [answer["image"] for answer in answers] == images
     for answer in answers:
@@ -355,7 +355,7 @@ def test_predict_with_classes_of_ones_own(
 ) -> None:
     image = str(pictures / "test" / "sky" / "000.png")
     capsys.readouterr()
-    main(["predict", str(start), image, "--classes", "sea", "land", "--json"])
+    main(["predict", str(start), image, "--classes", "sea", "land", "--json", "-"])
     assert sorted(json.loads(capsys.readouterr().out)[0]["classes"]) == ["land", "sea"]
 
 
@@ -383,7 +383,17 @@ def test_compare_puts_runs_on_one_page(
 def test_two_equal_runs_have_equal_lines(
     start: Path, pictures: Path, tmp_path: Path, no_page: None
 ) -> None:
-    options = ("--augment", "crop", "flip", "--lora", "--lora-dropout", "0.2", "--keep", "last")
+    options = (
+        "--augment",
+        "crop",
+        "flip",
+        "--train",
+        "lora",
+        "--lora-dropout",
+        "0.2",
+        "--keep",
+        "last",
+    )
     first, second = (clip(start, pictures, tmp_path / name, *options) for name in ("a", "b"))
     assert same_run(first, second)
     assert len(metric_lines(first)) == 9

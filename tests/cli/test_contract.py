@@ -53,7 +53,9 @@ class Killed(NamedTuple):
 
 KILLED = {
     "clip: augmented": Killed("clip", f"{EIGHT} --augment crop flip color", 5),
-    "clip: lora with dropout": Killed("clip", f"{EIGHT} --lora --lora-dropout 0.3", 4, "optimizer"),
+    "clip: lora with dropout": Killed(
+        "clip", f"{EIGHT} --train lora --lora-dropout 0.3", 4, "optimizer"
+    ),
     "clip: stale groups": Killed(
         "clip", f"{EIGHT} --minibatches 2 --inner-passes 2 --refresh-every 3", 5
     ),
@@ -103,7 +105,7 @@ KILLED = {
         5,
     ),
     "language: grpo, adapters": Killed(
-        "language grpo", f"{SIX} --lora --minibatches 2 --keep last", 4, "model"
+        "language grpo", f"{SIX} --train lora --minibatches 2 --keep last", 4, "model"
     ),
     "language: ppo": Killed(
         "language ppo", f"{SIX} --minibatches 2 --kl-target 0.05 --keep last --log-every 4", 5

@@ -151,7 +151,7 @@ def test_predict_takes_images_one_by_one(
         picture(label, 0).resize((side, side)).save(files[-1])
     for model in (uncropped, start):
         capsys.readouterr()
-        main(["predict", str(model), *map(str, files), "--json", "--device", "cpu"])
+        main(["predict", str(model), *map(str, files), "--json", "-", "--device", "cpu"])
         answers = json.loads(capsys.readouterr().out)
         parts = load_clip(str(model))
         classifier = ClipClassifier(

@@ -25,7 +25,7 @@ def run(counts: Path, other_counts: Path, tmp_path_factory: pytest.TempPathFacto
     """A tiny model that has learned the form of answers."""
     output = tmp_path_factory.mktemp("sft") / "run"
     options = ["--steps", 60, "--eval-every", 60, "--batch-size", 16, "--learning-rate", 4e-3]
-    more = ["--max-new-tokens", 32, "--ood", other_counts]
+    more = ["--max-new-tokens", 32, "--shifts", other_counts]
     return see("sft", None, counts, output, *options, *more)
 
 
@@ -87,7 +87,7 @@ def test_predict_writes_what_transformers_generates(
 ) -> None:
     pictures = [counts.parent / f"{row}.png" for row in (0, 1)]
     capsys.readouterr()
-    words = ["predict", run, *pictures, "--ask", ASK, "--json", "--device", "cpu"]
+    words = ["predict", run, *pictures, "--ask", ASK, "--json", "-", "--device", "cpu"]
     main([str(word) for word in [*words, "--max-new-tokens", 20]])
     answers = json.loads(capsys.readouterr().out)
     assert [each["image"] for each in answers] == list(map(str, pictures))

@@ -32,7 +32,7 @@ def test_clevr(seer: Path, counts: Path, other_counts: Path, tmp_path: Path) -> 
     file, output = tmp_path / "clevr.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(options))
     few = "--sft-steps 1 --steps 1 --eval-images 4 --precision fp32 --device cpu --no-report"
-    words = ["vlm", "--config", file, "--ood", other_counts, "--output", output, *few.split()]
+    words = ["vlm", "--config", file, "--shifts", other_counts, "--output", output, *few.split()]
     main([str(word) for word in words])
     assert list(read_json(output / "summary.json")["stages"]) == ["sft", "grpo"]
     assert read_json(output / "grpo" / "summary.json")["shifts"]["out"]["after"]["examples"] == 4

@@ -22,7 +22,7 @@ TRAINED = ("sft", "reward", *POLICIES)
 
 
 class Story(NamedTuple):
-    """The runs of `--stage all`, and what was printed while nobody watched a terminal."""
+    """The runs of `--method all`, and what was printed while nobody watched a terminal."""
 
     runs: Path
     out: str
@@ -135,7 +135,7 @@ def test_generate_prints_completions(story: Story, capsys: pytest.CaptureFixture
 
 def test_generate_speaks_json(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     """Also of a run's folder, and with what bounds the draws."""
-    words = ["generate", str(story.runs / "ppo"), "The string", "--json", "--samples", "3"]
+    words = ["generate", str(story.runs / "ppo"), "The string", "--json", "-", "--samples", "3"]
     main([*words, "--max-new-tokens", "5", "--top-k", "1"])
     found = json.loads(capsys.readouterr().out)
     assert found["prompt"] == "The string"

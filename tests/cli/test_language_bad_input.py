@@ -19,71 +19,77 @@ LANGUAGE = ["language", "--output", "run", "--device", "cpu"]
 
 
 WORDS = {
-    "stage": ("--stage grop", 'Did you mean "grpo"?'),
-    "no stage": ("--stage bogus", "Choose from: all, sft, preferences, reward, grpo, dr-grpo, "),
-    "all stages": ("--stage bogus", "reinforce, rejection, ppo, best-of-n. See"),
+    "stage": ("--method grop", 'Did you mean "grpo"?'),
+    "no stage": ("--method bogus", "Choose from: all, sft, preferences, reward, grpo, dr-grpo, "),
+    "all stages": ("--method bogus", "reinforce, rejection, ppo, best-of-n. See"),
     "preset": ("--preset tny", 'Did you mean "tiny"?'),
-    "no start": ("--stage ppo", "--stage ppo needs --init, the model to start from"),
-    "start of everything": ("--init sft", "--init does not go with --stage all"),
-    "steps of everything": ("--steps 4", "--steps does not go with --stage all; it is for sft"),
+    "no start": ("--method ppo", "--method ppo needs --model, the model to start from"),
+    "start of everything": ("--model sft", "--model does not go with --method all"),
+    "steps of everything": ("--steps 4", "--steps does not go with --method all; it is for sft"),
     "critic of grpo": (
-        "--stage grpo --init m --gamma 0.9",
-        "--gamma does not go with --stage grpo",
+        "--method grpo --model m --gamma 0.9",
+        "--gamma does not go with --method grpo",
     ),
-    "groups in sft": ("--stage sft --group-size 4", "--group-size does not go with --stage sft"),
-    "reward of a reward": ("--stage reward --init m --reward gold", "does not go with --stage rew"),
-    "prompts of sft": ("--stage sft --prompt-tokens 8", "--prompt-tokens does not go with --stage"),
-    "judge of sft": ("--stage sft --no-gold", "--no-gold does not go with --stage sft"),
-    "judge of everything": ("--no-gold", "--no-gold does not go with --stage all; it is for grpo"),
-    "judge of pairs": ("--stage preferences --init m --no-gold", "--no-gold does not go with"),
-    "context of grpo": ("--stage grpo --init m --context 9", "it is for sft, all."),
+    "groups in sft": ("--method sft --group-size 4", "--group-size does not go with --method sft"),
+    "reward of a reward": (
+        "--method reward --model m --reward gold",
+        "does not go with --method rew",
+    ),
+    "prompts of sft": (
+        "--method sft --prompt-tokens 8",
+        "--prompt-tokens does not go with --method",
+    ),
+    "judge of sft": ("--method sft --no-gold", "--no-gold does not go with --method sft"),
+    "judge of everything": ("--no-gold", "--no-gold does not go with --method all; it is for grpo"),
+    "judge of pairs": ("--method preferences --model m --no-gold", "--no-gold does not go with"),
+    "context of grpo": ("--method grpo --model m --context 9", "it is for sft, all."),
     "trackers of best-of-n": (
-        "--stage best-of-n --init m --report-to mlflow",
-        "--report-to does not go with --stage best-of-n",
+        "--method best-of-n --model m --report-to mlflow",
+        "--report-to does not go with --method best-of-n",
     ),
-    "pairs of ppo": ("--stage ppo --init m --pairs 9", "--pairs does not go with --stage ppo"),
+    "pairs of ppo": ("--method ppo --model m --pairs 9", "--pairs does not go with --method ppo"),
     "new model": (
-        "--stage sft --init m --preset tiny",
+        "--method sft --model m --preset tiny",
         "--preset is for new models: m has its own",
     ),
     "characters of qwen2": (
         "--architecture qwen2",
         "--architecture qwen2 goes with --tokenizer bpe",
     ),
-    "budget twice": ("--stage grpo --init m --steps 3 --token-budget 9", "say the same thing"),
+    "budget twice": ("--method grpo --model m --steps 3 --token-budget 9", "say the same thing"),
     "nothing to steer": ("--kl-target 3 --beta 0", "--kl-target steers --beta"),
-    "rank": ("--stage sft --lora-rank 4", "--lora-rank is for --lora"),
-    "alpha": ("--stage grpo --init m --lora-alpha 4", "--lora-alpha is for --lora"),
+    "rank": ("--method sft --lora-rank 4", "--lora-rank is for --train lora"),
+    "alpha": ("--method grpo --model m --lora-alpha 4", "--lora-alpha is for --train lora"),
     "horizon": ("--kl-horizon 9", "--kl-horizon is for --kl-target"),
     "vocabulary": ("--vocabulary 99", "--vocabulary is for --tokenizer bpe"),
-    "kl in ppo": ("--stage ppo --init m --kl-estimator k2", "--kl-estimator is for --kl-in loss"),
+    "kl in ppo": ("--method ppo --model m --kl-estimator k2", "--kl-estimator is for --kl-in loss"),
     "kl of nothing": (
-        "--stage grpo --init m --kl-in reward --beta 0",
+        "--method grpo --model m --kl-in reward --beta 0",
         "--kl-in has no KL to weigh",
     ),
     "estimator of nothing": (
-        "--stage grpo --init m --kl-estimator k1 --beta 0",
+        "--method grpo --model m --kl-estimator k1 --beta 0",
         "--kl-estimator has no KL to weigh with --beta 0",
     ),
-    "kl is needed": ("--stage grpo --init m --no-track-kl", "--no-track-kl is for --beta 0"),
+    "kl is needed": ("--method grpo --model m --no-track-kl", "--no-track-kl is for --beta 0"),
     "normalised kl": (
-        "--stage rloo --init m --combination normalize_then_sum",
+        "--method rloo --model m --combination normalize_then_sum",
         "to the spread of a reward, however small it is: take --kl-in loss",
     ),
     "column of text": (
-        "--stage sft --text-column body",
+        "--method sft --text-column body",
         "--text-column is for a table, and topics",
     ),
     "prompts of text": (
-        "--stage grpo --init m --prompt-column question",
+        "--method grpo --model m --prompt-column question",
         "--prompt-column is for a table, and topics is text",
     ),
     "two columns": (
-        "--stage grpo --init m --data a/b --text-column body --prompt-column question",
+        "--method grpo --model m --data a/b --text-column body --prompt-column question",
         "--prompt-column does not go with --text-column",
     ),
     "length of a table's": (
-        "--stage ppo --init m --data openai/gsm8k --prompt-tokens 8",
+        "--method ppo --model m --data openai/gsm8k --prompt-tokens 8",
         "--prompt-tokens is for text, and openai/gsm8k is read as a table of prompts",
     ),
     "room in the story": (
@@ -96,16 +102,22 @@ WORDS = {
         "--critic-warmup 15 leaves none of ppo's 15 steps to the policy",
     ),
     "decay in the story": ("--weight-decay 0.1", "while the critic learns alone"),
-    "decay": ("--stage ppo --init m --weight-decay 0.1", "take --critic-warmup 0, or no weight d"),
+    "decay": (
+        "--method ppo --model m --weight-decay 0.1",
+        "take --critic-warmup 0, or no weight d",
+    ),
     "fraction": ("--validation-fraction 0.5", "must lie between 0 and 0.5"),
     "temperature": ("--temperature 0", "--temperature must be above 0"),
     "top p": ("--top-p 1.5", "--top-p 1.5 must lie between 0 and 1"),
     "prompts": ("--prompt-tokens 0", "--prompt-tokens must be above 0"),
     "noise": ("--noise -1", "--noise must not be negative"),
-    "no data": ("--stage sft --data nowhere.txt", "nowhere.txt"),
-    "built-in text": ("--stage sft --data topcis", 'Unknown text "topcis". Did you mean "topics"?'),
+    "no data": ("--method sft --data nowhere.txt", "nowhere.txt"),
+    "built-in text": (
+        "--method sft --data topcis",
+        'Unknown text "topcis". Did you mean "topics"?',
+    ),
     "small vocabulary": (
-        "--stage sft --tokenizer bpe --vocabulary 9",
+        "--method sft --tokenizer bpe --vocabulary 9",
         "--vocabulary 9 has no room",
     ),
 }
@@ -227,7 +239,7 @@ def test_a_language_model_is_no_reward_model(
     )
     line = refused(capsys, words, notes=True)
     assert f'"{start}" is no reward model' in line
-    assert "--stage reward" in line
+    assert "--method reward" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -261,7 +273,7 @@ DATA = {
         "all",
         "prompts.jsonl",
         '{"prompt": "a"}\n',
-        "--stage all starts from text",
+        "--method all starts from text",
     ),
     "not json": ("grpo", "prompts.jsonl", "hello\n", "line 1 is not JSON"),
     "no messages": ("grpo", "prompts.jsonl", '{"prompt": 3}\n', "prompt"),

@@ -80,7 +80,7 @@ def test_a_chat_model_learns_adapters_from_a_table(
     kind: str, chat_model: Path, reward: str, tmp_path: Path
 ) -> None:
     data = _prompts(tmp_path / "prompts.jsonl", chat=kind == "messages")
-    options = ["--reward", reward, "--lora", "--lora-rank", "2", *FEW]
+    options = ["--reward", reward, "--train", "lora", "--lora-rank", "2", *FEW]
     run = speak("grpo", chat_model, data, tmp_path / "run", *options)
     assert "gold_reward" not in training_lines(run)[-1]  # a table has no text to judge by
     assert "rewards/right/mean" in training_lines(run)[-1]
@@ -102,7 +102,7 @@ def test_a_chat_model_learns_adapters_from_a_table(
 
 def test_an_adapter_is_a_start(chat_model: Path, reward: str, tmp_path: Path) -> None:
     data = _prompts(tmp_path / "prompts.jsonl", chat=True)
-    first = ["--reward", reward, "--lora", "--learning-rate", "1e-2", *FEW]
+    first = ["--reward", reward, "--train", "lora", "--learning-rate", "1e-2", *FEW]
     run = speak("grpo", chat_model, data, tmp_path / "first", *first)
     again = speak("rloo", run / "adapter", data, tmp_path / "second", "--reward", reward, *FEW)
     merged = speak("rloo", run / "model", data, tmp_path / "third", "--reward", reward, *FEW)
@@ -113,7 +113,7 @@ def test_an_adapter_is_a_start(chat_model: Path, reward: str, tmp_path: Path) ->
 def test_sft_on_a_column_of_a_table(chat_model: Path, tmp_path: Path) -> None:
     rows = [{"body": f"{n} and two make {n + 2}, as everyone knows."} for n in range(10, 50)]
     data = _table(tmp_path / "text.jsonl", rows)
-    options = ["--text-column", "body", "--context", "32", "--lora", *FEW]
+    options = ["--text-column", "body", "--context", "32", "--train", "lora", *FEW]
     run = speak("sft", chat_model, data, tmp_path / "run", *options)
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     assert read_json(run / "summary.json")["data"]["unit"] == "blocks"
@@ -143,7 +143,7 @@ def test_a_reward_model_of_conversations_is_a_reward(chat_model: Path, tmp_path:
 
 
 def test_a_chat_model_answers(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", str(chat_model), "Who are you?", "--max-new-tokens", "6", "--json"]
+    words = ["generate", str(chat_model), "Who are you?", "--max-new-tokens", "6", "--json", "-"]
     main(words)
     plain = json.loads(capsys.readouterr().out)
     main([*words, "--chat"])

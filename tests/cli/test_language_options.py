@@ -15,16 +15,16 @@ from visgrpo.tasks.language import train as language
 from visgrpo.tasks.language.config import LanguageConfig
 
 EVERYWHERE = (
-    "stage output seed device precision report resume data text_column validation_fraction "
+    "method output seed device precision report resume data text_column validation_fraction "
 )
 OPTIMISER = (
     "weight_decay warmup schedule final_learning_rate max_grad_norm log_every keep report_to "
 )
 TRAINED = f"{OPTIMISER} steps learning_rate eval_every save_every accumulation batch_size "
 NEW = "preset architecture tokenizer vocabulary context "
-ADAPTED = "lora lora_rank lora_alpha "
+ADAPTED = "train lora_rank lora_alpha "
 DRAWN = "temperature top_k top_p max_new_tokens prompt_tokens "
-REWARDED = f"{DRAWN} init eval_prompts reward reward_weights prompt_column gold "
+REWARDED = f"{DRAWN} model eval_prompts reward reward_weights prompt_column gold "
 LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps "
 UPDATES = "kl_in kl_estimator mask_truncated inner_passes minibatches refresh_every token_budget "
 POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES
@@ -35,9 +35,9 @@ CRITIC = (
 )
 USED = {
     "all": OPTIMISER + NEW + DRAWN + LEARNING + CRITIC + "eval_prompts pairs noise samples",
-    "sft": TRAINED + NEW + ADAPTED + "init",
-    "preferences": DRAWN + "init batch_size pairs noise",
-    "reward": TRAINED + "init",
+    "sft": TRAINED + NEW + ADAPTED + "model",
+    "preferences": DRAWN + "model batch_size pairs noise",
+    "reward": TRAINED + "model",
     "grpo": POLICY + GROUPS + CLIP,
     "dr-grpo": POLICY + GROUPS + CLIP,
     "dapo": POLICY + GROUPS + CLIP,
@@ -59,22 +59,24 @@ def _another(default: Any) -> Any:
         return default + 1
     if isinstance(default, float):
         return 0.25
+    if default == ("all",):
+        return ("lora",)
     return ("x",) if isinstance(default, tuple) else 1 if default is None else "tiny"
 
 
 @pytest.mark.parametrize("stage", USED)
 def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
     used = set((EVERYWHERE + USED[stage]).split())
-    plain = LanguageConfig(stage=stage, init=None if stage in ("all", "sft") else "m")  # type: ignore[arg-type]
+    plain = LanguageConfig(method=stage, model=None if stage in ("all", "sft") else "m")  # type: ignore[arg-type]
     for field in options_of(LanguageConfig):
-        if field.name == "stage":
+        if field.name == "method":
             continue
         problem = ""
         try:
             replace(plain, **{field.name: _another(field.default)}).check()
         except UserError as error:
             problem = str(error)
-        refused = f"does not go with --stage {stage}; it is for" in problem
+        refused = f"does not go with --method {stage}; it is for" in problem
         # A new model's options are refused for the start that has its own.
         refused |= "is for new models" in problem
         assert refused == (field.name not in used), (field.name, problem)
@@ -87,7 +89,7 @@ def test_the_story_gives_each_stage_what_it_uses(
 
     def train(self: Any, config: LanguageConfig) -> dict[str, Any]:
         config.check()
-        seen[config.stage] = config
+        seen[config.method] = config
         measures = {"before": {}, "after": {}, "data": {"test": 1}}
         return {"seconds": 1.0, "samples": 4, **measures}
 
@@ -103,7 +105,7 @@ def test_the_story_gives_each_stage_what_it_uses(
     assert list(seen) == ["sft", "preferences", "reward", "best-of-n", "grpo", "ppo"]
     for stage, config in seen.items():
         plain = LanguageConfig()
-        used = set((EVERYWHERE + USED[stage]).split()) - {"output", "stage", "init"}
+        used = set((EVERYWHERE + USED[stage]).split()) - {"output", "method", "model"}
         if stage != "sft":
             used -= set(NEW.split())
         for name in used:

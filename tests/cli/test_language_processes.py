@@ -22,5 +22,5 @@ def test_what_runs_in_one_process_says_so(
     monkeypatch.setattr(Processes, "world_size", 2)
     init = None if stage == "all" else stages / "sft"
     line = refused(capsys, language_words(stage, init, short_text, tmp_path / "run"))
-    assert f"--stage {stage} runs in one process" in line
+    assert f"--method {stage} runs in one process" in line
     assert not list(tmp_path.iterdir())

@@ -74,11 +74,11 @@ def test_one_stage_is_what_it_is_in_all(
     whole_story: Path, short_text: Path, tmp_path: Path
 ) -> None:
     settings = yaml.safe_load((whole_story / "grpo" / "config.yaml").read_text())
-    words = ["language", "--stage", "grpo", "--device", "cpu", "--no-report"]
+    words = ["language", "--method", "grpo", "--device", "cpu", "--no-report"]
     words += ["--validation-fraction", "0.1"]
     for name in ("max_new_tokens", "prompt_tokens", "eval_prompts", "group_size", "silent_steps"):
         words += [f"--{name.replace('_', '-')}", str(settings[name])]
-    paths = ["--init", whole_story / "sft", "--data", short_text, "--output", tmp_path / "run"]
+    paths = ["--model", whole_story / "sft", "--data", short_text, "--output", tmp_path / "run"]
     main([*words, *map(str, paths)])
     assert same_language_run(tmp_path / "run", whole_story / "grpo")
 

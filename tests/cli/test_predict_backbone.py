@@ -53,7 +53,7 @@ def photos(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
 
 def predict(capsys: Capture, model: Path, images: list[Path], *options: str) -> list[dict]:
     capsys.readouterr()
-    main(["predict", str(model), *map(str, images), "--json", "--device", "cpu", *options])
+    main(["predict", str(model), *map(str, images), "--json", "-", "--device", "cpu", *options])
     return json.loads(capsys.readouterr().out)
 
 

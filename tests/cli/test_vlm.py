@@ -28,9 +28,9 @@ OF_GRPO = {
 
 @pytest.fixture(scope="module")
 def story(counts: Path, other_counts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of `--stage all` from a new tiny model."""
+    """The runs of `--method all` from a new tiny model."""
     output = tmp_path_factory.mktemp("story") / "all"
-    return see("all", None, counts, output, "--ood", other_counts, "--preset", "tiny")
+    return see("all", None, counts, output, "--shifts", other_counts, "--preset", "tiny")
 
 
 def test_both_stages_leave_their_runs(story: Path) -> None:

@@ -16,16 +16,16 @@ VLM = ["vlm", "--output", "run", "--device", "cpu"]
 
 # Words that cannot work, whatever the files hold: nothing is loaded
 WORDS = {
-    "stage": ("--stage grop", 'Did you mean "grpo"?'),
-    "no stage": ("--stage ppo", "Choose from: all, sft, grpo, dr-grpo, dapo, gspo, cispo, rloo"),
+    "stage": ("--method grop", 'Did you mean "grpo"?'),
+    "no stage": ("--method ppo", "Choose from: all, sft, grpo, dr-grpo, dapo, gspo, cispo, rloo"),
     "preset": ("--preset tny", 'Did you mean "tiny"?'),
     "style": ("--style dirct", 'Did you mean "direct"?'),
-    "groups in sft": ("--stage sft --group-size 4", "--group-size does not go with --stage sft"),
-    "steps of sft": ("--stage grpo --sft-steps 4", "--sft-steps does not go with --stage grpo"),
-    "clip of rloo": ("--stage rloo --epsilon-low 0.1", "--epsilon-low does not go with"),
+    "groups in sft": ("--method sft --group-size 4", "--group-size does not go with --method sft"),
+    "steps of sft": ("--method grpo --sft-steps 4", "--sft-steps does not go with --method grpo"),
+    "clip of rloo": ("--method rloo --epsilon-low 0.1", "--epsilon-low does not go with"),
     "a group of one": ("--group-size 1", "--group-size 1 leaves grpo nothing to compare"),
     "checkpointing": (
-        "--stage grpo --gradient-checkpointing",
+        "--method grpo --gradient-checkpointing",
         "completions share the cache of their prompt",
     ),
     "typo": ("--sft-step 3", "Unknown option --sft-step. Did you mean --sft-steps?"),
@@ -65,7 +65,7 @@ OPTIONS = {
     "large batch": ("grpo", "--batch-size 99", "batch"),
     "column": ("sft", "--answer-column ground_truht", 'Did you mean "ground_truth"?'),
     "no model": ("grpo", "--model nowhere/at/all", "does not exist"),
-    "no other data": ("grpo", "--ood nowhere.jsonl", "nowhere.jsonl"),
+    "no other data": ("grpo", "--shifts nowhere.jsonl", "nowhere.jsonl"),
 }
 
 
@@ -151,7 +151,7 @@ def test_an_unreadable_image_is_named_or_left_out(
         ("predict CLIP PICTURE --ask x", "--ask does not go with"),
         ("evaluate CLIP --data digits --task counting", "--task does not go with"),
         ("generate MODEL hello", "qwen2_5_vl model, which does not write text"),
-        ("language --stage sft --init MODEL", "qwen2_5_vl model, which does not write text"),
+        ("language --method sft --model MODEL", "qwen2_5_vl model, which does not write text"),
     ],
 )
 def test_evaluate_and_predict(

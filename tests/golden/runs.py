@@ -13,11 +13,11 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from record import Record, record_of
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from making import CLASSES, write_counts, write_masks, write_pictures, write_table, write_text
+from record import Record, record_of
 from visgrpo.cli import main
 
 _LOOP = "--device cpu --learning-rate 1e-3 --log-every 1 --batch-size"
@@ -26,7 +26,7 @@ _STALE = f"{_CLIP} --minibatches 2 --inner-passes 2 --refresh-every 3 --save-eve
 _BACKBONE = f"--model {{pretrain-backbone}}/model {_LOOP} 8 --steps 4 --hidden 8"
 _TEXT = f"language --data {{text}} --validation-fraction 0.1 {_LOOP} 4 --steps 4 --eval-every 2"
 _PROMPTS = "--max-new-tokens 8 --prompt-tokens 8"
-_SPEAK = f"--init {{language-sft}}/model {_PROMPTS} --eval-prompts 4"
+_SPEAK = f"--model {{language-sft}}/model {_PROMPTS} --eval-prompts 4"
 _GROUPS = "--group-size 4 --reward gold"
 _SEE = f"vlm --data {{counts}} {_LOOP} 4 --steps 3 --eval-every 3 --eval-images 6"
 _SAMPLE = "--max-new-tokens 6"
@@ -56,8 +56,8 @@ RUNS: Mapping[str, Run] = {
     ),
     "clip-sampled": Run(f"{_CLIP} --augment crop flip --reward hard top-k:2 --group-size 4"),
     "clip-exact-lora": Run(
-        f"{_CLIP} --estimator exact --lora --lora-rank 2 --lora-dropout 0.2 --entropy-weight 0.01 "
-        "--reward {reward}:odd --minibatches 2 --method dapo"
+        f"{_CLIP} --estimator exact --train lora --lora-rank 2 --lora-dropout 0.2 "
+        "--entropy-weight 0.01 --reward {reward}:odd --minibatches 2 --method dapo"
     ),
     "clip-supervised": Run(f"{_CLIP} --method supervised --train full --retention {{others}}"),
     "clip-baseline": Run(f"{_CLIP} --baseline --method reinforce --supervised-weight 0.5"),
@@ -81,37 +81,37 @@ RUNS: Mapping[str, Run] = {
     "segmentation-frozen": Run(
         f"segmentation --data {{masks}} {_BACKBONE} --decide-at pixel --estimator exact"
     ),
-    "language-sft": Run(f"{_TEXT} --stage sft --preset tiny --context 48"),
+    "language-sft": Run(f"{_TEXT} --method sft --preset tiny --context 48"),
     "language-preferences": Run(
-        "language --data {text} --validation-fraction 0.1 --device cpu --stage preferences "
-        f"--init {{language-sft}}/model {_PROMPTS} --pairs 24"
+        "language --data {text} --validation-fraction 0.1 --device cpu --method preferences "
+        f"--model {{language-sft}}/model {_PROMPTS} --pairs 24"
     ),
     "language-reward": Run(
-        f"language --data {{language-preferences}}/pairs.jsonl --init {{language-sft}}/model "
-        f"--validation-fraction 0.1 {_LOOP} 4 --steps 4 --stage reward"
+        f"language --data {{language-preferences}}/pairs.jsonl --model {{language-sft}}/model "
+        f"--validation-fraction 0.1 {_LOOP} 4 --steps 4 --method reward"
     ),
-    "language-grpo": Run(f"{_TEXT} --stage grpo {_SPEAK} {_GROUPS} --minibatches 2"),
+    "language-grpo": Run(f"{_TEXT} --method grpo {_SPEAK} {_GROUPS} --minibatches 2"),
     "language-grpo-lora": Run(
-        f"{_TEXT} --stage grpo {_SPEAK} --group-size 4 --lora --lora-rank 2 --kl-in reward "
+        f"{_TEXT} --method grpo {_SPEAK} --group-size 4 --train lora --lora-rank 2 --kl-in reward "
         "--reward model:{language-reward}"
     ),
-    "language-ppo": Run(f"{_TEXT} --stage ppo {_SPEAK} {_GROUPS} --critic-warmup 1"),
+    "language-ppo": Run(f"{_TEXT} --method ppo {_SPEAK} {_GROUPS} --critic-warmup 1"),
     "language-ppo-killed": Run(
-        f"{_TEXT} --stage ppo {_SPEAK} {_GROUPS} --critic head --critic-warmup 1 "
+        f"{_TEXT} --method ppo {_SPEAK} {_GROUPS} --critic head --critic-warmup 1 "
         "--kl-target 0.05 --keep last",
         killed=3,
     ),
     "language-best-of-n": Run(
-        "language --data {text} --validation-fraction 0.1 --device cpu --stage best-of-n "
+        "language --data {text} --validation-fraction 0.1 --device cpu --method best-of-n "
         f"{_SPEAK} --samples 4 --reward gold"
     ),
-    "vlm-sft": Run(f"{_SEE} --stage sft --preset tiny {_SAMPLE}"),
+    "vlm-sft": Run(f"{_SEE} --method sft --preset tiny {_SAMPLE}"),
     "vlm-grpo": Run(
-        f"{_SEE} --stage grpo --model {{vlm-sft}}/model {_SAMPLE} --group-size 3 --minibatches 2 "
+        f"{_SEE} --method grpo --model {{vlm-sft}}/model {_SAMPLE} --group-size 3 --minibatches 2 "
         "--reward format {reward}:vowels"
     ),
     "vlm-grpo-lora": Run(
-        f"{_SEE} --stage grpo --model {{vlm-sft}}/model {_SAMPLE} --group-size 3 --train lora "
+        f"{_SEE} --method grpo --model {{vlm-sft}}/model {_SAMPLE} --group-size 3 --train lora "
         "--reward {reward}:vowels --lora-rank 2 --refresh-every 2"
     ),
     "evaluate-clip": Run(

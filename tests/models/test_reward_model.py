@@ -332,7 +332,7 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     parts = language_of("gpt2")
     save(parts.model, parts, tmp_path)
     assert one_line(str(tmp_path)) == (
-        f'"{tmp_path}" is no reward model: it lacks score.weight. Train one with --stage reward.'
+        f'"{tmp_path}" is no reward model: it lacks score.weight. Train one with --method reward.'
     )
 
 

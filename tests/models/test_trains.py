@@ -193,7 +193,7 @@ def test_rank_alpha_and_dropout_arrive(family: str, tiny_clip_folder: Path) -> N
         ("image last:-1", "--last-blocks -1: the image tower has 2 blocks."),
         ("image last:3", "--last-blocks 3: the image tower has 2 blocks."),
         ("text last:1", "--last-blocks are the image tower's: they do not go with --train text."),
-        ("projections lora", "--lora adapts towers: choose --train image, text or full."),
+        ("projections lora", "--train lora adapts towers: choose image, text or full beside it."),
         ("imgae", '--train "imgae" is no part of this model. Did you mean "image"?'),
     ],
 )

@@ -60,7 +60,7 @@ def test_without_variants_and_grid_only_the_seeds_differ(tmp_path: Path) -> None
 
 def test_the_settings_of_a_run_are_a_start(tmp_path: Path) -> None:
     text = "recipe: clip\nversions: {torch: '2'}\nlora: true\nsteps: null\nsweep: {beta: [0]}\n"
-    assert read(tmp_path, text)[0].config == ClipConfig(lora=True, steps=None, beta=0.0)
+    assert read(tmp_path, text)[0].config == ClipConfig(train=("lora",), steps=None, beta=0.0)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ BAD = {
     f"variants: {{{'a' * 121}: {{}}}}": "cannot name a folder of the sweep",
     "sweep: {beta: [0, -1]}": "yaml, beta=-1: --beta must not be negative, not -1.0.",
     "sweep: {beta: [0, much]}": 'yaml, beta=much: --beta takes a number, not "much". See visgrpo',
-    "sweep: {lora: [false, true]}\ntrain: projections": "lora=true: --lora adapts towers",
+    "sweep: {lora: [false, true]}\ntrain: projections": "lora=true: --train lora adapts towers",
     "beta: [": "is not YAML",
     "- beta": "must hold lines of the form option: value.",
 }

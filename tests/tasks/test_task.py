@@ -176,7 +176,7 @@ def test_its_model_is_evaluated_and_predicted_with(
     assert found == {"model": {"accuracy": summary["after"]["accuracy"]}}
     pixels = np.repeat([[250], [5]], 16, axis=1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "left.png")
-    main(["predict", str(tmp_path / "run"), str(tmp_path / "left.png"), "--json"])
+    main(["predict", str(tmp_path / "run"), str(tmp_path / "left.png"), "--json", "-"])
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["classes"] == ["left", "right"]
     with pytest.raises(SystemExit):

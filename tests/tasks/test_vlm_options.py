@@ -43,16 +43,16 @@ def _another(default: Any) -> Any:
 
 @pytest.mark.parametrize("stage", UNUSED)
 def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
-    plain = VlmConfig(stage=stage)  # type: ignore[arg-type]
+    plain = VlmConfig(method=stage)  # type: ignore[arg-type]
     for field in options_of(VlmConfig):
-        if field.name == "stage":
+        if field.name == "method":
             continue
         problem = ""
         try:
             replace(plain, **{field.name: _another(field.default)}).check()
         except UserError as error:
             problem = str(error)
-        refused = f"does not go with --stage {stage}; it is for" in problem
+        refused = f"does not go with --method {stage}; it is for" in problem
         assert refused == (field.name in UNUSED[stage]), (field.name, problem)
 
 
@@ -64,7 +64,7 @@ def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
         ({"lora_alpha": 4.0, "train": ("merger",)}, "--lora-alpha is for --train lora"),
         ({"gradient_checkpointing": True}, "completions share the cache of their prompt"),
         (
-            {"gradient_checkpointing": True, "stage": "grpo"},
+            {"gradient_checkpointing": True, "method": "grpo"},
             "--gradient-checkpointing does not go with --engine shared",
         ),
         ({"group_size": 1}, "--group-size 1 leaves grpo nothing to compare"),
@@ -83,28 +83,28 @@ def test_what_cannot_work_is_refused_in_words(options: dict[str, Any], problem: 
 
 
 def test_checkpointing_goes_with_sft_and_with_the_plain_engine() -> None:
-    VlmConfig(stage="sft", gradient_checkpointing=True).check()
-    VlmConfig(stage="grpo", gradient_checkpointing=True, engine="plain").check()
+    VlmConfig(method="sft", gradient_checkpointing=True).check()
+    VlmConfig(method="grpo", gradient_checkpointing=True, engine="plain").check()
 
 
 def test_defaults_are_those_of_the_model() -> None:
-    hub = resolved(VlmConfig(stage="grpo", model="m"), {})
+    hub = resolved(VlmConfig(method="grpo", model="m"), {})
     assert (hub.max_new_tokens, hub.batch_size, hub.learning_rate) == (256, 8, 1e-6)
     assert hub.reward == ("format", "exact")
     assert (hub.inner_passes, hub.kl_in) == (1, "loss")
-    adapters = resolved(VlmConfig(stage="sft", model="m", train=("lora",)), {})
+    adapters = resolved(VlmConfig(method="sft", model="m", train=("lora",)), {})
     assert adapters.learning_rate == pytest.approx(4e-4)  # 20 times 2e-5
-    direct = resolved(VlmConfig(stage="rloo", model="m", style="direct"), {"preset": "tiny"})
+    direct = resolved(VlmConfig(method="rloo", model="m", style="direct"), {"preset": "tiny"})
     assert direct.reward == ("format:direct", "exact")
     assert direct.kl_in == "reward"
     assert direct.max_new_tokens != hub.max_new_tokens
-    given = resolved(VlmConfig(stage="grpo", steps=3, learning_rate=0.5, reward=("exact",)), {})
+    given = resolved(VlmConfig(method="grpo", steps=3, learning_rate=0.5, reward=("exact",)), {})
     assert (given.steps, given.learning_rate, given.reward) == (3, 0.5, ("exact",))
 
 
 def test_a_token_budget_becomes_steps() -> None:
     config = VlmConfig(
-        stage="grpo", token_budget=1000, batch_size=4, group_size=8, max_new_tokens=10
+        method="grpo", token_budget=1000, batch_size=4, group_size=8, max_new_tokens=10
     )
     assert resolved(config, {}).steps == 3  # 4 × 8 × 10 = 320 tokens a step
     with pytest.raises(UserError, match="less than the 320 tokens that one step may draw"):
@@ -118,7 +118,7 @@ def test_the_story_gives_each_stage_what_it_uses(
 
     def train(task: Any, config: VlmConfig) -> dict[str, Any]:
         config.check()
-        seen[config.stage] = config
+        seen[config.method] = config
         return {"seconds": 1.0, "before": {}, "after": {}, "data": {"test": 1}}
 
     monkeypatch.setattr(vlm.VlmTask, "train_stage", train)
@@ -139,4 +139,4 @@ def test_the_story_gives_each_stage_what_it_uses(
     assert grpo.model == str(tmp_path / "run" / "sft")
     for stage in (sft, grpo):
         assert (stage.train, stage.log_every) == (config.train, 2)
-        assert stage.output == str(tmp_path / "run" / stage.stage)
+        assert stage.output == str(tmp_path / "run" / stage.method)

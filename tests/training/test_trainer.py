@@ -168,7 +168,7 @@ def test_only_what_trains_is_moved_and_saved(tmp_path: Path) -> None:
 
 def test_nothing_to_train(tmp_path: Path) -> None:
     model = toy_model().requires_grad_(False)
-    with pytest.raises(UserError, match="Nothing trains: choose another --train, or --lora"):
+    with pytest.raises(UserError, match="Nothing trains: choose another --train, such as lora"):
         toy_trainer(tmp_path, supervised(), model=model)
 
 

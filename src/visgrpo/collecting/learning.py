@@ -249,7 +249,7 @@ def _defaults(config: CollectConfig, images: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "reward": [_REWARDS[config.ask]],
         "estimator": "exact",
-        "lora": True,
+        "train": ["lora"],
         "batch_size": batch_size,
         "steps": max(_LEAST_STEPS, math.ceil(_EPOCHS * images / batch_size)),
         "select": "accuracy",  # hardly one of two dozen judged images is for validation

@@ -12,6 +12,7 @@ from typing import Literal
 
 from visgrpo.errors import nearest
 from visgrpo.options import Options, option, override
+from visgrpo.training.options import Printing
 
 FEEDBACK_REWARDS = ("clicks", "dwell", "votes", "log-votes", "preferences", "grades")
 _OF_AVERAGES = ("pessimism", "half_life", "unknown", "prior_strength", "position_bias")
@@ -182,7 +183,7 @@ class FeedbackOptions(TableOptions):
 
 
 @dataclass(frozen=True)
-class SummarizeConfig(TableOptions, ImageColumns):
+class SummarizeConfig(Printing, TableOptions, ImageColumns):
     """Say what is in a table of feedback, what it is good for and what it lacks."""
 
     events: str = option(
@@ -199,11 +200,10 @@ class SummarizeConfig(TableOptions, ImageColumns):
     output: str | None = option(
         None, "Write a page with plots to this file, or as feedback.html into this folder."
     )
-    json: bool = option(False, "Print JSON instead of tables.")
 
 
 @dataclass(frozen=True)
-class ReplayConfig(TableOptions, LabelledByModel):
+class ReplayConfig(Printing, TableOptions, LabelledByModel):
     """Estimate from a log how saved models would have done in place of the policy that wrote it.
 
     A model is taken to draw labels by its probabilities, as the log's policy drew by its
@@ -247,7 +247,6 @@ class ReplayConfig(TableOptions, LabelledByModel):
         "impressions.",
         within="[0, 1)",
     )
-    json: bool = option(False, "Print JSON instead of the table.")
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()

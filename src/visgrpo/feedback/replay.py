@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,8 +265,7 @@ def _show(
     config: ReplayConfig,
 ) -> None:
     """Print JSON, or the table and a sentence for each comparison."""
-    if config.json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
+    if config.printed(results):
         return
     log = results["log"]
     # Paths would fill the table; the lines above it say which is which.

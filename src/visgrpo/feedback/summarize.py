@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,13 +30,12 @@ def summarize(config: SummarizeConfig) -> dict[str, Any]:
         config.events, query=config.query, drop_duplicates=config.drop_duplicates
     ) as events:
         summary = asdict(summarize_events(events, _match(events, config)))
-    if config.json:
-        print(json.dumps(summary, indent=1, ensure_ascii=False))
-    else:
+    printed = config.printed(summary)
+    if not printed:
         _show(summary)
     if config.output is not None:
         page = write_feedback_page(summary, Path(config.output))
-        if not config.json:
+        if not printed:
             print(f"Page: {page}")
     return summary
 

@@ -278,7 +278,7 @@ def _reward(name: str) -> Parts:
     tokenizer = pretrained("AutoTokenizer", name)
     if lacking:
         raise UserError(
-            f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --stage reward.'
+            f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --method reward.'
         )
     if not hasattr(scorer, "score") or scorer.config.num_labels != 1:
         raise UserError(

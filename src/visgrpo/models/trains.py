@@ -243,7 +243,7 @@ def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], choice: Adapt)
                 "choose image, text or full."
             )
         if LORA in train:
-            raise UserError("--lora adapts towers: choose --train image, text or full.")
+            raise UserError("--train lora adapts towers: choose image, text or full beside it.")
     chosen = _chosen(backbone, train, _CLIP, blocks)
     if last and id(next(tower.parameters())) not in chosen:
         raise UserError(
@@ -364,7 +364,7 @@ def _adapt_text(model: Any, train: Sequence[str], choice: Adapt) -> Any:
         targets = linear_layers(model, trunk)
         if not targets:
             raise UserError(
-                f"--lora: a {kind} has no linear layers for adapters; train it in full."
+                f"--train lora: a {kind} has no linear layers for adapters; train it in full."
             )
         return _wrapped(model, targets, choice, chosen)
     _only(model, chosen)

@@ -63,7 +63,11 @@ class Run:
             return "answers"
         if self.recipe != "language":
             return "images"
-        return "pairs" if "reward" in (self.method, self.config.get("stage")) else "tokens"
+        return (
+            "pairs"
+            if "reward" in (self.method, self.config.get("stage"), self.config.get("method"))
+            else "tokens"
+        )
 
     @property
     def steps(self) -> int:

@@ -69,15 +69,17 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
         "Share of training images whose labels cross-entropy may see (drawn by the seed).",
         within="(0, 1]",
     )
-    train: Literal["image", "text", "full", "projections"] = option(
-        "image", "Which side trains: a tower with its projection, both, or the projections alone."
+    train: tuple[Literal["image", "text", "full", "projections", "lora"], ...] = option(
+        ("image",),
+        "Which side trains: a tower with its projection, both, or the projections alone; with "
+        "lora, low-rank adapters on the chosen towers, alone on the image tower.",
+        was={"lora": "lora"},
     )
     last_blocks: int = option(
         0,
-        "Train only this many last blocks of the image tower in full; with --lora, in addition.",
+        "Train only this many last blocks of the image tower in full; with lora, in addition.",
         within=">= 0",
     )
-    lora: bool = option(False, "Low-rank adapters on the chosen towers.")
     logit_scale: Literal["frozen", "trainable", "clamped"] = option(
         "frozen", "Whether the similarity's scale trains; clamped keeps it at 100 or less."
     )
@@ -106,13 +108,30 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
             yield "--warm-start is for GRPO methods: supervised training needs none."
         if self.baseline and self.method == "supervised":
             yield "--baseline is for GRPO methods: this run is the baseline itself."
-        if self.last_blocks and self.train not in ("image", "full"):
-            yield f"--last-blocks are the image tower's: they do not go with --train {self.train}."
-        if self.lora and self.train == "projections":
-            yield "--lora adapts towers: choose --train image, text or full."
+        if len(self.sides) > 1:
+            yield f"--train takes one of {', '.join(self.sides)}, and lora beside it."
+        if self.last_blocks and self.side not in ("image", "full"):
+            yield f"--last-blocks are the image tower's: they do not go with --train {self.side}."
+        if self.lora and self.side == "projections":
+            yield "--train lora adapts towers: choose image, text or full beside it."
         if self.supervised_schedule != "constant" and not self.supervised_weight:
             yield "--supervised-schedule is of --supervised-weight: give one above 0."
         yield from self.extra_rules(self.reward, self.estimator, self.method == "supervised")
+
+    @property
+    def lora(self) -> bool:
+        """Whether adapters train."""
+        return "lora" in self.train
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Which towers or projections train: one, if the options are right."""
+        return tuple(dict.fromkeys(word for word in self.train if word != "lora")) or ("image",)
+
+    @property
+    def side(self) -> str:
+        """Which side trains."""
+        return self.sides[0]
 
     def resolved_select(self) -> str:
         """What decides the best step."""

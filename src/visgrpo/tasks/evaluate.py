@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -156,15 +155,8 @@ def _check(config: EvaluateConfig, kind: Kind, start: Kind | None) -> None:
 
 def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
     """Print JSON, or a table of all rows; write the JSON file that was asked for."""
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    if config.json == "-":
-        print(text)
+    if config.printed(results):
         return
-    if config.json:
-        try:
-            Path(config.json).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {config.json} cannot be written: {error.strerror}.") from error
     print_measures(title, _with_shifts(results))
     for measure in ("per_class_accuracy", "per_class_iou"):
         if measure in results["model"]:

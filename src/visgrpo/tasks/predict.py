@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,9 +58,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             {"image": path, **prediction(path, image)}
             for path, image in zip(config.images, images, strict=True)
         ]
-    if config.json:
-        print(json.dumps(answers, indent=1, ensure_ascii=False))
-    else:
+    if not config.printed(answers):
         _show(answers)
     return answers
 

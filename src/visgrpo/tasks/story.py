@@ -1,4 +1,4 @@
-"""Tasks of several stages: one of them is a run; `--stage all` is a run of each, in its order."""
+"""Tasks of several stages: one of them is a run; `--method all` is a run of each, in its order."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class StagedTask(Task):
 
     def run_name(self, options: Any) -> str:
         stem = Path(options.data.rstrip("/")).stem
-        return f"{self.name}-{stem}" + ("" if options.stage == "all" else f"-{options.stage}")
+        return f"{self.name}-{stem}" + ("" if options.method == "all" else f"-{options.method}")
 
     def train(self, options: Any) -> dict[str, Any]:
         options.check()
-        return self._tell(options) if options.stage == "all" else self.train_stage(options)
+        return self._tell(options) if options.method == "all" else self.train_stage(options)
 
     def train_stage(self, options: Any) -> dict[str, Any]:
         """Run one stage and return its summary."""
@@ -64,7 +64,9 @@ class StagedTask(Task):
         }
         changes |= self.changes(options, stage, str(run.parent / next(iter(self.stages))))
         resume = (run / "config.yaml").exists()
-        return replace(options, **{**changes, "stage": stage, "output": str(run), "resume": resume})
+        return replace(
+            options, **{**changes, "method": stage, "output": str(run), "resume": resume}
+        )
 
     def _tell(self, options: Any) -> dict[str, Any]:
         """Run each stage in a folder of its own; return the summary of all of them.
@@ -74,7 +76,7 @@ class StagedTask(Task):
         session = open_session(options, self.run_name(options), has_checkpoints=False)
         if session.processes.world_size > 1:
             raise UserError(
-                "--stage all runs in one process: run its stages one by one in several."
+                "--method all runs in one process: run its stages one by one in several."
             )
         output = session.run.path
         begin(session, self.name)

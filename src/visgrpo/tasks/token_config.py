@@ -21,7 +21,7 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
     estimator = lora_dropout = override(hidden=True)
 
-    stage: str = option("all", "What to run.")
+    method: str = option("all", "What to run: one method, or all stages.")
     steps = override(help="Steps of one batch each; by default the preset's for the stage.")
     batch_size = override(help="Inputs of a step, over all processes; by default the preset's.")
     reward = override(help="What completions earn.")
@@ -76,7 +76,7 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
     def kl_place(self) -> Literal["loss", "reward"]:
         """Where KL weighs."""
-        return self.kl_in or ("reward" if self.stage in KL_IN_REWARD else "loss")
+        return self.kl_in or ("reward" if self.method in KL_IN_REWARD else "loss")
 
     def steps_of_budget(self) -> int:
         """Return the steps that --token-budget pays for; batch and length are known by then.

@@ -42,9 +42,9 @@ def training_of(config: TokenPolicyConfig, session: Session) -> TrainingOptions:
 
 def objective_of(config: TokenPolicyConfig) -> Objective:
     """Return the objective of a stage with the user's changes; refuse one that cannot be taken."""
-    stage = {"ppo": "grpo", "rejection": "reinforce"}.get(config.stage, config.stage)
+    stage = {"ppo": "grpo", "rejection": "reinforce"}.get(config.method, config.method)
     objective = preset(stage.replace("-", "_"), **config.changes())
-    if config.stage != "ppo":
+    if config.method != "ppo":
         check_objective(objective, "sampled", config.group_size)
     return objective
 
@@ -89,7 +89,7 @@ def method_of(
         mask_truncated=config.mask_truncated,
         on_policy=training.updates_per_rollout == 1,
     )
-    if config.stage == "ppo":
+    if config.method == "ppo":
         ppo: Any = config  # only the language command has this stage, and its options
         return TokenPPO(
             rollouts,
@@ -103,7 +103,7 @@ def method_of(
             value_weight=ppo.value_weight,
             critic_warmup=ppo.critic_warmup,
         )
-    best_only = config.stage == "rejection"
+    best_only = config.method == "rejection"
     if best_only:
         objective = replace(objective, aggregation="token_mean")
     return TokenGRPO(
@@ -148,7 +148,7 @@ def policy_job(
         method=method_of(config, rollouts, objective, training),
         training=training,
         selection="reward",
-        chosen_method=config.stage,
+        chosen_method=config.method,
         draws_sequences=True,
         memory=memory,
         more=more,
@@ -209,7 +209,7 @@ def info_of(config: Any, parts: Parts, start: str | None, **more: Any) -> dict[s
     """Return what a saved model says of how it was made."""
     return {
         "start": start,
-        "method": config.stage,
+        "method": config.method,
         "data": config.data,
         **more,
         "seed": config.seed,

@@ -9,18 +9,18 @@ from typing import Literal
 from visgrpo.data.options import Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Prompts
-from visgrpo.options import Options, like, option
+from visgrpo.options import like, option
 from visgrpo.tasks.backbone_configs import RepresentationConfig
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.language.config import LanguageConfig
-from visgrpo.training.options import Loop
+from visgrpo.training.options import Loop, Printing
 
 Probe = Literal["knn", "softmax-regression"]
 Style = Literal["reasoning", "direct"]
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Options):
+class EvaluateConfig(Printing):
     """Evaluate a saved model on any data set."""
 
     model: str = like(
@@ -144,9 +144,6 @@ class EvaluateConfig(Options):
     )
     batch_size = like(Loop, 256, "Images at a time.")
     device = like(Loop)
-    json: str | None = option(
-        None, 'Write the numbers to this file as well; "-" prints JSON instead of the table.'
-    )
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()
@@ -165,7 +162,7 @@ class EvaluateConfig(Options):
 
 
 @dataclass(frozen=True)
-class PredictConfig(Options):
+class PredictConfig(Printing):
     """Classify images with a saved model, find a class for every pixel, or ask about them."""
 
     model: str = like(
@@ -199,4 +196,3 @@ class PredictConfig(Options):
         Loop, help="Segmentation: folder for NAME-mask.png and NAME-overlay.png; by default masks/."
     )
     device = like(Loop)
-    json: bool = option(False, "Print JSON instead of the table.")

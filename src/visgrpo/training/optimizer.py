@@ -31,7 +31,7 @@ def build_optimizer(
             decays = parameter.ndim >= 2
             groups.setdefault((rate_of(name), not decays), {})[name] = parameter
     if not groups:
-        raise UserError("Nothing trains: choose another --train, or --lora.")
+        raise UserError("Nothing trains: choose another --train, such as lora.")
     ordered = sorted(groups)  # the same whatever the order of a model's layers
     optimizer = torch.optim.AdamW(
         [

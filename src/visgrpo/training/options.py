@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from visgrpo.errors import UserError
@@ -156,6 +158,34 @@ class Loop(TrainingOptions):
             save_every=self.save_every or eval_every,
             **more,
         )
+
+
+@dataclass(frozen=True)
+class Printing(Options):
+    """What a command that measures says, and where."""
+
+    json: str | None = option(
+        None,
+        'Write the numbers to this file as well; "-" prints JSON instead of the table.',
+        bare="-",
+    )
+
+    def printed(self, results: Any) -> bool:
+        """Write results to the JSON file that was asked for; whether they were printed instead.
+
+        Raises:
+            UserError: for a file that cannot be written.
+        """
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        if self.json == "-":
+            print(text)
+        elif self.json:
+            try:
+                Path(self.json).write_text(text, encoding="utf-8")
+            except OSError as error:
+                problem = f"--json {self.json} cannot be written: {error.strerror}."
+                raise UserError(problem) from error
+        return self.json == "-"
 
 
 def falling(schedule: Schedule, progress: float) -> float:

@@ -128,7 +128,7 @@ def objective_of(config: ClipConfig) -> Objective:
 def what_trains(config: ClipConfig) -> list[str]:
     """Return the words for what trains."""
     last = [f"last:{config.last_blocks}"] if config.last_blocks else []
-    return [config.train, *last, *([LORA] if config.lora else [])]
+    return [config.side, *last, *([LORA] if config.lora else [])]
 
 
 def method_of(

@@ -13,7 +13,7 @@ from visgrpo.models.options import Sizes
 from visgrpo.options import like, option, override, users
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.token_config import TokenPolicyConfig
-from visgrpo.training.options import Loop
+from visgrpo.training.options import Loop, Printing
 
 Stage = Literal[
     "all",
@@ -44,15 +44,15 @@ _WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "r
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 # The story's options are those of the stages that it goes through, where one value suits them all.
 OPTIONS = users(
-    "stage",
+    "method",
     get_args(Stage),
     (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation"),
     ((*_ONE_BY_ONE, "preferences"), "batch_size"),
     ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
     ((*_ONE_BY_ONE, "all"), "log_every keep report_to"),
-    (("sft", *POLICY_STAGES), "lora lora_rank lora_alpha"),
+    (("sft", *POLICY_STAGES), "train lora_rank lora_alpha"),
     (("sft", "all"), "preset architecture tokenizer vocabulary context"),
-    (("sft", "preferences", "reward", *_REWARDED), "init"),
+    (("sft", "preferences", "reward", *_REWARDED), "model"),
     (_DRAWING, "temperature top_k top_p max_new_tokens prompt_tokens"),
     (_MEASURING, "eval_prompts"),
     (_REWARDED, "reward reward_weights prompt_column gold"),
@@ -138,11 +138,12 @@ class LanguageConfig(TokenPolicyConfig):
     """A small language model: SFT, a learned reward model, then GRPO, PPO and others beside."""
 
     learning_rate = override(
-        help="By default the preset's for the stage, 20 times as much with --lora."
+        help="By default the preset's for the stage, 20 times as much with --train lora."
     )
-    stage: Stage = option(
+    method: Stage = option(
         "all",
         "One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page.",
+        was={"stage": None},
     )
     data = like(
         Data,
@@ -163,8 +164,11 @@ class LanguageConfig(TokenPolicyConfig):
         "prompts, for validation (its test split is a fifth).",
         within="(0, 0.5)",
     )
-    init: str | None = option(
-        None, "What a stage starts from: a run, a model folder, a Hub name or a nanoGPT ckpt.pt."
+    model = like(
+        ClipConfig,
+        None,
+        "What a stage starts from: a run, a model folder, a Hub name or a nanoGPT ckpt.pt.",
+        was={"init": None},
     )
     preset: Preset = option(
         "nano",
@@ -203,14 +207,14 @@ class LanguageConfig(TokenPolicyConfig):
     )
     reward = override(
         help='model:RUN, gold, file.py:f or module:f; by default the model of the run "reward" '
-        "beside --init.",
+        "beside --model.",
     )
     critic: Literal["separate", "head"] = option(
         "separate", "ppo: a critic with a transformer of its own, or a head on the policy's."
     )
     critic_rate: float = option(
         5.0,
-        "ppo: the critic learns at this multiple of the learning rate; with --lora of a "
+        "ppo: the critic learns at this multiple of the learning rate; with --train lora of a "
         "twentieth of it, since the critic trains whole.",
         within="> 0",
     )
@@ -234,17 +238,24 @@ class LanguageConfig(TokenPolicyConfig):
         "elsewhere 16).",
         within="> 0",
     )
-    lora: bool = option(
-        False, "Low-rank adapters on every linear layer, instead of training all weights."
+    train: tuple[Literal["all", "lora"], ...] = option(
+        ("all",),
+        "What trains: all weights, or low-rank adapters (lora) on every linear layer.",
+        was={"lora": "lora"},
     )
 
     users = OPTIONS
 
+    @property
+    def lora(self) -> bool:
+        """Whether adapters train."""
+        return "lora" in self.train
+
     def rules(self) -> Iterator[str]:
-        if self.init is None and self.stage not in ("all", "sft"):
-            yield f"--stage {self.stage} needs --init, the model to start from."
-        its_own = f"is for new models: {self.init} has its own"
-        yield from self.idle((" ".join(OF_NEW_MODELS), self.init is not None, its_own))
+        if self.model is None and self.method not in ("all", "sft"):
+            yield f"--method {self.method} needs --model, the model to start from."
+        its_own = f"is for new models: {self.model} has its own"
+        yield from self.idle((" ".join(OF_NEW_MODELS), self.model is not None, its_own))
         yield from super().rules()
         yield from self.policy_rules()
         if self.architecture == "qwen2" and self.tokenizer == "char":
@@ -252,17 +263,17 @@ class LanguageConfig(TokenPolicyConfig):
                 "--architecture qwen2 goes with --tokenizer bpe: transformers reads the tokenizer "
                 "of such a model as byte pairs."
             )
-        if self.stage in ("ppo", "all") and self.critic_warmup and self.weight_decay:
+        if self.method in ("ppo", "all") and self.critic_warmup and self.weight_decay:
             yield (
                 "--weight-decay would move the policy while the critic learns alone: take "
                 "--critic-warmup 0, or no weight decay."
             )
         yield from self.idle(
-            ("lora_rank lora_alpha", not self.lora, "is for --lora"),
+            ("lora_rank lora_alpha", not self.lora, "is for --train lora"),
             ("vocabulary", self.tokenizer == "char", "is for --tokenizer bpe"),
         )
         yield from self._data_rules()
-        if self.stage == "all":
+        if self.method == "all":
             yield from self._story_rules()
 
     def _data_rules(self) -> Iterator[str]:
@@ -272,9 +283,9 @@ class LanguageConfig(TokenPolicyConfig):
 
         text, column = is_text(self.data), self.text_column is not None
         there = Path(self.data).expanduser().exists()
-        if self.stage == "all" and there and not (text or column):
+        if self.method == "all" and there and not (text or column):
             yield (
-                f"--stage all starts from text: name the column of {self.data} that holds it with "
+                f"--method all starts from text: name the column of {self.data} that holds it with "
                 "--text-column."
             )
         table = not (text or column) and (there or is_hub_name(self.data))
@@ -306,7 +317,7 @@ class LanguageConfig(TokenPolicyConfig):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(SamplingOptions):
+class GenerateConfig(Printing, SamplingOptions):
     """Complete a prompt with a language model: visgrpo generate MODEL PROMPT."""
 
     model = like(
@@ -323,7 +334,6 @@ class GenerateConfig(SamplingOptions):
     chat: bool = option(False, "Put the prompt through the model's chat template.")
     samples = like(LanguageConfig, 1, "How many completions.")
     seed = like(Loop, help="Of the draws.")
-    json: bool = option(False, "Print JSON, with the log-prob of every completion.")
     device = like(Loop)
 
 
@@ -336,9 +346,9 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
     Args:
         info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
     """
-    preset = info.get("preset") if config.init else config.preset
+    preset = info.get("preset") if config.model else config.preset
     defaults = PRESETS[preset] if preset else FOREIGN
-    kind = config.stage if config.stage in ("sft", "reward") else "policy"
+    kind = config.method if config.method in ("sft", "reward") else "policy"
     budget: Budget = getattr(defaults, kind)
     found = {
         "max_new_tokens": defaults.max_new_tokens,
@@ -348,7 +358,7 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
         "batch_size": budget.batch_size,
         "learning_rate": budget.learning_rate * (LORA_RATE if config.lora else 1.0),
         "kl_in": config.kl_place(),
-        "inner_passes": 2 if config.stage == "ppo" else 1,
+        "inner_passes": 2 if config.method == "ppo" else 1,
     }
     missing = {name: value for name, value in found.items() if getattr(config, name) is None}
     full = replace(config, **missing)  # type: ignore[arg-type]

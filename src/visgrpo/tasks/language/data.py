@@ -62,12 +62,12 @@ def load_writer(name: str) -> Parts:
 
 def load_start(config: LanguageConfig, session: Session) -> Parts:
     """Load the model that a stage starts from; say what was decided about it."""
-    assert config.init is not None
-    parts = load_writer(config.init)
+    assert config.model is not None
+    parts = load_writer(config.model)
     session.note(*parts.notes)
     learned = parts.info.get("data")
-    if config.stage != "reward" and learned not in (None, config.data):
-        session.note(f"{config.init} learned from {learned}; --data is {config.data}.")
+    if config.method != "reward" and learned not in (None, config.data):
+        session.note(f"{config.model} learned from {learned}; --data is {config.data}.")
     return parts
 
 
@@ -133,11 +133,11 @@ def rewards_of(
     """
     specs = config.reward
     if not specs:
-        beside = Path(str(config.init)).parent / "reward"
+        beside = Path(str(config.model)).parent / "reward"
         if not (beside / "config.yaml").exists():
             raise UserError(
                 f"Name a --reward (model:RUN, gold, file.py:function): there is no run {beside} "
-                "beside --init."
+                "beside --model."
             )
         specs = (f"model:{beside}",)
         session.note(f"the reward is model:{beside}.")

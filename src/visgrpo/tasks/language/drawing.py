@@ -48,13 +48,13 @@ def make_preferences(config: LanguageConfig, default_output: str) -> dict[str, A
     """
     session = open_session(config, default_output)
     if session.processes.world_size > 1:
-        raise UserError("--stage preferences runs in one process.")
+        raise UserError("--method preferences runs in one process.")
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     job = load_prompt_job(full, parts, session)
     if job.judge is None:
         raise UserError(
-            "--stage preferences needs --data with text: the judge learns from it what good text "
+            "--method preferences needs --data with text: the judge learns from it what good text "
             "looks like."
         )
     began = time.perf_counter()
@@ -65,7 +65,7 @@ def make_preferences(config: LanguageConfig, default_output: str) -> dict[str, A
     summary: dict[str, Any] = {
         "recipe": "language",
         "method": "preferences",
-        "model": str(config.init),
+        "model": str(config.model),
         "data": {"name": config.data, "prompts": len(job.splits.train)},
         "pairs": len(rows),
         "pairs_left_out": left_out,
@@ -205,7 +205,7 @@ def best_of_n(config: LanguageConfig, default_output: str) -> dict[str, Any]:
     summary = {
         "recipe": "language",
         "method": "best-of-n",
-        "model": str(config.init),
+        "model": str(config.model),
         "data": job.summary(config.data),
         "samples": sizes[-1],
         "steps": 0,

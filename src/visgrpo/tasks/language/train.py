@@ -83,18 +83,18 @@ class LanguageTask(StagedTask):
     unit = "prompts"
 
     def set_up(self, options: LanguageConfig, session: Session) -> Job:
-        set_up = {"sft": next_token, "reward": reward_model}.get(options.stage, policy)
+        set_up = {"sft": next_token, "reward": reward_model}.get(options.method, policy)
         return set_up(options, session)
 
     def train_stage(self, options: LanguageConfig) -> dict[str, Any]:
-        drawing = {"preferences": make_preferences, "best-of-n": best_of_n}.get(options.stage)
+        drawing = {"preferences": make_preferences, "best-of-n": best_of_n}.get(options.method)
         return drawing(options, self.run_name(options)) if drawing else train(self, options)
 
     def changes(self, options: LanguageConfig, stage: str, start: str) -> dict[str, Any]:
         if stage == "sft":
-            return {"init": None}
+            return {"model": None}
         plain = LanguageConfig()
-        return {"init": start, **{name: getattr(plain, name) for name in OF_NEW_MODELS}}
+        return {"model": start, **{name: getattr(plain, name) for name in OF_NEW_MODELS}}
 
     def outcome(self, summaries: Summaries) -> dict[str, Mapping[str, Any]]:
         best = summaries["best-of-n"]
@@ -107,10 +107,10 @@ class LanguageTask(StagedTask):
 
 
 def next_token(config: LanguageConfig, session: Session) -> Job:
-    """Learn a text, token by token: `--stage sft`."""
+    """Learn a text, token by token: `--method sft`."""
     documents = load_documents(config, session)
     parts = (
-        load_start(config, session) if config.init else _new_model(config, documents.train.texts)
+        load_start(config, session) if config.model else _new_model(config, documents.train.texts)
     )
     full = resolved(config, parts.info)
     block = block_of(full.context, context_of(parts.model))
@@ -136,7 +136,7 @@ def next_token(config: LanguageConfig, session: Session) -> Job:
         training=training,
         validate=lambda: measures("validation"),
         look=lambda moment: Seen(measures("test")),
-        save=partial(save_run, model, parts, session, info_of(config, parts, config.init)),
+        save=partial(save_run, model, parts, session, info_of(config, parts, config.model)),
         data=data_of(config.data, rows, "blocks"),
         start=parts.name,
         chosen_method="sft",
@@ -150,7 +150,7 @@ def next_token(config: LanguageConfig, session: Session) -> Job:
 
 
 def reward_model(config: LanguageConfig, session: Session) -> Job:
-    """Learn which completions are preferred: `--stage reward`."""
+    """Learn which completions are preferred: `--method reward`."""
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     training = training_of(full, session)
@@ -176,7 +176,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
 
     def keep(summary: Mapping[str, Any]) -> None:
         scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
-        info = {**info_of(config, parts, config.init), **scale, "data": spec}
+        info = {**info_of(config, parts, config.model), **scale, "data": spec}
         folder = session.run.path / "model"
         card = text_card(summary, "AutoModelForSequenceClassification")
         save(model, parts, folder, card, info)
@@ -191,7 +191,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         look=look,
         save=keep,
         data=data_of(spec, vars(splits), "pairs"),
-        start=str(config.init),
+        start=str(config.model),
         chosen_method="reward",
         selection="-nll",
         inputs_are="pairs",
@@ -199,7 +199,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
 
 
 def policy(config: LanguageConfig, session: Session) -> Job:
-    """Learn from rewards: `--stage grpo`, `ppo` and the others."""
+    """Learn from rewards: `--method grpo`, `ppo` and the others."""
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     objective = objective_of(full)
@@ -208,7 +208,7 @@ def policy(config: LanguageConfig, session: Session) -> Job:
     control = kl_control_of(full, training)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
-    critic = critic_of(parts.model, config.critic) if config.stage == "ppo" else None
+    critic = critic_of(parts.model, config.critic) if config.method == "ppo" else None
     model = adapted(config, parts, session, critic)
     prompts = job.splits.train.prompts
     rollouts = rollouts_of(full, parts, rewards, prompts, config.seed, judge=job.judge)
@@ -234,16 +234,16 @@ def policy(config: LanguageConfig, session: Session) -> Job:
         inputs=job.inputs["train"],
         validate=lambda: validation.measures(model),
         look=lambda moment: Seen(test.measures(model)),
-        save=partial(save_run, model, parts, session, info_of(config, parts, config.init)),
+        save=partial(save_run, model, parts, session, info_of(config, parts, config.model)),
         data=job.summary(config.data),
-        start=str(config.init),
+        start=str(config.model),
         inputs_are="prompts",
         rate_of=lambda name: critic_rate if name.startswith("critic.") else 1.0,
     )
 
 
 def _check_warmup(config: LanguageConfig, steps: int) -> None:
-    if config.stage == "ppo" and config.critic_warmup >= steps:
+    if config.method == "ppo" and config.critic_warmup >= steps:
         more = "a larger --token-budget" if config.token_budget else "more --steps"
         raise UserError(
             f"--critic-warmup {config.critic_warmup} leaves none of {steps} steps to the policy: "
@@ -272,11 +272,11 @@ def _pairs_of(config: LanguageConfig, session: Session) -> str:
     """Return the table of pairs that is named, or the one that was made beside the start."""
     spec = config.data
     if holds_text(config):
-        beside = Path(str(config.init)).parent / "pairs" / PAIRS_FILE
+        beside = Path(str(config.model)).parent / "pairs" / PAIRS_FILE
         if not beside.exists():
             raise UserError(
-                f"--stage reward learns from preference pairs: name a table of them with --data; "
-                f"there is no {beside} beside --init."
+                f"--method reward learns from preference pairs: name a table of them with --data; "
+                f"there is no {beside} beside --model."
             )
         spec = str(beside)
         session.note(f"the pairs are {spec}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -111,8 +110,7 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
-    if config.json:
-        print(json.dumps({"prompt": config.prompt, "completions": completions}, indent=1))
+    if config.printed({"prompt": config.prompt, "completions": completions}):
         return completions
     for number, each in enumerate(completions, start=1):
         if config.samples > 1:

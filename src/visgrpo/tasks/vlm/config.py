@@ -28,7 +28,7 @@ POLICY_STAGES = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
 OPTIONS = users(
-    "stage",
+    "method",
     get_args(Stage),
     (_LEARNING, "reward reward_weights combination group_size token_budget"),
     (_LEARNING, "scope advantage_baseline scale"),
@@ -59,8 +59,10 @@ FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(
 class VlmConfig(TokenPolicyConfig):
     """A vision-language model: SFT on answers, then GRPO on what its own answers earn."""
 
-    stage: Stage = option(
-        "all", "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page."
+    method: Stage = option(
+        "all",
+        "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page.",
+        was={"stage": None},
     )
     model = like(
         ClipConfig,
@@ -91,10 +93,11 @@ class VlmConfig(TokenPolicyConfig):
     trace_column: str | None = option(
         None, "Column of the reasoning that SFT imitates, where its name is not a usual one."
     )
-    ood: str | None = option(
+    shifts: str | None = option(
         None,
         "Data from elsewhere, with usual column names, that is measured on too, before and "
         "after; by default the built-in data's own.",
+        was={"ood": None},
     )
     validation_fraction = like(
         Data,
@@ -158,7 +161,7 @@ class VlmConfig(TokenPolicyConfig):
     def rules(self) -> Iterator[str]:
         yield from super().rules()
         yield from self.policy_rules()
-        if self.gradient_checkpointing and self.engine == "shared" and self.stage != "sft":
+        if self.gradient_checkpointing and self.engine == "shared" and self.method != "sft":
             yield (
                 "--gradient-checkpointing does not go with --engine shared: completions share "
                 "the cache of their prompt, which checkpointing does not keep. Take --engine "
@@ -168,7 +171,7 @@ class VlmConfig(TokenPolicyConfig):
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
             ("lora_rank lora_alpha", "lora" not in self.train, "is for --train lora"),
         )
-        if self.stage == "all" and self.group_size == 1:
+        if self.method == "all" and self.group_size == 1:
             yield "--group-size 1 leaves grpo nothing to compare: take 2 or more."
 
 
@@ -185,7 +188,7 @@ def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
         info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
     """
     defaults = defaults_of(info)
-    budget: Budget = defaults.sft if config.stage == "sft" else defaults.policy
+    budget: Budget = defaults.sft if config.method == "sft" else defaults.policy
     rate = budget.learning_rate * (LORA_RATE if config.train == ("lora",) else 1.0)
     found = {
         "max_new_tokens": defaults.max_new_tokens,

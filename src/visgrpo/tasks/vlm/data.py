@@ -45,9 +45,9 @@ def load_questions(config: VlmConfig, session: Session) -> Splits:
         skip_bad_images=config.skip_bad_images,
     )
     shifts = dict(splits.shifts)
-    if config.ood is not None:
+    if config.shifts is not None:
         elsewhere = read_test(
-            config.ood, "questions", seed=config.seed, skip_bad_images=config.skip_bad_images
+            config.shifts, "questions", seed=config.seed, skip_bad_images=config.skip_bad_images
         )
         require_answers(elsewhere)
         shifts = {"out": elsewhere}

@@ -56,7 +56,7 @@ def _print(parts: Parts, config: JoinConfig) -> None:
     for note in parts.notes:
         print(note)
     Console().print(table)
-    print(f"Saved to {config.output}. Next: visgrpo vlm --stage sft --model {config.output}")
+    print(f"Saved to {config.output}. Next: visgrpo vlm --method sft --model {config.output}")
 
 
 def _millions(module: Any) -> str:

@@ -58,7 +58,7 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     budget = round(config.vision_cache * GIBIBYTE)
     model = VisionLanguageModel(lm, engine=config.engine, feature_bytes=budget)
     # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
-    if config.stage == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
+    if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
         model.engine = "plain"
     return model.to(session.processes.device)
 

@@ -62,7 +62,7 @@ class VlmTask(StagedTask):
     shifts_in_table = True
 
     def set_up(self, options: VlmConfig, session: Session) -> Job:
-        return (imitation if options.stage == "sft" else policy)(options, session)
+        return (imitation if options.method == "sft" else policy)(options, session)
 
     def changes(self, options: VlmConfig, stage: str, start: str) -> dict[str, Any]:
         if stage == "grpo":
@@ -85,7 +85,7 @@ class VlmTask(StagedTask):
 
 
 def policy(config: VlmConfig, session: Session) -> Job:
-    """Learn from rewards: `--stage grpo` and the others."""
+    """Learn from rewards: `--method grpo` and the others."""
     objective = objective_of(config)
     questions = load_questions(config, session)
     parts = load_start(config, questions, session)
@@ -131,7 +131,7 @@ def policy(config: VlmConfig, session: Session) -> Job:
 
 
 def imitation(config: VlmConfig, session: Session) -> Job:
-    """Imitate answers: `--stage sft`."""
+    """Imitate answers: `--method sft`."""
     questions = load_questions(config, session)
     rows = {name: getattr(questions, name) for name in SPLITS}
     targets = {name: answer_targets(dataset, config.style) for name, dataset in rows.items()}

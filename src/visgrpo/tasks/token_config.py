@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self
 
 from visgrpo.errors import UserError
 from visgrpo.methods.options import Policy, SamplingOptions
@@ -12,7 +12,16 @@ from visgrpo.models.options import Adapt
 from visgrpo.options import option, override
 from visgrpo.training.options import Loop
 
+LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
 KL_IN_REWARD = ("ppo", "rloo")  # by default; in the loss of the other stages
+
+
+class Budget(NamedTuple):
+    """How long a stage trains, by default."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,24 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
         """Where KL weighs."""
         return self.kl_in or ("reward" if self.method in KL_IN_REWARD else "loss")
 
-    def steps_of_budget(self) -> int:
+    def filled(self, budget: Budget, *, adapters_alone: bool, **found: Any) -> Self:
+        """Return the options of one stage with every "by default" filled in.
+
+        Args:
+            adapters_alone: whether nothing but adapters trains.
+            found: what holds by default beside the numbers of the budget.
+        """
+        found |= {
+            "steps": budget.steps,
+            "batch_size": budget.batch_size,
+            "learning_rate": budget.learning_rate * (LORA_RATE if adapters_alone else 1.0),
+            "kl_in": self.kl_place(),
+        }
+        missing = {name: value for name, value in found.items() if not getattr(self, name)}
+        full = replace(self, **missing)
+        return replace(full, steps=full._steps_of_budget()) if full.token_budget else full
+
+    def _steps_of_budget(self) -> int:
         """Return the steps that --token-budget pays for; batch and length are known by then.
 
         Raises:

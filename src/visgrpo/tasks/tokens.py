@@ -75,19 +75,15 @@ def learning(
     )
 
 
-def method_of(
-    config: TokenPolicyConfig,
-    rollouts: TokenRollouts,
-    objective: Objective,
-    training: TrainingOptions,
-) -> Method:
+def method_of(config: TokenPolicyConfig, rollouts: TokenRollouts, *, on_policy: bool) -> Method:
     """Return what is optimised."""
+    objective = objective_of(config)
     terms = TokenTerms(
         kl_in=config.kl_in or "loss",
         kl_estimator=config.kl_estimator,
         entropy_weight=config.entropy_weight,
         mask_truncated=config.mask_truncated,
-        on_policy=training.updates_per_rollout == 1,
+        on_policy=on_policy,
     )
     if config.method == "ppo":
         ppo: Any = config  # only the language command has this stage, and its options
@@ -119,10 +115,9 @@ def method_of(
 def policy_job(
     config: TokenPolicyConfig,
     rollouts: TokenRollouts,
-    objective: Objective,
-    training: TrainingOptions,
     *,
     model: nn.Module,
+    training: TrainingOptions,
     reward_bytes: int = 0,
     **job: Any,
 ) -> Job:
@@ -145,7 +140,7 @@ def policy_job(
 
     return Job(
         model=model,
-        method=method_of(config, rollouts, objective, training),
+        method=method_of(config, rollouts, on_policy=training.updates_per_rollout == 1),
         training=training,
         selection="reward",
         chosen_method=config.method,

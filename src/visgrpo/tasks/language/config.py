@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +12,7 @@ from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Sizes
 from visgrpo.options import like, option, override, users
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.token_config import TokenPolicyConfig
+from visgrpo.tasks.token_config import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop, Printing
 
 Stage = Literal[
@@ -68,14 +68,6 @@ OPTIONS = users(
 )
 
 
-class Budget(NamedTuple):
-    """How long a stage trains, by default."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-
-
 class Defaults(NamedTuple):
     """What a preset stands for, beside the sizes of its model."""
 
@@ -127,7 +119,6 @@ FOREIGN = Defaults(
     reward=Budget(200, 16, 1e-5),
     policy=Budget(200, 8, 1e-6),
 )
-LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
 
 
 Preset = Literal["tiny", "nano", "small"]
@@ -349,17 +340,11 @@ def resolved(config: LanguageConfig, info: Mapping[str, Any]) -> LanguageConfig:
     preset = info.get("preset") if config.model else config.preset
     defaults = PRESETS[preset] if preset else FOREIGN
     kind = config.method if config.method in ("sft", "reward") else "policy"
-    budget: Budget = getattr(defaults, kind)
-    found = {
-        "max_new_tokens": defaults.max_new_tokens,
-        "pairs": defaults.pairs,
-        "samples": defaults.samples,
-        "steps": budget.steps,
-        "batch_size": budget.batch_size,
-        "learning_rate": budget.learning_rate * (LORA_RATE if config.lora else 1.0),
-        "kl_in": config.kl_place(),
-        "inner_passes": 2 if config.method == "ppo" else 1,
-    }
-    missing = {name: value for name, value in found.items() if getattr(config, name) is None}
-    full = replace(config, **missing)  # type: ignore[arg-type]
-    return replace(full, steps=full.steps_of_budget()) if full.token_budget else full
+    return config.filled(
+        getattr(defaults, kind),
+        adapters_alone=config.lora,
+        max_new_tokens=defaults.max_new_tokens,
+        pairs=defaults.pairs,
+        samples=defaults.samples,
+        inner_passes=2 if config.method == "ppo" else 1,
+    )

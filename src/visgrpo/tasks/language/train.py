@@ -26,7 +26,6 @@ from visgrpo.models.save import save, text_card
 from visgrpo.models.small import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.tasks.language.config import (
-    LORA_RATE,
     OF_NEW_MODELS,
     PRESETS,
     LanguageConfig,
@@ -46,6 +45,7 @@ from visgrpo.tasks.language.drawing import PAIRS_FILE, best_of_n, make_preferenc
 from visgrpo.tasks.run import Job, Moment, Seen, train
 from visgrpo.tasks.session import Session
 from visgrpo.tasks.story import StagedTask, Summaries
+from visgrpo.tasks.token_config import LORA_RATE
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,
@@ -202,7 +202,7 @@ def policy(config: LanguageConfig, session: Session) -> Job:
     """Learn from rewards: `--method grpo`, `ppo` and the others."""
     parts = load_start(config, session)
     full = resolved(config, parts.info)
-    objective = objective_of(full)
+    objective_of(full)  # refuses what cannot be taken, before more is loaded
     training = training_of(full, session)
     _check_warmup(full, training.steps)
     control = kl_control_of(full, training)
@@ -226,9 +226,8 @@ def policy(config: LanguageConfig, session: Session) -> Job:
     return policy_job(
         full,
         rollouts,
-        objective,
-        training,
         model=model,
+        training=training,
         reward_bytes=reward_bytes_of(rewards),
         rows=job.splits.train,
         inputs=job.inputs["train"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from visgrpo.data.options import Columns, Data, Questions
 from visgrpo.options import Options, like, option, override, users
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.language.config import LORA_RATE, Budget
-from visgrpo.tasks.token_config import TokenPolicyConfig
+from visgrpo.tasks.token_config import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop
 
 Stage = Literal[
@@ -188,20 +187,13 @@ def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
         info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
     """
     defaults = defaults_of(info)
-    budget: Budget = defaults.sft if config.method == "sft" else defaults.policy
-    rate = budget.learning_rate * (LORA_RATE if config.train == ("lora",) else 1.0)
-    found = {
-        "max_new_tokens": defaults.max_new_tokens,
-        "steps": budget.steps,
-        "batch_size": budget.batch_size,
-        "learning_rate": rate,
-        "kl_in": config.kl_place(),
-        "inner_passes": 1,
-        "reward": ("format:direct" if config.style == "direct" else "format", "exact"),
-    }
-    missing = {name: value for name, value in found.items() if not getattr(config, name)}
-    full = replace(config, **missing)  # type: ignore[arg-type]
-    return replace(full, steps=full.steps_of_budget()) if full.token_budget else full
+    return config.filled(
+        defaults.sft if config.method == "sft" else defaults.policy,
+        adapters_alone=config.train == ("lora",),
+        max_new_tokens=defaults.max_new_tokens,
+        inner_passes=1,
+        reward=("format:direct" if config.style == "direct" else "format", "exact"),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,11 +10,9 @@ from PIL import Image
 
 from visgrpo.data.table import LazySequence, Table
 from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
-from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
+from visgrpo.measures.answers import answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
-from visgrpo.models.parts import Parts
-from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.tasks.images import save_picture
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session
@@ -62,7 +59,76 @@ class VlmTask(StagedTask):
     shifts_in_table = True
 
     def set_up(self, options: VlmConfig, session: Session) -> Job:
-        return (imitation if options.method == "sft" else policy)(options, session)
+        """Imitate answers with sft, and learn from rewards with the others."""
+        imitates, style = options.method == "sft", options.style
+        if not imitates:
+            objective_of(options)  # refuses what cannot be taken, before anything is loaded
+        questions = load_questions(options, session)
+        rows = {name: getattr(questions, name) for name in SPLITS}
+        targets = {name: answer_targets(part, style) for name, part in rows.items() if imitates}
+        parts = load_start(options, questions, session)
+        full = resolved(options, parts.info)
+        training = training_of(full, session)
+        control = kl_control_of(full, training)
+        rewards = rewards_of(full, questions.train)
+        room = prompt_room(full, parts)
+        longest = context_of(parts.model) if imitates else room
+        inputs = {
+            name: VisualInputs(part, style, parts.processor, longest, targets.get(name))
+            for name, part in rows.items()
+        }
+        model = adapted(full, parts, session)
+        prompts, truths = visual_prompts(questions.train, style), questions.train.answers
+        rollouts = rollouts_of(full, parts, rewards, prompts, options.seed, truths=truths)
+        if not imitates:
+            rollouts = learning(rollouts, model, full, control, session)
+        tested = {"test": questions.test, **questions.shifts}
+        held_out = {
+            name: held_out_of(full, parts, rollouts, part, style, session.processes)
+            for name, part in {**tested, "validation": questions.validation}.items()
+        }
+        pictures = side_by_side(questions.train)
+
+        def nll(split: str) -> dict[str, float]:
+            if not imitates:
+                return {}
+            return answer_likelihood(model, rows[split], inputs[split], session.processes)
+
+        def look(moment: Moment) -> Seen:
+            seen = {name: held_out[name].look(model) for name in tested}
+            measures = {name: each.measures for name, each in seen.items()}
+            test = {**nll("test"), **measures.pop("test")}
+            if moment == "after":
+                return Seen(test, shifts=measures, more=confusions(tested, seen))
+            if not imitates:
+                warn_of_a_weak_start(test, session)
+            return Seen(test, shifts=measures)
+
+        learned = with_stage(parts.info, options)
+        info = {**info_of(options, parts, options.model, learned=learned), "style": style}
+        job: dict[str, Any] = {
+            "model": model,
+            "training": training,
+            "rows": questions.train,
+            "inputs": inputs["train"],
+            "validate": lambda: {**nll("validation"), **held_out["validation"].measures(model)},
+            "look": look,
+            "save": partial(save_run, model, parts, session, info),
+            "data": data_of(options.data, rows, "images"),
+            "start": parts.name,
+            "inputs_are": "rows",
+            "image_of": lambda index: save_picture(session, pictures, index),
+        }
+        if not imitates:
+            return policy_job(full, rollouts, **job)
+        return Job(
+            method=AnswerTokens(session.processes),
+            chosen_method="sft",
+            selection="-nll",
+            more=lambda result: {"memory": memory_of(model)},
+            draws_sequences=True,  # whole batches are looked at first
+            **job,
+        )
 
     def changes(self, options: VlmConfig, stage: str, start: str) -> dict[str, Any]:
         if stage == "grpo":
@@ -82,121 +148,6 @@ class VlmTask(StagedTask):
             for row, (summary, when) in moments.items():
                 rows[f"{row}, {name}"] = summary["shifts"][name][when]
         return rows
-
-
-def policy(config: VlmConfig, session: Session) -> Job:
-    """Learn from rewards: `--method grpo` and the others."""
-    objective = objective_of(config)
-    questions = load_questions(config, session)
-    parts = load_start(config, questions, session)
-    full = resolved(config, parts.info)
-    training = training_of(full, session)
-    control = kl_control_of(full, training)
-    rewards = rewards_of(full, questions.train)
-    inputs = VisualInputs(questions.train, config.style, parts.processor, prompt_room(full, parts))
-    model = adapted(full, parts, session)
-    prompts = visual_prompts(questions.train, config.style)
-    truths = questions.train.answers
-    rollouts = rollouts_of(full, parts, rewards, prompts, config.seed, truths=truths)
-    rollouts = learning(rollouts, model, full, control, session)
-    tested = {"test": questions.test, **questions.shifts}
-    held_out = {
-        name: held_out_of(full, parts, rollouts, dataset, config.style, session.processes)
-        for name, dataset in {**tested, "validation": questions.validation}.items()
-    }
-    pictures = side_by_side(questions.train)
-
-    def look(moment: Moment) -> Seen:
-        seen = _seen(model, {name: held_out[name] for name in tested}, moment)
-        if moment == "before":
-            warn_of_a_weak_start(seen.measures, session)
-        return seen
-
-    return policy_job(
-        full,
-        rollouts,
-        objective,
-        training,
-        model=model,
-        rows=questions.train,
-        inputs=inputs,
-        validate=lambda: held_out["validation"].measures(model),
-        look=look,
-        save=partial(save_run, model, parts, session, _info(config, parts)),
-        data=data_of(config.data, {name: getattr(questions, name) for name in SPLITS}, "images"),
-        start=parts.name,
-        inputs_are="rows",
-        image_of=lambda index: save_picture(session, pictures, index),
-    )
-
-
-def imitation(config: VlmConfig, session: Session) -> Job:
-    """Imitate answers: `--method sft`."""
-    questions = load_questions(config, session)
-    rows = {name: getattr(questions, name) for name in SPLITS}
-    targets = {name: answer_targets(dataset, config.style) for name, dataset in rows.items()}
-    parts = load_start(config, questions, session)
-    full = resolved(config, parts.info)
-    training = training_of(full, session)
-    sees = context_of(parts.model)
-    inputs = {
-        name: VisualInputs(dataset, config.style, parts.processor, sees, targets[name])
-        for name, dataset in rows.items()
-    }
-    rewards = rewards_of(full, questions.train)
-    prompts = visual_prompts(questions.train, config.style)
-    rollouts = rollouts_of(full, parts, rewards, prompts, config.seed)
-    tested = {"test": questions.test, **questions.shifts}
-    held_out = {
-        name: held_out_of(full, parts, rollouts, dataset, config.style, session.processes)
-        for name, dataset in {**tested, "validation": questions.validation}.items()
-    }
-    model = adapted(full, parts, session)
-
-    def nll(split: str) -> dict[str, float]:
-        return answer_likelihood(model, rows[split], inputs[split], session.processes)
-
-    def look(moment: Moment) -> Seen:
-        seen = _seen(model, {name: held_out[name] for name in tested}, moment)
-        return replace(seen, measures={**nll("test"), **seen.measures})
-
-    return Job(
-        model=model,
-        method=AnswerTokens(session.processes),
-        rows=rows["train"],
-        inputs=inputs["train"],
-        training=training,
-        validate=lambda: {**nll("validation"), **held_out["validation"].measures(model)},
-        look=look,
-        save=partial(save_run, model, parts, session, _info(config, parts)),
-        data=data_of(config.data, rows, "images"),
-        start=parts.name,
-        chosen_method="sft",
-        selection="-nll",
-        more=lambda result: {"memory": memory_of(model)},
-        inputs_are="rows",
-        draws_sequences=True,  # whole batches are looked at first
-    )
-
-
-def _info(config: VlmConfig, parts: Parts) -> dict[str, Any]:
-    learned = with_stage(parts.info, config)
-    info = info_of(config, parts, config.model, learned=learned)
-    return {**info, "style": config.style}
-
-
-def _seen(
-    model: VisionLanguageModel, held_out: Mapping[str, HeldOutAnswers], moment: Moment
-) -> Seen:
-    """Let the model answer all questions that it is tested on."""
-    seen = {name: each.look(model) for name, each in held_out.items()}
-    measures = {name: each.measures for name, each in seen.items()}
-    datasets = {name: each.dataset for name, each in held_out.items()}
-    return Seen(
-        measures.pop("test"),
-        shifts=measures,
-        more=confusions(datasets, seen) if moment == "after" else {},
-    )
 
 
 def warn_of_a_weak_start(measures: Mapping[str, float], session: Session) -> None:

@@ -17,7 +17,6 @@ from vision_folders import saved_vision
 
 from visgrpo.errors import UserError
 from visgrpo.models.load import (
-    is_vision_language,
     load_backbone,
     load_clip,
     load_language,
@@ -38,9 +37,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "vision-language": load_vision_language,
     "reward": load_reward_model,
     "evaluate": kind_of,
-    "is it vision-language": is_vision_language,
 }
-NAMES_NO_MODEL = ("evaluate", "is it vision-language")  # they read no weights
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +53,14 @@ def starts(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> 
         "vision-language": saved_vision(root / "vision"),
         "reward": root / "reward",
     }
-    return found | dict.fromkeys(NAMES_NO_MODEL, language)
+    return found | {"evaluate": language}
 
 
 @pytest.fixture(params=LOADERS)
 def case(request: pytest.FixtureRequest, starts: dict[str, Path], tmp_path: Path) -> Any:
     """A loader, a start, and an adapter on it."""
     kind = request.param
-    model = LOADERS["language" if kind in NAMES_NO_MODEL else kind](str(starts[kind])).model
+    model = LOADERS["language" if kind == "evaluate" else kind](str(starts[kind])).model
     model = getattr(model, "scorer", model)
     targets = [name for name in linear_layers(model) if name.endswith(("c_attn", "q_proj"))]
     adapter = tmp_path / "adapter"
@@ -88,7 +85,7 @@ def one_line(load: Callable[[str], Any], name: Path) -> str:
 def test_an_adapter_loads_merged_into_its_base(case: Any) -> None:
     load, _, adapter = case
     parts = load(str(adapter))
-    if load not in (kind_of, is_vision_language):
+    if load is not kind_of:
         assert parts.name == str(adapter)
         assert not hasattr(getattr(parts.model, "scorer", parts.model), "peft_config")
 
@@ -126,7 +123,7 @@ def test_an_adapter_whose_settings_are_damaged(case: Any) -> None:
 
 def fitting(case: Any) -> tuple[Callable[[str], Any], Path, Path]:
     load, start, adapter = case
-    if load in (kind_of, is_vision_language):
+    if load is kind_of:
         pytest.skip("reads no weights")
     return load, start, adapter
 

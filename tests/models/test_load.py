@@ -25,7 +25,6 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.language import context_of, stop_tokens
 from visgrpo.models.load import (
-    is_vision_language,
     load_backbone,
     load_clip,
     load_language,
@@ -38,6 +37,7 @@ from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small import Architecture
 from visgrpo.models.trains import adapt, wrap_in_adapters
+from visgrpo.tasks.model_kinds import kind_of
 
 LORA = ("full", "lora")
 WEIGHTS = "model.safetensors"
@@ -427,13 +427,6 @@ def test_models_of_tiles_need_no_joining(kind: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "processor_config.json").read_text())["image_seq_len"] == 4
 
 
-def test_what_is_a_model_that_sees(good: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(good["vision"], tmp_path / "model")
-    assert is_vision_language(str(tmp_path))
-    assert not is_vision_language(str(good["clip"]))
-    assert not is_vision_language(str(good["language"]))
-
-
 def test_a_limit_of_pixels_is_kept_when_saved(good: dict[str, Path], tmp_path: Path) -> None:
     parts = load_vision_language(str(good["vision"]), max_pixels=16 * 16)
     again = load_vision_language(str(saved_vision(tmp_path, parts)))
@@ -512,7 +505,8 @@ def test_adapters_are_merged_into_their_base_and_may_follow_each_other(
         torch.testing.assert_close(
             found, expected, rtol=1e-4, atol=1e-4 if kind == "clip" else 1e-5
         )
-        assert is_vision_language(str(tmp_path / name)) == (kind == "vision")
+        named = "vision-language" if kind == "vision" else kind
+        assert kind_of(str(tmp_path / name)) == named
 
 
 def test_an_adapter_without_safetensors(tmp_path: Path) -> None:

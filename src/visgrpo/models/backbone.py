@@ -247,7 +247,23 @@ class Head(nn.Module):
         return self.output(hidden).float(), hidden
 
 
-class RepresentationClassifier(nn.Module):
+class _Headed(nn.Module):
+    """A backbone with a head over K classes."""
+
+    def __init__(self, backbone: Backbone, classes: Sequence[str], width: int, hidden: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = tuple(classes)
+        self.hidden = hidden
+        self.head = Head(width, len(classes), hidden)
+        self.inputs_are_features = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.output.weight.device
+
+
+class RepresentationClassifier(_Headed):
     """A distribution over K classes for each image, from a backbone's pooled features.
 
     Args:
@@ -264,17 +280,8 @@ class RepresentationClassifier(nn.Module):
     def __init__(
         self, backbone: Backbone, classes: Sequence[str], *, pool: Pool = "cls", hidden: int = 256
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.classes = tuple(classes)
+        super().__init__(backbone, classes, backbone.pooled_width(pool), hidden)
         self.pool: Pool = pool
-        self.hidden = hidden
-        self.head = Head(backbone.pooled_width(pool), len(classes), hidden)
-        self.inputs_are_features = False
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.output.weight.device
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the backbone's pooled features (N, P) of pixels (N, 3, H, W)."""
@@ -291,7 +298,7 @@ class RepresentationClassifier(nn.Module):
         return (logits_NK, hidden_NH) if with_features else logits_NK
 
 
-class Segmenter(nn.Module):
+class Segmenter(_Headed):
     """A distribution over K classes for each patch; `upsample` brings it to every pixel.
 
     Args:
@@ -302,16 +309,7 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, classes: Sequence[str], *, hidden: int = 64) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.classes = tuple(classes)
-        self.hidden = hidden
-        self.head = Head(backbone.width, len(classes), hidden)
-        self.inputs_are_features = False
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.output.weight.device
+        super().__init__(backbone, classes, backbone.width, hidden)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return dense features (N, H, W, D) of pixels, padding included.

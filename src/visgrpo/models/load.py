@@ -26,6 +26,7 @@ from visgrpo.models.parts import (
     INFO_FILE,
     Parts,
     check_model_name,
+    first_misfit,
     in_one_line,
     is_adapter,
     load_images,
@@ -118,19 +119,6 @@ def load_reward_model(name: str) -> Parts:
     """
     parts = _load(model_folder(name), _reward)
     return replace(parts, model=RewardModel(parts.model).eval())
-
-
-def is_vision_language(name: str) -> bool:
-    """Return whether a folder, a run's folder, an adapter or a Hub name is a vision-language model.
-
-    Raises:
-        UserError: when the model is not there.
-    """
-    name = model_folder(name)
-    check_model_name(name)
-    start = start_of(name)
-    with in_one_line(start):
-        return pretrained("AutoConfig", start).model_type in SEEING
 
 
 def start_of(name: str) -> str:
@@ -403,12 +391,11 @@ def _load_head(model: RepresentationClassifier | Segmenter, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'Cannot read the head "{path}": {reason} Save the model again.') from error
-    expected = {name: tuple(t.shape) for name, t in model.head.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if found != expected:
-        name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    misfit = first_misfit(tensors, model.head.state_dict())
+    if misfit:
+        name, found, expected = misfit
         raise UserError(
-            f'The head "{path}" does not belong to this model: {name} has shape '
-            f"{found.get(name)}, {INFO_FILE} and the backbone ask for {expected.get(name)}."
+            f'The head "{path}" does not belong to this model: {name} has shape {found}, '
+            f"{INFO_FILE} and the backbone ask for {expected}."
         )
     model.head.load_state_dict(tensors)

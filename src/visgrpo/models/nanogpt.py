@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.models.parts import pretrained
+from visgrpo.models.parts import first_misfit, pretrained
 from visgrpo.models.tokenizers import character_tokenizer
 
 CHECKPOINT = "ckpt.pt"
@@ -124,13 +124,12 @@ def _renamed(
 
 
 def _check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    if shapes != expected:
-        name = min(key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key))
+    misfit = first_misfit(found, wanted)
+    if misfit:
+        name, shape, expected = misfit
         raise UserError(
-            f'The weights in "{path}" do not fit its model_args: {name} has shape '
-            f"{shapes.get(name)}, model_args ask for {expected.get(name)}."
+            f'The weights in "{path}" do not fit its model_args: {name} has shape {shape}, '
+            f"model_args ask for {expected}."
         )
     if not torch.equal(found["lm_head.weight"], found["transformer.wte.weight"]):
         raise UserError(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
@@ -204,6 +205,18 @@ def load_pretrained(
             "Save the whole model again."
         )
     return model, lacking
+
+
+def first_misfit(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[str, tuple[int, ...] | None, tuple[int, ...] | None] | None:
+    """Return the first weight that is missing, too many or of another shape, with both shapes."""
+    theirs, ours = (
+        {name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found, expected)
+    )
+    names = (key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key))
+    name = next(names, None)
+    return None if name is None else (name, theirs.get(name), ours.get(name))
 
 
 def load_images(name: str) -> Any:

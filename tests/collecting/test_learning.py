@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: many", '--learn-config: --epochs takes a number, not "many"'),
+        ("epochs: many", '--learn-config .*settings.yaml: --epochs takes a number, not "many"'),
         ("raters: dawid-skene", "--learn-config: --raters weighs votes"),
     ],
 )

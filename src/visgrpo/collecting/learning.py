@@ -278,7 +278,9 @@ def clip_config(config: CollectConfig) -> ClipConfig:
         found.check()
     except UserError as error:
         origin = "--learn" if config.learn_config is None else "--learn-config"
-        raise UserError(f"{origin}: {error}") from None
+        named = str(error).startswith("--config ")  # what is wrong in the file already says where
+        told = f"--learn-{str(error)[2:]}" if named else f"{origin}: {error}"
+        raise UserError(told) from None
     return found
 
 

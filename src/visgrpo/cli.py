@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, Command] = {
     **{name: Command(*row) for name, row in feedback.COMMANDS.items()},
     "sweep": Command(
         "train with many settings and seeds: one table, mean ± spread",
-        "visgrpo.tasks.sweep_config:SweepConfig",
+        "visgrpo.tasks.sweep_plan:SweepConfig",
         "visgrpo.tasks.sweep:sweep",
         positional=("command_words",),
     ),

@@ -28,8 +28,8 @@ from making import IGNORED, MASK_CLASSES, MASKS, masked_picture, write_masks
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.load import load_representation
+from visgrpo.tasks.backbone.config import SegmentationConfig
 from visgrpo.tasks.backbone.segmentation import rewards_of
-from visgrpo.tasks.backbone_configs import SegmentationConfig
 
 LAST = ["--keep", "last"]
 MEASURES = {"miou", "pixel_accuracy", "mean_class_accuracy", "per_class_iou"}

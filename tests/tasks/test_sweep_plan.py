@@ -9,8 +9,7 @@ import pytest
 from visgrpo.errors import UserError
 from visgrpo.options import Options
 from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.sweep_config import SweepConfig
-from visgrpo.tasks.sweep_plan import Combination, read_combinations, value_text
+from visgrpo.tasks.sweep_plan import Combination, SweepConfig, read_combinations, value_text
 
 
 def read(folder: Path, text: str) -> tuple[Combination, ...]:

@@ -23,13 +23,13 @@ from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
 from visgrpo.reporting.run import flatten, read_object
 from visgrpo.tasks.session import settings_of
-from visgrpo.tasks.sweep_config import SweepConfig
 from visgrpo.tasks.sweep_plan import (
     PAGE,
     PLAN,
     ROWS,
     TABLE,
     Combination,
+    SweepConfig,
     read_combinations,
     value_text,
 )

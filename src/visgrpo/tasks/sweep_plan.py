@@ -1,4 +1,7 @@
-"""What a sweep runs: from a YAML file to the combinations of options, all checked at once."""
+"""What a sweep runs: from a YAML file to the combinations of options, all checked at once.
+
+Light to import, since its own options stand here too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from visgrpo.arguments import options_as_flags, parse, read_options
 from visgrpo.errors import UserError
+from visgrpo.options import Options, like, option
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import CONFIG_FILE
 
@@ -19,7 +23,7 @@ PLAN, ROWS, TABLE, PAGE = FILES = ("sweep.yaml", "sweep.json", "table.md", "comp
 _SET_BY_THE_SWEEP = {"seed": "--seeds", "output": "--output", "resume": "--resume"}
 _LONGEST_NAME = 120  # most file systems allow 255 bytes
 
-Options = Mapping[str, Any]
+Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Combination:
 
     name: str
     variant: str | None
-    swept: Options
+    swept: Values
     config: Loop
 
 
@@ -79,10 +83,10 @@ def value_text(value: object) -> str:
     return str(value)
 
 
-def _variants(named: object, origin: str) -> dict[str | None, Options]:
+def _variants(named: object, origin: str) -> dict[str | None, Values]:
     if not isinstance(named, dict) or not named:
         raise UserError(f"{origin}: variants must hold lines of the form name: {{option: value}}.")
-    variants: dict[str | None, Options] = {}
+    variants: dict[str | None, Values] = {}
     for name, own in named.items():
         if not isinstance(name, str):  # YAML reads off, no and 10 as something else
             raise UserError(f'{origin}: put the variant\'s name "{name}" into quotes.')
@@ -98,48 +102,48 @@ def _variants(named: object, origin: str) -> dict[str | None, Options]:
 def _grid(swept: object, origin: str) -> dict[str, list[Any]]:
     if not isinstance(swept, dict) or not swept:
         raise UserError(f"{origin}: sweep must hold lines of the form option: [value, value].")
-    for option, values in swept.items():
+    for name, values in swept.items():
         if not isinstance(values, list):
-            raise UserError(f"{origin}: {option} under sweep must be a list of values.")
+            raise UserError(f"{origin}: {name} under sweep must be a list of values.")
         if not values:
-            raise UserError(f"{origin}: {option} under sweep has an empty list of values.")
+            raise UserError(f"{origin}: {name} under sweep has an empty list of values.")
     return _with_hyphens(swept)
 
 
-def _with_hyphens(options: Options) -> dict[str, Any]:
+def _with_hyphens(options: Values) -> dict[str, Any]:
     """Name options as on the command line, so that learning_rate and learning-rate are one."""
     return {str(key).replace("_", "-"): value for key, value in options.items()}
 
 
 def _check_places(
-    fixed: Options, variants: Mapping[str | None, Options], grid: Options, origin: str
+    fixed: Values, variants: Mapping[str | None, Values], grid: Values, origin: str
 ) -> None:
     """Raise UserError for an option that two places set, or that is the sweep's own."""
-    for name, own in variants.items():
-        places = {"at the top": fixed, "under sweep": grid, f"in variant {name}": own}
+    for variant, own in variants.items():
+        places = {"at the top": fixed, "under sweep": grid, f"in variant {variant}": own}
         for place, options in places.items():
-            for option in sorted(options.keys() & _SET_BY_THE_SWEEP.keys()):
+            for name in sorted(options.keys() & _SET_BY_THE_SWEEP.keys()):
                 raise UserError(
-                    f"{origin}: remove {option} {place}: "
-                    f"visgrpo sweep {_SET_BY_THE_SWEEP[option]} sets it."
+                    f"{origin}: remove {name} {place}: "
+                    f"visgrpo sweep {_SET_BY_THE_SWEEP[name]} sets it."
                 )
         for (place, one), (other_place, other) in itertools.combinations(places.items(), 2):
-            for option in sorted(one.keys() & other.keys()):
+            for name in sorted(one.keys() & other.keys()):
                 raise UserError(
-                    f"{origin}: {option} is given twice, {place} and {other_place}: remove one."
+                    f"{origin}: {name} is given twice, {place} and {other_place}: remove one."
                 )
 
 
-def _points(grid: Mapping[str, list[Any]]) -> Iterator[Options]:
+def _points(grid: Mapping[str, list[Any]]) -> Iterator[Values]:
     """Every combination of the grid's values; the last option changes fastest."""
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
-def _folder_name(variant: str | None, swept: Options, command: str, origin: str) -> str:
+def _folder_name(variant: str | None, swept: Values, command: str, origin: str) -> str:
     """Name a combination by its variant and swept values; by the command if nothing differs."""
     parts = [] if variant is None else [variant]
-    parts += [f"{option}={value_text(value)}" for option, value in swept.items()]
+    parts += [f"{name}={value_text(value)}" for name, value in swept.items()]
     name = re.sub(r"[^\w.=+-]+", "-", "_".join(parts) or command)
     if not name.strip(".-") or name in (CONFIG_FILE, *FILES) or len(name) > _LONGEST_NAME:
         raise UserError(
@@ -155,4 +159,42 @@ def _check_names(names: list[str], origin: str) -> None:
             raise UserError(
                 f"{origin}: two combinations are both called {name}: remove one, or name them "
                 "under variants."
+            )
+
+
+@dataclass(frozen=True)
+class SweepConfig(Options):
+    """Train with every combination of some options and several seeds, and print one table."""
+
+    command_words: tuple[str, ...] = option(
+        (),
+        "The command to run: clip, pretrain clip and so on.",
+        required="the command: visgrpo sweep clip --config FILE",
+    )
+    config: str | None = option(
+        None,
+        'YAML with options of that command, which all runs share. Under "sweep" stand options '
+        'with lists of values, which are combined; under "variants" names, each with options '
+        "of its own.",
+    )
+    seeds: int = option(3, "Runs of every combination: seeds 0, 1 and so on.", within="> 0")
+    measure: tuple[str, ...] = option(
+        (),
+        "Measure of the tuned model to put into the table, such as accuracy or knn.20, or any "
+        "other number of a run's summary, such as before.accuracy.",
+    )
+    output = like(Loop, help="Folder for the runs; by default a free name under runs/.")
+    resume = like(
+        Loop,
+        help="Go on with the sweep in --output: finished runs stay, one that was stopped goes on.",
+    )
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if self.resume and self.output is None:
+            yield "--resume needs --output, the sweep to go on with."
+        if self.config is None and not self.resume:
+            yield (
+                "--config FILE is needed: YAML with the options of the runs and, under sweep or "
+                "variants, what differs between them."
             )

@@ -128,7 +128,7 @@ TASKS: dict[str, Place | Task] = {
     ),
     "representation": Place(
         "fine-tune a backbone for classification, by GRPO-RM",
-        "visgrpo.tasks.backbone_configs:RepresentationConfig",
+        "visgrpo.tasks.backbone.config:RepresentationConfig",
         "visgrpo.tasks.backbone.representation:RepresentationTask",
         {
             "classification": Kind(
@@ -142,7 +142,7 @@ TASKS: dict[str, Place | Task] = {
     ),
     "segmentation": Place(
         "fine-tune a backbone for a class at every pixel, by GRPO-RM",
-        "visgrpo.tasks.backbone_configs:SegmentationConfig",
+        "visgrpo.tasks.backbone.config:SegmentationConfig",
         "visgrpo.tasks.backbone.segmentation:SegmentationTask",
         {
             "segmentation": Kind(

@@ -10,7 +10,7 @@ from visgrpo.data.options import Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Prompts
 from visgrpo.options import like, option
-from visgrpo.tasks.backbone_configs import RepresentationConfig
+from visgrpo.tasks.backbone.config import RepresentationConfig
 from visgrpo.tasks.configs import ClipConfig
 from visgrpo.tasks.language.config import LanguageConfig
 from visgrpo.training.options import Loop, Printing

@@ -27,6 +27,7 @@ from visgrpo.models.reference import CachedReference
 from visgrpo.models.save import label_card, save
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import parse_rewards
+from visgrpo.tasks.backbone.config import RepresentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
     load_start,
@@ -35,7 +36,6 @@ from visgrpo.tasks.backbone.shared import (
     rate_of,
     refresh_every,
 )
-from visgrpo.tasks.backbone_configs import RepresentationConfig
 from visgrpo.tasks.images import (
     data_summary,
     load_data,

@@ -22,6 +22,7 @@ from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.save import label_card, save
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
+from visgrpo.tasks.backbone.config import SegmentationConfig
 from visgrpo.tasks.backbone.pictures import Pictures
 from visgrpo.tasks.backbone.shared import (
     Features,
@@ -30,7 +31,6 @@ from visgrpo.tasks.backbone.shared import (
     rate_of,
     refresh_every,
 )
-from visgrpo.tasks.backbone_configs import SegmentationConfig
 from visgrpo.tasks.images import data_summary, load_data, run_stem, training_of, tuned_info
 from visgrpo.tasks.run import Job, Moment, Seen
 from visgrpo.tasks.session import Session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,23 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from visgrpo.errors import UserError
+
+RASTER = (
+    "BMP",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+"""What is opened, whatever a file is called: pillow hands PostScript to another program."""
+
+MOST_PIXELS = 2**27
+"""A picture of more is refused before it is decoded: 134 million take 400 MB in RGB."""
 
 # What pillow's decoders raise on damaged files, by format.
 _UNREADABLE = (
@@ -53,7 +71,15 @@ def encoded(stored: Any) -> Any:
 
 def open_picture(stored: bytes | str | Path) -> Image.Image:
     """Open a picture of encoded bytes, or of the file at a path; its pixels are not read yet."""
-    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        source = io.BytesIO(stored) if isinstance(stored, bytes) else stored
+        image = Image.open(source, formats=RASTER)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{image.width} × {image.height} pixels, of which {MOST_PIXELS:,} are the most"
+        )
+    return image
 
 
 @contextmanager

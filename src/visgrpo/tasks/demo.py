@@ -9,7 +9,8 @@ from visgrpo.reporting import compare_runs, print_measures
 from visgrpo.tasks.configs import ClipConfig, DemoConfig
 from visgrpo.tasks.pretrain_configs import PretrainClipConfig
 from visgrpo.tasks.task import train
-from visgrpo.training.run_directory import check_free, free_name
+from visgrpo.training.lock import FolderLock
+from visgrpo.training.run_directory import check_free, check_place, free_name
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 
@@ -21,6 +22,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """
     config.check()
     folder = Path(config.output) if config.output else free_name(Path("runs/demo"))
+    check_place(folder)
+    with FolderLock(folder):
+        return _demo(config, folder)
+
+
+def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
     check_free(folder)
     start = train(
         PretrainClipConfig(

@@ -98,7 +98,11 @@ def train(task: Task, options: Any) -> dict[str, Any]:
         UserError: for settings, data, models or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    session = open_session(options, task.run_name(options))
+    with open_session(options, task.run_name(options)) as session:
+        return _train(task, options, session)
+
+
+def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
     job = task.set_up(options, session)
     trainer = Trainer(
         job.model,

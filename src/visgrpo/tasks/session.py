@@ -12,10 +12,17 @@ from visgrpo.arguments import from_file
 from visgrpo.errors import UserError, printable
 from visgrpo.options import options_of
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
+from visgrpo.training.lock import FolderLock
 from visgrpo.training.metrics import reset_peak_memory
 from visgrpo.training.options import Loop
 from visgrpo.training.processes import Processes
-from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
+from visgrpo.training.run_directory import (
+    RunDirectory,
+    check_free,
+    check_place,
+    free_name,
+    read_config,
+)
 
 # Settings that may differ between a run and its continuation: they do not change its numbers.
 _FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "report_to"}
@@ -23,12 +30,22 @@ _FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "
 
 @dataclass(frozen=True)
 class Session:
-    """One run under way: its processes, its folder and where it goes on from."""
+    """One run under way: its processes, its folder and where it goes on from.
+
+    It holds its folder against other processes until it is closed, or the process ends.
+    """
 
     config: Loop
     processes: Processes
     run: RunDirectory
     checkpoint: Checkpoint | None
+    lock: FolderLock
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
 
     def start_trackers(self) -> None:
         """Open the trackers of this run."""
@@ -63,18 +80,25 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
     config.check()
     output = Path(config.output) if config.output else free_name(Path("runs") / default_output)
     if config.resume:
-        _refuse_other_settings(config, read_config(output))
-    else:
-        check_free(output)
-    processes = Processes(
-        config.device, config.precision, report_to=config.report_to, folder=output
-    )
-    reset_peak_memory(processes.device)
-    run = RunDirectory(output, writes=processes.is_main)
-    checkpoint = _checkpoint(config, run) if has_checkpoints else None
-    session = Session(config, processes, run, checkpoint)
-    processes.wait()  # every process has seen the folder free before one fills it
-    return session
+        read_config(output)  # a folder that holds no run is none to be made
+    check_place(output)
+    lock = FolderLock(output)  # before its contents are looked at
+    try:
+        if config.resume:
+            _refuse_other_settings(config, read_config(output))
+        else:
+            check_free(output)
+        processes = Processes(
+            config.device, config.precision, report_to=config.report_to, folder=output
+        )
+        reset_peak_memory(processes.device)
+        run = RunDirectory(output, writes=processes.is_main)
+        checkpoint = _checkpoint(config, run) if has_checkpoints else None
+        processes.wait()  # every process has seen the folder free before one fills it
+    except BaseException:
+        lock.release()
+        raise
+    return Session(config, processes, run, checkpoint, lock)
 
 
 def begin(session: Session, recipe: str) -> None:

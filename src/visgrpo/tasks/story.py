@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from visgrpo.errors import Interrupted, UserError
 from visgrpo.reporting import compare_runs, print_measures
 from visgrpo.tasks.run import train
-from visgrpo.tasks.session import begin, open_session
+from visgrpo.tasks.session import Session, begin, open_session
 from visgrpo.tasks.task import Task
 
 Summaries = Mapping[str, Mapping[str, Any]]  # by the folder of the stage
@@ -73,7 +73,10 @@ class StagedTask(Task):
 
         A stage that has finished is not run again, so that an interrupted story can be resumed.
         """
-        session = open_session(options, self.run_name(options), has_checkpoints=False)
+        with open_session(options, self.run_name(options), has_checkpoints=False) as session:
+            return self._tell_in(options, session)
+
+    def _tell_in(self, options: Any, session: Session) -> dict[str, Any]:
         if session.processes.world_size > 1:
             raise UserError(
                 "--method all runs in one process: run its stages one by one in several."

@@ -34,11 +34,13 @@ from visgrpo.tasks.sweep_plan import (
     value_text,
 )
 from visgrpo.tasks.task import TASKS, Task, task_named
+from visgrpo.training.lock import FolderLock
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
     RunDirectory,
     check_free,
+    check_place,
     free_name,
     read_config,
 )
@@ -81,8 +83,17 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     command = " ".join(config.command_words)
     if command not in TASKS:
         raise UserError(f'There is no recipe "{command}" to sweep. {nearest(command, TASKS)}')
-    task = task_named(command)
-    output = _output(config, command)
+    name = f"sweep-{command.replace(' ', '-')}"
+    output = Path(config.output) if config.output else free_name(Path("runs") / name)
+    if config.resume:
+        read_config(output)  # a folder that holds no run is none to be made
+    check_place(output)
+    with FolderLock(output):
+        return _sweep(config, task_named(command), command, output)
+
+
+def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[dict[str, Any]]:
+    _check_output(config, command, output)
     file = Path(config.config) if config.config else output / PLAN
     combinations = read_combinations(file, task.options, command)
     # Seed by seed: a sweep that is stopped early can already compare all combinations.
@@ -125,18 +136,14 @@ def _refuse_several_processes() -> None:
         raise UserError("visgrpo sweep runs in one process: start it without torchrun.")
 
 
-def _output(config: SweepConfig, command: str) -> Path:
-    """The sweep's folder: a free one, or with --resume one that holds a sweep of this command."""
+def _check_output(config: SweepConfig, command: str, output: Path) -> None:
+    """Raise UserError unless the folder is free, or with --resume holds a sweep of this command."""
     if not config.resume:
-        name = f"sweep-{command.replace(' ', '-')}"
-        output = Path(config.output) if config.output else free_name(Path("runs") / name)
         check_free(output)
-        return output
-    output = Path(str(config.output))
+        return
     before = " ".join(read_config(output).get("command_words", ()))
     if before != command:
         raise UserError(f"--resume: {output} holds no sweep of {command}; name another folder.")
-    return output
 
 
 def _job(combination: Combination, seed: int, output: Path) -> Job:

@@ -77,12 +77,17 @@ class RunDirectory:
 
 def check_free(path: Path) -> None:
     """Raise UserError when a folder cannot take a new run."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output {path} is a file; name a folder.")
+    check_place(path)
     if path.exists() and any(path.iterdir()):
         what = "already holds a run" if (path / CONFIG_FILE).exists() else "is not empty"
         mend = "--resume to go on with it, or " if (path / CONFIG_FILE).exists() else ""
         raise UserError(f"--output {path} {what}: {mend}name another folder.")
+
+
+def check_place(path: Path) -> None:
+    """Raise UserError where no folder can be made, or none can be written."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output {path} is a file; name a folder.")
     parent = next(p for p in (path, *path.parents) if p.exists())
     if not parent.is_dir():
         raise UserError(f"--output {path} cannot be made: {parent} is a file.")

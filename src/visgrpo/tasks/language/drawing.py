@@ -46,7 +46,11 @@ def make_preferences(config: LanguageConfig, default_output: str) -> dict[str, A
         UserError: without text to judge by, and where too few of the pairs that are drawn can be
             learned from.
     """
-    session = open_session(config, default_output)
+    with open_session(config, default_output) as session:
+        return _make_preferences(config, session)
+
+
+def _make_preferences(config: LanguageConfig, session: Session) -> dict[str, Any]:
     if session.processes.world_size > 1:
         raise UserError("--method preferences runs in one process.")
     parts = load_start(config, session)
@@ -172,7 +176,11 @@ def best_of_n(config: LanguageConfig, default_output: str) -> dict[str, Any]:
 
     Nothing trains: it shows what a reward is worth, and what any method pays its tokens for.
     """
-    session = open_session(config, default_output)
+    with open_session(config, default_output) as session:
+        return _best_of_n(config, session)
+
+
+def _best_of_n(config: LanguageConfig, session: Session) -> dict[str, Any]:
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     job = load_prompt_job(full, parts, session)

@@ -8,14 +8,27 @@ from typing import Any
 import pytest
 from language_models import TEXT
 from transformers import AutoConfig, AutoTokenizer
+from vision_folders import asking, tiny_vision
 
 from visgrpo.errors import UserError
-from visgrpo.models.tokenizers import TokenizerKind, check_tokenizer, make_tokenizer
+from visgrpo.models.tokenizers import (
+    TokenizerKind,
+    check_tokenizer,
+    make_tokenizer,
+    with_image_places,
+)
 
 MODELS = (None, "gpt2", "qwen2", "llama")
 KINDS: tuple[TokenizerKind, ...] = ("char", "bpe")
 AWKWARD = ("  two  spaces ,and . points ", "\n\n\r\n\tx", "it 's don't", "", "\u00e9\u00a0")
 ALPHABET = ["".join(AWKWARD) + "<eos><pad>"]
+
+QWEN_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}"
+    "{%- endif %}{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
@@ -132,3 +145,37 @@ def test_without_padding_the_end_token_pads_and_it_is_said() -> None:
 def test_more_tokens_than_embeddings() -> None:
     with pytest.raises(UserError, match="has 5 tokens, the model embeddings of 4"):
         check_tokenizer(make_tokenizer("char", ["ab"]), "m", 4)
+
+
+def test_the_language_model_s_system_prompt_stays() -> None:
+    tokenizer = tiny_vision().tokenizer
+    plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    turned = [{"role": "system", "content": "Count."}, *plain]
+    tokenizer.chat_template = QWEN_TEMPLATE
+    before = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
+        for chat in (plain, turned)
+        for header in (True, False)
+    ]
+    tokenizer.chat_template = with_image_places(QWEN_TEMPLATE)
+    after = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
+        for chat in (plain, turned)
+        for header in (True, False)
+    ]
+    assert after == before
+    assert tokenizer.apply_chat_template(asking("?"), tokenize=False) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>\n"
+    )
+
+
+def test_a_language_model_without_template_gets_chatml() -> None:
+    tokenizer = tiny_vision().tokenizer
+    tokenizer.chat_template = with_image_places(None)
+    chat = [{"role": "system", "content": "Count."}, *asking("?")]
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nCount.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )

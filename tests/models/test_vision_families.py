@@ -24,7 +24,7 @@ from vision_models import (
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
-from visgrpo.models.vision_language.families import QwenVision, TileVision, family_of
+from visgrpo.models.vision_language.families import QwenVision, TileVision, family_of, mrope_section
 
 CLOSE = 1e-5
 TILED = ("smolvlm", "idefics3")
@@ -188,3 +188,18 @@ def test_pixels_are_seen_in_the_precision_of_the_weights() -> None:
         assert pictures is not None
         features: tuple[Tensor, ...] = family_of(model).features(model, pictures)
         assert features[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "sections"),
+    [(128, [16, 24, 24]), (64, [8, 12, 12]), (80, [10, 15, 15]), (8, [2, 1, 1]), (6, [1, 1, 1])],
+)
+def test_rotary_sections(head_dim: int, sections: list[int]) -> None:
+    assert mrope_section(head_dim) == sections
+    assert sum(sections) == head_dim / 2
+
+
+@pytest.mark.parametrize("head_dim", [4, 7])
+def test_heads_that_have_no_sections(head_dim: int) -> None:
+    with pytest.raises(UserError, match=f"Heads {head_dim} wide cannot tell"):
+        mrope_section(head_dim)

@@ -104,10 +104,20 @@ def train(task: Task, options: Any) -> dict[str, Any]:
 
 def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
     job = task.set_up(options, session)
+    loader = BatchLoader(
+        job.rows,
+        job.inputs,
+        batch_size=job.training.batch_size,
+        seed=job.training.seed,
+        rank=session.processes.rank,
+        world_size=session.processes.world_size,
+        blocks=job.training.minibatches,
+        workers=getattr(options, "workers", 0),
+    )
     trainer = Trainer(
         job.model,
         job.method,
-        loader_of(job, session, workers=getattr(options, "workers", 0)),
+        loader,
         job.training,
         processes=session.processes,
         run=session.run,
@@ -129,20 +139,6 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
     job.model.eval()
     after = job.look("after")
     return finish(task, job, session, result, before, after, baseline)
-
-
-def loader_of(job: Job, session: Session, workers: int) -> BatchLoader:
-    """Return this process's training batches."""
-    return BatchLoader(
-        job.rows,
-        job.inputs,
-        batch_size=job.training.batch_size,
-        seed=job.training.seed,
-        rank=session.processes.rank,
-        world_size=session.processes.world_size,
-        blocks=job.training.minibatches,
-        workers=workers,
-    )
 
 
 def supervised_baseline(task: Task, options: Any, session: Session) -> dict[str, Any] | None:

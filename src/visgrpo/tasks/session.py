@@ -1,4 +1,4 @@
-"""What every training recipe does around its own work: folder, processes, data, the ending."""
+"""One run under way: its processes, its folder, and the checkpoint that it goes on from."""
 
 from __future__ import annotations
 

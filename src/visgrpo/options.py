@@ -102,7 +102,10 @@ class Options:
                 continue
             says = dataclasses.replace(before.metadata["option"], **changes)
             setattr(cls, name, field(default=default, metadata={"option": says}))
-        cls.__annotations__ = annotations
+        # Fields stand in the order of the class's body, those that were taken from elsewhere too.
+        body = [name for name in vars(cls) if name in annotations]
+        rest = [name for name in annotations if name not in body]
+        cls.__annotations__ = {name: annotations[name] for name in [*rest, *body]}
 
     def check(self) -> None:
         """Raise UserError for a value out of its range and for options that do not go together.

@@ -245,7 +245,7 @@ def test_evaluate_with_data_or_split_that_is_not_there(
 
 
 def test_numbers_that_cannot_be_written(start: Path, pictures: Path, capsys: Capture) -> None:
-    words = ["evaluate", start, "--data", pictures, "--json", "-", "/nowhere/numbers.json"]
+    words = ["evaluate", start, "--data", pictures, "--json", "/nowhere/numbers.json"]
     assert "--json /nowhere/numbers.json cannot be written" in refused(capsys, words)
 
 

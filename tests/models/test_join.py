@@ -206,7 +206,9 @@ def test_tokens_that_the_embeddings_have_room_for(vision: Path, tmp_path: Path) 
 
 
 def test_it_goes_round_and_sees(vision: Path, language: Path, tmp_path: Path) -> None:
-    config = JoinConfig(str(vision), str(language), str(tmp_path / "joined"), max_pixels=16 * 16)
+    config = JoinConfig(
+        str(vision), str(language), output=str(tmp_path / "joined"), max_pixels=16 * 16
+    )
     made = join_models(config)
     loaded = load_vision_language(str(tmp_path / "joined"))
     first, other = (made.processor.picture(noise(32, 32, seed)) for seed in (0, 1))
@@ -226,7 +228,7 @@ def test_it_goes_round_and_sees(vision: Path, language: Path, tmp_path: Path) ->
 def test_a_joined_model_s_tower_can_be_joined_again(
     vision: Path, language: Path, tmp_path: Path
 ) -> None:
-    join_models(JoinConfig(str(vision), str(language), str(tmp_path / "first")))
+    join_models(JoinConfig(str(vision), str(language), output=str(tmp_path / "first")))
     again = join(str(tmp_path / "first"), str(language)).model
     expected = load_vision_language(str(tmp_path / "first")).model
     for ours, theirs in zip(features(again), features(expected), strict=True):
@@ -236,7 +238,7 @@ def test_a_joined_model_s_tower_can_be_joined_again(
 def test_the_command_prints_what_it_made(
     vision: Path, language: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    join_models(JoinConfig(str(vision), str(language), str(tmp_path / "joined")))
+    join_models(JoinConfig(str(vision), str(language), output=str(tmp_path / "joined")))
     out = capsys.readouterr().out
     assert "slice, to 16" in out
     assert "time 2, rows 1, columns 1" in out
@@ -319,18 +321,18 @@ def test_too_few_pixels_to_see(vision: Path, language: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("", "l", "o"), "--vision NAME"),
-        (("v", "", "o"), "--language NAME"),
-        (("v", "l", ""), "--output FOLDER"),
-        (("v", "l", "o", "slice", 0), "--max-pixels must be above 0"),
-        (("v", "l", "o", "slice", None, -1), "--seed must not be negative"),
+        ({"vision": ""}, "--vision NAME"),
+        ({"language": ""}, "--language NAME"),
+        ({"output": ""}, "--output FOLDER"),
+        ({"max_pixels": 0}, "--max-pixels must be above 0"),
+        ({"seed": -1}, "--seed must not be negative"),
     ],
 )
-def test_options_that_cannot_work(options: tuple[Any, ...], message: str) -> None:
+def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        join_models(JoinConfig(*options))
+        join_models(JoinConfig(**{"vision": "v", "language": "l", "output": "o"} | options))
 
 
 def test_a_folder_that_is_not_free(vision: Path, language: Path) -> None:
     with pytest.raises(UserError, match="is not empty: name another folder"):
-        join_models(JoinConfig(str(vision), str(language), str(vision)))
+        join_models(JoinConfig(str(vision), str(language), output=str(vision)))

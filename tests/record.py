@@ -29,19 +29,19 @@ def record_of(run: Path, printed: str) -> Record:
     exact: dict[str, str] = {}
     if not (run / "summary.json").exists():
         told = json.loads(printed) if printed.startswith("{") else printed.splitlines()
-        return {"printed": _rounded(told), "exact": {"printed": _hash(printed)}}
+        return {"printed": _rounded(told), "exact": {"printed": _hash(told)}}
     record["files"] = sorted(_kept(run))
     for file in sorted(run.rglob("*.jsonl")):
         lines = [
             _plain(json.loads(line), run.parent) for line in file.read_text().split("\n") if line
         ]
         name = str(file.relative_to(run))
-        exact[name] = _hash(json.dumps(lines))
+        exact[name] = _hash(lines)
         record[name] = lines if file.name == "metrics.jsonl" else lines[:SAMPLES]
     for file in sorted([*run.rglob("summary.json"), *run.rglob("visgrpo.json")]):
         values = _plain(json.loads(file.read_text()), run.parent)
         name = str(file.relative_to(run))
-        exact[name] = _hash(json.dumps(values))
+        exact[name] = _hash(values)
         record[name] = values
     for file in sorted(run.rglob("*.safetensors")):
         if "checkpoints" in file.parts:
@@ -131,8 +131,8 @@ def _fingerprints(tensors: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     return found
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _hash_of_tensors(tensors: dict[str, torch.Tensor]) -> str:

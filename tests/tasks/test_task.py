@@ -138,6 +138,31 @@ def test_it_is_a_command_that_learns(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "which of two images is brighter" in capsys.readouterr().out
 
 
+def test_its_option_is_one_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Help, parser, range, settings of a run and what may change on resuming know it by itself."""
+    with pytest.raises(SystemExit):
+        main(["brighter", "--help"])
+    said = capsys.readouterr().out
+    assert "--rows" in said
+    assert "How many pairs to learn from." in said
+    folder = tmp_path / "run"
+    summary = run(folder, "--rows", "64", "--no-report")
+    assert summary["data"]["train"] == 64
+    assert "rows: 64\n" in (folder / "config.yaml").read_text()
+    (tmp_path / "more.yaml").write_text("rows: 32\nreport: false\n")
+    given = run(tmp_path / "other", "--config", str(tmp_path / "more.yaml"))
+    assert given["data"]["train"] == 32
+    for words, problem in (
+        (["--rows", "0"], "--rows must be above 0, not 0."),
+        (["--rows", "many"], "--rows takes a whole number"),
+        (["--row", "3"], "Did you mean --rows?"),
+        (["--output", str(folder), "--resume", "--rows", "9"], "rows was 64, now 9"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["brighter", *words])
+        assert problem in capsys.readouterr().err
+
+
 def test_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / FOLDERS[0])
     loss = Logistic.loss

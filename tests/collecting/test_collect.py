@@ -131,7 +131,7 @@ def test_a_folder_of_photos(photos: Path, tiny_clip_folder: Path) -> None:
             classes=CLASSES,
             device="cpu",
             top_k=3,
-            json=True,
+            json="-",
         )
     )
     for row, of_image in enumerate(said):

@@ -172,7 +172,7 @@ def test_labels_of_the_log_where_no_model_names_any(models: tuple[str, str], log
 def test_json_is_all_that_is_printed(
     models: tuple[str, str], log: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = replay(config_of(log, models[0], json=True))
+    found = replay(config_of(log, models[0], json="-"))
     assert json.loads(capsys.readouterr().out) == found
 
 

@@ -47,7 +47,7 @@ def test_json_is_the_only_thing_printed(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    found = summarize(SummarizeConfig(events=str(log), json=True, output=str(page)))
+    found = summarize(SummarizeConfig(events=str(log), json="-", output=str(page)))
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(json.dumps(found))
     assert printed["details"]["clicked"] == 2

@@ -26,8 +26,9 @@ def main(names: list[str]) -> None:
 
 def write_records(names: list[str]) -> None:
     import torch
-    from record import written
     from runs import RUNS, Workshop
+
+    from record import written
 
     torch.set_num_threads(1)
     folder = HERE / "records"

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from record import differences
 from runs import RUNS, Workshop
+
+from record import differences
 
 RECORDS = Path(__file__).with_name("records")
 

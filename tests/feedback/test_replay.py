@@ -278,7 +278,7 @@ def test_bad_images(models: tuple[str, str], photos: Path, tmp_path: Path) -> No
 def test_options() -> None:
     words = ["--model", "A", "--model", "B", "--log", "events.parquet", "--json", "-"]
     config = parse(ReplayConfig, "feedback replay", words)
-    assert (config.model, config.log, config.json) == (("A", "B"), "events.parquet", True)
+    assert (config.model, config.log, config.json) == (("A", "B"), "events.parquet", "-")
     config.check()
 
 

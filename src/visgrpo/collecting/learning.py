@@ -236,6 +236,8 @@ def clip_words(config: CollectConfig, templates: Sequence[str], images: int) -> 
     given = set(config.learn_options())
     if "epochs" in given:
         given.add("steps")  # it would take precedence
+    if "lora" in given:
+        given.add("train")  # the word of today
     ours = {name: value for name, value in _defaults(config, images).items() if name not in given}
     words += options_as_flags(ours, ClipConfig, "--learn")
     if config.learn_config is not None:

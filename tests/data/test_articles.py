@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visgrpo.data.worlds.articles import NUMBER_WORDS, with_article
+from visgrpo.data.worlds.scenes import NUMBER_WORDS, with_article
 from visgrpo.errors import UserError
 
 A = [

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visgrpo.data.worlds.articles import with_article
+from visgrpo.data.worlds.scenes import with_article
 from visgrpo.errors import UserError
 
 LogitScale = Literal["frozen", "trainable", "clamped"]

@@ -9,7 +9,7 @@ from visgrpo.data.identity import of_bytes
 from visgrpo.data.roles import image_table
 from visgrpo.data.split import Source, divide
 from visgrpo.data.table import Splits
-from visgrpo.data.worlds.articles import NUMBER_WORDS
+from visgrpo.data.worlds.scenes import NUMBER_WORDS
 from visgrpo.errors import UserError
 
 CLASSES = NUMBER_WORDS[:10]

@@ -12,7 +12,6 @@ from PIL import Image
 from visgrpo.data.identity import of_bytes
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import LazySequence, Splits, Table
-from visgrpo.data.worlds.articles import with_article
 from visgrpo.data.worlds.drawing import draw
 from visgrpo.data.worlds.scenes import (
     COLOURS,
@@ -24,6 +23,7 @@ from visgrpo.data.worlds.scenes import (
     caption,
     count,
     sample_scene,
+    with_article,
 )
 from visgrpo.errors import UserError
 

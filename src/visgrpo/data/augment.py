@@ -13,8 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from visgrpo.data.identity import derived
-from visgrpo.data.table import LazySequence, Table
+from visgrpo.data.table import LazySequence, Table, derived
 from visgrpo.errors import UserError, nearest
 
 CROP_SCALE = (0.6, 1.0)  # of the image's area

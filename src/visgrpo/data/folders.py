@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.identity import of_files
 from visgrpo.data.images import decode, decode_mask
 from visgrpo.data.roles import image_table, mask_table
-from visgrpo.data.table import SPLIT_NAMES, LazySequence, Table
+from visgrpo.data.table import SPLIT_NAMES, LazySequence, Table, of_files
 from visgrpo.errors import UserError, nearest
 
 EXTENSIONS = frozenset(

@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.identity import of_bytes
 from visgrpo.data.roles import ended, prompt_table
-from visgrpo.data.table import Splits, Table
+from visgrpo.data.table import Splits, Table, of_bytes
 from visgrpo.data.text import lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from visgrpo.data import roles
 from visgrpo.data.folders import read_cifar, read_image_folder, read_mask_folder
-from visgrpo.data.identity import derived, of_bytes, of_files
 from visgrpo.data.roles import mask_table, text_table
 from visgrpo.data.split import (
     ByGroup,
@@ -36,7 +35,7 @@ from visgrpo.data.stored import (
     stored_on_hub,
     value_column,
 )
-from visgrpo.data.table import IGNORE_INDEX, Role, Splits, Table
+from visgrpo.data.table import IGNORE_INDEX, Role, Splits, Table, derived, of_bytes, of_files
 from visgrpo.data.worlds.digits import digits_splits
 from visgrpo.data.worlds.shapes import MASK_CLASSES, shapes_splits
 from visgrpo.errors import UserError, nearest

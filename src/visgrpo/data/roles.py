@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.chat import Message, Prompt, as_prompt
-from visgrpo.data.identity import derived
 from visgrpo.data.images import decode, decode_mask
-from visgrpo.data.table import IGNORE_INDEX, Role, Table, check_classes
+from visgrpo.data.table import IGNORE_INDEX, Role, Table, check_classes, derived
 from visgrpo.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from visgrpo.data.identity import joined, of_files
 from visgrpo.data.images import decode, encoded
 from visgrpo.data.stored import Stored
-from visgrpo.data.table import LazySequence
+from visgrpo.data.table import LazySequence, joined, of_files
 from visgrpo.errors import UserError
 
 

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from visgrpo.data.identity import of_files
-from visgrpo.data.table import SPLIT_NAMES, LazySequence
+from visgrpo.data.table import SPLIT_NAMES, LazySequence, of_files
 from visgrpo.errors import UserError, nearest
 
 ALIASES = {
@@ -53,7 +52,7 @@ class Stored:
     Attributes:
         name: what messages call the data set.
         tables: the table of each split.
-        identities: names the content of each split, as in `visgrpo.data.identity`.
+        identities: names the content of each split, as in `visgrpo.data.table`.
         folder: where the tables are, to which paths in them are relative; None if in no folder.
         missing_ok: leave a missing file of a picture to be an error when it is used.
         classes: class names, once they are known.

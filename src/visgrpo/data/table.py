@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +14,6 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.identity import derived, joined, of_rows
 from visgrpo.errors import UserError
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class Table:
             those of plain values, and reward functions receive them.
         classes: class names, where the rows have classes; the position is the class id.
         ignore_index: the id of pixels in masks that belong to no class and count nowhere.
-        identity: names the content (see `visgrpo.data.identity`): where values come from and which
+        identity: names the content (see `visgrpo.data.table`): where values come from and which
             rows they are; "" when unknown. Whoever replaces `values` replaces it too.
         skipped: the unusable rows that were left out on request, with their reasons.
         notes: what was decided to read them, such as files that lie elsewhere than the table says.
@@ -376,3 +377,44 @@ def _image_of(tables: Sequence[Table], starts: np.ndarray, row: int) -> Image.Im
 
 def _item(values: Sequence[T], index: int) -> T:
     return values[index]
+
+
+def of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """Name the content of files by their resolved paths, sizes and times of change."""
+    digest, count = hashlib.sha256(), 0
+    for path in paths:
+        status = os.stat(path)
+        line = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+        count += 1
+    return f"{count} files {_short(digest.hexdigest())}"
+
+
+def of_bytes(kind: str, parts: Iterable[bytes]) -> str:
+    """Name content that is in memory, such as the pixels of a small built-in data set."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"{kind} {_short(digest.hexdigest())}"
+
+
+def derived(identity: str, what: str) -> str:
+    """Name what is made of a data set; of an unknown one it is unknown."""
+    return f"{identity} > {what}" if identity else ""
+
+
+def of_rows(identity: str, rows: np.ndarray) -> str:
+    """Name the rows of a data set at the positions `rows`, in that order."""
+    if not identity:
+        return ""
+    content = np.ascontiguousarray(rows, dtype="<i8").tobytes()
+    return derived(identity, of_bytes(f"{len(rows)} rows", [content]))
+
+
+def joined(identities: Sequence[str]) -> str:
+    """Name several data sets in a row; if one is unknown, so is the whole."""
+    return " + ".join(f"({identity})" for identity in identities) if all(identities) else ""
+
+
+def _short(digest: str) -> str:
+    return digest[:32]

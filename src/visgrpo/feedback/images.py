@@ -11,10 +11,9 @@ from torch import Tensor
 
 from visgrpo.data.augment import check_augmentations
 from visgrpo.data.folders import holds_photos, read_photos
-from visgrpo.data.identity import of_files
 from visgrpo.data.roles import image_table
 from visgrpo.data.split import Source, divide, parse_slice
-from visgrpo.data.table import Splits, Table
+from visgrpo.data.table import Splits, Table, of_files
 from visgrpo.errors import UserError
 from visgrpo.feedback.posteriors import (
     best_answers,

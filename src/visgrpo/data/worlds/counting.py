@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.identity import of_bytes
 from visgrpo.data.roles import question_table
-from visgrpo.data.table import LazySequence, Splits, Table
+from visgrpo.data.table import LazySequence, Splits, Table, of_bytes
 from visgrpo.data.worlds.drawing import draw
 from visgrpo.data.worlds.scenes import (
     COLOURS,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.identity import of_bytes
 from visgrpo.data.roles import image_table
 from visgrpo.data.split import Source, divide
-from visgrpo.data.table import Splits
+from visgrpo.data.table import Splits, of_bytes
 from visgrpo.data.worlds.scenes import NUMBER_WORDS
 from visgrpo.errors import UserError
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.chat import Prompt
+from visgrpo.data.text import Prompt
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms

@@ -12,10 +12,10 @@ import torch
 from char_tokenizer import PAD, char_tokenizer, ids, text_splits
 
 from visgrpo.data.batches import BatchLoader
-from visgrpo.data.chat import render
 from visgrpo.data.prompts import encode_prompts, prompts_from_text
 from visgrpo.data.read import read
 from visgrpo.data.roles import prompt_table
+from visgrpo.data.text import render
 from visgrpo.errors import UserError
 
 TEMPLATE = (

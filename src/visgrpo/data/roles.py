@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.chat import Message, Prompt, as_prompt
 from visgrpo.data.images import decode, decode_mask
 from visgrpo.data.table import IGNORE_INDEX, Role, Table, check_classes, derived
+from visgrpo.data.text import Message, Prompt, as_prompt
 from visgrpo.errors import UserError, nearest
 
 if TYPE_CHECKING:

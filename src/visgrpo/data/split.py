@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from visgrpo.data.chat import prompt_key
 from visgrpo.data.roles import class_counts_MK
 from visgrpo.data.table import Splits, Table
+from visgrpo.data.text import prompt_key
 from visgrpo.errors import UserError, nearest
 
 TEST_FRACTION = 0.2

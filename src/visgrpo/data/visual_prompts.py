@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.batches import MadeRows
-from visgrpo.data.chat import Prompt
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.roles import require_answers, require_traces
 from visgrpo.data.table import Table
-from visgrpo.data.text import lengths, padded, special_id, token_ids
+from visgrpo.data.text import Prompt, lengths, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
 Style = Literal["reasoning", "direct"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.data.chat import Prompt
 from visgrpo.data.pictures import Pictures
+from visgrpo.data.text import Prompt
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
 from visgrpo.methods.kl_control import FixedKL, KLControl
 from visgrpo.methods.method import ONE_PROCESS, Shards

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.chat import Prompt
-from visgrpo.data.text import lengths, opened_ids, padded, special_id, token_ids
+from visgrpo.data.text import Prompt, lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.language import context_of, without_dropout
 from visgrpo.models.parts import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from visgrpo.data.chat import Prompt
+from visgrpo.data.text import Prompt
 from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl

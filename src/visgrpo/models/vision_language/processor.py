@@ -14,9 +14,8 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.chat import Prompt, render
 from visgrpo.data.pictures import Picture
-from visgrpo.data.text import token_ids
+from visgrpo.data.text import Prompt, render, token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.vision_language.families import VisionFamily, with_images
 

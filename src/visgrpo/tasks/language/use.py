@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from visgrpo.data.chat import Prompt
 from visgrpo.data.prompts import encode_pairs, encode_prompts
 from visgrpo.data.read import is_text
 from visgrpo.data.roles import prompt_table
-from visgrpo.data.text import token_blocks
+from visgrpo.data.text import Prompt, token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import likelihood, pair_accuracy
 from visgrpo.methods.generate import generate, token_uniforms

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visgrpo.data.augment import (
+from visgrpo.data.batches import BatchLoader
+from visgrpo.data.inputs import (
     AUGMENTATIONS,
     ViewInputs,
     augment,
@@ -15,7 +16,6 @@ from visgrpo.data.augment import (
     random_part,
     view,
 )
-from visgrpo.data.batches import BatchLoader
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError

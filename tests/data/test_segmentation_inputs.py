@@ -10,9 +10,14 @@ import torch
 from batch_checks import assert_same
 from PIL import Image
 
-from visgrpo.data.augment import augment, augment_with_mask
 from visgrpo.data.batches import BatchLoader, CachedInputs, sequential
-from visgrpo.data.inputs import SegmentationInputs, preprocessed_masks, segmentation_inputs
+from visgrpo.data.inputs import (
+    SegmentationInputs,
+    augment,
+    augment_with_mask,
+    preprocessed_masks,
+    segmentation_inputs,
+)
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.roles import mask_table
 from visgrpo.data.table import Table

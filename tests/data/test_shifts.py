@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visgrpo.data.augment import SHIFTS, shifted
+from visgrpo.data.inputs import SHIFTS, shifted
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError

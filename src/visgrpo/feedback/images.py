@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from visgrpo.data.augment import check_augmentations
 from visgrpo.data.folders import holds_photos, read_photos
+from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.roles import image_table
 from visgrpo.data.split import Source, divide, parse_slice
 from visgrpo.data.table import Splits, Table, of_files

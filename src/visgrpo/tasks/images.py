@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from visgrpo.data.augment import check_augmentations
+from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visgrpo.data.augment import ViewInputs
 from visgrpo.data.batches import Batch, InputFunction
-from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.inputs import ViewInputs, pixel_inputs
 from visgrpo.data.table import Table, join
 from visgrpo.errors import UserError
 from visgrpo.measures.over import outputs_of

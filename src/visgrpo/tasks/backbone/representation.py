@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from visgrpo.data.augment import shifted
 from visgrpo.data.batches import CachedInputs, InputFunction, batch_columns
-from visgrpo.data.inputs import PixelInputs, pixel_inputs
+from visgrpo.data.inputs import PixelInputs, pixel_inputs, shifted
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table

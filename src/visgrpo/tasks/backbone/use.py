@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from visgrpo.data.augment import shifted
 from visgrpo.data.batches import CachedInputs
-from visgrpo.data.inputs import PixelInputs
+from visgrpo.data.inputs import PixelInputs, shifted
 from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError

@@ -162,7 +162,7 @@ class RowImages(Role):
     """The images of each row, one or several, in the table or in files of their own."""
 
     def read(self, stored: Stored, column: str) -> dict[str, Any]:
-        from visgrpo.data.row_images import row_images
+        from visgrpo.data.images import row_images
 
         return {split: row_images(stored, split, column) for split in stored.tables}
 

@@ -13,10 +13,10 @@ from PIL import Image
 from token_sides import GROUP, PROMPTS, Goal, Task
 
 from visgrpo.data.batches import Batch
+from visgrpo.data.prompts import VisualInputs, seeing_prompt, visual_prompts
 from visgrpo.data.read import read
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import VisualInputs, seeing_prompt, visual_prompts
 from visgrpo.models.vision_language.model import VisionLanguageModel
 from visgrpo.models.vision_language.processor import VisionProcessor
 from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language

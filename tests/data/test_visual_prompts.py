@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from visgrpo.data.batches import Batch, BatchLoader, sequential
-from visgrpo.data.roles import question_table
-from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import (
+from visgrpo.data.prompts import (
     VisualInputs,
     answer_targets,
     seeing_prompt,
     visual_prompts,
 )
+from visgrpo.data.roles import question_table
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.models.vision_language.processor import VisionProcessor
 from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from teams import One, together
 
+from visgrpo.data.prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
 from visgrpo.measures.over import batches
 from visgrpo.methods.generate import Sampling

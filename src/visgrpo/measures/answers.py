@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from visgrpo.data.batches import Batch
+from visgrpo.data.prompts import VisualInputs
 from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import VisualInputs
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import MAX_CONFUSION_CLASSES, wilson_interval
 from visgrpo.measures.over import Team, over

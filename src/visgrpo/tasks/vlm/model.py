@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from visgrpo.data.prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.data.table import Splits, Table
-from visgrpo.data.visual_prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts

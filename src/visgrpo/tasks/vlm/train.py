@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from visgrpo.data.prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.data.table import LazySequence, Table
-from visgrpo.data.visual_prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.measures.answers import answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of

@@ -10,11 +10,11 @@ from PIL import Image
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
+from visgrpo.data.prompts import Messages, Style, seeing_prompt, visual_prompts
 from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers, require_counts
 from visgrpo.data.split import sliced
 from visgrpo.data.table import Table
-from visgrpo.data.visual_prompts import Messages, Style, seeing_prompt, visual_prompts
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import greedy_tokens
 from visgrpo.methods.options import SamplingOptions

@@ -1,4 +1,4 @@
-"""From stored bytes to an image or a mask, or to a message that names it."""
+"""From what is stored to an image or a mask, or to a message that names it; images of rows."""
 
 from __future__ import annotations
 

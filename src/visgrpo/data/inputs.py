@@ -1,4 +1,4 @@
-"""Input functions: from the row of a data set to the tensor that a model takes."""
+"""Input functions: from the row of a data set to the tensor that a model takes, changed or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts to complete and pairs of completions, as the tokens that models read."""
+"""Prompts, with images or without, and pairs of completions, as the tokens that models read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as rows and blocks of token ids, encoded many at a time and padded to one length."""
+"""Prompts, strings or chats, and texts: checked, compared, rendered, and encoded as token ids."""
 
 from __future__ import annotations
 

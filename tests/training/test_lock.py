@@ -12,13 +12,13 @@ import pytest
 
 from visgrpo.errors import UserError
 from visgrpo.tasks.session import open_session
-from visgrpo.training.lock import FolderLock
 from visgrpo.training.options import Loop
+from visgrpo.training.run_directory import FolderLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from visgrpo.training.lock import FolderLock
+from visgrpo.training.run_directory import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

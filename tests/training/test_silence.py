@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.training.silence import Silence
+from visgrpo.training.metrics import Silence
 
 
 def test_a_mean_of_ones_that_rounds_is_silence_too() -> None:

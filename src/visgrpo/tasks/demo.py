@@ -9,8 +9,7 @@ from visgrpo.reporting import compare_runs, print_measures
 from visgrpo.tasks.configs import ClipConfig, DemoConfig
 from visgrpo.tasks.pretrain_configs import PretrainClipConfig
 from visgrpo.tasks.task import train
-from visgrpo.training.lock import FolderLock
-from visgrpo.training.run_directory import check_free, check_place, free_name
+from visgrpo.training.run_directory import FolderLock, check_free, check_place, free_name
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 

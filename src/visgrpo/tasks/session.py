@@ -12,11 +12,11 @@ from visgrpo.arguments import from_file
 from visgrpo.errors import UserError, printable
 from visgrpo.options import options_of
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
-from visgrpo.training.lock import FolderLock
 from visgrpo.training.metrics import reset_peak_memory
 from visgrpo.training.options import Loop
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import (
+    FolderLock,
     RunDirectory,
     check_free,
     check_place,

@@ -34,10 +34,10 @@ from visgrpo.tasks.sweep_plan import (
     value_text,
 )
 from visgrpo.tasks.task import TASKS, Task, task_named
-from visgrpo.training.lock import FolderLock
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
+    FolderLock,
     RunDirectory,
     check_free,
     check_place,

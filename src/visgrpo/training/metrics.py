@@ -1,4 +1,4 @@
-"""Averages of metrics between two log lines, and what the machine used."""
+"""What is logged of a run: means between two lines, silent rewards, and the memory in use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from visgrpo.errors import UserError
 
 
 class MetricMeans:
@@ -92,3 +94,45 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes elsewhere
+
+
+class Silence:
+    """Counts the steps in which no group's rewards differed, up to now.
+
+    Args:
+        allowed: steps after which a run is stopped; 0 lets it go on.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.steps, self._allowed, self._warned = 0, allowed, False
+
+    def mind(self, means: Mapping[str, float], steps: int, step: int) -> str | None:
+        """Look at the means of some steps; return what to say of them, once in a run.
+
+        KL and entropy would move the model alone, unnoticed.
+
+        Args:
+            steps: how many steps the means are of.
+            step: the last of them.
+
+        Raises:
+            UserError: when rewards have taught nothing for as long as is allowed.
+        """
+        # A weighted mean of ones may round to a little less.
+        if means.get("frac_reward_zero_std", 0.0) < 1 - 1e-6:
+            self.steps = 0
+            return None
+        self.steps += steps
+        if self._allowed and self.steps >= self._allowed:
+            raise UserError(
+                f"For {self.steps} steps the outputs of every group earned the same, so rewards "
+                "teach nothing and the run is stopped. Take a reward that differs between outputs, "
+                "a larger group, a higher temperature, or a start that succeeds at times."
+            )
+        if self._warned:
+            return None
+        self._warned = True
+        return (
+            f"warning: up to step {step} the outputs of every group earned the same: "
+            "rewards teach nothing, only KL, entropy and labels move the model."
+        )

@@ -1,11 +1,12 @@
-"""One process or several: who writes, and how their tensors meet."""
+"""One process or several: who writes, how their tensors meet, and how one is asked to stop."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from visgrpo.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
 
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 TRACKERS = ("tensorboard", "mlflow", "wandb")
@@ -128,3 +130,30 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f'--report-to "{name}" is not known. {nearest(name, TRACKERS)}')
         if importlib.util.find_spec(name) is None:
             raise UserError(f'--report-to {name}: it is not installed; run "pip install {name}".')
+
+
+class StopRequest:
+    """Whether somebody has asked the run to stop after the step that is under way."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of signals inside the block, and leave them to others after it."""
+
+        def ask_to_stop(number: int, frame: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        handled = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = {number: signal.signal(number, ask_to_stop) for number in handled}
+        except ValueError:  # not in the main thread: the caller keeps the signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -26,14 +26,12 @@ from visgrpo.training.checkpoints import (
     prune,
     save_checkpoint,
 )
-from visgrpo.training.metrics import MetricMeans
+from visgrpo.training.metrics import MetricMeans, Silence
 from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions
-from visgrpo.training.processes import Processes
+from visgrpo.training.processes import Processes, StopRequest
 from visgrpo.training.progress import ProgressDisplay
 from visgrpo.training.run_directory import RunDirectory
-from visgrpo.training.signals import StopRequest
-from visgrpo.training.silence import Silence
 
 KEPT_CHECKPOINTS = 2  # one to go on from, and one before it in case that one is damaged
 SAMPLED_GROUPS = 4

@@ -17,9 +17,8 @@ from visgrpo.data.prompts import VisualInputs, seeing_prompt, visual_prompts
 from visgrpo.data.read import read
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
-from visgrpo.models.vision_language.model import VisionLanguageModel
-from visgrpo.models.vision_language.processor import VisionProcessor
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
 
 STYLE = "direct"
 WORDS = 96  # tokens of a prompt beside its image's: of the chat, the question, how to answer

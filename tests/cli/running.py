@@ -15,7 +15,7 @@ from PIL import Image
 from visgrpo.cli import main
 from visgrpo.models.save import save
 from visgrpo.models.small import SmallBackbone, build_small_backbone
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
 
 TIMES = {"seconds", "step_time"}
 SMALL = ["--device", "cpu", "--batch-size", "8", "--learning-rate", "1e-3", "--log-every", "1"]

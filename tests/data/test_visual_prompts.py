@@ -23,8 +23,8 @@ from visgrpo.data.prompts import (
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
-from visgrpo.models.vision_language.processor import VisionProcessor
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language import VisionProcessor
 
 # Rows have one image, none, two, and one; a token is 8 × 8 pixels.
 IMAGES = (((16, 8),), (), ((8, 8), (24, 16)), ((16, 16),))

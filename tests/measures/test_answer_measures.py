@@ -18,8 +18,8 @@ from visgrpo.measures.over import batches
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
 from visgrpo.models.parts import Parts
-from visgrpo.models.vision_language.model import VisionLanguageModel
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.answers import ANSWER_REWARDS
 from visgrpo.rewards.texts import parse_text_rewards

@@ -17,8 +17,8 @@ from visgrpo.data.text import lengths, padded
 from visgrpo.methods.generate import Sampling
 from visgrpo.models.language import Engine
 from visgrpo.models.parts import Parts
-from visgrpo.models.vision_language.model import VisionLanguageModel
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 IMAGES = (((16, 24),), ((16, 16), (8, 16)), (), ((16, 24),))  # width and height, prompt by prompt

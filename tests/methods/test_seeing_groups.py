@@ -18,7 +18,7 @@ from visgrpo.methods.generate import Completions, Sampling, generate, token_unif
 from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.reference import reference_of
-from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives import preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 

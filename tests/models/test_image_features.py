@@ -10,7 +10,7 @@ from torch import Tensor
 from vision_models import answer_of, differences, scene, seeing, truth_of
 
 from visgrpo.models.reference import AdapterOff, FrozenStart, reference_of
-from visgrpo.models.vision_language.model import FeatureCache, VisionLanguageModel
+from visgrpo.models.vision_language import FeatureCache, VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 CLOSE = 1e-5

@@ -17,11 +17,11 @@ from torch import Tensor
 from vision_folders import SIZES, asking, logits_about, noise, saved_vision, tiny_vision
 
 from visgrpo.errors import UserError
+from visgrpo.models.join import join
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save
 from visgrpo.models.tokenizers import CHATML, VISION_TOKENS
-from visgrpo.models.vision_language.join import join
 from visgrpo.tasks.vlm.config import JoinConfig
 from visgrpo.tasks.vlm.join import join_models
 

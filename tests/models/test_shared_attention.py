@@ -10,10 +10,10 @@ import torch
 from token_models import COMPLETIONS, KINDS, LENGTHS, PROMPTS, policy
 from torch import Tensor
 
-from visgrpo.models import shared_attention
+from visgrpo.models import prompt_reading
 from visgrpo.models.language import LanguageModel
-from visgrpo.models.shared_attention import SharedPrompt, after, pays
-from visgrpo.models.shared_attention import shared_attention as attend
+from visgrpo.models.prompt_reading import SharedPrompt, after, pays
+from visgrpo.models.prompt_reading import shared_attention as attend
 
 N, G, KEY_HEADS, SHARING, P, T, WIDTH = 2, 3, 2, 2, 5, 4, 8
 EXACTLY = {"atol": 1e-6, "rtol": 1e-6}  # Qwen2's norms and rotations are of float32
@@ -22,12 +22,12 @@ EXACTLY = {"atol": 1e-6, "rtol": 1e-6}  # Qwen2's norms and rotations are of flo
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Share prompts of any size."""
-    monkeypatch.setattr(shared_attention, "WORTH_SHARING", 0)
+    monkeypatch.setattr(prompt_reading, "WORTH_SHARING", 0)
 
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_attention, "WORTH_SHARING", 10**12)
+    monkeypatch.setattr(prompt_reading, "WORTH_SHARING", 10**12)
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -106,7 +106,7 @@ def test_models_score_alike_with_the_same_gradients(
 ) -> None:
     results = []
     for least in (10**12, 0):
-        monkeypatch.setattr(shared_attention, "WORTH_SHARING", least)
+        monkeypatch.setattr(prompt_reading, "WORTH_SHARING", least)
         results.append(scored(policy(kind).double()))
     torch.testing.assert_close(results[1][0], results[0][0], **EXACTLY)
     assert len(results[1][1]) == len(results[0][1]) > 0
@@ -138,7 +138,7 @@ def test_generation_has_the_same_logits_also_when_rows_leave(
 ) -> None:
     results = []
     for least in (10**12, 0):
-        monkeypatch.setattr(shared_attention, "WORTH_SHARING", least)
+        monkeypatch.setattr(prompt_reading, "WORTH_SHARING", least)
         results.append(logits_of(policy(kind).double(), [1, 3, 4]))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, **EXACTLY)

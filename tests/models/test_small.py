@@ -27,8 +27,8 @@ from visgrpo.models.small import (
     build_small_clip,
     build_tokenizer,
 )
+from visgrpo.models.small_vision import SIZES as SEEING_SIZES
 from visgrpo.models.tokenizers import VISION_TOKENS, make_tokenizer
-from visgrpo.models.vision_language.small import SIZES as SEEING_SIZES
 
 CLIP = SmallClip(
     image_size=16, patch_size=8, width=32, layers=2, heads=2, features=16, vocabulary=300

@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.options import Adapt
+from visgrpo.models.prompt_reading import rollout_cache, shared_prefix
 from visgrpo.models.reference import AdapterOff, FrozenStart, reference_of
-from visgrpo.models.token_cache import rollout_cache, shared_prefix
 from visgrpo.models.trains import adapt
 from visgrpo.objectives.token_distribution import TokenDistribution
 

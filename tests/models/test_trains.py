@@ -34,7 +34,7 @@ from visgrpo.models.trains import (
     trainable_parameters,
     trained_parts,
 )
-from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_language import VisionLanguageModel
 
 SMALL = Adapt(2, 4.0)
 # Of CLIP and SigLIP.

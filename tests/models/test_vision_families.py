@@ -24,7 +24,7 @@ from vision_models import (
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
-from visgrpo.models.vision_language.families import QwenVision, TileVision, family_of, mrope_section
+from visgrpo.models.vision_families import QwenVision, TileVision, family_of, mrope_section
 
 CLOSE = 1e-5
 TILED = ("smolvlm", "idefics3")

@@ -24,8 +24,8 @@ from vision_models import (
 from visgrpo.errors import UserError
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
-from visgrpo.models.vision_language.families import QwenVision
-from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_families import QwenVision
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 # Norms and rotations are of float32 whatever the weights are.

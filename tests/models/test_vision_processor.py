@@ -15,7 +15,7 @@ from vision_folders import asking, noise, tiny_smol, tiny_vision
 from visgrpo.data.pictures import Picture
 from visgrpo.errors import UserError
 from visgrpo.models.parts import Parts
-from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_language import VisionProcessor
 
 
 @pytest.fixture(scope="module")

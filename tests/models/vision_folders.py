@@ -12,8 +12,8 @@ from PIL import Image
 from visgrpo.data.pictures import Picture
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save
-from visgrpo.models.vision_language.processor import VisionProcessor
-from visgrpo.models.vision_language.small import SmallVisionLanguage, build_vision_language
+from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
+from visgrpo.models.vision_language import VisionProcessor
 
 TEXTS = ["How many shapes are there? <think>3</think>", "How many red cubes are there?"]
 SIZES = SmallVisionLanguage(

@@ -19,7 +19,7 @@ from visgrpo.models.language import Engine
 from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt
-from visgrpo.models.vision_language.model import FEATURE_BYTES, VisionLanguageModel
+from visgrpo.models.vision_language import FEATURE_BYTES, VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 # What trains; frozen parts before it are computed once.

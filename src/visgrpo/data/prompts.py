@@ -187,7 +187,7 @@ _NUMBERS = count()
 
 
 class Processor(Protocol):
-    """What makes pixels and tokens; see `visgrpo.models.vision_processor`."""
+    """What makes pixels and tokens; see `visgrpo.models.vision_language`."""
 
     @property
     def tokenizer(self) -> Any: ...

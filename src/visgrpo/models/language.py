@@ -15,15 +15,17 @@ from visgrpo.errors import UserError
 from visgrpo.models.parts import Parts
 from visgrpo.models.prompt_reading import (
     ReadPrompts,
+    SharedPrompt,
     additive,
+    after,
     hidden_after,
     is_ragged,
+    own_cache,
     padding,
     read_prompts,
+    rollout_cache,
     text_positions,
 )
-from visgrpo.models.shared_attention import SharedPrompt, after
-from visgrpo.models.token_cache import own_cache, rollout_cache
 from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
 
 CriticKind = Literal["head", "separate"]

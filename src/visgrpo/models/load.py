@@ -37,8 +37,8 @@ from visgrpo.models.parts import (
 )
 from visgrpo.models.reward_model import RewardModel
 from visgrpo.models.tokenizers import check_tokenizer
-from visgrpo.models.vision_language.families import SEEING
-from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_families import SEEING
+from visgrpo.models.vision_language import VisionProcessor
 
 HEAD_FILE = "head.safetensors"
 _DUAL_ENCODERS = ("clip", "siglip")

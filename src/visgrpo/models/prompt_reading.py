@@ -1,14 +1,25 @@
-"""Prompts run through a transformer once, and completions after them that share what was read."""
+"""Prompts run through a transformer once, and completions after them that share what was read.
+
+Completions get copies of a prompt's keys and values, in one of two caches; or, where that costs
+less, attend to them where they are. A query's scores over the prompt of its group and over its own
+completion are then taken apart, in two products of matrices, and normalised together:
+softmax([q·K_prompt, q·K_own]) · [V_prompt, V_own].
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from visgrpo.models.shared_attention import SharedPrompt, after, pays
-from visgrpo.models.token_cache import shared_prefix
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 BLOCKED = -1e4  # added to the scores of places that may not be looked at
 
@@ -135,3 +146,221 @@ def additive(blocked: Tensor, dtype: torch.dtype) -> Tensor:
     """
     allowed = torch.zeros(blocked.shape, dtype=dtype, device=blocked.device)
     return allowed.masked_fill(blocked, BLOCKED)
+
+
+NAME = "visgrpo_shared_prompt"  # by which transformers' layers find it in their config
+_USUAL = "sdpa"
+WORTH_SHARING = 2**19  # numbers in the copied keys of a layer; measured on a CPU
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """N prompts before N·G completions.
+
+    Attributes:
+        layers: keys and values (N, k, P, d) of every layer.
+        group_size: G.
+        blocked_N11P: what is added to the scores of places that are padding; None where none is.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    group_size: int
+    blocked_N11P: Tensor | None
+
+    def rows(self, rows_B: Tensor) -> SharedPrompt:
+        """Return the prompts of some completions, one for each: they are no whole groups now."""
+        prompts_B = rows_B // self.group_size
+        blocked = None if self.blocked_N11P is None else self.blocked_N11P[prompts_B]
+        layers = tuple((keys[prompts_B], values[prompts_B]) for keys, values in self.layers)
+        return SharedPrompt(layers, 1, blocked)
+
+
+_PROMPT: ContextVar[SharedPrompt | None] = ContextVar("prompt", default=None)
+
+
+def pays(trunk: Any, keys_NkPd: Tensor, group_size: int, tokens: int) -> bool:
+    """Whether sharing prompts costs less than copying them for each of their completions.
+
+    For small models the copies cost less than taking attention apart. With many tokens at once the
+    scores of all of them, which are kept for the backward pass, are larger than the copies.
+
+    Args:
+        tokens: of each completion that attend at once.
+    """
+    if trunk.config._attn_implementation not in (_USUAL, NAME):
+        return False  # its layers have another attention than the one that is replaced here
+    _, key_heads, _, width = keys_NkPd.shape
+    heads = trunk.config.num_attention_heads
+    copied = keys_NkPd.numel() * group_size
+    return group_size > 1 and copied >= WORTH_SHARING and tokens * heads < 2 * key_heads * width
+
+
+@contextmanager
+def after(prompt: SharedPrompt, trunk: Any) -> Iterator[None]:
+    """Let completions attend to prompts that their own keys and values do not hold."""
+    # It stays set: without a prompt before it, this is transformers' usual attention.
+    trunk.config._attn_implementation = NAME
+    token = _PROMPT.set(prompt)
+    try:
+        yield
+    finally:
+        _PROMPT.reset(token)
+
+
+def shared_attention(
+    module: Any,
+    query_BhTd: Tensor,
+    key_BkSd: Tensor,
+    value_BkSd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend to the prompt and to what a completion has itself; transformers' signature.
+
+    Args:
+        query_BhTd: of T new tokens of each of N·G completions; h heads are a multiple of k.
+        key_BkSd: of the completions' own S tokens, the new ones among them.
+        attention_mask: added to the scores of the own tokens, (1, 1, T, S); None for 0.
+
+    Returns:
+        What the tokens take from all values, (B, T, h, d).
+    """
+    prompt = _PROMPT.get()
+    if prompt is None:
+        return sdpa_attention_forward(
+            module, query_BhTd, key_BkSd, value_BkSd, attention_mask, scaling=scaling, **others
+        )
+    keys_NkPd, values_NkPd = (
+        tensor.to(query_BhTd.dtype) for tensor in prompt.layers[module.layer_idx]
+    )
+    heads, padded, width = keys_NkPd.shape[1:]
+    # G completions, k heads of keys, r = h / k heads of queries to each of them, T tokens.
+    grid = (-1, prompt.group_size, heads, query_BhTd.shape[1] // heads, query_BhTd.shape[2])
+    query_NGkrTd = (query_BhTd * (scaling or width**-0.5)).view(*grid, width)
+    # Of one prompt, all G · r · T queries at a head are one matrix of q rows.
+    over_prompt_NkqP = _by_prompt(query_NGkrTd) @ keys_NkPd.transpose(-1, -2)
+    if prompt.blocked_N11P is not None:
+        over_prompt_NkqP = over_prompt_NkqP + prompt.blocked_N11P
+    over_own_BkxS = query_NGkrTd.flatten(0, 1).flatten(2, 3) @ key_BkSd.transpose(-1, -2)
+    over_own_NGkrTS = over_own_BkxS.view(*grid, key_BkSd.shape[2])
+    if attention_mask is not None:
+        over_own_NGkrTS = over_own_NGkrTS + attention_mask
+    scores_Nkq = torch.cat([over_prompt_NkqP, _by_prompt(over_own_NGkrTS)], dim=-1)
+    weights_Nkq = scores_Nkq.softmax(
+        dim=-1, dtype=torch.promote_types(scores_Nkq.dtype, torch.float32)
+    )
+    weights_Nkq = weights_Nkq.to(query_BhTd.dtype)
+    own_NGkxS = _by_completion(weights_Nkq[..., padded:], prompt.group_size)
+    from_own_BkxD = own_NGkxS.flatten(0, 1) @ value_BkSd
+    taken_NGkxd = _by_completion(weights_Nkq[..., :padded] @ values_NkPd, prompt.group_size)
+    taken_NGkxd = taken_NGkxd + from_own_BkxD.view(taken_NGkxd.shape)
+    return taken_NGkxd.reshape(query_BhTd.shape).transpose(1, 2).contiguous(), None
+
+
+def _by_prompt(each_NGkrT: Tensor) -> Tensor:
+    """Put all queries to one prompt together: (N, G, k, r, T, …) to (N, k, q, …)."""
+    return each_NGkrT.transpose(1, 2).flatten(2, 4)
+
+
+def _by_completion(each_Nkq: Tensor, group_size: int) -> Tensor:
+    """Give every completion its own queries back: (N, k, q, …) to (N, G, k, r · T, …)."""
+    return each_Nkq.unflatten(2, (group_size, -1)).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, shared_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+class SharedPrefixLayer(DynamicLayer):
+    """Prompts (N, h, P, d) seen by N·G completions at once; gradients flow back into the prompts.
+
+    Nothing is kept of the completions: this is for scoring whole ones in a single pass.
+    """
+
+    def __init__(self, prompts: Any, group_size: int) -> None:
+        super().__init__()
+        self._prompts, self._group_size = prompts, group_size
+        self.keys, self.values = prompts.keys, prompts.values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self._joined(self._prompts.keys, key_states), self._joined(
+            self._prompts.values, value_states
+        )
+
+    def _joined(self, prompt_NhPd: Tensor, new_BhTd: Tensor) -> Tensor:
+        """Put each prompt before its completions, (B, h, P + T, d): one copy, no repeat before."""
+        grouped = new_BhTd.unflatten(0, (-1, self._group_size))
+        prompts = prompt_NhPd.unsqueeze(1).expand(-1, self._group_size, -1, -1, -1)
+        return torch.cat([prompts.to(new_BhTd.dtype), grouped], dim=-2).flatten(0, 1)
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of rows, with room for the tokens to come. Without gradient.
+
+    A new token is written in place: generating T tokens copies no cache T times.
+    """
+
+    def __init__(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+        """Take buffers (B, h, tokens that may come to be, d) of which ``length`` are filled."""
+        super().__init__()
+        self._buffers, self._length = buffers, length
+        self.keys, self.values = self._filled()
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        length = key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer.narrow(-2, self._length, length).copy_(new)
+        self._length += length
+        self.keys, self.values = self._filled()
+        return self.keys, self.values
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with some rows only."""
+        keys, values = self._buffers
+        self._buffers = keys[rows_B], values[rows_B]
+        self.keys, self.values = self._filled()
+
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer.narrow(-2, 0, self._length) for buffer in self._buffers)
+        return keys, values
+
+
+def shared_prefix(prompts: Cache, group_size: int) -> Cache:
+    """Return a cache of N prompts for scoring N·G completions in one pass, with gradient."""
+    return Cache(layers=[SharedPrefixLayer(layer, group_size) for layer in prompts.layers])
+
+
+def rollout_cache(prompts: Any, group_size: int, new_tokens: int) -> Cache:
+    """Return a cache for generating N·G completions that holds each one's prompt, copied once."""
+
+    def with_room(prompt_NhPd: Tensor) -> Tensor:
+        rows, heads, length, width = prompt_NhPd.shape
+        buffer = prompt_NhPd.new_empty(rows, group_size, heads, length + new_tokens, width)
+        buffer[:, :, :, :length] = prompt_NhPd.unsqueeze(1)
+        return buffer.flatten(0, 1)
+
+    return Cache(
+        layers=[
+            GrowingLayer((with_room(layer.keys), with_room(layer.values)), layer.keys.shape[-2])
+            for layer in prompts.layers
+        ]
+    )
+
+
+def own_cache(prompts: Any, group_size: int, new_tokens: int) -> Cache:
+    """Return a cache for generating N·G completions that holds their own tokens alone."""
+
+    def room(prompt_NhPd: Tensor) -> Tensor:
+        rows, heads, _, width = prompt_NhPd.shape
+        return prompt_NhPd.new_empty(rows * group_size, heads, new_tokens, width)
+
+    return Cache(
+        layers=[GrowingLayer((room(layer.keys), room(layer.values)), 0) for layer in prompts.layers]
+    )

@@ -16,7 +16,7 @@ from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import HEAD_FILE
 from visgrpo.models.parts import INFO_FILE, Parts, without_progress_bars
 from visgrpo.models.reward_model import RewardModel, with_own_padding
-from visgrpo.models.vision_language.families import SEEING
+from visgrpo.models.vision_families import SEEING
 
 
 def save(

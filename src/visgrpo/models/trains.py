@@ -20,7 +20,7 @@ from visgrpo.errors import UserError, nearest
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.options import Adapt
-from visgrpo.models.vision_language.families import SEEING, family_of
+from visgrpo.models.vision_families import SEEING, family_of
 
 ALL, LORA = "all", "lora"
 _LAST = re.compile(r"last:(-?\d+)")

@@ -9,7 +9,7 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
 from visgrpo.models.load import nanogpt_checkpoint, start_of
 from visgrpo.models.parts import check_model_name, in_one_line, is_adapter, pretrained, read_info
-from visgrpo.models.vision_language.families import SEEING
+from visgrpo.models.vision_families import SEEING
 from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
 

@@ -11,7 +11,7 @@ from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers
 from visgrpo.data.table import Splits, Table
 from visgrpo.models.parts import model_folder, read_info
-from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_language import VisionProcessor
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.session import Session, print_notes
 from visgrpo.tasks.vlm.config import VlmConfig

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from visgrpo.models.join import join
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import load_with_transformers, save, start_card
-from visgrpo.models.vision_language.join import join
 from visgrpo.tasks.vlm.config import JoinConfig
 from visgrpo.training.run_directory import check_free
 

@@ -17,9 +17,9 @@ from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
+from visgrpo.models.small_vision import SIZES, build_vision_language
 from visgrpo.models.trains import TrainedPart, adapt, trained_parts
-from visgrpo.models.vision_language.model import VisionLanguageModel
-from visgrpo.models.vision_language.small import SIZES, build_vision_language
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.session import Session

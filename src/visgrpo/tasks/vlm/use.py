@@ -20,7 +20,7 @@ from visgrpo.measures.answers import greedy_tokens
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts, read_info
-from visgrpo.models.vision_language.model import VisionLanguageModel
+from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.evaluate import named_split

@@ -23,8 +23,8 @@ from visgrpo.models.parts import (
     pretrained,
 )
 from visgrpo.models.tokenizers import VISION_TOKENS, vision_token_ids, with_image_places
-from visgrpo.models.vision_language.families import mrope_section
-from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_families import mrope_section
+from visgrpo.models.vision_language import VisionProcessor
 
 Merger = Literal["slice", "new"]
 

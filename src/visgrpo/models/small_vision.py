@@ -19,8 +19,8 @@ from visgrpo.models.tokenizers import (
     vision_token_ids,
     with_image_places,
 )
-from visgrpo.models.vision_language.families import mrope_section
-from visgrpo.models.vision_language.processor import VisionProcessor
+from visgrpo.models.vision_families import mrope_section
+from visgrpo.models.vision_language import VisionProcessor
 
 _MERGE = 2  # patches a side that become one token, as of the large ones
 _WINDOW = 4  # tokens a side that see each other in the blocks without full attention, likewise

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl
+from visgrpo.methods.token_groups import AdaptiveKL, FixedKL, KLControl
 
 
 def after(kl: float, samples: int = 100) -> float:

@@ -26,10 +26,9 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.methods.kl_control import FixedKL
 from visgrpo.methods.method import ONE_PROCESS
 from visgrpo.methods.ppo import TokenPPO
-from visgrpo.methods.token_groups import TokenGroups
+from visgrpo.methods.token_groups import FixedKL, TokenGroups
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.models.reference import reference_of
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
-from visgrpo.methods.kl_control import FixedKL
+from visgrpo.methods.token_groups import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.reference import reference_of
 from visgrpo.models.vision_language import VisionLanguageModel

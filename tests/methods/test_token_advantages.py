@@ -20,7 +20,7 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
+from visgrpo.methods.token_groups import AdaptiveKL, FixedKL
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.objectives.presets import PRESETS
 

@@ -26,8 +26,14 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.methods.kl_control import AdaptiveKL, FixedKL
-from visgrpo.methods.token_groups import TokenGroups, TokenMemory, sequence_kl, shown_prompt
+from visgrpo.methods.token_groups import (
+    AdaptiveKL,
+    FixedKL,
+    TokenGroups,
+    TokenMemory,
+    sequence_kl,
+    shown_prompt,
+)
 
 HOW = sampling(6, stop=(STOP, 6), top_k=9)
 

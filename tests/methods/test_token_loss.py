@@ -29,8 +29,7 @@ from token_tools import (
 )
 from torch import Tensor
 
-from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.token_groups import TokenGroups
+from visgrpo.methods.token_groups import FixedKL, TokenGroups
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.objectives import preset
 from visgrpo.objectives.presets import PRESETS, Objective

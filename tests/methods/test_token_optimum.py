@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from token_tools import VOCABULARY, batch_of, language, rollouts, sampling
 
-from visgrpo.methods.kl_control import FixedKL
+from visgrpo.methods.token_groups import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.reference import reference_of

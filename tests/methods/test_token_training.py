@@ -14,8 +14,8 @@ from torch import Tensor
 from visgrpo.data.batches import BatchLoader, CachedInputs
 from visgrpo.data.roles import prompt_table
 from visgrpo.errors import UserError
-from visgrpo.methods.kl_control import AdaptiveKL
 from visgrpo.methods.ppo import TokenPPO
+from visgrpo.methods.token_groups import AdaptiveKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.reference import reference_of
 from visgrpo.objectives import preset

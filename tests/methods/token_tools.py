@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
 from visgrpo.methods.generate import Sampling
-from visgrpo.methods.kl_control import FixedKL
-from visgrpo.methods.token_groups import TokenGroups, TokenMemory, TokenRollouts
+from visgrpo.methods.token_groups import FixedKL, TokenGroups, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import CriticKind, LanguageModel, Scores, critic_of
 from visgrpo.models.reference import TokenReference, reference_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from visgrpo.data.pictures import Pictures
 from visgrpo.data.table import Table, is_plain
 from visgrpo.errors import UserError
 
-# Typed as if it were there: what a batch does not hold is not asked for by who knows its rows.
-_NONE = cast(Tensor, None)
+_NONE = torch.empty(0, dtype=torch.long)  # the labels or lengths of rows that have none
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,15 @@ class Batch:
         inputs: (N, …), what the input function made of them: usually pixels (N, 3, H, W), or the
             ids of tokens (N, P).
         labels_N: class ids, int64: (N,), or masks (N, H, W) that the input function made together
-            with the inputs. None where rows have none, which a method for labels does not ask.
+            with the inputs. Empty where rows have none.
         columns: those of `batch_columns`, each a list of N values.
         positions_N: places of the rows in the batch of all processes; None where this is all of
             it, or all of a consecutive share.
         pictures: the images beside prompts; None where there are none.
         answers_NT: ids of the tokens that a prompt is to be answered with, -1 after the end; None
             where none are given.
-        lengths_N: tokens of each input (N,), or of each of several texts (N, 2), int64. None where
-            inputs are no tokens, which a method for tokens does not ask.
+        lengths_N: tokens of each input (N,), or of each of several texts (N, 2), int64. Empty where
+            inputs are no tokens.
     """
 
     indices_N: Tensor
@@ -82,7 +81,11 @@ class Batch:
         """Return what is on the device of a batch, changed."""
         names = ("indices_N", "inputs", "labels_N", "answers_NT", "lengths_N")
         held = {name: getattr(self, name) for name in names}
-        return {name: change(tensor) for name, tensor in held.items() if tensor is not None}
+        return {
+            name: change(tensor)
+            for name, tensor in held.items()
+            if tensor is not None and len(tensor) == len(self)
+        }
 
 
 class MadeRows(NamedTuple):
@@ -121,7 +124,7 @@ class CachedInputs:
             handed out is a copy.
         labels_M: (M, …) the labels that belong to the inputs, of any integer type; None where they
             are the data set's own.
-        lengths_M: tokens of each input, as in `Batch`; None where inputs are no tokens.
+        lengths_M: tokens of each input, as in `Batch`; empty where inputs are no tokens.
     """
 
     inputs_M: Tensor
@@ -140,7 +143,7 @@ class CachedInputs:
         return CachedInputs(
             self.inputs_M[chosen],
             None if self.labels_M is None else self.labels_M[chosen],
-            _NONE if self.lengths_M is None else self.lengths_M[chosen],
+            self.lengths_M[chosen] if len(self.lengths_M) else _NONE,
         )
 
 
@@ -334,7 +337,8 @@ class _BatchInputs(Dataset["MadeRows | UserError"]):
     def make(self, epoch: int, rows: np.ndarray) -> MadeRows:
         if isinstance(self._inputs, CachedInputs):
             taken = self._inputs.take(rows)
-            return MadeRows(taken.inputs_M, taken.labels_M, lengths_N=taken.lengths_M)
+            lengths_N = taken.lengths_M if len(taken.lengths_M) else None
+            return MadeRows(taken.inputs_M, taken.labels_M, lengths_N=lengths_N)
         each = [
             self._inputs(row, np.random.default_rng([self._seed, _ITEM, epoch, row]))
             for row in rows.tolist()

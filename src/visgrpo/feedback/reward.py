@@ -15,10 +15,9 @@ from visgrpo.errors import UserError
 from visgrpo.feedback.worth.cells import LogCells, of_images
 from visgrpo.feedback.worth.posterior import Bools, Floats, Posterior, scatter
 from visgrpo.feedback.worth.prediction import Predicted, predict_unknown, predicted_clicks
-from visgrpo.methods.groups import LabelGroups, mean_over_inputs
+from visgrpo.methods.groups import LabelGroups, Support, mean_over_inputs
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics
-from visgrpo.methods.unknown import Support
 from visgrpo.rewards.labels import Known
 
 ROW_COLUMN = "feedback_row"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,9 @@ from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.methods.groups import (
     LabelGroups,
+    Support,
     advantages_of,
+    conditioned,
     mean_over_inputs,
     policy_metrics,
     reward_metrics,
@@ -23,7 +25,7 @@ from visgrpo.methods.groups import (
     weights_with_inputs,
 )
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Metrics, Shards
-from visgrpo.methods.unknown import Support, conditioned
+from visgrpo.models.reference import Reference
 from visgrpo.objectives import (
     Objective,
     categorical_kl,
@@ -39,12 +41,6 @@ from visgrpo.rewards.sets import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 Model = Callable[[Tensor], Tensor]  # inputs (N, …) to logits (N, K)
-
-
-class ReferenceLike(Protocol):
-    """Answers a batch with log-probs (N, K)."""
-
-    def log_probs(self, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class LabelGRPO:
     beta: float = 0.0
     entropy_weight: float = 0.0
     combination: Combination = "sum_then_normalize"
-    reference: ReferenceLike | None = None
+    reference: Reference | None = None
     supervised_weight: float = 0.0
     supervised_schedule: Callable[[int], float] | None = None
     labelled: Callable[[Tensor], Tensor] | None = None

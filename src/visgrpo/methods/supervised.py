@@ -14,10 +14,10 @@ from visgrpo.methods.groups import LabelGroups, policy_metrics
 from visgrpo.methods.labels import (
     LabelGRPO,
     Model,
-    ReferenceLike,
     labelled_cross_entropy,
 )
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Shards, WithoutGroups
+from visgrpo.models.reference import Reference
 from visgrpo.objectives import categorical_kl
 from visgrpo.objectives.losses import bradley_terry_loss
 from visgrpo.rewards.sets import RewardSet
@@ -33,7 +33,7 @@ class Supervised(WithoutGroups):
 
     rewards: RewardSet
     classes: tuple[str, ...]
-    reference: ReferenceLike | None = None
+    reference: Reference | None = None
     labelled: Callable[[Tensor], Tensor] | None = None
 
     def loss(self, model: Model, batch: Batch, groups: None, step: int) -> LossResult:

@@ -11,11 +11,10 @@ from torch import nn
 from visgrpo.data.text import Prompt
 from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
-from visgrpo.methods.kl_control import AdaptiveKL, FixedKL, KLControl
 from visgrpo.methods.method import Method
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.ppo import TokenPPO
-from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
+from visgrpo.methods.token_groups import AdaptiveKL, FixedKL, KLControl, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel, context_of, stop_tokens
 from visgrpo.models.parts import Parts

@@ -134,7 +134,7 @@ _HOME = {
     "TokenMemory": "visgrpo.methods.token_groups",
     "Sampling": "visgrpo.methods.generate",
     "generate": "visgrpo.methods.generate",
-    "token_uniforms": "visgrpo.methods.generate",
+    "uniforms_for": "visgrpo.methods.groups",
     "AnswerTokens": "visgrpo.methods.supervised",
     "NextToken": "visgrpo.methods.supervised",
     "PreferredCompletion": "visgrpo.methods.supervised",

@@ -11,7 +11,8 @@ import torch
 from token_tools import LENGTHS, PAD, PROMPTS, STOP, VOCABULARY, language, sampling
 from torch import Tensor
 
-from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
+from visgrpo.methods.generate import Completions, Sampling, generate
+from visgrpo.methods.groups import uniforms_for
 from visgrpo.models.language import Decoder, LanguageModel
 from visgrpo.models.options import Adapt
 from visgrpo.models.trains import adapt
@@ -38,7 +39,7 @@ def model_of(kind: str) -> LanguageModel:
 
 
 def uniforms(rows: int = len(PROMPTS), *, group_size: int = G, room: int = ROOM) -> Tensor:
-    return token_uniforms(0, 0, torch.arange(rows), rows, group_size, room)
+    return uniforms_for(0, 0, torch.arange(rows), rows, group_size, room)
 
 
 def drawn_by(model: LanguageModel, how: Sampling, numbers: Tensor | None = None) -> Completions:
@@ -228,14 +229,14 @@ def test_dropping_finished_rows_changes_nothing(kind: str, monkeypatch: pytest.M
 
 
 def test_the_same_draws_for_any_number_of_processes() -> None:
-    whole = token_uniforms(3, 7, torch.arange(8), 8, G, ROOM)
+    whole = uniforms_for(3, 7, torch.arange(8), 8, G, ROOM)
     assert whole.shape == (8, G, ROOM)
     assert whole.dtype == torch.float64
     for positions in ([0, 1, 2, 3], [4, 5, 6, 7], [6, 1], [5]):
-        part = token_uniforms(3, 7, torch.tensor(positions), 8, G, ROOM)
+        part = uniforms_for(3, 7, torch.tensor(positions), 8, G, ROOM)
         assert torch.equal(part, whole[positions])
-    assert not torch.equal(token_uniforms(3, 8, torch.arange(8), 8, G, ROOM), whole)
-    assert not torch.equal(token_uniforms(4, 7, torch.arange(8), 8, G, ROOM), whole)
+    assert not torch.equal(uniforms_for(3, 8, torch.arange(8), 8, G, ROOM), whole)
+    assert not torch.equal(uniforms_for(4, 7, torch.arange(8), 8, G, ROOM), whole)
 
 
 def test_draws_use_no_global_generator() -> None:

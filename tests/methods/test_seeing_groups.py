@@ -14,7 +14,8 @@ from token_tools import in_two_processes, rollouts
 from torch import Tensor
 
 from visgrpo.data.pictures import Pictures
-from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
+from visgrpo.methods.generate import Completions, Sampling, generate
+from visgrpo.methods.groups import uniforms_for
 from visgrpo.methods.token_groups import FixedKL
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.reference import reference_of
@@ -31,7 +32,7 @@ PLACES = {
 
 
 def uniforms(room: int = ROOM) -> Tensor:
-    return token_uniforms(0, 0, torch.arange(4), 4, G, room)
+    return uniforms_for(0, 0, torch.arange(4), 4, G, room)
 
 
 def drawn_by(

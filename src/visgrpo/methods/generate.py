@@ -134,16 +134,3 @@ def _in_eval_mode(model: LanguageModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def token_uniforms(
-    seed: int, step: int, positions_N: Tensor, total: int, group_size: int, length: int
-) -> Tensor:
-    """Return the U(0, 1) numbers (N, G, T) that draw the completions of one step.
-
-    Made for the whole global batch and cut, from (seed, step) alone: any number of processes, and a
-    resumed run, draw the same completions.
-    """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
-    numbers = torch.rand(total, group_size, length, generator=generator, dtype=torch.float64)
-    return numbers[positions_N]

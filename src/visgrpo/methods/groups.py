@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visgrpo.data.batches import Batch
 from visgrpo.methods.method import Metrics, Shards
 from visgrpo.objectives import Objective, all_equal, combine_rewards, entropy, weighted_sum
 from visgrpo.objectives.advantages import Combination
@@ -106,15 +107,21 @@ def advantages_of(
     return advantages_NG[start : start + local]
 
 
-def uniforms_for(seed: int, step: int, positions_N: Tensor, total: int, group_size: int) -> Tensor:
-    """Return the U(0, 1) numbers (N, G) that draw the groups of one step.
+def places_of(batch: Batch, shards: Shards) -> Tensor:
+    """Return the places (N,) of this process's rows in the batch of all processes."""
+    if batch.positions_N is not None:
+        return batch.positions_N
+    return shards.rank * len(batch) + torch.arange(len(batch))
+
+
+def uniforms_for(seed: int, step: int, positions_N: Tensor, total: int, *shape: int) -> Tensor:
+    """Return the U(0, 1) numbers (N, *shape) that draw the groups of one step.
 
     They are made for the whole global batch and cut, so that any number of processes draws the
     same groups, and from (seed, step) alone, so that a resumed run does too.
     """
-    mixed = (seed * 1_000_003 + step) % (2**63)
-    generator = torch.Generator().manual_seed(mixed)
-    return torch.rand(total, group_size, generator=generator, dtype=torch.float64)[positions_N]
+    numbers = torch.rand(total, *shape, generator=_of_step(seed, step), dtype=torch.float64)
+    return numbers[positions_N]
 
 
 def subset_offsets(seed: int, step: int, n_classes: int, size: int) -> Tensor:
@@ -124,10 +131,12 @@ def subset_offsets(seed: int, step: int, n_classes: int, size: int) -> Tensor:
     for every image each wrong class is equally likely. Images share the draw: it costs K numbers
     and not N × K, and any number of processes makes the same.
     """
-    mixed = (seed * 1_000_003 + step) % (2**63)
-    generator = torch.Generator().manual_seed(mixed)
-    others = torch.randperm(n_classes - 1, generator=generator)[: size - 1] + 1
+    others = torch.randperm(n_classes - 1, generator=_of_step(seed, step))[: size - 1] + 1
     return torch.cat([torch.zeros(1, dtype=torch.long), others])
+
+
+def _of_step(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
 def weights_with_inputs(groups: LabelGroups) -> Tensor | None:

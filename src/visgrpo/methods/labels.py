@@ -18,6 +18,7 @@ from visgrpo.methods.groups import (
     advantages_of,
     conditioned,
     mean_over_inputs,
+    places_of,
     policy_metrics,
     reward_metrics,
     subset_offsets,
@@ -280,11 +281,8 @@ class LabelGRPO:
             return (batch.labels_N[:, None] + offsets_G.to(batch.labels_N.device)) % n_classes
         if self.estimator != "sampled":
             return torch.arange(n_classes, device=old_NK.device).expand(n_inputs, -1)
-        positions_N = batch.positions_N
-        if positions_N is None:
-            positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
-        total = n_inputs * self.shards.world_size
-        uniforms = uniforms_for(self.seed, step, positions_N, total, self.group_size)
+        places_N, total = places_of(batch, self.shards), n_inputs * self.shards.world_size
+        uniforms = uniforms_for(self.seed, step, places_N, total, self.group_size)
         return draw(old_NK, uniforms.to(old_NK.device))
 
     def _weighted(

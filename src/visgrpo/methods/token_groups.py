@@ -14,7 +14,8 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.text import Prompt
 from visgrpo.errors import UserError
-from visgrpo.methods.generate import Completions, Sampling, generate, token_uniforms
+from visgrpo.methods.generate import Completions, Sampling, generate
+from visgrpo.methods.groups import places_of, uniforms_for
 from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
@@ -182,11 +183,9 @@ class TokenRollouts:
         """
         device, n_inputs = batch.inputs.device, len(batch)
         total = total or n_inputs * self.shards.world_size
-        positions_N = batch.positions_N
-        if positions_N is None:
-            positions_N = self.shards.rank * n_inputs + torch.arange(n_inputs)
+        places_N = places_of(batch, self.shards)
         room = self.sampling.max_new_tokens
-        uniforms = token_uniforms(self.seed, step, positions_N, total, self.group_size, room)
+        uniforms = uniforms_for(self.seed, step, places_N, total, self.group_size, room)
         parts, references = [], []
         for rows in torch.arange(n_inputs).split(chunk):
             prompts_NP, lengths_N = batch.prompts_NP[rows], batch.lengths_N[rows]

@@ -13,7 +13,8 @@ from visgrpo.data.roles import prompt_table
 from visgrpo.data.text import Prompt, token_blocks
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import likelihood, pair_accuracy
-from visgrpo.methods.generate import generate, token_uniforms
+from visgrpo.methods.generate import generate
+from visgrpo.methods.groups import uniforms_for
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.tasks.evaluate import models_of, rows_apart
@@ -89,7 +90,7 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
     encoded = encode_prompts(dataset, parts.tokenizer, max_tokens=prompt_room(config, parts))
     assert config.max_new_tokens is not None
     model = LanguageModel(parts.model).to(processes.device).eval()
-    uniforms = token_uniforms(
+    uniforms = uniforms_for(
         config.seed, 0, torch.arange(1), 1, config.samples, config.max_new_tokens
     )
     drawn = generate(

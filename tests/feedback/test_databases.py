@@ -190,6 +190,15 @@ def test_a_postgres_address_keeps_its_options_and_hides_its_password() -> None:
     assert address.name == "postgresql://host:5432/app"
 
 
+def test_a_postgres_on_a_socket_needs_no_host_before_the_path() -> None:
+    address = parse_address("postgresql:///app?host=/run/pg&table=log")
+    assert address is not None
+    assert (address.table, address.target) == ("log", "postgresql:///app?host=%2Frun%2Fpg")
+    plain = parse_address("postgresql:///app?table=log")
+    assert plain is not None
+    assert plain.target == "postgresql:///app"
+
+
 def test_a_postgres_that_does_not_answer(tmp_path: Path) -> None:
     pytest.importorskip("adbc_driver_postgresql")
     with pytest.raises(UserError, match="postgresql:///app: ") as raised:

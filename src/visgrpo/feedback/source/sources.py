@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.source.schemas import identifier, literal
@@ -205,7 +205,8 @@ def parse_address(spec: str) -> Address | None:
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         table = options.pop("table", None)
         name = f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        target = urlunsplit(parts._replace(query=urlencode(options)))
+        # Not urlunsplit: it takes the slashes from postgresql:///app, a server on a socket.
+        target = spec.partition("?")[0] + ("?" + urlencode(options) if options else "")
         return Address("Postgres", name, target, table)
     path, _, query = spec.partition("?")
     if path.startswith("sqlite:///"):

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
@@ -368,7 +368,15 @@ def test_what_was_learned_is_swapped_in(tmp_path: Path) -> None:
 # ---- the whole command --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that is not ignored, as it would be under nohup."""
+    plain = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(request.param, plain)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_the_page_is_served_until_ctrl_c(
     number: signal.Signals,
     tmp_path: Path,
@@ -377,8 +385,6 @@ def test_the_page_is_served_until_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
     pages: list[str] = []
 
     def visit(address: str) -> None:

@@ -1,12 +1,15 @@
 # make demo: the whole story on built-in data.   make test: the whole test suite.
 # Both make .venv first, with the pinned set; nothing else is needed.
 # make test JOBS=8 takes eight cores, and about 1 GB of memory for each.
+# What is not here is skipped, and said at the end: TRL and Postgres' driver come with
+# EXTRAS=dev,bench,postgres; .ci/run installs Chromium and starts a Postgres besides.
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 JOBS ?= 2
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: demo test lint clean
 
@@ -25,7 +28,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $(READY)
 
 clean:

@@ -5,26 +5,25 @@ TRL runs its own forward pass, loss and backward pass; ours starts from the plai
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-if importlib.util.find_spec("trl") is None:
-    pytest.skip("trl is not installed", allow_module_level=True)
-
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from visgrpo.objectives import advantages, aggregate, combine_rewards, surrogate, token_kl
 
 # TRL and what it imports warn about experimental parts and deprecations that are theirs to mend.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 N, G, T, PROMPT = 3, 4, 7, 5
 LENGTHS = [7, 1, 4, 3, 2, 7, 5, 1, 6, 3, 7, 2]

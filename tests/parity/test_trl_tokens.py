@@ -7,19 +7,15 @@ numbers the positions of a padded prompt from its padding: rotary attention does
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-if importlib.util.find_spec("trl") is None:
-    pytest.skip("trl is not installed", allow_module_level=True)
-
 from datasets import Dataset
+from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from visgrpo.models.language import LanguageModel
@@ -28,7 +24,10 @@ from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.objectives import aggregate, surrogate, token_kl
 
 # TRL and what it imports warn about experimental parts and deprecations that are theirs to mend.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 N, G, T, P = 3, 4, 7, 6
 PROMPT_LENGTHS = [6, 2, 4]

@@ -23,10 +23,9 @@ from visgrpo.methods.groups import policy_metrics
 from visgrpo.methods.labels import Model, ReferenceLike
 from visgrpo.methods.method import LossResult
 from visgrpo.objectives import advantages, categorical_kl
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.clip.train import ClipTask
-from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.run import Job
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Job, Session
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import pytest
 from visgrpo.arguments import parse
 from visgrpo.cli import COMMANDS
 from visgrpo.errors import UserError
-from visgrpo.tasks.configs import ClipConfig, CompareConfig
-from visgrpo.tasks.language.config import LanguageConfig
-from visgrpo.tasks.use_configs import EvaluateConfig
+from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.language.options import LanguageConfig
+from visgrpo.tasks.options import CompareConfig
+from visgrpo.tasks.use_options import EvaluateConfig
 
 
 def write(folder: Path, text: str) -> str:

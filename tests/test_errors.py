@@ -6,7 +6,7 @@ import pytest
 
 from visgrpo.cli import main
 from visgrpo.errors import printable
-from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.run import print_notes
 from visgrpo.training.processes import Processes
 
 

@@ -27,7 +27,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = visgrpo.train_clpi
 
 
-@pytest.mark.parametrize("module", ["visgrpo", "visgrpo.cli", "visgrpo.tasks.configs"])
+@pytest.mark.parametrize("module", ["visgrpo", "visgrpo.cli", "visgrpo.tasks.options"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(

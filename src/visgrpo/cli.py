@@ -41,7 +41,7 @@ def task_command(name: str) -> Command:
 COMMANDS: Mapping[str, Command] = {
     "demo": Command(
         "the whole story on built-in data, in minutes",
-        "visgrpo.tasks.configs:DemoConfig",
+        "visgrpo.tasks.options:DemoConfig",
         "visgrpo.tasks.demo:demo",
     ),
     "clip": task_command("clip"),
@@ -50,14 +50,14 @@ COMMANDS: Mapping[str, Command] = {
     "language": task_command("language"),
     "generate": Command(
         "complete a PROMPT with a language MODEL",
-        "visgrpo.tasks.language.config:GenerateConfig",
+        "visgrpo.tasks.language.options:GenerateConfig",
         "visgrpo.tasks.language.use:generate_text",
         positional=("model", "prompt"),
     ),
     "join": Command(
         "join a vision tower and a language model to one that sees",
-        "visgrpo.tasks.vlm.config:JoinConfig",
-        "visgrpo.tasks.vlm.join:join_models",
+        "visgrpo.tasks.vlm.options:JoinConfig",
+        "visgrpo.tasks.vlm.use:join_models",
     ),
     "vlm": task_command("vlm"),
     "pretrain clip": task_command("pretrain clip"),
@@ -71,26 +71,26 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "evaluate": Command(
         "evaluate a saved MODEL on any data set",
-        "visgrpo.tasks.use_configs:EvaluateConfig",
-        "visgrpo.tasks.evaluate:evaluate",
+        "visgrpo.tasks.use_options:EvaluateConfig",
+        "visgrpo.tasks.use:evaluate",
         positional=("model",),
     ),
     "predict": Command(
         "classify, segment or ask about image files: predict MODEL IMAGE…",
-        "visgrpo.tasks.use_configs:PredictConfig",
-        "visgrpo.tasks.predict:predict",
+        "visgrpo.tasks.use_options:PredictConfig",
+        "visgrpo.tasks.use:predict",
         positional=("model", "images"),
     ),
     "report": Command(
         "write the page and plots of a RUN again",
-        "visgrpo.tasks.configs:ReportConfig",
-        "visgrpo.tasks.pages:report",
+        "visgrpo.tasks.options:ReportConfig",
+        "visgrpo.tasks.demo:report",
         positional=("run",),
     ),
     "compare": Command(
         "put several RUNs on one page",
-        "visgrpo.tasks.configs:CompareConfig",
-        "visgrpo.tasks.pages:compare",
+        "visgrpo.tasks.options:CompareConfig",
+        "visgrpo.tasks.demo:compare",
         positional=("runs",),
     ),
 }

@@ -115,9 +115,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(name: str) -> None:
         pytest.fail(f"{name} was loaded before cheap checks were done")
 
-    for recipe in ("clip.train", "clip.use", "labels"):
+    for recipe in ("clip.train", "clip.use"):
         monkeypatch.setattr(f"visgrpo.tasks.{recipe}.load_clip", loaded)
-    monkeypatch.setattr("visgrpo.tasks.clip.pretrain.build_small_clip", loaded)
+    monkeypatch.setattr("visgrpo.tasks.pretrain.build_small_clip", loaded)
 
 
 @pytest.fixture(scope="session")

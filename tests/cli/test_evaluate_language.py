@@ -26,7 +26,7 @@ from visgrpo.models.save import save
 from visgrpo.models.small import build_language
 from visgrpo.models.tokenizers import make_tokenizer
 from visgrpo.models.trains import adapt
-from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.use import kind_of
 
 Capture = pytest.CaptureFixture[str]
 CONTEXT = 24

@@ -13,7 +13,7 @@ from running import read_json, see
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from visgrpo.cli import main
-from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.use import kind_of
 
 Capture = pytest.CaptureFixture[str]
 RENDERS = Path(__file__).parents[3] / "shared" / "data" / "clevr"

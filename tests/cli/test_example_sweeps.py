@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from visgrpo.cli import main
-from visgrpo.tasks.backbone.config import RepresentationConfig, SegmentationConfig
+from visgrpo.tasks.backbone.options import RepresentationConfig, SegmentationConfig
 from visgrpo.tasks.sweep_plan import read_combinations
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from visgrpo.cli import COMMANDS, main
 from visgrpo.options import options_of
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "sklearn", "peft")
 

@@ -12,7 +12,7 @@ import visgrpo as vg
 from visgrpo.errors import UserError
 from visgrpo.options import options_of
 from visgrpo.tasks.language import train as language
-from visgrpo.tasks.language.config import LanguageConfig
+from visgrpo.tasks.language.options import LanguageConfig
 
 EVERYWHERE = (
     "method output seed device precision report resume data text_column validation_fraction "

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from running import read_json, speak
 
-from visgrpo.tasks.language.config import PRESETS
-from visgrpo.tasks.token_config import Budget
+from visgrpo.tasks.language.options import PRESETS
+from visgrpo.tasks.options import Budget
 
 
 @pytest.fixture(scope="module")

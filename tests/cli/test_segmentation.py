@@ -28,7 +28,7 @@ from making import IGNORED, MASK_CLASSES, MASKS, masked_picture, write_masks
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.load import load_representation
-from visgrpo.tasks.backbone.config import SegmentationConfig
+from visgrpo.tasks.backbone.options import SegmentationConfig
 from visgrpo.tasks.backbone.segmentation import rewards_of
 
 LAST = ["--keep", "last"]

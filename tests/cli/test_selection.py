@@ -7,7 +7,7 @@ from pathlib import Path
 
 from running import clip, read_lines
 
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 
 def test_what_decides_the_best_step() -> None:

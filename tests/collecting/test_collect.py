@@ -41,8 +41,8 @@ from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, RepresentationClassifier
 from visgrpo.models.save import save
 from visgrpo.models.small import SmallBackbone, build_small_backbone
-from visgrpo.tasks.predict import predict
-from visgrpo.tasks.use_configs import PredictConfig
+from visgrpo.tasks.use import predict
+from visgrpo.tasks.use_options import PredictConfig
 from visgrpo.training.processes import Processes
 
 CLASSES = ("cat", "dog", "apple")

@@ -28,7 +28,7 @@ from visgrpo.data.read import read_split
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.models.load import load_clip
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.task import train
 
 CLASSES = ("cat", "dog", "apple")

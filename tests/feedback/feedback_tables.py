@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import CachedInputs
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Splits, Table
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 CLASSES = ("cat", "dog", "apple")
 TRAIN, VALIDATION, TEST = range(16), range(16, 20), range(20, 24)

@@ -28,8 +28,8 @@ from visgrpo.feedback.options import FEEDBACK_REWARDS
 from visgrpo.feedback.posteriors import MAKERS, best_answers
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.clip.train import objective_of
-from visgrpo.tasks.configs import ClipConfig
 
 Log = list[tuple[Any, ...]]
 

@@ -28,7 +28,7 @@ from visgrpo.feedback.reward import Log, doubly_robust
 from visgrpo.feedback.worth.cells import LogCells
 from visgrpo.objectives import preset
 from visgrpo.rewards.sets import parse_rewards
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from visgrpo.models.options import Adapt
 from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save
 from visgrpo.models.trains import linear_layers, wrap_in_adapters
-from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.use import kind_of
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 LOADERS: dict[str, Callable[[str], Any]] = {

@@ -22,8 +22,8 @@ from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import save
 from visgrpo.models.tokenizers import CHATML, VISION_TOKENS
-from visgrpo.tasks.vlm.config import JoinConfig
-from visgrpo.tasks.vlm.join import join_models
+from visgrpo.tasks.vlm.options import JoinConfig
+from visgrpo.tasks.vlm.use import join_models
 
 WIDE = replace(SIZES, width=24, heads=3)  # a tower made for a language model of 24
 

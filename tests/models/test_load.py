@@ -37,7 +37,7 @@ from visgrpo.models.reward_model import build_reward_model
 from visgrpo.models.save import save, save_adapter
 from visgrpo.models.small import Architecture
 from visgrpo.models.trains import adapt, wrap_in_adapters
-from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.use import kind_of
 
 LORA = ("full", "lora")
 WEIGHTS = "model.safetensors"

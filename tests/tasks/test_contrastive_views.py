@@ -14,13 +14,13 @@ from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.small import SmallBackbone, build_small_backbone
-from visgrpo.tasks.backbone.pretrain import (
+from visgrpo.tasks.options import PretrainBackboneConfig
+from visgrpo.tasks.pretrain import (
     ContrastiveViews,
     ProjectedBackbone,
     memory_of,
     sizes_of,
 )
-from visgrpo.tasks.pretrain_configs import PretrainBackboneConfig
 
 SIZES = SmallBackbone(image_size=16, patch_size=8, width=16, layers=1, heads=2)
 

@@ -8,7 +8,7 @@ import pytest
 
 from visgrpo.errors import UserError
 from visgrpo.options import Options
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.sweep_plan import Combination, SweepConfig, read_combinations, value_text
 
 

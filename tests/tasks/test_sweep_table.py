@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visgrpo.tasks.configs import RunConfig
+from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.sweep import (
     complaints,
     measure_of,

@@ -22,11 +22,10 @@ from visgrpo.data.batches import Batch, CachedInputs
 from visgrpo.data.roles import block_table
 from visgrpo.methods.method import LossResult, WithoutGroups
 from visgrpo.options import option
-from visgrpo.tasks.predict import most_probable
-from visgrpo.tasks.run import Job, Seen
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Job, Seen, Session
 from visgrpo.tasks.task import TASKS, Kind, Task, register
-from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
+from visgrpo.tasks.use import most_probable
+from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.training.options import Loop
 
 END = "# What the house makes of it"

@@ -12,7 +12,7 @@ import visgrpo as vg
 from visgrpo.errors import UserError
 from visgrpo.options import options_of
 from visgrpo.tasks.vlm import train as vlm
-from visgrpo.tasks.vlm.config import POLICY_STAGES, VlmConfig, resolved
+from visgrpo.tasks.vlm.options import POLICY_STAGES, VlmConfig, resolved
 
 REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),

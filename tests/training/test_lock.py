@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from visgrpo.errors import UserError
-from visgrpo.tasks.session import open_session
+from visgrpo.tasks.run import open_session
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import FolderLock
 

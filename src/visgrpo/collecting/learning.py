@@ -21,7 +21,7 @@ from visgrpo.data.read import read
 from visgrpo.data.split import TEST_FRACTION
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.source.matching import image_keys
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 _PATIENCE = 5.0  # seconds for training that is told to end
 _REWARDS: Mapping[Ask, str] = {"click": "clicks", "rank": "preferences", "grade": "grades"}

@@ -13,7 +13,7 @@ from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
 from visgrpo.options import option, override
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 MOST_LABELS = 9  # each has a key of its own
 _LEAST_TOKEN = 8

@@ -19,9 +19,9 @@ from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.models.backbone import RepresentationClassifier
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.tasks.labels import load_labeller
-from visgrpo.tasks.model_kinds import kind_of
+from visgrpo.tasks.clip.use import load_labeller
 from visgrpo.tasks.task import kinds
+from visgrpo.tasks.use import kind_of
 from visgrpo.training.processes import Processes
 
 

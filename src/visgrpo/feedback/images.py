@@ -27,9 +27,9 @@ from visgrpo.feedback.source.matching import (
     logged_labels,
     match,
 )
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.images import load_data, say_notes
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Session
 
 
 def load_images(config: ClipConfig, session: Session) -> Splits:

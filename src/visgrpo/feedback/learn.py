@@ -44,9 +44,9 @@ from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.objectives import Objective
 from visgrpo.rewards.sets import RewardSet
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import Extension
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Session
 
 FEEDBACK_FILE = "feedback.json"
 MOST_PAIRS = 100_000_000

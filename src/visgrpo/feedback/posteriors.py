@@ -45,7 +45,7 @@ from visgrpo.feedback.worth.posterior import (
     value_posterior,
 )
 from visgrpo.feedback.worth.raters import dawid_skene, weighted_votes
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 
 Report = dict[str, Any]
 

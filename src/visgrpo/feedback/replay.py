@@ -39,7 +39,7 @@ from visgrpo.feedback.source.matching import (
 from visgrpo.feedback.worth.cells import Floats, LogCells, log_cells
 from visgrpo.feedback.worth.prediction import predicted_clicks
 from visgrpo.models.parts import model_folder, read_info
-from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.run import print_notes
 from visgrpo.training.processes import Processes
 
 LOGGED = "logged policy"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from visgrpo.objectives import Objective
     from visgrpo.rewards.labels import LabelReward
     from visgrpo.rewards.sets import RewardSet
-    from visgrpo.tasks.configs import ClipConfig
-    from visgrpo.tasks.session import Session
+    from visgrpo.tasks.clip.options import ClipConfig
+    from visgrpo.tasks.run import Session
 
 __all__ = ["WITHOUT_GROUPS", "Extension", "ExtraOptions", "extension_of", "votes_on"]
 WITHOUT_GROUPS: Mapping[str, Any] = {"off_policy": "none"}

@@ -13,8 +13,8 @@ from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
-from visgrpo.tasks.configs import RunConfig
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.options import RunConfig
+from visgrpo.tasks.run import Session
 from visgrpo.training.options import TrainingOptions
 
 

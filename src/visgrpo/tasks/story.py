@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from visgrpo.errors import Interrupted, UserError
 from visgrpo.reporting import compare_runs, print_measures
-from visgrpo.tasks.run import train
-from visgrpo.tasks.session import Session, begin, open_session
+from visgrpo.tasks.run import Session, begin, open_session, train
 from visgrpo.tasks.task import Task
 
 Summaries = Mapping[str, Mapping[str, Any]]  # by the folder of the stage

@@ -22,7 +22,7 @@ from visgrpo.errors import Interrupted, UserError, nearest
 from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
 from visgrpo.reporting.run import flatten, read_object
-from visgrpo.tasks.session import settings_of
+from visgrpo.tasks.run import settings_of
 from visgrpo.tasks.sweep_plan import (
     PAGE,
     PLAN,

@@ -8,8 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from visgrpo.tasks.run import Job
-    from visgrpo.tasks.session import Session
+    from visgrpo.tasks.run import Job, Session
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,13 @@ _QUESTIONS = ("image_column", "question_column", "answer_column", "seed", "skip_
 TASKS: dict[str, Place | Task] = {
     "clip": Place(
         "fine-tune a CLIP classifier with rewards",
-        "visgrpo.tasks.configs:ClipConfig",
+        "visgrpo.tasks.clip.options:ClipConfig",
         "visgrpo.tasks.clip.train:ClipTask",
         {
             "clip": Kind(
                 "a CLIP or SigLIP model",
                 "visgrpo.tasks.clip.use:Evaluation",
-                "visgrpo.tasks.labels:Prediction",
+                "visgrpo.tasks.clip.use:Prediction",
                 labels=True,
                 takes=(*_LABELLED, "alpha", "classes", "templates", "votes"),
             )
@@ -128,13 +127,13 @@ TASKS: dict[str, Place | Task] = {
     ),
     "representation": Place(
         "fine-tune a backbone for classification, by GRPO-RM",
-        "visgrpo.tasks.backbone.config:RepresentationConfig",
+        "visgrpo.tasks.backbone.options:RepresentationConfig",
         "visgrpo.tasks.backbone.representation:RepresentationTask",
         {
             "classification": Kind(
                 "a backbone with a classification head",
                 "visgrpo.tasks.backbone.use:Evaluation",
-                "visgrpo.tasks.labels:Prediction",
+                "visgrpo.tasks.clip.use:Prediction",
                 labels=True,
                 takes=(*_LABELLED, "probe", "shifts"),
             )
@@ -142,13 +141,13 @@ TASKS: dict[str, Place | Task] = {
     ),
     "segmentation": Place(
         "fine-tune a backbone for a class at every pixel, by GRPO-RM",
-        "visgrpo.tasks.backbone.config:SegmentationConfig",
+        "visgrpo.tasks.backbone.options:SegmentationConfig",
         "visgrpo.tasks.backbone.segmentation:SegmentationTask",
         {
             "segmentation": Kind(
                 "a backbone with a segmentation head",
-                "visgrpo.tasks.backbone.use_masks:Evaluation",
-                "visgrpo.tasks.backbone.use_masks:Prediction",
+                "visgrpo.tasks.backbone.use:MaskEvaluation",
+                "visgrpo.tasks.backbone.use:MaskPrediction",
                 labels=True,
                 alike=True,
                 takes=_MASKED,
@@ -157,13 +156,13 @@ TASKS: dict[str, Place | Task] = {
     ),
     "pretrain clip": Place(
         "pre-train a small CLIP from random weights",
-        "visgrpo.tasks.pretrain_configs:PretrainClipConfig",
-        "visgrpo.tasks.clip.pretrain:PretrainClipTask",
+        "visgrpo.tasks.options:PretrainClipConfig",
+        "visgrpo.tasks.pretrain:PretrainClipTask",
     ),
     "pretrain backbone": Place(
         "pre-train a small vision encoder from random weights",
-        "visgrpo.tasks.pretrain_configs:PretrainBackboneConfig",
-        "visgrpo.tasks.backbone.pretrain:PretrainBackboneTask",
+        "visgrpo.tasks.options:PretrainBackboneConfig",
+        "visgrpo.tasks.pretrain:PretrainBackboneTask",
         {
             "backbone": Kind(
                 "a backbone without a head",
@@ -177,7 +176,7 @@ TASKS: dict[str, Place | Task] = {
     ),
     "language": Place(
         "train a small language model: SFT, reward model, GRPO and PPO",
-        "visgrpo.tasks.language.config:LanguageConfig",
+        "visgrpo.tasks.language.options:LanguageConfig",
         "visgrpo.tasks.language.train:LanguageTask",
         {
             "language": Kind(
@@ -203,7 +202,7 @@ TASKS: dict[str, Place | Task] = {
     ),
     "vlm": Place(
         "train a vision-language model: SFT, then GRPO on what its answers earn",
-        "visgrpo.tasks.vlm.config:VlmConfig",
+        "visgrpo.tasks.vlm.options:VlmConfig",
         "visgrpo.tasks.vlm.train:VlmTask",
         {
             "vision-language": Kind(

@@ -23,9 +23,8 @@ from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.texts import TextRewards
-from visgrpo.tasks.run import Job
-from visgrpo.tasks.session import Session
-from visgrpo.tasks.token_config import TokenPolicyConfig
+from visgrpo.tasks.options import TokenPolicyConfig
+from visgrpo.tasks.run import Job, Session
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.trainer import TrainResult
 

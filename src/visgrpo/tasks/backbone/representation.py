@@ -26,7 +26,7 @@ from visgrpo.models.reference import CachedReference
 from visgrpo.models.save import label_card, save
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import parse_rewards
-from visgrpo.tasks.backbone.config import RepresentationConfig
+from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
     load_start,
@@ -43,8 +43,7 @@ from visgrpo.tasks.images import (
     training_of,
     tuned_info,
 )
-from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")

@@ -22,9 +22,9 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
 from visgrpo.rewards.sets import RewardSet
-from visgrpo.tasks.backbone.config import BackboneRunConfig
+from visgrpo.tasks.backbone.options import BackboneRunConfig
 from visgrpo.tasks.images import shared_with
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Session
 
 BackboneModel = RepresentationClassifier | Segmenter
 

@@ -26,7 +26,7 @@ from visgrpo.models.save import label_card, save, save_adapter
 from visgrpo.models.trains import LORA, adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
-from visgrpo.tasks.configs import ClipConfig
+from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
     data_summary,
@@ -36,8 +36,7 @@ from visgrpo.tasks.images import (
     training_of,
     tuned_info,
 )
-from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
 from visgrpo.training.options import falling
 

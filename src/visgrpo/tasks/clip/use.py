@@ -1,22 +1,26 @@
-"""What saved CLIP models are measured by: their part of `visgrpo evaluate`."""
+"""What is done with saved models of labels: CLIP is evaluated, any of them predicts classes."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.inputs import pixel_inputs
+from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, interpolate
 from visgrpo.measures.agreement import agreement
 from visgrpo.measures.over import logits_of
-from visgrpo.models.clip import ClipClassifier, class_prompts
-from visgrpo.models.load import load_clip
-from visgrpo.tasks.evaluate import rows_of
+from visgrpo.models.backbone import RepresentationClassifier
+from visgrpo.models.clip import DEFAULT_TEMPLATES, ClipClassifier, class_prompts
+from visgrpo.models.load import load_clip, load_representation
+from visgrpo.models.parts import Parts
 from visgrpo.tasks.extension import votes_on
-from visgrpo.tasks.labels import prompts_of
-from visgrpo.tasks.use_configs import EvaluateConfig
+from visgrpo.tasks.use import classes_of, kind_of, most_probable, rows_of
+from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes
 
 
@@ -67,3 +71,58 @@ class Evaluation:
 
 def _weights(model: Any) -> dict[str, Tensor]:
     return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def load_labeller(
+    name: str, classes: Sequence[str], templates: Sequence[str] | None = None
+) -> tuple[ClipClassifier | RepresentationClassifier, Parts]:
+    """Load a model that answers with labels, by folder or Hub name.
+
+    Args:
+        classes: among which a CLIP model chooses; a head answers its own.
+        templates: prompts of a CLIP model; None takes those that it was trained with.
+
+    Raises:
+        UserError: for a model that is not there, or is of another kind.
+    """
+    if kind_of(name) == "classification":
+        model, parts = load_representation(name)
+        return cast(RepresentationClassifier, model), parts
+    parts = load_clip(name)
+    return ClipClassifier(
+        parts.model, parts.tokenizer, classes, prompts_of(parts, templates)
+    ), parts
+
+
+def prompts_of(parts: Parts, templates: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the prompts that were given, else those that a CLIP model was trained with."""
+    return tuple(templates or parts.info.get("templates", DEFAULT_TEMPLATES))
+
+
+class Prediction:
+    """The most probable classes of an image."""
+
+    def __init__(
+        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
+    ) -> None:
+        self._classes, self._top_k = classes_of(config), config.top_k
+        classifier, parts = load_labeller(config.model, self._classes, config.templates)
+        self._classifier = classifier.to(processes.device).eval()
+        self._preprocess, self._device = parts.preprocess, processes.device
+
+    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        pixels = self._preprocess(image)
+        if isinstance(self._classifier, ClipClassifier):
+            _check_size(path, pixels, self._classifier.backbone.config.vision_config.image_size)
+        logits_1K = self._classifier(pixels[None].to(self._device))
+        return most_probable(logits_1K, self._classes, self._top_k)
+
+
+def _check_size(path: str, pixels: Tensor, side: int) -> None:
+    height, width = pixels.shape[1:]
+    if (height, width) != (side, side):
+        raise UserError(
+            f'Image "{path}" is {width} × {height} pixels after the model\'s own preprocessing, '
+            f"but the model takes {side} × {side}: make the image square, or set do_center_crop "
+            "in its preprocessor_config.json."
+        )

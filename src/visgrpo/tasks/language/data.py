@@ -21,8 +21,8 @@ from visgrpo.models.reward_model import LearnedReward
 from visgrpo.models.trains import ALL, LORA, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
-from visgrpo.tasks.language.config import LanguageConfig
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.language.options import LanguageConfig
+from visgrpo.tasks.run import Session
 from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, prompt_room
 
 LONGEST_BLOCK = 1024  # by default, of models that can see more

@@ -22,7 +22,6 @@ from visgrpo.objectives import weighted_sum
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
 from visgrpo.rewards.texts import TextRewards
-from visgrpo.tasks.language.config import LanguageConfig, resolved
 from visgrpo.tasks.language.data import (
     PromptJob,
     load_prompt_job,
@@ -30,7 +29,8 @@ from visgrpo.tasks.language.data import (
     reward_bytes_of,
     rewards_of,
 )
-from visgrpo.tasks.session import Session, begin, open_session
+from visgrpo.tasks.language.options import LanguageConfig, resolved
+from visgrpo.tasks.run import Session, begin, open_session
 from visgrpo.tasks.tokens import memory_of, per_second, rollouts_of
 from visgrpo.training.metrics import peak_memory_bytes
 

@@ -25,12 +25,6 @@ from visgrpo.models.reward_model import RewardModel, build_reward_model, with_ow
 from visgrpo.models.save import save, text_card
 from visgrpo.models.small import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
-from visgrpo.tasks.language.config import (
-    OF_NEW_MODELS,
-    PRESETS,
-    LanguageConfig,
-    resolved,
-)
 from visgrpo.tasks.language.data import (
     adapted,
     block_of,
@@ -42,10 +36,15 @@ from visgrpo.tasks.language.data import (
     rewards_of,
 )
 from visgrpo.tasks.language.drawing import PAIRS_FILE, best_of_n, make_preferences
-from visgrpo.tasks.run import Job, Moment, Seen, train
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.language.options import (
+    OF_NEW_MODELS,
+    PRESETS,
+    LanguageConfig,
+    resolved,
+)
+from visgrpo.tasks.options import LORA_RATE
+from visgrpo.tasks.run import Job, Moment, Seen, Session, train
 from visgrpo.tasks.story import StagedTask, Summaries
-from visgrpo.tasks.token_config import LORA_RATE
 from visgrpo.tasks.tokens import (
     SPLITS,
     data_of,

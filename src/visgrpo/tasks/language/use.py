@@ -17,13 +17,13 @@ from visgrpo.methods.generate import generate
 from visgrpo.methods.groups import uniforms_for
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.load import load_language, load_reward_model
-from visgrpo.tasks.evaluate import models_of, rows_apart
-from visgrpo.tasks.language.config import FOREIGN, PRESETS, GenerateConfig, LanguageConfig
 from visgrpo.tasks.language.data import block_of, load_writer
-from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.language.options import FOREIGN, PRESETS, GenerateConfig, LanguageConfig
+from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.task import kinds
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
-from visgrpo.tasks.use_configs import EvaluateConfig
+from visgrpo.tasks.use import models_of, rows_apart
+from visgrpo.tasks.use_options import EvaluateConfig
 from visgrpo.training.processes import Processes
 
 _FRACTION = LanguageConfig.validation_fraction

@@ -1,4 +1,4 @@
-"""The questions of `visgrpo vlm` and of evaluations: loaded, cut, and what is said of them."""
+"""What `visgrpo vlm` is given: questions, a start, what trains of it, what it is measured by."""
 
 from __future__ import annotations
 
@@ -7,15 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+
+from visgrpo.data.prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
 from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers
 from visgrpo.data.table import Splits, Table
-from visgrpo.models.parts import model_folder, read_info
-from visgrpo.models.vision_language import VisionProcessor
+from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
+from visgrpo.methods.options import SamplingOptions
+from visgrpo.methods.token_groups import TokenRollouts
+from visgrpo.models.load import load_vision_language
+from visgrpo.models.parts import Parts, model_folder, read_info
+from visgrpo.models.small_vision import SIZES, build_vision_language
+from visgrpo.models.trains import TrainedPart, adapt, trained_parts
+from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
+from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
+from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.images import columns_of
-from visgrpo.tasks.session import Session, print_notes
-from visgrpo.tasks.vlm.config import VlmConfig
+from visgrpo.tasks.run import Session, print_notes
+from visgrpo.tasks.tokens import prompt_room
+from visgrpo.tasks.vlm.options import VlmConfig
 from visgrpo.training.processes import Processes
+
+TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
+GIBIBYTE = 2**30
 
 LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
 
@@ -124,3 +141,109 @@ def place_of(data: str) -> str:
     """Return the absolute path of what is there; other names as they are."""
     path = Path(data).expanduser()
     return str(path.resolve()) if path.exists() else data
+
+
+def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:
+    """Load the model that a stage starts from, or build a new one; say what was decided."""
+    if config.model is None:
+        parts = _new_model(config, questions.train)
+    else:
+        parts = load_vision_language(config.model, max_pixels=config.max_pixels)
+        session.note(*parts.notes)
+        style = parts.info.get("style", config.style)
+        if style != config.style:
+            session.note(f"{config.model} learned to answer in --style {style}.")
+    datasets = (questions.train, *questions.shifts.values())
+    say_resized(datasets, parts.processor, session.processes)
+    return parts
+
+
+def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguageModel:
+    """Return the start with what trains of it chosen, on the device; print what that is."""
+    torch.manual_seed(config.seed)  # the adapters' start
+    lm = adapt(parts.model, config.train, config)
+    if session.processes.is_main:
+        _print_trained(trained_parts(lm))
+    if config.gradient_checkpointing:
+        _checkpoint_activations(parts.model)
+    budget = round(config.vision_cache * GIBIBYTE)
+    model = VisionLanguageModel(lm, engine=config.engine, feature_bytes=budget)
+    # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
+    if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
+        model.engine = "plain"
+    return model.to(session.processes.device)
+
+
+def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
+    """Return the rewards of a resolved config.
+
+    Raises:
+        UserError: for a reward that is not there, or needs a column that the data lacks.
+    """
+    rewards = parse_text_rewards(config.reward, config.reward_weights, ANSWER_REWARDS)
+    rewards.validate(train.columns)
+    return rewards
+
+
+def held_out_of(
+    config: SamplingOptions,
+    parts: Parts,
+    rollouts: TokenRollouts,
+    dataset: Table,
+    style: Style,
+    processes: Processes,
+) -> HeldOutAnswers:
+    """Return what measures a model on a data set, as these rollouts draw and reward.
+
+    Raises:
+        UserError: where --max-new-tokens leaves no room for a prompt.
+    """
+    apart = rollouts.apart(visual_prompts(dataset, style), group_size=1)
+    inputs = VisualInputs(dataset, style, parts.processor, prompt_room(config, parts))
+    return HeldOutAnswers(apart, dataset, inputs, style == "direct", processes)
+
+
+def confusions(datasets: Mapping[str, Table], seen: Mapping[str, SeenAnswers]) -> dict[str, Any]:
+    """Return which numbers were answered for each true count, where all answers are counts."""
+    tables = {
+        "in" if name == "test" else name: confusion(seen[name].texts, dataset.answers)
+        for name, dataset in datasets.items()
+        if all(map(_is_count, dataset.answers))
+    }
+    found = {name: table for name, table in tables.items() if table is not None}
+    return {"confusion": found} if found else {}
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Let transformers compute activations again in the backward pass."""
+    former = not hasattr(model, "activation_checkpointing_enable")  # its name in the first 5.x
+    enable = "gradient_checkpointing_enable" if former else "activation_checkpointing_enable"
+    getattr(model, enable)()
+
+
+def _is_count(answer: str) -> bool:
+    number = whole_number(answer)
+    return number is not None and number >= 0
+
+
+def _new_model(config: VlmConfig, train: Table) -> Parts:
+    """Build a tokenizer of the training rows' words, and a model with random weights for it."""
+    sizes = SIZES[config.preset]
+    if config.max_pixels is not None:
+        sizes = replace(sizes, max_pixels=config.max_pixels)
+    rows = train.first(TOKENIZED)
+    questions = (asked(question, config.style) for question in rows.questions)
+    answers = answer_targets(rows, "direct" if rows.traces is None else config.style)
+    parts = build_vision_language([*questions, *answers], sizes, seed=config.seed)
+    return replace(parts, name=f"{config.preset} Qwen2.5-VL", info={"preset": config.preset})
+
+
+def _print_trained(rows: Sequence[TrainedPart]) -> None:
+    """Print on stderr how much of each part trains."""
+    table = ConsoleTable("part", "tensors", "parameters that train", "of", "share")
+    tensors, parameters, total = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
+    whole = TrainedPart("all", tensors, parameters, total)
+    for row in (*rows, whole):
+        numbers = (str(row.tensors), f"{row.parameters:,}", f"{row.total:,}")
+        table.add_row(row.part, *numbers, f"{row.parameters / row.total:.1%}")
+    Console(stderr=True, width=None if Console(stderr=True).is_terminal else 100).print(table)

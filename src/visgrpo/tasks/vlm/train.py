@@ -14,8 +14,7 @@ from visgrpo.measures.answers import answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
 from visgrpo.tasks.images import save_picture
-from visgrpo.tasks.run import Job, Moment, Seen
-from visgrpo.tasks.session import Session
+from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.story import StagedTask, Summaries
 from visgrpo.tasks.tokens import (
     SPLITS,
@@ -31,15 +30,16 @@ from visgrpo.tasks.tokens import (
     save_run,
     training_of,
 )
-from visgrpo.tasks.vlm.config import VlmConfig, resolved
-from visgrpo.tasks.vlm.data import load_questions, with_stage
-from visgrpo.tasks.vlm.model import (
+from visgrpo.tasks.vlm.data import (
     adapted,
     confusions,
     held_out_of,
+    load_questions,
     load_start,
     rewards_of,
+    with_stage,
 )
+from visgrpo.tasks.vlm.options import VlmConfig, resolved
 
 # Below these a start was seen to get worse instead of better: of eight completions too few are
 # right, and what is learned first is to write in the form that is paid for.

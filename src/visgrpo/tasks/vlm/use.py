@@ -1,12 +1,15 @@
-"""What is done with a saved vision-language model: parts of `evaluate` and `predict`."""
+"""What is done with vision-language models: joined of two, evaluated, asked about images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table as ConsoleTable
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
@@ -18,20 +21,29 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import greedy_tokens
 from visgrpo.methods.options import SamplingOptions
+from visgrpo.models.join import join
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts, read_info
+from visgrpo.models.save import load_with_transformers, save, start_card
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
-from visgrpo.tasks.evaluate import named_split
 from visgrpo.tasks.images import columns_of
-from visgrpo.tasks.session import print_notes
+from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.tokens import decoder_of, prompt_room, rollouts_of, sampling_of
-from visgrpo.tasks.use_configs import EvaluateConfig, PredictConfig
-from visgrpo.tasks.vlm.config import VlmConfig, defaults_of
-from visgrpo.tasks.vlm.data import Learned, learned_from, say_left_out, say_resized
-from visgrpo.tasks.vlm.model import confusions, held_out_of
+from visgrpo.tasks.use import named_split
+from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
+from visgrpo.tasks.vlm.data import (
+    Learned,
+    confusions,
+    held_out_of,
+    learned_from,
+    say_left_out,
+    say_resized,
+)
+from visgrpo.tasks.vlm.options import JoinConfig, VlmConfig, defaults_of
 from visgrpo.training.processes import Processes
+from visgrpo.training.run_directory import check_free
 
 
 class Evaluation:
@@ -159,3 +171,68 @@ def _longest(config: EvaluateConfig | PredictConfig, parts: Parts) -> SamplingOp
 
 def _model(parts: Parts, processes: Processes) -> VisionLanguageModel:
     return VisionLanguageModel(parts.model).requires_grad_(False).to(processes.device).eval()
+
+
+def join_models(config: JoinConfig) -> Parts:
+    """Join the two models, save what comes out, and print what it is made of.
+
+    Raises:
+        UserError: for models that cannot be joined, and a folder that is not free.
+    """
+    config.check()
+    folder = Path(config.output)
+    check_free(folder)
+    parts = join(
+        config.vision,
+        config.language,
+        merger=config.merger,
+        max_pixels=config.max_pixels,
+        seed=config.seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = {"vision": config.vision, "language": config.language, "merger": config.merger}
+    save(parts.model, parts, folder, _card(config), origin)
+    _print(parts, config)
+    return parts
+
+
+def _print(parts: Parts, config: JoinConfig) -> None:
+    text = parts.model.config.text_config
+    token = parts.model.config.image_token_id
+    table = ConsoleTable(show_header=False)
+    rows = {
+        "vision tower": _millions(parts.model.model.visual),
+        "language model": _millions(parts.model.model.language_model),
+        "merger's last layer": f"{config.merger}, to {text.hidden_size}",
+        "rotary sections": "time {}, rows {}, columns {}".format(
+            *text.rope_parameters["mrope_section"]
+        ),
+        "image token": f"{parts.tokenizer.convert_ids_to_tokens(token)} ({token})",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for note in parts.notes:
+        print(note)
+    Console().print(table)
+    print(f"Saved to {config.output}. Next: visgrpo vlm --method sft --model {config.output}")
+
+
+def _millions(module: Any) -> str:
+    return f"{sum(weight.numel() for weight in module.parameters()) / 1e6:,.2f} M parameters"
+
+
+def _card(config: JoinConfig) -> str:
+    return start_card(
+        f"{config.language} with the eyes of {config.vision}",
+        "join",
+        [
+            f"Not trained together yet; the merger's last layer: {config.merger}.",
+            "On text it is the language model.",
+            *load_with_transformers(
+                model="AutoModelForImageTextToText",
+                tokenizer="AutoTokenizer",
+                images="AutoImageProcessor",
+            ),
+        ],
+        pipeline="image-text-to-text",
+    )

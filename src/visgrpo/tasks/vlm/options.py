@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from visgrpo.data.options import Columns, Data, Questions
 from visgrpo.options import Options, like, option, override, users
-from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.token_config import Budget, TokenPolicyConfig
+from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.options import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop
 
 Stage = Literal[

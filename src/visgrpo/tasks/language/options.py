@@ -11,8 +11,8 @@ from visgrpo.data.options import Columns, Data
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Sizes
 from visgrpo.options import like, option, override, users
-from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.token_config import Budget, TokenPolicyConfig
+from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.options import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop, Printing
 
 Stage = Literal[

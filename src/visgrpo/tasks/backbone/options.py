@@ -10,7 +10,8 @@ from visgrpo.data.options import Masks
 from visgrpo.methods.options import Policy
 from visgrpo.models.options import Adapt
 from visgrpo.options import like, option, override
-from visgrpo.tasks.configs import ClipConfig, RunConfig
+from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.options import RunConfig
 
 Shift = Literal["blur", "noise", "jpeg", "grey"]
 

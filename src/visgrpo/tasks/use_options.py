@@ -10,9 +10,9 @@ from visgrpo.data.options import Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Prompts
 from visgrpo.options import like, option
-from visgrpo.tasks.backbone.config import RepresentationConfig
-from visgrpo.tasks.configs import ClipConfig
-from visgrpo.tasks.language.config import LanguageConfig
+from visgrpo.tasks.backbone.options import RepresentationConfig
+from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.language.options import LanguageConfig
 from visgrpo.training.options import Loop, Printing
 
 Probe = Literal["knn", "softmax-regression"]

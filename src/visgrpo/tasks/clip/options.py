@@ -1,4 +1,4 @@
-"""The options of every command. Light to import: help and typos answer without loading torch."""
+"""The options of `visgrpo clip`. Light to import."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visgrpo.data.options import ImageData
 from visgrpo.methods.options import Policy
 from visgrpo.models.options import Adapt, Prompts
-from visgrpo.options import Options, like, option, override
+from visgrpo.options import like, option, override
 from visgrpo.tasks.extension import ExtraOptions
-from visgrpo.training.options import Loop
+from visgrpo.tasks.options import RunConfig
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
-
-
-@dataclass(frozen=True)
-class RunConfig(Loop, ImageData):
-    """How a run on images is optimised."""
-
-    silent_steps = override(hidden=True)
-
-    epochs: float = option(5.0, "Passes over the training images.", within="> 0")
-    batch_size = override(64, "Images of a step, over all processes.")
-    augment: tuple[Literal["crop", "flip", "color"], ...] = option(
-        (), "Random changes to training images."
-    )
-
-    def rules(self) -> Iterator[str]:
-        yield from super().rules()
 
 
 @dataclass(frozen=True)
@@ -143,29 +126,3 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     def resolved_learning_rate(self) -> float:
         """The learning rate, or its default."""
         return self.learning_rate or (2e-4 if self.lora else 1e-5)
-
-
-@dataclass(frozen=True)
-class DemoConfig(Options):
-    """The whole story on built-in data: a weak CLIP, tuned with GRPO and, beside it, supervised."""
-
-    output = like(Loop, help="Folder for the runs; by default a free name under runs/.")
-    seed = like(Loop, help="Of everything random.")
-
-
-@dataclass(frozen=True)
-class ReportConfig(Options):
-    """Write report.html and the plots of a run again."""
-
-    run: str = option("", "Run directory.", required="the run: visgrpo report RUN")
-
-
-@dataclass(frozen=True)
-class CompareConfig(Options):
-    """Put several runs on one page; runs that differ only in their seed become one band."""
-
-    runs: tuple[str, ...] = option(
-        (), "Run directories.", required="the runs: visgrpo compare RUN RUN"
-    )
-    metric: tuple[str, ...] = option((), "Metric to draw, such as reward, kl or eval/accuracy.")
-    output = like(Loop, "compare.html", "The page.")

@@ -1,0 +1,346 @@
+"""What is done with saved models: `visgrpo evaluate` and `visgrpo predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+from torch import Tensor
+
+from visgrpo.data.images import decode
+from visgrpo.data.read import read, read_split
+from visgrpo.data.split import parse_split, sliced
+from visgrpo.data.table import Splits, Table
+from visgrpo.errors import UserError
+from visgrpo.models.backbone import FAMILIES
+from visgrpo.models.load import nanogpt_checkpoint, start_of
+from visgrpo.models.parts import (
+    check_model_name,
+    in_one_line,
+    is_adapter,
+    model_folder,
+    pretrained,
+    read_info,
+)
+from visgrpo.models.vision_families import SEEING
+from visgrpo.reporting import print_measures
+from visgrpo.tasks.images import columns_of
+from visgrpo.tasks.run import print_notes
+from visgrpo.tasks.task import Kind, kinds, loaded
+from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
+from visgrpo.training.processes import Processes
+
+# How transformers' classes are called that write text, and those that score it.
+_ARCHITECTURES: Mapping[str, str] = {
+    "ForCausalLM": "language",
+    "LMHeadModel": "language",
+    "ForSequenceClassification": "reward",
+}
+_BACKBONES = ("classification", "segmentation", "backbone")
+# Of backbones; that images' options do not go with text needs no words.
+_BECAUSE: Mapping[str, str] = {
+    "alpha": "a head begins at random, so weights between the start's and its own answer nothing",
+    "batch_size": "masks are evaluated as many at a time as fit into fixed memory",
+    "classes": "a head answers the classes that it was trained on",
+    "pool": "its head was trained on features of its own pool",
+    "templates": "it has no text tower",
+}
+_NUMBERS = {"probabilities": "probability", "shares": "share of pixels"}
+
+_WEAKEST = 5
+
+
+class Evaluation(Protocol):
+    """What models of one kind are measured by, on one data set.
+
+    It is made of options and processes: that reads the data, and refuses what cannot be used.
+    """
+
+    title: str
+    """What stands above the table: the data, and how much of it."""
+
+    def measures(self, row: str, name: str) -> Mapping[str, Any]:
+        """Return measures of a model by the row that they stand in.
+
+        Args:
+            row: "start" or "model"; the start comes first.
+            name: a folder, or a name on the Hub.
+        """
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the measures of a model, of the start, and of weights between the two.
+
+    Keys are ``model``, ``start`` and ``alpha=…``; those that were asked for.
+
+    Raises:
+        UserError: for a model or data set that cannot be used, and options that do not go with it.
+    """
+    config.check()
+    start = model_folder(config.start) if config.start else None
+    config = replace(config, model=model_folder(config.model), start=start)
+    names = {row: kind_of(name) for row, name in models_of(config)}
+    refuse_other_options(config, names["model"])
+    kind, start_kind = (kinds().get(names.get(row, "")) for row in ("model", "start"))
+    assert kind is not None
+    _check(config, kind, start_kind)
+    evaluation: Evaluation = loaded(kind.evaluation)(config, Processes(config.device))
+    results: dict[str, Any] = {}
+    for row, name in models_of(config):
+        results |= evaluation.measures(row, name)
+    _show(results, config, evaluation.title)
+    return results
+
+
+def models_of(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
+    """The names of the rows to print, and their models; the start comes first."""
+    if config.start:
+        yield "start", config.start
+    yield "model", config.model
+
+
+def division_of(config: EvaluateConfig, fraction: float | None = None) -> dict[str, Any]:
+    """Return how rows are divided: by the options first, then as in the model's own run.
+
+    On the data that the model was tuned on, they are divided as they were then: with another seed
+    most of a made validation split would be rows that the model was trained on.
+
+    Args:
+        fraction: of a made validation split where nothing else is known; None for the usual one.
+    """
+    info = read_info(config.model)
+    trained_on = info.get("data")
+    # Folders may be written in several ways; other names are not changed by this.
+    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
+    resting = {"seed": 0, "validation_fraction": fraction, "train_slice": None}
+    before = {**resting, **(info if same_data else {})}
+    given = {name: getattr(config, name) for name in resting}
+    return {name: before[name] if given[name] is None else given[name] for name in resting}
+
+
+def splits_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Splits:
+    """Read data in three splits, for what learns from one and is judged on another.
+
+    Args:
+        kind: of data, as `read` has it, which takes more, too.
+    """
+    return read(config.data, kind, **_asked(config), **division_of(config), **more)
+
+
+def rows_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Table:
+    """Read the rows to evaluate on; any that are stored, or of a validation split that is made."""
+    division = division_of(config)
+    split, rows = parse_split(config.split)
+    if split == "validation" and division["train_slice"] is not None:
+        return sliced(splits_of(config, kind, **more).validation, rows)
+    del division["train_slice"]
+    return read_split(config.data, config.split, kind, **_asked(config), **division, **more)
+
+
+def rows_apart(config: EvaluateConfig, kind: str, fraction: float, processes: Processes) -> Table:
+    """Read rows that share nothing with those of other splits; say how they were divided.
+
+    Args:
+        fraction: as in `division_of`.
+
+    Raises:
+        UserError: for a split of all rows.
+    """
+    split, rows = named_split(config)
+    division = division_of(config, fraction)
+    splits = read(config.data, kind, **_asked(config), **division)
+    print_notes(splits.notes, processes)
+    return sliced(getattr(splits, split), rows)
+
+
+def named_split(config: EvaluateConfig) -> tuple[str, slice]:
+    """Return a split and its rows, where rows of all splits together mean nothing.
+
+    Raises:
+        UserError: for "all".
+    """
+    split, rows = parse_split(config.split)
+    if split == "all":
+        raise UserError(f"--split {config.split}: name train, validation or test.")
+    return split, rows
+
+
+def _asked(config: EvaluateConfig) -> dict[str, Any]:
+    return {"columns": columns_of(config), "skip_bad_images": config.skip_bad_images}
+
+
+def _check(config: EvaluateConfig, kind: Kind, start: Kind | None) -> None:
+    """Raise UserError where data must be named, and for a start that is no such model."""
+    if kind.data is not None and config.data == EvaluateConfig.data:
+        raise UserError(f'"{config.model}" is {kind.words}: name {kind.data} with --data.')
+    if start not in (None, kind) and kind.alike:
+        assert start is not None
+        raise UserError(
+            f'--start "{config.start}" is {start.words}: give {kind.words}, or leave --start out.'
+        )
+
+
+def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
+    """Print JSON, or a table of all rows; write the JSON file that was asked for."""
+    if config.printed(results):
+        return
+    print_measures(title, _with_shifts(results))
+    for measure in ("per_class_accuracy", "per_class_iou"):
+        if measure in results["model"]:
+            _print_weakest(results["model"][measure])
+
+
+def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the measures on every shifted copy a row of their own."""
+    rows = {}
+    for name, measures in results.items():
+        rows[name] = measures
+        for shift, shifted in measures.get("shifts", {}).items():
+            rows[f"{name}, {shift}"] = shifted
+    return rows
+
+
+def _print_weakest(per_class: Mapping[str, float | None]) -> None:
+    known = {name: value for name, value in per_class.items() if value is not None}
+    worst = sorted(known, key=lambda name: known[name])[:_WEAKEST]
+    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))
+
+
+def kind_of(name: str) -> str:
+    """Return what a folder or Hub name holds, without loading weights.
+
+    Models that are none of the others count as CLIP, whose loader names what it takes.
+
+    Raises:
+        UserError: when the model is not there.
+    """
+    if nanogpt_checkpoint(name) is not None:
+        return "language"
+    check_model_name(name)
+    task = read_info(name).get("task")
+    if task in kinds():
+        return str(task)
+    if is_adapter(name):
+        kind = kind_of(start_of(name))
+        return kind if kind in ("language", "vision-language") else "clip"
+    with in_one_line(name):
+        config = pretrained("AutoConfig", name)
+    if config.model_type in FAMILIES:
+        return "backbone"
+    if config.model_type in SEEING:
+        return "vision-language"
+    for ending, kind in _ARCHITECTURES.items():
+        if any(each.endswith(ending) for each in config.architectures or ()):
+            return kind
+    return "clip"
+
+
+def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> None:
+    """Raise UserError for an option that was given and does not go with this kind of model."""
+    all_kinds = kinds()
+    for option in fields(config):
+        takers = [name for name, each in all_kinds.items() if option.name in each.takes]
+        if not takers or kind in takers or getattr(config, option.name) == option.default:
+            continue
+        flag = "--" + option.name.replace("_", "-")
+        because = _BECAUSE.get(option.name, "") if kind in _BACKBONES else ""
+        reason = f": {because}" if because else ""
+        *most, last = (all_kinds[name].words for name in takers)
+        wanted = f"{', '.join(most)} or {last}" if most else last
+        raise UserError(
+            f'{flag} does not go with "{config.model}", {all_kinds[kind].words}{reason}. '
+            f"It is for {wanted}."
+        )
+
+
+class Prediction(Protocol):
+    """A model that says something about images: made of options, images and processes.
+
+    That refuses what cannot work and loads the model. Images are answered one by one: any number
+    of large ones fits in memory, and they may differ in size.
+    """
+
+    def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        """Return classes with "probabilities" or "shares", or "completion" and "answer"."""
+
+
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Return for each image its most probable classes, its pixels' or an answer; print them.
+
+    Raises:
+        UserError: for an image that cannot be read, a model that knows no class names, and options
+            that do not go with the model.
+    """
+    config.check()
+    config = replace(config, model=model_folder(config.model))
+    name = kind_of(config.model)
+    kind = kinds()[name]
+    if kind.prediction is None:
+        raise UserError(f'"{config.model}" is {kind.words} and {kind.no_answers}.')
+    refuse_other_options(config, name)
+    if kind.labels:
+        classes_of(config)
+    images = [_open(path) for path in config.images]
+    prediction: Prediction = loaded(kind.prediction)(config, images, Processes(config.device))
+    with torch.no_grad():
+        answers = [
+            {"image": path, **prediction(path, image)}
+            for path, image in zip(config.images, images, strict=True)
+        ]
+    if not config.printed(answers):
+        _show_answers(answers)
+    return answers
+
+
+def classes_of(config: PredictConfig) -> tuple[str, ...]:
+    """Return the classes to choose among: those that were given, or that the model knows.
+
+    Raises:
+        UserError: where there are none.
+    """
+    classes = config.classes or tuple(read_info(config.model).get("classes", ()))
+    if not classes:
+        raise UserError(f'"{config.model}" names no classes: give them with --classes.')
+    return classes
+
+
+def most_probable(logits_1K: Tensor, classes: Sequence[str], top_k: int) -> dict[str, Any]:
+    """Return the classes of an image that have most probability, in order."""
+    top = logits_1K.softmax(dim=-1).topk(min(top_k, len(classes)), dim=-1)
+    return {
+        "classes": [classes[k] for k in top.indices[0].tolist()],
+        "probabilities": top.values[0].tolist(),
+    }
+
+
+def _open(path: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise UserError(f'Image "{path}" does not exist.')
+    return decode(path, f'Image "{path}"', mend="replace it, or leave it out")
+
+
+def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print the classes of every image and the numbers that belong to them, or its answer."""
+    console = Console(width=None if Console().is_terminal else 100)
+    for answer in answers:
+        if "completion" in answer:
+            print(answer["image"])
+            if answer["answer"] is not None:
+                print(f"  answer: {answer['answer']}")
+            print(f"  {answer['completion']}")
+            continue
+        numbers = next(name for name in _NUMBERS if name in answer)
+        table = ConsoleTable(
+            "class", _NUMBERS[numbers], title=answer["image"], title_justify="left"
+        )
+        for name, value in zip(answer["classes"], answer[numbers], strict=True):
+            table.add_row(name, f"{value:.3f}")
+        console.print(table)
+        if "mask" in answer:
+            print(f"Mask: {answer['mask']}  Overlay: {answer['overlay']}")

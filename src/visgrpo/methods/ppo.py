@@ -53,7 +53,9 @@ class TokenPPO:
         """Draw groups from the old policy; the old critic gives their tokens advantages."""
         coefficient = self.rollouts.memory.kl_weight
         steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
-        groups = self.rollouts.draw(model, batch, step, chunk, steer=steer)
+        groups = self.rollouts.draw(
+            model, batch, step, chunk, steer=steer, rescored=not self.terms.on_policy
+        )
         values_NGT = torch.cat(
             [
                 model.values(

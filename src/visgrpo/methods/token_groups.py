@@ -31,7 +31,8 @@ class TokenGroups:
         prompts_NP: ids, padded on the left; lengths_N are their real tokens.
         tokens_NGT: ids of the completions; mask_NGT is True at their own tokens.
         ended_NG: False where the length limit cut a completion off.
-        old_log_probs_NGT: of the distribution that the tokens were drawn from.
+        old_log_probs_NGT: of the distribution that the tokens were drawn from, by the pass that
+            trains where several updates learn from them.
         reference_log_probs_NGT: of the same tokens by the start; None without a reference.
         rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
         gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
@@ -170,6 +171,7 @@ class TokenRollouts:
         total: int | None = None,
         steer: bool = True,
         keep_read: bool = False,
+        rescored: bool = False,
     ) -> TokenGroups:
         """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
 
@@ -180,6 +182,8 @@ class TokenRollouts:
             steer: whether the control of the KL weight is told.
             keep_read: whether the groups hold the prompts as they were read, with gradient; the
                 whole batch must be one chunk.
+            rescored: whether the old log-probs are those of the pass that trains: decoding with a
+                cache rounds otherwise, in bf16 by more than a sequence's ratio may be off 1.
         """
         device, n_inputs = batch.inputs.device, len(batch)
         total = total or n_inputs * self.shards.world_size
@@ -200,6 +204,17 @@ class TokenRollouts:
                 pictures,
                 keep_read=keep_read,
             )
+            if rescored:
+                drawn = replace(
+                    drawn,
+                    log_probs_NGT=model(
+                        prompts_NP,
+                        lengths_N,
+                        drawn.tokens_NGT,
+                        self.sampling.distribution,
+                        pictures=pictures,
+                    ).log_probs.masked_fill(~drawn.mask_NGT, 0.0),
+                )
             parts.append(drawn)
             if self.reference is not None:
                 references.append(

@@ -160,7 +160,9 @@ class TokenGRPO:
         """Draw groups from the old policy, and give them their advantages."""
         coefficient = self.rollouts.memory.kl_weight
         keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
-        groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read)
+        groups = self.rollouts.draw(
+            model, batch, step, chunk, keep_read=keep_read, rescored=not self.terms.on_policy
+        )
         advantages_NG = self._advantages(groups, coefficient)
         groups = replace(
             groups,

@@ -275,7 +275,13 @@ def _declared_in(options: type) -> list[str]:
     """Return the options that a class declares itself, not those it only says differently."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(options)))
     found = [node for node in tree.body[0].body if isinstance(node, ast.AnnAssign)]  # type: ignore[attr-defined]
-    return [ast.unparse(node.target) for node in found if "ClassVar" not in ast.unparse(node)]
+    said = {ast.unparse(node.target): ast.unparse(node) for node in found}
+    again = (" = like(", " = override(")
+    return [
+        name
+        for name, text in said.items()
+        if "ClassVar" not in text and not any(words in text for words in again)
+    ]
 
 
 def main() -> None:

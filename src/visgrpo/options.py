@@ -65,13 +65,16 @@ def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
 
 
 def override(default: Any = MISSING, help: str | None = None, **more: Any) -> Any:
-    """Declare another default, or other words, for an option that a mixed-in group declares."""
+    """Declare another default, or other words, for an option that a mixed-in group declares.
+
+    The field's annotation may give it another type.
+    """
     return Override(None, default, more if help is None else {"help": help, **more})
 
 
 def like(group: type[Options], default: Any = MISSING, help: str | None = None, **more: Any) -> Any:
-    """Take a single option from a group that is not mixed in, perhaps with other words."""
-    return Override(group, default, more if help is None else {"help": help, **more})
+    """Take a single option from a group that is not mixed in, in the same way."""
+    return dataclasses.replace(override(default, help, **more), group=group)
 
 
 class Options:
@@ -93,7 +96,7 @@ class Options:
             if isinstance(own, Override):
                 group: Any = own.group or _declaring(cls, name)
                 before = group.__dataclass_fields__[name]
-                annotations[name] = get_type_hints(group)[name]
+                annotations.setdefault(name, get_type_hints(group)[name])
                 default = before.default if own.default is MISSING else own.default
                 changes = {**(heading if own.group else {}), **own.changes}
             elif isinstance(own, dataclasses.Field) and "option" in own.metadata:

@@ -12,7 +12,9 @@ from visgrpo.arguments import options_as_flags, read_options
 from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
-from visgrpo.options import option, override
+from visgrpo.methods.options import Policy
+from visgrpo.models.options import Adapt
+from visgrpo.options import like, option, override
 from visgrpo.tasks.clip.options import ClipConfig
 
 MOST_LABELS = 9  # each has a key of its own
@@ -32,7 +34,8 @@ class CollectConfig(LabelledByModel):
     log for --feedback as it stands.
     """
 
-    model: str = option(
+    model: str = like(
+        Adapt,
         "",
         "Run, folder or Hub name of the model that offers labels: CLIP, or a backbone with a "
         "classification head.",
@@ -53,23 +56,24 @@ class CollectConfig(LabelledByModel):
         "click",
         "Choose the label that fits best, name them from the best to the worst, or grade each.",
     )
-    group_size: int | None = option(
-        None, "Labels for each image; by default 4, or all where there are fewer.", within="> 0"
+    group_size: int | None = like(
+        Policy,
+        None,
+        "Labels for each image; by default 4, or all where there are fewer.",
     )
     exploration: float = option(
         0.1,
         "Share of chance among the labels, so that every one can be shown; 1 ignores the model.",
         within="(0, 1]: every label needs a chance to be shown",
     )
-    temperature: float = option(
-        1.0,
-        "Labels are drawn by softmax(logits / temperature); more shows what the model doubts.",
-        within="> 0",
+    temperature = like(
+        Policy,
+        help="Labels are drawn by softmax(logits / temperature); more shows what the model doubts.",
     )
-    classes: tuple[str, ...] = override(
+    classes = override(
         (), "CLIP: class names; by default those that the model was trained with, or the data's."
     )
-    split: str = override(
+    split = override(
         "train",
         'Rows of data that is stored in splits, perhaps sliced: "train[:2000]". Judging test '
         "rows spoils them for measuring what was learned from the judgements.",
@@ -90,7 +94,7 @@ class CollectConfig(LabelledByModel):
         None,
         "YAML file of options of visgrpo clip for that training, instead of those it has here.",
     )
-    seed: int = override(0, "Of the labels that are drawn and of the order of the images.")
+    seed = override(0, "Of the labels that are drawn and of the order of the images.")
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from visgrpo.data.options import Columns, Data
 from visgrpo.errors import nearest
-from visgrpo.options import Options, option, override
-from visgrpo.training.options import Printing
+from visgrpo.models.options import Adapt, Prompts
+from visgrpo.options import Options, like, option, override
+from visgrpo.training.options import Loop, Printing
 
 FEEDBACK_REWARDS = ("clicks", "dwell", "votes", "log-votes", "preferences", "grades")
 _OF_AVERAGES = ("pessimism", "half_life", "unknown", "prior_strength", "position_bias")
@@ -37,15 +39,11 @@ class TableOptions(Options):
 class ImageColumns(Options):
     """How the images of a data set are found and called."""
 
-    image_column: str | None = option(
-        None, "Column of the images, where its name is not a usual one."
-    )
-    label_column: str | None = option(
-        None, "Column of the labels, where its name is not a usual one."
-    )
-    id_column: str | None = option(
-        None,
-        "Column of the data that holds the log's names of images; by default id, image_id, "
+    image_column = like(Columns)
+    label_column = like(Columns)
+    id_column = like(
+        Columns,
+        help="Column of the data that holds the log's names of images; by default id, image_id, "
         "path, file or the like.",
     )
 
@@ -59,15 +57,17 @@ class ImageColumns(Options):
 class LabelledByModel(ImageColumns):
     """Which images models answer about, with which labels."""
 
-    data: str | None = option(None, "Images, in whatever visgrpo clip takes.")
-    split: str = option("train", "Rows of data that is stored in splits, perhaps sliced.")
-    classes: tuple[str, ...] = option((), "Class names.")
-    templates: tuple[str, ...] | None = option(
-        None, "CLIP: prompts; by default those that each model was trained with."
+    data: str | None = like(Data, None, "Images, in whatever visgrpo clip takes.")
+    split = like(Data, "train", "Rows of data that is stored in splits, perhaps sliced.")
+    classes = like(Prompts)
+    templates: tuple[str, ...] | None = like(
+        Prompts,
+        None,
+        "CLIP: prompts; by default those that each model was trained with.",
     )
-    seed: int = option(0, "Of everything random.", within=">= 0")
-    batch_size: int = option(256, "Images at a time.", within="> 0")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute.")
+    seed = like(Loop, help="Of everything random.")
+    batch_size = like(Loop, 256, "Images at a time.")
+    device = like(Loop)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class FeedbackOptions(TableOptions):
         'Table of what people did: CSV, JSONL, Parquet, "sqlite:///app.db?table=votes" or '
         '"postgresql://…". See docs/feedback.md for its columns.',
     )
-    id_column: str | None = option(
-        None, "Column of the images that feedback names them by, where its name is not a usual one."
-    )
+    id_column = like(Columns)
     prior_strength: float | None = option(
         None,
         "How many observations the prior is worth: impressions (by default 2), dwell times "
@@ -192,13 +190,14 @@ class SummarizeConfig(Printing, TableOptions, ImageColumns):
         'or "postgresql://…". See docs/feedback.md for its columns.',
         required="a table of feedback: visgrpo feedback summarize events.parquet",
     )
-    data: str | None = option(
+    data: str | None = like(
+        Data,
         None,
         "Images whose coverage to report, in whatever visgrpo clip takes; by default coverage "
         "is of the images and labels in the table.",
     )
-    output: str | None = option(
-        None, "Write a page with plots to this file, or as feedback.html into this folder."
+    output = like(
+        Loop, help="Write a page with plots to this file, or as feedback.html into this folder."
     )
 
 
@@ -210,7 +209,8 @@ class ReplayConfig(Printing, TableOptions, LabelledByModel):
     propensities. Images that a model learned from the clicks of make it look better than it is.
     """
 
-    model: tuple[str, ...] = option(
+    model: tuple[str, ...] = like(
+        Adapt,
         (),
         "Run, folder or Hub name: CLIP, or a backbone with a classification head. Give "
         "several to compare them with the first.",
@@ -223,29 +223,29 @@ class ReplayConfig(Printing, TableOptions, LabelledByModel):
         "its columns.",
         required="the log: visgrpo feedback replay --model A --log events.parquet",
     )
-    data: str | None = override(
+    data = override(
         None,
         "Images of the log, in whatever visgrpo clip takes; by default the files that the log "
         "names, from here or beside the log.",
     )
-    skip_bad_images: bool = option(
-        False,
-        "Leave out images that cannot be read, and count them; otherwise they stop the estimate.",
+    skip_bad_images = like(
+        Data,
+        help="Leave out images that cannot be read, and count them; otherwise they stop the "
+        "estimate.",
     )
-    classes: tuple[str, ...] = override(
+    classes = override(
         (),
         "Labels that could be shown; by default those of --data, else those that the first "
         "model which names any was trained with, else those in the log.",
     )
-    split: str = override("test", 'Rows of --data, perhaps sliced: "train[:2000]".')
-    seed: int = override(
+    split = override("test", 'Rows of --data, perhaps sliced: "train[:2000]".')
+    seed = override(
         0, "Of the folds in which click rates are predicted, and of --data that is made."
     )
-    least_effective_share: float = option(
-        0.01,
-        "Refuse a model of which the log says less: effective sample size as a share of the "
+    least_effective_share = like(
+        FeedbackOptions,
+        help="Refuse a model of which the log says less: effective sample size as a share of the "
         "impressions.",
-        within="[0, 1)",
     )
 
     def rules(self) -> Iterator[str]:

@@ -32,6 +32,7 @@ class SamplingOptions(Options):
 class Policy(Options):
     """How a policy learns from rewards."""
 
+    method: str = option("grpo", "How it learns.")
     reward: tuple[str, ...] = option((), "What outputs earn.")
     reward_weights: tuple[float, ...] | None = option(
         None, "One number for each reward; by default 1."

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visgrpo.options import Options, option
+from visgrpo.data.options import Masks
+from visgrpo.options import Options, like, option
 
 
 @dataclass(frozen=True)
 class Adapt(Options):
-    """Low-rank adapters."""
+    """The start, and what of it trains."""
+
+    model: str | None = option("", "Run, folder or Hub name of the start.")
+    train: str | tuple[str, ...] = option((), "What trains.")
 
     lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
     lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
@@ -33,7 +37,7 @@ class Prompts(Options):
 class Sizes(Options):
     """Size of a new model."""
 
-    image_size: int = option(32, "Pixels on a side.", within="> 0")
+    image_size: int = like(Masks, 32, "Pixels on a side.", within="> 0")
     patch_size: int = option(4, "Pixels of a patch on a side.", within="> 0")
     width: int = option(128, "Of both towers.", within="> 0")
     layers: int = option(4, "Blocks of both towers.", within="> 0")

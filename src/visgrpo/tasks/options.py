@@ -139,7 +139,8 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
     estimator = lora_dropout = override(hidden=True)
 
-    method: str = option("all", "What to run: one method, or all stages.")
+    method = override("all", "What to run: one method, or all stages.")
+    preset: str = option("", "Size of a new model, and how long it trains.")
     steps = override(help="Steps of one batch each; by default the preset's for the stage.")
     batch_size = override(help="Inputs of a step, over all processes; by default the preset's.")
     reward = override(help="What completions earn.")

@@ -8,10 +8,9 @@ from typing import Literal
 
 from visgrpo.data.options import Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
-from visgrpo.models.options import Prompts
+from visgrpo.models.options import Adapt, Prompts
 from visgrpo.options import like, option
 from visgrpo.tasks.backbone.options import RepresentationConfig
-from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.language.options import LanguageConfig
 from visgrpo.training.options import Loop, Printing
 
@@ -24,7 +23,7 @@ class EvaluateConfig(Printing):
     """Evaluate a saved model on any data set."""
 
     model: str = like(
-        ClipConfig,
+        Adapt,
         "",
         "Run, folder or Hub name: CLIP, a backbone with a head that visgrpo put on it, or "
         "without one, a language model, a reward model or a vision-language model.",
@@ -166,7 +165,7 @@ class PredictConfig(Printing):
     """Classify images with a saved model, find a class for every pixel, or ask about them."""
 
     model: str = like(
-        ClipConfig, "", "Folder or Hub name.", required="the model: visgrpo predict MODEL photo.jpg"
+        Adapt, "", "Folder or Hub name.", required="the model: visgrpo predict MODEL photo.jpg"
     )
     images: tuple[str, ...] = option(
         (), "Image files.", required="at least one image: visgrpo predict MODEL photo.jpg"

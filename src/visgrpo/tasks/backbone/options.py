@@ -22,12 +22,11 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
 
     combination = scope = advantage_baseline = temperature = override(hidden=True)
 
-    model = like(
-        ClipConfig,
+    model: str = override(
         "facebook/dinov2-small",
         "Folder or Hub name of the backbone, or of a model that visgrpo tuned, head included.",
     )
-    method: Literal["grpo-rm", "supervised"] = option(
+    method: Literal["grpo-rm", "supervised"] = override(
         "grpo-rm",
         "GRPO over the class set, or cross-entropy as the baseline: same head, data and budget.",
     )
@@ -64,7 +63,7 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
         of=str,
         within="",
     )
-    train: Literal["frozen", "last-blocks", "lora", "full"] = option(
+    train: Literal["frozen", "last-blocks", "lora", "full"] = override(
         "frozen",
         "What trains beside the head: nothing, the last blocks, low-rank adapters, or everything.",
     )

@@ -21,11 +21,11 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
 
     templates = like(Prompts)
 
-    model: str = option(
+    model: str = override(
         "openai/clip-vit-base-patch32",
         "Folder or Hub name of the start; an adapter folder is merged into its base first.",
     )
-    method: ClipMethod = option("grpo", "The objective, or cross-entropy as the baseline.")
+    method: ClipMethod = override("grpo", "The objective, or cross-entropy as the baseline.")
     baseline: bool = option(
         False, "First train the supervised baseline of the same budget, into OUTPUT/baseline."
     )
@@ -52,7 +52,7 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
         "Share of training images whose labels cross-entropy may see (drawn by the seed).",
         within="(0, 1]",
     )
-    train: tuple[Literal["image", "text", "full", "projections", "lora"], ...] = option(
+    train: tuple[Literal["image", "text", "full", "projections", "lora"], ...] = override(
         ("image",),
         "Which side trains: a tower with its projection, both, or the projections alone; with "
         "lora, low-rank adapters on the chosen towers, alone on the image tower.",

@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from visgrpo.data.options import Columns, Data
 from visgrpo.methods.options import SamplingOptions
-from visgrpo.models.options import Sizes
+from visgrpo.models.options import Adapt, Sizes
 from visgrpo.options import like, option, override, users
-from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.options import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop, Printing
 
@@ -131,7 +130,7 @@ class LanguageConfig(TokenPolicyConfig):
     learning_rate = override(
         help="By default the preset's for the stage, 20 times as much with --train lora."
     )
-    method: Stage = option(
+    method: Stage = override(
         "all",
         "One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page.",
         was={"stage": None},
@@ -155,13 +154,12 @@ class LanguageConfig(TokenPolicyConfig):
         "prompts, for validation (its test split is a fifth).",
         within="(0, 0.5)",
     )
-    model = like(
-        ClipConfig,
+    model: str | None = override(
         None,
         "What a stage starts from: a run, a model folder, a Hub name or a nanoGPT ckpt.pt.",
         was={"init": None},
     )
-    preset: Preset = option(
+    preset: Preset = override(
         "nano",
         "Size of a new model: tiny 2 × 64, nano 4 × 128, small 6 × 384, and how long it trains.",
     )
@@ -229,7 +227,7 @@ class LanguageConfig(TokenPolicyConfig):
         "elsewhere 16).",
         within="> 0",
     )
-    train: tuple[Literal["all", "lora"], ...] = option(
+    train: tuple[Literal["all", "lora"], ...] = override(
         ("all",),
         "What trains: all weights, or low-rank adapters (lora) on every linear layer.",
         was={"lora": "lora"},
@@ -312,7 +310,7 @@ class GenerateConfig(Printing, SamplingOptions):
     """Complete a prompt with a language model: visgrpo generate MODEL PROMPT."""
 
     model = like(
-        ClipConfig,
+        Adapt,
         "",
         "Run, model folder, Hub name or nanoGPT ckpt.pt.",
         required="the model: visgrpo generate MODEL PROMPT",

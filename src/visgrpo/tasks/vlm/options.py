@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from visgrpo.data.options import Columns, Data, Questions
 from visgrpo.options import Options, like, option, override, users
-from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.options import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop
 
@@ -58,20 +58,17 @@ FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(
 class VlmConfig(TokenPolicyConfig):
     """A vision-language model: SFT on answers, then GRPO on what its own answers earn."""
 
-    method: Stage = option(
+    method: Stage = override(
         "all",
         "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page.",
         was={"stage": None},
     )
-    model = like(
-        ClipConfig,
+    model: str | None = override(
         None,
         "What to start from: a run, a folder (of visgrpo join, for one) or a Hub name, "
         "Qwen2.5-VL or SmolVLM; by default a new small model.",
     )
-    preset: Literal["tiny", "small"] = option(
-        "tiny", "Size of a new model, and how long it trains."
-    )
+    preset: Literal["tiny", "small"] = override("tiny")
     data = like(
         Data,
         "shapes",
@@ -92,7 +89,8 @@ class VlmConfig(TokenPolicyConfig):
     trace_column: str | None = option(
         None, "Column of the reasoning that SFT imitates, where its name is not a usual one."
     )
-    shifts: str | None = option(
+    shifts: str | None = like(
+        RepresentationConfig,
         None,
         "Data from elsewhere, with usual column names, that is measured on too, before and "
         "after; by default the built-in data's own.",
@@ -107,7 +105,7 @@ class VlmConfig(TokenPolicyConfig):
     skip_bad_images = like(Data)
     style = like(Questions)
     max_pixels = like(Questions)
-    train: tuple[str, ...] = option(
+    train: tuple[str, ...] = override(
         ("all",),
         "What trains: all; parts (vision, merger, merger-last, language, embeddings, "
         'layers:0-4, head), patterns of parameter names such as "*.mlp.*", and lora, adapters '

@@ -59,14 +59,14 @@ def measure(step: str, path: str) -> dict[str, float]:
     """Do one step in this process; return its seconds and the most memory it had."""
     from visgrpo.feedback.source.events import open_events
     from visgrpo.feedback.source.matching import match
-    from visgrpo.feedback.summary import summarize
+    from visgrpo.feedback.summary import summary_of
     from visgrpo.feedback.worth.cells import impression_cells
 
     began = time.perf_counter()
     with open_events(path) as events:
         rows = events.rows
         if step == "summarize":
-            summarize(events)
+            summary_of(events)
         else:
             keys = [[f"photos/{n}.png"] for n in range(IMAGES)]
             impression_cells(match(events, keys, [f"class {n}" for n in range(LABELS)]))

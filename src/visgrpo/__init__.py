@@ -40,7 +40,7 @@ _HOME = {
     "SummarizeConfig": "visgrpo.feedback.options",
     "CollectConfig": "visgrpo.collecting.options",
     "ReplayConfig": "visgrpo.feedback.options",
-    "summarize": "visgrpo.feedback.summarize",
+    "summarize": "visgrpo.feedback.summary",
     "collect": "visgrpo.collecting.serve",
     "replay": "visgrpo.feedback.replay",
     "open_events": "visgrpo.feedback.source.events",

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import Any
 
+from visgrpo import feedback
 from visgrpo.arguments import parse
 from visgrpo.errors import Interrupted, UserError, nearest, printable
-from visgrpo.feedback import commands as feedback
 from visgrpo.tasks.task import TASKS, Place, train
 
 USER_ERROR, INTERRUPTED = 2, 130

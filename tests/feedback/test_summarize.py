@@ -11,7 +11,7 @@ import pytest
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import SummarizeConfig
-from visgrpo.feedback.summarize import summarize
+from visgrpo.feedback.summary import summarize
 
 LOG = """image,label,clicked,time
 cat/1.png,red,1,100
@@ -138,7 +138,7 @@ def test_it_needs_no_torch(log: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from visgrpo.feedback.options import SummarizeConfig;"
         "assert not {'duckdb', 'matplotlib', 'numpy'} & set(sys.modules);"
-        "from visgrpo.feedback.summarize import summarize;"
+        "from visgrpo.feedback.summary import summarize;"
         f"summarize(SummarizeConfig(events={str(log)!r}, output={str(tmp_path / 'p.html')!r}));"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

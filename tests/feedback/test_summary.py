@@ -15,15 +15,14 @@ from scipy.stats import binomtest, norm
 
 from visgrpo.feedback.source.events import open_events
 from visgrpo.feedback.source.matching import match
-from visgrpo.feedback.summary import Summary, summarize
-from visgrpo.feedback.summary_clicks import Clicks
-from visgrpo.feedback.summary_judgements import (
+from visgrpo.feedback.summary import Summary, summary_of
+from visgrpo.feedback.summary_details import (
     Bin,
+    Clicks,
     Grades,
     Preferences,
     Row,
     Votes,
-    doubling_bins,
     mean_row,
     wilson,
 )
@@ -46,7 +45,7 @@ FLEISS = [
 
 def summary(tmp_path: Path, columns: Mapping[str, Sequence[Any]]) -> Summary:
     with open_events(str(write_parquet(tmp_path / "log.parquet", columns))) as events:
-        return summarize(events)
+        return summary_of(events)
 
 
 def details_of(tmp_path: Path, columns: Mapping[str, Sequence[Any]], kind: type[D]) -> D:
@@ -75,9 +74,11 @@ def test_interval_of_a_mean() -> None:
     assert mean_row("x", 1, 2.0, None) == Row("x", 1, 2.0)
 
 
-def test_bins_that_double() -> None:
-    found = doubling_bins([(0, 5), (1, 4), (2, 3), (4, 1)])
-    assert found == [Bin(1, 1, 5), Bin(2, 2, 4), Bin(3, 4, 3), Bin(9, 16, 1)]
+def test_rows_per_image_are_in_bins_that_double(tmp_path: Path) -> None:
+    images = [f"{rows}" for rows in (1, 1, 2, 3, 4, 4, 9) for _ in range(rows)]
+    columns = {"image": images, "label": ["x"] * len(images), "votes": [1] * len(images)}
+    found = summary(tmp_path, columns).rows_per_image
+    assert found == (Bin(2, 2, 2), Bin(3, 4, 1), Bin(5, 8, 1), Bin(9, 16, 1))
 
 
 # ---- what all kinds have ------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def test_coverage_of_data(tmp_path: Path) -> None:
         "shown": [1, 1, 0, 1],
     })  # fmt: skip
     with open_events(str(path)) as events:
-        found = summarize(events, match(events, [["a"], ["b"], ["c"]], ("x", "y"))).coverage
+        found = summary_of(events, match(events, [["a"], ["b"], ["c"]], ("x", "y"))).coverage
     assert (found.images, found.labels, found.pairs, found.of_data) == (3, 2, 1, True)
     assert found.share == 1 / 6  # (b, y) was never shown
     assert (found.unmatched_rows, found.unmatched_images) == (1, (("lost", 1),))
@@ -118,7 +119,7 @@ def test_coverage_of_data(tmp_path: Path) -> None:
 def test_names_that_several_images_share_are_noted(tmp_path: Path) -> None:
     votes = {"image": ["a", "b", "lost"], "label": ["x", "x", "x"], "votes": [1, 1, 1]}
     with open_events(str(write_parquet(tmp_path / "log.parquet", votes))) as events:
-        found = summarize(events, match(events, [["a"], ["b"], ["b"]], ("x", "y")))
+        found = summary_of(events, match(events, [["a"], ["b"], ["b"]], ("x", "y")))
     (note,) = found.notes
     assert note.startswith(
         "1 of 3 events of log.parquet left out, since several images of the data"
@@ -132,7 +133,7 @@ def test_coverage_of_preferences_and_votes(tmp_path: Path) -> None:
     for columns, expected in ((pairs, 4), (votes, 3)):
         with open_events(str(write_parquet(tmp_path / "log.parquet", columns))) as events:
             matched = match(events, [["a"], ["b"]], "xyz")
-            assert summarize(events, matched).coverage.pairs == expected
+            assert summary_of(events, matched).coverage.pairs == expected
 
 
 # ---- impressions --------------------------------------------------------------------------------
@@ -286,6 +287,6 @@ def test_many_grades_are_counted_as_numpy_does(tmp_path: Path) -> None:
 
 def test_sources_agree(tmp_path: Path) -> None:
     with open_events(str(write_csv(tmp_path / "log.parquet.csv", IMPRESSIONS))) as events:
-        from_csv = summarize(events)
+        from_csv = summary_of(events)
     other = summary(tmp_path, IMPRESSIONS)
     assert (from_csv.details, from_csv.coverage) == (other.details, other.coverage)

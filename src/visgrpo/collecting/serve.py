@@ -25,7 +25,7 @@ from visgrpo.collecting.store import Store
 from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError, printable
-from visgrpo.feedback.answering import answering_kind, answers_of, stored_images, unlabelled
+from visgrpo.feedback.images import answering_kind, answers_of, stored_images, unlabelled
 from visgrpo.feedback.source.matching import image_keys, key_columns
 from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info

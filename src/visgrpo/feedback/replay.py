@@ -16,7 +16,7 @@ from rich.table import Table as ConsoleTable
 from visgrpo.data.folders import holds_photos, images_of, read_photos
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
-from visgrpo.feedback.answering import answers_of, stored_images, unlabelled
+from visgrpo.feedback.images import answers_of, stored_images, unlabelled
 from visgrpo.feedback.off_policy import (
     Estimate,
     OffPolicy,

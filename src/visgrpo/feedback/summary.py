@@ -1,25 +1,36 @@
-"""What is in a table of feedback, and what it is good for. Everything is summed up in SQL."""
+"""`visgrpo feedback summarize`: what is in a table of feedback, and what it is good for.
+
+Everything is summed up in SQL.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from visgrpo.feedback.source.events import Events
-from visgrpo.feedback.source.matching import Matched, remarks_on_shared_names
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from visgrpo.errors import printable
+from visgrpo.feedback.options import SummarizeConfig
+from visgrpo.feedback.source.events import Events, open_events
+from visgrpo.feedback.source.matching import Matched, image_keys, match, remarks_on_shared_names
 from visgrpo.feedback.source.schemas import SCHEMAS, Kind, identifier, only_row
-from visgrpo.feedback.summary_clicks import Clicks, summarize_clicks
-from visgrpo.feedback.summary_judgements import (
+from visgrpo.feedback.summary_details import (
     Bin,
+    Clicks,
     Grades,
     Preferences,
     Votes,
-    doubling_bins,
+    summarize_clicks,
     summarize_grades,
     summarize_preferences,
     summarize_votes,
 )
+from visgrpo.reporting.feedback import facts, feedback_tables, write_feedback_page
 
 # What cannot be done without a column that is not required.
 _MISSING: Mapping[Kind, Mapping[str, str]] = {
@@ -101,7 +112,7 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def summarize(events: Events, matched: Matched | None = None) -> Summary:
+def summary_of(events: Events, matched: Matched | None = None) -> Summary:
     """Summarise a table of feedback.
 
     Args:
@@ -175,6 +186,7 @@ def _count_pairs(events: Events, is_matched: bool, labels: int) -> int:
 
 
 def _rows_per_image(events: Events) -> tuple[Bin, ...]:
+    """Count images by their rows, in the bins 1, 2, 3 to 4, 5 to 8, …."""
     found = events.connection.execute(
         """
         SELECT ceil(log2(rows))::INTEGER AS n, count(*) FROM
@@ -182,4 +194,73 @@ def _rows_per_image(events: Events) -> tuple[Bin, ...]:
         GROUP BY n ORDER BY n
         """
     ).fetchall()
-    return tuple(doubling_bins(found))
+    return tuple(Bin(2 ** (n - 1) + 1 if n else 1, 2**n, count) for n, count in found)
+
+
+def summarize(config: SummarizeConfig) -> dict[str, Any]:
+    """Summarise a table of feedback, and return what --json prints.
+
+    Raises:
+        UserError: the table or the data cannot be read, or do not go together.
+    """
+    config.check()
+    with open_events(
+        config.events, query=config.query, drop_duplicates=config.drop_duplicates
+    ) as events:
+        summary = asdict(summary_of(events, _match(events, config)))
+    printed = config.printed(summary)
+    if not printed:
+        _show(summary)
+    if config.output is not None:
+        page = write_feedback_page(summary, Path(config.output))
+        if not printed:
+            print(f"Page: {page}")
+    return summary
+
+
+def _match(events: Events, config: SummarizeConfig) -> Matched | None:
+    """Find the images of --data, if there are any; photos have the labels in the table."""
+    if config.data is None:
+        return None
+    # These bring torch, which a summary without data does not need.
+    from visgrpo.data.folders import holds_photos, read_photos
+    from visgrpo.data.read import read
+    from visgrpo.feedback.images import keys_of
+    from visgrpo.feedback.source.matching import logged_labels
+
+    if holds_photos(folder := Path(config.data).expanduser()):
+        names, _ = read_photos(folder)
+        keys = image_keys({"file": names}, len(names), config.id_column)
+        return match(events, keys, logged_labels(events))
+    splits = read(config.data, columns={"image": config.image_column, "label": config.label_column})
+    parts = (splits.train, splits.validation, splits.test)
+    return match(events, keys_of(parts, config.id_column), splits.train.classes)
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 100)
+    table = Table(title=_text(summary["source"]), title_justify="left", show_header=False)
+    for name, text in facts(summary):
+        table.add_row(name, _text(text))
+    console.print(table)
+    for found in feedback_tables(summary):
+        table = Table(*found.headings, title=found.title, title_justify="left")
+        for row in found.rows:
+            table.add_row(*map(_text, row))
+        console.print(table)
+        if found.left_out:
+            print(f"and {found.left_out:,} more")
+    for note in summary["notes"]:
+        print(f"note: {printable(note)}")
+    for column, loss in summary["missing"].items():
+        print(f"missing: {column}, so {loss}")
+    images = summary["coverage"]["unmatched_images"]
+    if images:
+        listed = printable(", ".join(f'"{image}" ({rows})' for image, rows in images[:5]))
+        more = ", …" if summary["coverage"]["unmatched_image_count"] > 5 else ""
+        print(f"not in the data: {listed}{more}")
+
+
+def _text(cell: str) -> str:
+    """Return a table's cell that shows what may be anyone's words as they stand."""
+    return escape(printable(cell))

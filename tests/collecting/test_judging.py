@@ -8,10 +8,6 @@ from visgrpo.collecting.judging import (
     Answer,
     Ask,
     BadAnswer,
-    Grade,
-    Impression,
-    Preference,
-    Row,
     agreement,
     rows_of,
 )
@@ -24,20 +20,21 @@ PROPENSITIES = (0.5, 0.3, 0.2)
     ("ask", "answer", "rows"),
     [
         # a click is an impression of every label, and none of these impressions without a click
-        ("click", ["cat"], [Impression("dog", False, 1, 0.5), Impression("cat", True, 2, 0.3),
-                            Impression("cow", False, 3, 0.2)]),
-        ("click", [], [Impression("dog", False, 1, 0.5), Impression("cat", False, 2, 0.3),
-                       Impression("cow", False, 3, 0.2)]),
+        ("click", ["cat"], [("dog", 1, False, 1, 0.5), ("cat", 1, True, 2, 0.3),
+                            ("cow", 1, False, 3, 0.2)]),
+        ("click", [], [("dog", 1, False, 1, 0.5), ("cat", 1, False, 2, 0.3),
+                       ("cow", 1, False, 3, 0.2)]),
         # a ranking is all its pairs; labels left out of it are behind
-        ("rank", ["cow", "dog", "cat"], [Preference("cow", "dog"), Preference("cow", "cat"),
-                                         Preference("dog", "cat")]),
-        ("rank", ["cat"], [Preference("cat", "dog"), Preference("cat", "cow")]),
+        ("rank", ["cow", "dog", "cat"], [("cow", "dog", False), ("cow", "cat", False),
+                                         ("dog", "cat", False)]),
+        ("rank", ["cat"], [("cat", "dog", False), ("cat", "cow", False)]),
         ("rank", [], []),
-        ("grade", [5, 1, 3], [Grade("dog", 5), Grade("cat", 1), Grade("cow", 3)]),
+        ("grade", [5, 1, 3], [("dog", 5), ("cat", 1), ("cow", 3)]),
     ],
 )  # fmt: skip
-def test_the_rows_of_an_answer(ask: Ask, answer: Answer, rows: list[Row]) -> None:
-    assert rows_of(ask, LABELS, PROPENSITIES, answer) == rows
+def test_the_rows_of_an_answer(ask: Ask, answer: Answer, rows: list[tuple[object, ...]]) -> None:
+    found = rows_of(ask, LABELS, PROPENSITIES, answer)
+    assert [tuple(row.values()) for row in found] == rows
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -31,31 +30,6 @@ class Picture:
 
     content: bytes
     kind: str
-
-
-class Pictures:
-    """The pictures of a data set's images; the last few are kept. Safe between threads.
-
-    Args:
-        images: upright RGB images, decoded on access, which raises UserError on a damaged one.
-    """
-
-    def __init__(self, images: Sequence[Image.Image]) -> None:
-        self._images = images
-        self._kept: OrderedDict[int, Picture] = OrderedDict()
-        self._lock = Lock()
-
-    def __getitem__(self, row: int) -> Picture:
-        with self._lock:
-            if row in self._kept:
-                self._kept.move_to_end(row)
-                return self._kept[row]
-        picture = encode(self._images[row])
-        with self._lock:
-            self._kept[row] = picture
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return picture
 
 
 def encode(image: Image.Image) -> Picture:
@@ -108,14 +82,12 @@ class LearningState:
 
 
 class Learner(Protocol):
-    """Learns from the store in the background."""
+    """Learns from the store in the background; takes note of how many judgements there are."""
 
     @property
-    def state(self) -> LearningState:
-        """What it is doing."""
+    def state(self) -> LearningState: ...
 
-    def judged(self, judgements: int) -> None:
-        """Take note of how many judgements there are now."""
+    def judged(self, judgements: int) -> None: ...
 
 
 class Collector:
@@ -143,7 +115,8 @@ class Collector:
     ) -> None:
         self._store, self._classes, self.design = store, tuple(classes), design
         self._rows = {name: row for row, name in enumerate(names)}
-        self._pictures = Pictures(images)
+        # Of damaged images, which raise UserError, nothing is kept.
+        self._picture = lru_cache(_KEPT)(lambda row: encode(images[row]))
         self._answers = answers
         self.learner: Learner | None = None
         self.skipped: list[str] = []
@@ -165,7 +138,7 @@ class Collector:
         """
         while (offer := self._store.next_offer(user, self.design.ask, self._draw)) is not None:
             try:
-                self._pictures[self._rows[offer.image]]
+                self._picture(self._rows[offer.image])
                 return offer
             except UserError as error:
                 self._store.skip(offer.image)
@@ -179,7 +152,7 @@ class Collector:
         Raises:
             UserError: there is no such offer, or its image cannot be read.
         """
-        return self._pictures[self._rows[self._store.offer(key, user).image]]
+        return self._picture(self._rows[self._store.offer(key, user).image])
 
     def judge(self, key: str, user: str, answer: Answer) -> None:
         """Store an answer, as `Store.judge`, and tell the learner."""

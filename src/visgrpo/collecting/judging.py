@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, cast
 
@@ -16,33 +15,8 @@ TABLES: Mapping[Ask, str] = {"click": "impressions", "rank": "preferences", "gra
 """The store's table that the answers to each question go to."""
 
 
-@dataclass(frozen=True)
-class Impression:
-    """One label that was shown, at a position counted from 1."""
-
-    label: str
-    clicked: bool
-    position: int
-    propensity: float
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One label was put before another."""
-
-    preferred: str
-    rejected: str
-
-
-@dataclass(frozen=True)
-class Grade:
-    """One label was given a grade."""
-
-    label: str
-    grade: int
-
-
-Row = Impression | Preference | Grade
+Row = Mapping[str, str | float]
+"""What an answer adds to its table, by column."""
 
 
 class BadAnswer(UserError):
@@ -52,7 +26,7 @@ class BadAnswer(UserError):
 def rows_of(
     ask: Ask, labels: Sequence[str], propensities: Sequence[float], answer: Answer
 ) -> list[Row]:
-    """Return the rows that an answer to an offer adds to the log.
+    """Return the rows that an answer to an offer adds to the table of its question.
 
     Args:
         labels: the offered labels, in the order of the page.
@@ -65,16 +39,20 @@ def rows_of(
         BadAnswer: when it is no answer to the question.
     """
     if ask == "grade":
-        return [Grade(*pair) for pair in zip(labels, _grades(labels, answer), strict=True)]
+        grades = zip(labels, _grades(labels, answer), strict=True)
+        return [{"label": label, "grade": grade} for label, grade in grades]
     named = _named(labels, answer)
     if ask == "rank":
         rest = [label for label in labels if label not in named]
         ahead = [*combinations(named, 2), *((best, left) for best in named for left in rest)]
-        return [Preference(*pair) for pair in ahead]
+        return [{"preferred": one, "rejected": other, "tie": False} for one, other in ahead]
     if len(named) > 1:
         raise BadAnswer(f"One label can be chosen, not {len(named)}.")
     offered = enumerate(zip(labels, propensities, strict=True), start=1)
-    return [Impression(label, label in named, place, p) for place, (label, p) in offered]
+    return [
+        {"label": k, "shown": 1, "clicked": k in named, "position": place, "propensity": p}
+        for place, (k, p) in offered
+    ]
 
 
 def agreement(ask: Ask, labels: Sequence[str], best: str, answer: Answer) -> float | None:

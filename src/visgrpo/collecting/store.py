@@ -142,8 +142,11 @@ class Store(AbstractContextManager["Store"]):
             insert = "INSERT INTO judgements VALUES (NULL, ?, ?, ?, ?, ?, ?, 0) RETURNING id"
             values = (offer.id, user, offer.ask, now, as_json(answer), agreed)
             (judgement,) = connection.execute(insert, values).fetchone()
+            told = {"image": offer.image, "user": user, "judgement": judgement}
+            if offer.ask == "click":
+                told["time"] = now
             for row in rows:
-                insert_row(connection, row, offer.image, user, now, judgement)
+                insert_row(connection, TABLES[offer.ask], {**row, **told})
             connection.execute("UPDATE offers SET state = 'judged' WHERE id = ?", (offer.id,))
 
     def undo(self, user: str, ask: Ask) -> Offer:

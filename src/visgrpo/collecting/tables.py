@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from visgrpo.collecting.judging import Answer, Ask, Impression, Preference, Row
+from visgrpo.collecting.judging import Answer, Ask
 from visgrpo.errors import UserError
 
 APPLICATION = 0x56475250  # "VGRP": tells a store from any other program's database
@@ -235,20 +235,10 @@ def insert_offer(
     return Offer(number, key, image, user, ask, "open", drawn)
 
 
-def insert_row(
-    connection: sqlite3.Connection, row: Row, image: str, user: str, now: float, judgement: int
-) -> None:
-    """Store one row of a judgement in the table it belongs to."""
-    if isinstance(row, Impression):
-        values = (image, row.label, row.clicked, row.position, row.propensity, now, user, judgement)
-        insert = "INSERT INTO impressions VALUES (?, ?, 1, ?, NULL, ?, ?, ?, ?, ?)"
-        connection.execute(insert, values)
-    elif isinstance(row, Preference):
-        insert = "INSERT INTO preferences VALUES (?, ?, ?, 0, ?, ?)"
-        connection.execute(insert, (image, row.preferred, row.rejected, user, judgement))
-    else:
-        insert = "INSERT INTO grades VALUES (?, ?, ?, ?, ?)"
-        connection.execute(insert, (image, row.label, row.grade, user, judgement))
+def insert_row(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
+    """Store one row of a judgement, the names of whose columns are the program's own."""
+    columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+    connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", dict(row))
 
 
 def as_json(values: Sequence[str | int]) -> str:

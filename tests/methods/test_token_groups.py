@@ -244,7 +244,7 @@ def test_selected_rows_lose_padding_that_none_of_them_needs() -> None:
     assert torch.equal(first.rewards_NGR, groups.rewards_NGR[:1])
     second = groups.select(torch.tensor([1]))
     assert second.mask_NGT.shape == (1, 3, 5)
-    assert second.prompts_NP.tolist() == [[11, 2]]
+    assert second.prompts_NP.tolist() == PROMPTS[1:2].tolist()  # as wide as the batch's
     assert second.texts == (groups.texts[1],)
     assert second.gold_NG.tolist() == [[3.0, 4.0, 5.0]]
     swapped = groups.select(torch.tensor([1, 0]))

@@ -82,7 +82,7 @@ class TokenGroups:
         return values_NGT.masked_fill(~self.mask_NGT, 0.0).sum() / tokens.clamp(min=1)
 
     def select(self, rows: Tensor) -> TokenGroups:
-        """Return the groups of some inputs, for a minibatch, without padding that none needs."""
+        """Return the groups of some inputs, for a minibatch."""
         assert self.read is None, "prompts that were read together are learned from together"
         chosen = rows.tolist()
 
@@ -96,10 +96,13 @@ class TokenGroups:
         return TokenGroups(**{f.name: pick(getattr(self, f.name)) for f in fields(self)}).trimmed()
 
     def trimmed(self) -> TokenGroups:
-        """Return the groups without columns that are padding in every row."""
+        """Return the groups without columns of completions that are padding in every row.
+
+        Prompts keep the width of the whole batch: at another width the same prompt is rounded
+        otherwise, in bf16 by more than a sequence's ratio may be off 1.
+        """
         longest = int(self.mask_NGT.sum(dim=-1).max())
-        prompt = int(self.lengths_N.max())
-        if longest == self.mask_NGT.shape[-1] and prompt == self.prompts_NP.shape[1]:
+        if longest == self.mask_NGT.shape[-1]:
             return self
         cut: dict[str, Any] = {
             f.name: value[..., :longest]
@@ -108,7 +111,7 @@ class TokenGroups:
             and value.ndim == 3
             and f.name != "rewards_NGR"
         }
-        return replace(self, prompts_NP=self.prompts_NP[:, -prompt:], **cut)
+        return replace(self, **cut)
 
 
 class TokenMemory:
@@ -208,7 +211,7 @@ class TokenRollouts:
                 drawn = replace(
                     drawn,
                     log_probs_NGT=model(
-                        prompts_NP,
+                        batch.prompts_NP[rows],
                         lengths_N,
                         drawn.tokens_NGT,
                         self.sampling.distribution,

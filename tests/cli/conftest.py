@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import RESNET, VIT, save_seer, save_small_backbone, speak
+from running import (
+    PRETRAINED,
+    PROBES,
+    RESNET,
+    SMALL,
+    VIT,
+    Words,
+    language_words,
+    save_seer,
+    save_small_backbone,
+    speak,
+    vlm_words,
+    words,
+)
 
 from making import write_counts, write_masks, write_pictures, write_text
 from visgrpo.cli import main
@@ -102,6 +115,46 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_seer(tmp_path_factory.mktemp("seer") / "model")
 
 
+@pytest.fixture(scope="session")
+def words_of(
+    start: Path,
+    vit: Path,
+    resnet: Path,
+    seer: Path,
+    stages: Path,
+    pictures: Path,
+    masks: Path,
+    counts: Path,
+    short_text: Path,
+) -> Words:
+    """The words of a job and its options, without a page: drawing its plots takes longer."""
+
+    def of(job: str, output: Path, options: str = "") -> list[str]:
+        name, _, kind = job.partition(" ")
+        given = options.split()
+        if name == "clip":
+            steps = [] if "--steps" in given else ["--steps", "4"]
+            paths = ["--model", str(start), "--data", str(pictures), "--output", str(output)]
+            return ["clip", *paths, *SMALL, *steps, *given, "--no-report"]
+        if name == "pretrain":
+            sizes = f"--image-size 16 --patch-size 8 {PRETRAINED[kind]}".split()
+            paths = ["--data", str(pictures), "--output", str(output), "--no-report"]
+            return [name, kind, *paths, *SMALL, "--steps", "4", *sizes, *given]
+        if name == "language":
+            init = None if kind == "sft" else stages / "sft"
+            data = stages / "pairs" / "pairs.jsonl" if kind == "reward" else short_text
+            return language_words(kind, init, data, output, *given)
+        if name == "vlm":
+            return vlm_words(kind, seer, counts, output, *given)
+        if name == "representation" and "--probe" not in given:
+            given += PROBES
+        data = pictures if name == "representation" else masks
+        model = resnet if kind == "resnet" else vit
+        return words(name, model, data, output, *given, "--no-report")  # type: ignore[arg-type]
+
+    return of
+
+
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page: drawing its plots takes longer than the run."""
@@ -117,7 +170,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for recipe in ("clip.train", "clip.use"):
         monkeypatch.setattr(f"visgrpo.tasks.{recipe}.load_clip", loaded)
-    monkeypatch.setattr("visgrpo.tasks.pretrain.build_small_clip", loaded)
+    for place in ("pretrain.build_small_clip", "backbone.shared.load_backbone"):
+        monkeypatch.setattr(f"visgrpo.tasks.{place}", loaded)
 
 
 @pytest.fixture(scope="session")

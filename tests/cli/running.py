@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,11 @@ from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.models.small_vision import SmallVisionLanguage, build_vision_language
 
 TIMES = {"seconds", "step_time"}
+Words = Callable[..., list[str]]  # of a job, its output and its options
+PRETRAINED = {
+    "clip": "--layers 2 --heads 2 --features 16 --vocabulary 300 --width 32",
+    "backbone": "--family dinov2 --layers 1 --heads 2 --projection 8 --width 16",
+}
 SMALL = ["--device", "cpu", "--batch-size", "8", "--learning-rate", "1e-3", "--log-every", "1"]
 
 

@@ -1,32 +1,35 @@
-"""Rewards, folders and models that cannot work: one line, exit code 2, nothing lost."""
+"""Rewards, models and folders that cannot be used: one line, exit code 2, nothing lost."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import clip_words, read_lines, refused
+from running import (
+    Job,
+    Words,
+    clip_words,
+    language_words,
+    metric_lines,
+    read_lines,
+    refused,
+    represent,
+    segment,
+    speak,
+    words,
+)
 
 from visgrpo.cli import main
+from visgrpo.training.processes import Processes
 
 Capture = pytest.CaptureFixture[str]
 
+# Rewards of the user's own
 
-# What is wrong with the rewards
-
-
-REWARDS = {
-    "unknown": ("hrad", 'Unknown reward "hrad". Did you mean "hard"?'),
-    "no such file": ("nofile.py:f", "nofile.py"),
-    "no such function": ("{file}:shap", 'has no function "shap". Did you mean "shape"?'),
-    "no such module": ("nomodule:f", 'Module "nomodule" not found'),
-    "soft with groups": ("soft", "the same number for every output"),
-    "needs a column": ("{file}:priced", 'needs "price", which is not a column'),
-    "top-k of nothing": ("top-k:9", "k must be a whole number from 1 to 3"),
-    "no table": ("cost:costs.csv", "costs.csv"),
-}
-REWARD_FILE = """
+OF_LABELS = """
 def shape(outputs):
     return outputs[:, :1].float()
 
@@ -35,71 +38,41 @@ def nan(outputs):
 
 def raising(outputs):
     return {}["a key of mine"]
-
-def priced(outputs, price):
-    return outputs
 """
-
-
-@pytest.fixture
-def reward_file(tmp_path: Path) -> Path:
-    file = tmp_path / "mine.py"
-    file.write_text(REWARD_FILE)
-    return file
-
-
-@pytest.mark.parametrize("name", REWARDS)
-def test_rewards_that_are_refused_before_a_model_is_loaded(
-    name: str,
-    start: Path,
-    pictures: Path,
-    tmp_path: Path,
-    reward_file: Path,
-    no_model: None,
-    capsys: Capture,
-) -> None:
-    reward, expected = REWARDS[name]
-    words = clip_words(
-        start, pictures, tmp_path / "run", "--reward", reward.format(file=reward_file)
-    )
-    assert expected in refused(capsys, words)
-    assert not (tmp_path / "run").exists()
-
-
-def test_weights_that_do_not_fit(
-    start: Path, pictures: Path, tmp_path: Path, no_model: None, capsys: Capture
-) -> None:
-    words = clip_words(start, pictures, tmp_path / "run", "--reward-weights", 1, 2)
-    assert "2 reward weights for 1 rewards" in refused(capsys, words)
+OF_TEXT = [
+    ("return [1.0]", "returned 1 rewards for 16 completions: return one for each"),
+    ("return None", "must return a list with a number for each completion, not NoneType"),
+    ("raise ValueError('no idea')", "raised ValueError: no idea"),
+    ("return [float('nan')] * len(completions)", "returned nan, not a finite number"),
+    ("return ['good'] * len(completions)", "must return numbers, not str"),
+]
 
 
 @pytest.mark.parametrize(
-    ("function", "expected"),
+    ("function", "said"),
     [
         ("shape", 'Reward "shape" returned shape (18, 1); the outputs have shape (18, 3)'),
         ("nan", 'Reward "nan" returned nan in row 0'),
     ],
 )
-def test_rewards_that_return_something_else(
-    function: str,
-    expected: str,
-    start: Path,
-    pictures: Path,
-    tmp_path: Path,
-    reward_file: Path,
-    capsys: Capture,
+def test_rewards_of_labels(
+    function: str, said: str, start: Path, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = clip_words(start, pictures, tmp_path / "run", "--reward", f"{reward_file}:{function}")
-    assert expected in refused(capsys, words, notes=True)
+    (tmp_path / "mine.py").write_text(OF_LABELS)
+    reward = f"{tmp_path / 'mine.py'}:{function}"
+    given = clip_words(start, pictures, tmp_path / "run", "--reward", reward)
+    assert said in refused(capsys, given, notes=True)
 
 
 def test_a_reward_that_raises_shows_the_users_own_traceback(
-    start: Path, pictures: Path, tmp_path: Path, reward_file: Path, no_page: None, capsys: Capture
+    start: Path, pictures: Path, tmp_path: Path, no_page: None, capsys: Capture
 ) -> None:
-    words = clip_words(start, pictures, tmp_path / "run", "--reward", f"{reward_file}:raising")
+    file = tmp_path / "mine.py"
+    file.write_text(OF_LABELS)
+    given = clip_words(start, pictures, tmp_path / "run", "--reward", f"{file}:raising")
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        main(given)
     assert caught.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     said = next(i for i, line in enumerate(lines) if line.startswith("visgrpo: "))
@@ -108,166 +81,255 @@ def test_a_reward_that_raises_shows_the_users_own_traceback(
     text = "\n".join(lines[said + 1 :])
     assert 'mine.py", line 9, in raising' in text
     assert "visgrpo/" not in text  # of the user's frames alone
-    reward_file.write_text(REWARD_FILE.replace('{}["a key of mine"]', "outputs.float()"))
+    file.write_text(OF_LABELS.replace('{}["a key of mine"]', "outputs.float()"))
     assert not (tmp_path / "run").exists()
-    main(words)  # once mended, the same words work
+    main(given)  # once mended, the same words work
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) > 4
 
 
-# What is wrong with folders and models
+@pytest.mark.parametrize(("body", "said"), OF_TEXT)
+def test_rewards_of_text(
+    body: str, said: str, stages: Path, short_text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def mine(completions, **rest):\n    {body}\n")
+    options = ("--reward", f"{tmp_path / 'mine.py'}:mine")
+    given = language_words("grpo", stages / "sft", short_text, tmp_path / "run", *options)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(given)
+    assert caught.value.code == 2
+    messages = capsys.readouterr().err
+    assert said in next(line for line in messages.splitlines() if line.startswith("visgrpo: "))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "function", "said"),
+    [
+        (
+            "language grpo",
+            "def mine(completions, answer):\n    return completions\n",
+            '"mine" needs "answer", which is not a column',
+        ),
+        (
+            "vlm grpo",
+            "def mine(completions, **columns):\n    return [None] * len(completions)\n",
+            "returned None for prompt",
+        ),
+    ],
+)
+def test_rewards_that_do_not_fit_the_data(
+    job: str, function: str, said: str, words_of: Words, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "mine.py").write_text(function)
+    given = words_of(job, tmp_path / "run", f"--reward {tmp_path / 'mine.py'}:mine")
+    assert said in refused(capsys, given, notes=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rewards_that_are_all_equal_stop_the_run(
+    stages: Path, short_text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "mine.py").write_text("def mine(completions):\n    return [1] * len(completions)\n")
+    run, start = tmp_path / "run", stages / "sft"
+    options = ["--reward", f"{tmp_path / 'mine.py'}:mine", "--silent-steps", 3, "--steps", 9]
+    line = refused(capsys, language_words("grpo", start, short_text, run, *options), notes=True)
+    assert "For 3 steps the outputs of every group earned the same" in line
+    assert metric_lines(run)[-1]["step"] == 3
+    assert (run / "checkpoints" / "step-000003").exists()
+    assert not (run / "summary.json").exists()
+    patient = [*options[:2], "--silent-steps", 0, "--steps", 9]
+    speak("grpo", start, short_text, tmp_path / "patient", *patient)
+    assert "warning: up to step 1" in capsys.readouterr().err
+
+
+# Models that a job cannot start from
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def _vit(folder: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**sizes, intermediate_size=16, image_size=16, patch_size=8)
+    ViTModel(config).save_pretrained(folder)
+
+
+def _text_tower(folder: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    CLIPTextModel(CLIPTextConfig(**sizes, **ids, intermediate_size=16)).save_pretrained(folder)
+
+
+def _no_end(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": None}))
+
+
+def _card_alone(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "README.md").write_text("Nothing here.")
+
+
+MODELS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("clip", shutil.rmtree, "does not exist"),
+    ("clip", _pickled, "pytorch_model.bin, which needs pickle"),
+    ("clip", _cut, "{model}"),
+    ("clip", _vit, "is a vit model; this job needs one of: clip, siglip"),
+    ("clip", lambda folder: (folder / "config.json").write_text("{"), "{model}"),
+    ("representation", shutil.rmtree, "does not exist"),
+    ("representation", lambda at: (at / "model.safetensors").unlink(), "model.safetensors"),
+    ("representation", _cut, "{model}"),
+    ("representation", _text_tower, "is a clip_text_model model; this job needs one of:"),
+    ("representation", lambda at: (at / "preprocessor_config.json").unlink(), "{model}"),
+    ("language grpo", shutil.rmtree, "does not exist"),
+    ("language grpo", _no_end, "has no end token, so no completion could end"),
+    ("language grpo", _cut, "{model}"),
+    ("language grpo", _card_alone, "{model}"),
+]
+USES = {
+    "clip": ["evaluate {model} --data digits"],
+    "language": ["generate {model} Hello"],
+    "representation": [],
+}
+
+
+@pytest.mark.parametrize(("job", "spoil", "said"), MODELS)
+def test_models(
+    job: str,
+    spoil: Callable[[Path], object],
+    said: str,
+    start: Path,
+    vit: Path,
+    stages: Path,
+    words_of: Words,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    model, name = tmp_path / "model", job.split()[0]
+    whole = {"clip": start, "representation": vit, "language": stages / "sft" / "model"}[name]
+    shutil.copytree(whole, model)
+    spoil(model)
+    given = words_of(job, tmp_path / "run")
+    given[given.index("--model") + 1] = str(model)
+    uses = [] if spoil is _vit else USES[name]  # as a backbone it can be measured
+    for line in (given, *(use.format(model=model).split() for use in uses)):
+        assert said.format(model=model) in refused(capsys, line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_of_another_use(
+    stages: Path, short_text: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A reward model writes no text, a language model judges none; the Hub is not reached."""
+    run = tmp_path / "run"
+    judge = stages / "reward" / "model"
+    for given in (language_words("grpo", judge, short_text, run), ["generate", judge, "Hello"]):
+        # transformers may say first that it has no use for the head of a reward model.
+        line = refused(capsys, given, notes=True)
+        assert "is a reward model, which scores text and writes none" in line
+    writer = shutil.copytree(stages / "sft" / "model", tmp_path / "alone" / "model")
+    given = language_words("grpo", writer, short_text, run, "--reward", f"model:{writer}")
+    line = refused(capsys, given, notes=True)
+    assert f'"{writer}" is no reward model' in line
+    assert "--method reward" in line
+    given = language_words("reward", writer, short_text, run)
+    assert "learns from preference pairs: name a table" in refused(capsys, given, notes=True)
+    given = language_words("sft", writer, short_text, run, "--context", 100)
+    assert "--context 100: the model sees 48 tokens at once" in refused(capsys, given, notes=True)
+    line = refused(capsys, clip_words(Path("nobody/no-such-model"), pictures, run))
+    assert 'Cannot load model "nobody/no-such-model"' in line
+    assert not run.exists()
+
+
+def test_heads(
+    vit: Path, pictures: Path, masks: Path, tmp_path: Path, no_page: None, capsys: Capture
+) -> None:
+    """Another task's head is replaced, a damaged one refused."""
+    model = segment(vit, masks, tmp_path / "masks", "--steps", "1") / "model"
+    capsys.readouterr()
+    represent(model, pictures, tmp_path / "run", "--steps", "1")
+    assert f"note: the head of {model} has another task" in capsys.readouterr().err
+    given = words("representation", model, pictures, tmp_path / "kl", "--beta", "1")
+    assert "--beta: KL to a start whose head is random" in refused(capsys, given, notes=True)
+    file = model / "head.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    line = refused(capsys, words("segmentation", model, masks, tmp_path / "more"))
+    assert f'Cannot read the head "{file}"' in line
+    assert not (tmp_path / "kl").exists()
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("job", ["representation", "segmentation"])
+def test_a_model_that_diverges(job: Job, words_of: Words, tmp_path: Path, capsys: Capture) -> None:
+    given = words_of(job, tmp_path / "run", "--learning-rate 1e30")
+    line = refused(capsys, given, notes=True)
+    assert "NaN or infinity in the logits" in line
+    assert "lower learning rate" in line
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "said"),
+    [
+        ("representation", "--feature-uniformity 1", "it runs in one process"),
+        (
+            "representation resnet",
+            "--train full",
+            "--train full: this resnet normalises by the statistics of a",
+        ),
+        (
+            "representation resnet",
+            "--train last-blocks",
+            "run it in one process, or take --train frozen",
+        ),
+    ],
+)
+def test_what_runs_in_one_process(
+    job: str,
+    options: str,
+    said: str,
+    words_of: Words,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Processes, "world_size", 2)
+    assert said in refused(capsys, words_of(job, tmp_path / "run", options))
+    assert not (tmp_path / "run").exists()
+
+
+# Folders
 
 
 def test_an_output_folder_in_use(
     start: Path, pictures: Path, tmp_path: Path, no_model: None, capsys: Capture
 ) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    line = refused(capsys, clip_words(start, pictures, tmp_path / "run"))
-    assert "is not empty: name another folder" in line
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     file = tmp_path / "run" / "notes.txt"
+    file.parent.mkdir()
+    file.write_text("mine")
+    line = refused(capsys, clip_words(start, pictures, file.parent))
+    assert "is not empty: name another folder" in line
+    assert "is not empty" in refused(capsys, ["demo", "--output", file.parent])
     assert "is a file" in refused(capsys, clip_words(start, pictures, file))
     assert "is a file" in refused(capsys, clip_words(start, pictures, file / "run"))
+    assert file.read_text() == "mine"
 
 
-def _pickled(start: Path, folder: Path) -> Path:
-    shutil.copytree(start, folder)
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    return folder
-
-
-def test_models_that_are_refused_unloaded(
-    start: Path,
-    pictures: Path,
-    tmp_path: Path,
-    no_model: None,
-    capsys: Capture,
+def test_a_run_of_another_command(
+    vit: Path, pictures: Path, tmp_path: Path, no_page: None, capsys: Capture
 ) -> None:
-    pickled = _pickled(start, tmp_path / "pickled")
-    image = pictures / "test" / "sky" / "000.png"
-    for words in (
-        clip_words(pickled, pictures, tmp_path / "run"),
-        ["evaluate", pickled, "--data", pictures],
-        ["predict", pickled, image],
-    ):
-        assert "pytorch_model.bin, which needs pickle" in refused(capsys, words)
-    line = refused(capsys, clip_words(tmp_path / "none", pictures, tmp_path / "run"))
-    assert "does not exist" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_damaged_weights_of_a_model(
-    start: Path, pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(start, damaged)
-    file = damaged / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    line = refused(capsys, clip_words(damaged, pictures, tmp_path / "run"))
-    assert str(damaged) in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_damaged_settings_of_a_model(
-    start: Path, pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(start, damaged)
-    (damaged / "config.json").write_text("{")
-    line = refused(capsys, ["evaluate", damaged, "--data", pictures])
-    assert str(damaged) in line
-
-
-def test_a_model_of_another_kind(
-    start: Path, pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    from transformers import ViTConfig, ViTModel
-
-    other = tmp_path / "vit"
-    shutil.copytree(start, other)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=16,
-        patch_size=8,
-    )
-    ViTModel(config).save_pretrained(other)
-    line = refused(capsys, clip_words(other, pictures, tmp_path / "run"))
-    assert "is a vit model; this job needs one of: clip, siglip" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_hub_model_that_cannot_be_fetched(
-    pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    words = clip_words(Path("nobody/no-such-model"), pictures, tmp_path / "run")
-    assert 'Cannot load model "nobody/no-such-model"' in refused(capsys, words)
-    assert not (tmp_path / "run").exists()
-
-
-def test_more_last_blocks_than_there_are(
-    start: Path, pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    line = refused(capsys, clip_words(start, pictures, tmp_path / "run", "--last-blocks", 9))
-    assert "--last-blocks 9: the image tower has 2 blocks" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_predict_without_its_image(
-    start: Path, tmp_path: Path, no_model: None, capsys: Capture
-) -> None:
-    line = refused(capsys, ["predict", start, tmp_path / "photo.jpg"])
-    assert f'Image "{tmp_path / "photo.jpg"}" does not exist' in line
-    text = tmp_path / "text.jpg"
-    text.write_text("not an image")
-    line = refused(capsys, ["predict", start, text])
-    assert str(text) in line
-    assert "skip" not in line  # an option that predict does not have
-
-
-def test_predict_with_a_class_named_twice(start: Path, pictures: Path, capsys: Capture) -> None:
-    image = pictures / "test" / "sky" / "000.png"
-    line = refused(capsys, ["predict", start, image, "--classes", "cat", "cat"])
-    assert 'Classes "cat" and "cat"' in line
-
-
-def test_evaluate_with_data_or_split_that_is_not_there(
-    start: Path, pictures: Path, tmp_path: Path, no_model: None, capsys: Capture
-) -> None:
-    assert 'Did you mean "digits"?' in refused(capsys, ["evaluate", start, "--data", "digts"])
-    words = ["evaluate", start, "--data", pictures, "--split", "tset"]
-    assert 'Did you mean "test"?' in refused(capsys, words)
-    words = ["evaluate", start, "--data", pictures, "--start", tmp_path / "none", "--alpha", "0.5"]
-    assert "does not exist" in refused(capsys, words)
-
-
-def test_numbers_that_cannot_be_written(start: Path, pictures: Path, capsys: Capture) -> None:
-    words = ["evaluate", start, "--data", pictures, "--json", "/nowhere/numbers.json"]
-    assert "--json /nowhere/numbers.json cannot be written" in refused(capsys, words)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ("--patch-size 5", "--patch-size 5 does not divide --image-size 32"),
-        ("--heads 3", "--heads 3 does not divide --width 128"),
-        ("--layers 0", "--layers"),
-        ("--vocabulary 0", "--vocabulary"),
-        ("--templates cat", 'Template "cat" must hold {} exactly once'),
-        ("--more-data digts", 'Did you mean "digits"?'),
-    ],
-)
-def test_sizes_of_a_small_clip(
-    sizes: str, expected: str, pictures: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    words = ["pretrain", "clip", "--data", pictures, "--output", tmp_path / "run"]
-    assert expected in refused(capsys, [*words, "--batch-size", "8", *sizes.split()])
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_demo_in_a_folder_in_use(tmp_path: Path, no_model: None, capsys: Capture) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert "is not empty" in refused(capsys, ["demo", "--output", tmp_path])
+    run = represent(vit, pictures, tmp_path / "run", "--steps", "1")
+    line = refused(capsys, ["segmentation", "--resume", "--output", run])
+    assert "is a run of visgrpo representation: go on with" in line

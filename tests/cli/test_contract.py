@@ -14,16 +14,12 @@ import pytest
 import torch
 import yaml
 from running import (
-    PROBES,
-    SMALL,
+    Words,
     blank_plots,
-    language_words,
     read_json,
     read_lines,
     refused,
     training_lines,
-    vlm_words,
-    words,
 )
 from safetensors.torch import load_file
 
@@ -31,14 +27,9 @@ from record import differences, exactly, record_of
 from visgrpo.cli import main
 
 Capture = pytest.CaptureFixture[str]
-Words = Callable[..., list[str]]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EIGHT = "--steps 8 --save-every 2 --eval-every 2 --keep last"
 SIX = "--steps 6 --save-every 2 --eval-every 3"
-PRETRAINED = {
-    "clip": "--layers 2 --heads 2 --features 16 --vocabulary 300 --width 32",
-    "backbone": "--family dinov2 --layers 1 --heads 2 --projection 8 --width 16",
-}
 RANDOM = f"{SIX} --learning-rate 1e-2 --reward random"
 
 
@@ -162,46 +153,6 @@ FINISHED = {
 # Jobs that measure the same of all their held-out rows as `visgrpo evaluate` does.
 HEADLESS = ("pretrain backbone",)
 WHOLE = ("clip", "representation", "segmentation", "language sft", "pretrain clip")
-
-
-@pytest.fixture(scope="module")
-def words_of(
-    start: Path,
-    vit: Path,
-    resnet: Path,
-    seer: Path,
-    stages: Path,
-    pictures: Path,
-    masks: Path,
-    counts: Path,
-    short_text: Path,
-) -> Words:
-    """The words of a job and its options, without a page: drawing its plots takes longer."""
-
-    def of(job: str, output: Path, options: str = "") -> list[str]:
-        name, _, kind = job.partition(" ")
-        given = options.split()
-        if name == "clip":
-            steps = [] if "--steps" in given else ["--steps", "4"]
-            paths = ["--model", str(start), "--data", str(pictures), "--output", str(output)]
-            return ["clip", *paths, *SMALL, *steps, *given, "--no-report"]
-        if name == "pretrain":
-            sizes = f"--image-size 16 --patch-size 8 {PRETRAINED[kind]}".split()
-            paths = ["--data", str(pictures), "--output", str(output), "--no-report"]
-            return [name, kind, *paths, *SMALL, "--steps", "4", *sizes, *given]
-        if name == "language":
-            init = None if kind == "sft" else stages / "sft"
-            data = stages / "pairs" / "pairs.jsonl" if kind == "reward" else short_text
-            return language_words(kind, init, data, output, *given)
-        if name == "vlm":
-            return vlm_words(kind, seer, counts, output, *given)
-        if name == "representation" and "--probe" not in given:
-            given += PROBES
-        data = pictures if name == "representation" else masks
-        model = resnet if kind == "resnet" else vit
-        return words(name, model, data, output, *given, "--no-report")  # type: ignore[arg-type]
-
-    return of
 
 
 def command(job: str) -> list[str]:

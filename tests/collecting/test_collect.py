@@ -296,6 +296,41 @@ def test_a_round_that_is_ended_with_the_command_has_not_failed(
         train(tmp_path / "0002")
 
 
+_COLLECTOR = """
+import sys, threading, time
+from pathlib import Path
+from visgrpo.collecting.learning import VISGRPO, ClipProcess
+output = Path(sys.argv[1])
+train = ClipProcess(lambda: [*VISGRPO, *sys.argv[2:]])
+threading.Thread(target=train, args=(output,), daemon=True).start()
+while train._process is None:
+    time.sleep(0.01)
+print(train._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_server_takes_its_training_with_it(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    run = tmp_path / "0001"
+    words = ["clip", "--model", str(tiny_clip_folder), "--data", "digits", "--steps", "1000000"]
+    command = [sys.executable, "-c", _COLLECTOR, str(run), *words, "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        trained = int(server.stdout.readline())
+        wait_for(run / "metrics.jsonl")
+        server.kill()
+    until = time.monotonic() + 20
+    while is_running(trained) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(trained)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, other than one that has ended and is not yet cleared."""
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
 def background(tmp_path: Path, train: Callable[[Path], None], every: int = 2) -> BackgroundLearner:
     return BackgroundLearner(every, tmp_path / "f.db-learned", train, lambda folder: None)
 
@@ -338,7 +373,7 @@ def test_a_failed_round_is_said_and_collecting_goes_on(
     learner = background(tmp_path, fail, every=1)
     learner.judged(1)
     learner.wait()
-    assert learner.state == LearningState("failed", 0, "CUDA out of \x1b[2Jmemory")
+    assert learner.state == LearningState("failed", 0, r"CUDA out of \x1b[2Jmemory")
     assert "Learning failed: CUDA out of \\x1b[2Jmemory" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MOST_BYTES = 64 * 1024  # of a request; a judgement has a few hundred
+_MOST_DIGITS = 20  # of a number that says so: longer ones Python would refuse to read
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class Guard:
         allowed = self._is_token(request.cookies.get(self.cookie)) or self.brings_token(request)
         if self.token is not None and not allowed:
             return Refusal(401, "Open the address with ?token=… that the server printed.")
-        return self._refusal_of_change(request, host) if request.method == "POST" else None
+        changes = request.method == "POST"
+        return _refusal_of_size(request) or (
+            self._refusal_of_change(request, host) if changes else None
+        )
 
     def _refusal_of_change(self, request: Request, host: str) -> Refusal | None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             return Refusal(415, "Send JSON.")
-        if urlsplit(request.headers.get("origin", "")).netloc != host:
+        if not host or request.headers.get("origin", "").partition("://")[2] != host:
             return Refusal(403, "Only the server's own page may send judgements.")
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > MOST_BYTES:
-            return Refusal(413, f"Send at most {MOST_BYTES} bytes, and say how many.")
         return None
 
     def _is_token(self, given: str | None) -> bool:
@@ -81,6 +82,16 @@ class Guard:
         except ValueError:  # an address with one bracket
             return False
         return name is not None and (is_loopback(name) or name == self.host)
+
+
+def _refusal_of_size(request: Request) -> Refusal | None:
+    """Refuse a body that is long, or does not say how long it is; only a POST must have one."""
+    if "transfer-encoding" in request.headers:
+        return Refusal(411, "Say how many bytes there are: a body in chunks is not taken.")
+    length = request.headers.get("content-length", "" if request.method == "POST" else "0")
+    if not length.isdecimal() or len(length) > _MOST_DIGITS or int(length) > MOST_BYTES:
+        return Refusal(413, f"Send at most {MOST_BYTES} bytes, and say how many.")
+    return None
 
 
 def is_loopback(host: str) -> bool:

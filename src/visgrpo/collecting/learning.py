@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -23,6 +26,13 @@ from visgrpo.errors import UserError, printable
 from visgrpo.feedback.source.matching import image_keys
 from visgrpo.tasks.clip.options import ClipConfig
 
+# The program as a process that ends with this one.
+VISGRPO = (
+    sys.executable,
+    "-c",
+    f"from {__name__} import end_with_parent; end_with_parent(); "
+    "from visgrpo.cli import main; main()",
+)
 _PATIENCE = 5.0  # seconds for training that is told to end
 _REWARDS: Mapping[Ask, str] = {"click": "clicks", "rank": "preferences", "grade": "grades"}
 _MOST_IN_A_BATCH = 16  # the first round may have two dozen images
@@ -59,8 +69,7 @@ class ClipProcess:
         """
         log = output.with_name(f"{output.name}.log")
         words = [*self._words(), "--output", str(output)]
-        with log.open("wb") as file:
-            process = self._start(words, file)
+        with log.open("wb") as file, self._start(words, file) as process:
             code = process.wait()
         if self._stopped:
             raise LearningStopped(f"Training was ended; what it said is in {log}.")
@@ -88,7 +97,7 @@ class ClipProcess:
                 raise LearningStopped("Training did not begin.")
             self._process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # by whose end it notes that this process is no more
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the page, which then ends this
@@ -153,7 +162,7 @@ class BackgroundLearner:
             ending = str(error)
             print(f"Learning failed: {printable(ending)}", file=sys.stderr, flush=True)
         finally:
-            failed, learned = ("failed", rounds, ending), ("idle", rounds + 1)
+            failed, learned = ("failed", rounds, printable(ending)), ("idle", rounds + 1)
             self._state = LearningState(*(failed if ending else learned))
 
 
@@ -198,7 +207,7 @@ class Training:
         else:
             images = len(self._training_names.intersection(judged))
         options = clip_words(self._config, self._templates, images)
-        return [sys.executable, "-m", "visgrpo", "clip", *options]
+        return [*VISGRPO, "clip", *options]
 
     @cached_property
     def _training_names(self) -> frozenset[str]:
@@ -293,3 +302,18 @@ def photos_for_training(judged: int, validation_fraction: float) -> int:
     for fraction in (TEST_FRACTION, validation_fraction):
         left -= max(1, round(fraction * left))
     return left
+
+
+def end_with_parent() -> None:
+    """End this process in order when the one that began it is no more, killed or not.
+
+    That one holds the other end of the standard input, and writes nothing.
+    """
+
+    def follow() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PATIENCE)
+        os._exit(1)
+
+    Thread(target=follow, name="follower", daemon=True).start()

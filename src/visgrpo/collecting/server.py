@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from visgrpo.collecting.collector import Collector, LearningState
 from visgrpo.collecting.guard import Guard
@@ -26,6 +30,8 @@ from visgrpo.errors import UserError
 
 PERSON_COOKIE = "visgrpo_person"
 LONGEST_NAME = 80
+PATIENCE = 10.0  # seconds that a browser may take for a request, or for its answer
+MOST_CONNECTIONS = 64  # a browser has up to six
 _YEAR = 365 * 24 * 3600
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -50,17 +56,30 @@ _STATUS: dict[type[UserError], int] = {
 }
 
 
+def _whole(text: str) -> str:
+    """Refuse halves of characters, which no file and no answer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("no_text", "It holds half a character") from error
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_whole)]
+_NO_TEXT = ("json_invalid", "no_text")  # what is wrong before anything is asked of its fields
+
+
 class Person(BaseModel):
     """Who judges."""
 
-    name: StrictStr
+    name: Text
 
 
 class Judged(BaseModel):
     """An answer to an offer, as `visgrpo.collecting.judging.rows_of` takes it."""
 
-    offer: StrictStr
-    answer: list[StrictInt | StrictStr]
+    offer: Text
+    answer: list[StrictInt | Text]
 
 
 class Unnamed(UserError):
@@ -153,7 +172,8 @@ def server_of(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            http=Connection,
+            log_level="error",  # whatever strangers send is answered, and not worth a line
             access_log=False,
             lifespan="off",
             ws="none",
@@ -164,6 +184,52 @@ def server_of(app: FastAPI) -> uvicorn.Server:
     )
 
 
+class Connection(H11Protocol):
+    """A connection that is closed where the other side keeps it waiting, or newer ones need room.
+
+    The time runs from its beginning, or from the last answer: slow and endless headers and bodies,
+    idle connections and answers that nobody reads are all late. Where there are too many
+    connections, the one that has waited longest goes, so that whoever comes next is answered.
+    """
+
+    since: float
+    _look: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        self._look = self.loop.call_later(PATIENCE, self._leave_if_late)
+        there = [each for each in self.connections if not each.transport.is_closing()]
+        others = (each for each in there if isinstance(each, Connection) and each is not self)
+        waiting = [each for each in others if each._waits()]
+        # Those that are being answered soon are not: a few more may come meanwhile.
+        if len(there) > (MOST_CONNECTIONS if waiting else 2 * MOST_CONNECTIONS):
+            min(waiting, key=lambda each: each.since, default=self).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        if self.conn.trailing_data[0]:  # no browser asks again before it has the answer
+            self.transport.close()
+        super().on_response_complete()
+
+    def _waits(self) -> bool:
+        """Whether the other side is to do something: to send a request, or to take its answer."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
+
+    def _leave_if_late(self) -> None:
+        late = self.loop.time() - self.since >= PATIENCE
+        if late and self._waits():
+            self.transport.abort()
+        else:
+            rest = PATIENCE if late else self.since + PATIENCE - self.loop.time()
+            self._look = self.loop.call_later(rest, self._leave_if_late)
+
+
 def _add_guard(app: FastAPI, guard: Guard) -> None:
     @app.middleware("http")
     async def check(
@@ -171,7 +237,9 @@ def _add_guard(app: FastAPI, guard: Guard) -> None:
     ) -> Response:
         refusal = guard.refusal(request)
         if refusal is not None:
-            response: Response = JSONResponse({"error": refusal.reason}, refusal.status)
+            # What is left of the request is not read.
+            closing = {"Connection": "close"}
+            response: Response = JSONResponse({"error": refusal.reason}, refusal.status, closing)
         else:
             response = await call_next(request)
         if guard.token is not None and refusal is None and guard.brings_token(request):
@@ -197,9 +265,15 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((each for each in found if each["type"] in _NO_TEXT), found[0])
         place = ".".join(map(str, first["loc"]))
-        return JSONResponse({"error": f"{place}: {first['msg']}."}, 422)
+        status = 400 if first["type"] in _NO_TEXT else 422
+        return JSONResponse({"error": f"{place}: {first['msg']}."}, status)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_thing(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": f"{error.detail}."}, error.status_code, error.headers)
 
 
 def _add_files(app: FastAPI) -> None:

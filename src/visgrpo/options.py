@@ -12,9 +12,11 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from visgrpo.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,19 @@ class Options:
         """Return the names of the options that are not at their default."""
         listed = options_of(type(self))
         return [each.name for each in listed if getattr(self, each.name) != each.default]
+
+    def part(self, taker: type[T], **own: Any) -> T:
+        """Return what takes some of these options, made of those it has by the same names.
+
+        Args:
+            own: what it takes besides, or instead.
+        """
+        return taker(**{**self.shared(taker), **own})
+
+    def shared(self, taker: Any) -> dict[str, Any]:
+        """Return the options that something takes by the same names."""
+        names = [each.name for each in fields(taker)]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     @classmethod
     def flag(cls, name: str) -> str:

@@ -159,7 +159,7 @@ class FeedbackLearning(Extension):
         """
         session, report = self._session, self.report
         file = session.run.path / FEEDBACK_FILE
-        if not session.config.resume:
+        if not session.resumed:
             if session.processes.is_main:
                 text = json.dumps(report, indent=1, ensure_ascii=False)
                 file.write_text(text, encoding="utf-8")

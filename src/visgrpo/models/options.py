@@ -9,15 +9,20 @@ from visgrpo.options import Options, like, option
 
 
 @dataclass(frozen=True)
-class Adapt(Options):
-    """The start, and what of it trains."""
-
-    model: str | None = option("", "Run, folder or Hub name of the start.")
-    train: str | tuple[str, ...] = option((), "What trains.")
+class Lora(Options):
+    """Low-rank adapters."""
 
     lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
     lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
     lora_dropout: float = option(0.0, "Dropout before the adapters.", within="[0, 1]")
+
+
+@dataclass(frozen=True)
+class Adapt(Lora):
+    """The start, and what of it trains."""
+
+    model: str | None = option("", "Run, folder or Hub name of the start.")
+    train: str | tuple[str, ...] = option((), "What trains.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import nn
 from visgrpo.errors import UserError, nearest
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.options import Adapt
+from visgrpo.models.options import Lora
 from visgrpo.models.vision_families import SEEING, family_of
 
 ALL, LORA = "all", "lora"
@@ -29,7 +29,7 @@ _LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
 Names = Mapping[str, Callable[[Any], Iterable[nn.Parameter]]]
 
 
-USUAL = Adapt()
+USUAL = Lora()
 
 
 class TrainedPart(NamedTuple):
@@ -46,7 +46,7 @@ class TrainedPart(NamedTuple):
     total: int
 
 
-def adapt(model: Any, train: Sequence[str], choice: Adapt = USUAL) -> Any:
+def adapt(model: Any, train: Sequence[str], choice: Lora = USUAL) -> Any:
     """Freeze everything but what was chosen; add adapters where asked for. In place.
 
     Adapters start as no change, from torch's global generator: seed it before.
@@ -110,7 +110,7 @@ def linear_layers(model: Any, inside: nn.Module | None = None) -> list[str]:
 
 
 def wrap_in_adapters(
-    model: nn.Module, targets: Sequence[str], choice: Adapt, in_full: Sequence[str] = ()
+    model: nn.Module, targets: Sequence[str], choice: Lora, in_full: Sequence[str] = ()
 ) -> Any:
     """Return a peft model with adapters on the named linear layers, which start as no change.
 
@@ -214,7 +214,7 @@ def _projection(model: Any, name: str) -> list[nn.Parameter]:
     return list(getattr(model, name).parameters()) if hasattr(model, name) else []  # SigLIP: none
 
 
-def _wrapped(model: Any, targets: Sequence[str], choice: Adapt, chosen: set[int]) -> Any:
+def _wrapped(model: Any, targets: Sequence[str], choice: Lora, chosen: set[int]) -> Any:
     """Return a peft model of which the adapters train, and besides what was chosen."""
     adapted = wrap_in_adapters(model, targets, choice)
     _only(adapted, chosen | {id(p) for p in adapted.parameters() if p.requires_grad})
@@ -230,7 +230,7 @@ _CLIP: Names = {
 }
 
 
-def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], choice: Adapt) -> None:
+def _adapt_clip(classifier: ClipClassifier, train: Sequence[str], choice: Lora) -> None:
     backbone = classifier.backbone
     tower, blocks = backbone.vision_model, backbone.vision_model.encoder.layers
     last = _last_blocks(train) or 0
@@ -273,7 +273,7 @@ _BACKBONE: Names = {"frozen": lambda _: (), "full": lambda model: model.paramete
 
 
 def _adapt_backbone(
-    model: RepresentationClassifier | Segmenter, train: Sequence[str], choice: Adapt
+    model: RepresentationClassifier | Segmenter, train: Sequence[str], choice: Lora
 ) -> None:
     backbone, plain = model.backbone, model.backbone.plain
     kind = plain.config.model_type
@@ -345,7 +345,7 @@ _SEEING: Names = {
 }
 
 
-def _adapt_text(model: Any, train: Sequence[str], choice: Adapt) -> Any:
+def _adapt_text(model: Any, train: Sequence[str], choice: Lora) -> Any:
     if not train:
         raise UserError("--train names nothing that trains: name parts, or all.")
     if LORA in train and ALL in train:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from visgrpo.rewards.labels import LabelReward
     from visgrpo.rewards.sets import RewardSet
     from visgrpo.tasks.clip.options import ClipConfig
+    from visgrpo.tasks.options import RunConfig
     from visgrpo.tasks.run import Session
 
 __all__ = ["WITHOUT_GROUPS", "Extension", "ExtraOptions", "extension_of", "votes_on"]
@@ -77,8 +78,11 @@ class Extension:
         """
 
 
-def extension_of(config: ClipConfig, session: Session) -> Extension:
+def extension_of(config: ClipConfig, images: RunConfig, session: Session) -> Extension:
     """Load the data of a job, with what else it learns from.
+
+    Args:
+        images: the options that say where the data are.
 
     Raises:
         UserError: for data and options that cannot be used together.
@@ -86,7 +90,7 @@ def extension_of(config: ClipConfig, session: Session) -> Extension:
     if config.feedback is None:
         from visgrpo.tasks.images import load_data
 
-        return Extension(load_data(config, session))
+        return Extension(load_data(images, session))
     from visgrpo.feedback.images import load_images
     from visgrpo.feedback.learn import FeedbackLearning
 

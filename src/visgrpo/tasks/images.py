@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from PIL import Image
@@ -57,11 +56,12 @@ def say_notes(session: Session, splits: Splits) -> None:
                 session.say(f"  {reason}")
 
 
-def training_of(config: Any, train: Table, session: Session, **more: Any) -> TrainingOptions:
+def training_of(
+    config: RunConfig, rate: float, train: Table, session: Session, **more: Any
+) -> TrainingOptions:
     """Turn epochs into steps, and "by default" into numbers; see that batches can be divided.
 
     Args:
-        config: with a `resolved_learning_rate`.
         more: options that are to be others.
     """
     per_epoch = len(train) // config.batch_size
@@ -70,15 +70,9 @@ def training_of(config: Any, train: Table, session: Session, **more: Any) -> Tra
             f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
         )
     steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
-    options: TrainingOptions = config.resolved(steps, config.resolved_learning_rate(), **more)
+    options = config.resolved(steps, rate, **more)
     options.check_batches(session.processes.world_size)
     return options
-
-
-def shared_with(config: Any, part: Any) -> dict[str, Any]:
-    """Return the options that a part of a job takes by the same names."""
-    names = (field.name for field in fields(part))
-    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:
@@ -107,15 +101,10 @@ def data_info(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def tuned_info(config: Any) -> dict[str, Any]:
-    """Return what a tuned model says of the run that made it."""
-    return {"start": config.model, "method": config.method, **data_info(config)}
-
-
-def data_summary(config: RunConfig, splits: Splits) -> dict[str, Any]:
+def data_summary(name: str, splits: Splits) -> dict[str, Any]:
     """Return what the summary says of the data."""
     return {
-        "name": config.data,
+        "name": name,
         "train": len(splits.train),
         "validation": len(splits.validation),
         "test": len(splits.test),

@@ -24,7 +24,7 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.save import label_card, load_with_transformers, save, start_card
 from visgrpo.models.small import SmallBackbone, SmallClip, build_small_backbone, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss, supervised_contrastive_loss
-from visgrpo.tasks.images import data_info, data_summary, load_data, shared_with, training_of
+from visgrpo.tasks.images import data_info, data_summary, load_data, training_of
 from visgrpo.tasks.options import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
@@ -72,8 +72,8 @@ class PretrainClipTask(Task):
         classes = splits.train.classes
         train = join([splits.train, *more_training_data(options, session)])
         captions = captions_of(train, options)
-        training = training_of(options, train, session)
-        sizes = SmallClip(**shared_with(options, SmallClip))
+        training = training_of(options, options.resolved_learning_rate(), train, session)
+        sizes = options.part(SmallClip)
         vocabulary_texts = sorted({text for choices in captions for text in choices})
         parts = build_small_clip(sizes, vocabulary_texts, options.seed)
         classifier = ClipClassifier(
@@ -107,7 +107,7 @@ class PretrainClipTask(Task):
             validate=validation.scalars,
             look=look,
             save=keep,
-            data=data_summary(options, splits),
+            data=data_summary(options.data, splits),
             start="a small CLIP from random weights",
             chosen_method="contrastive",
             title="pretrain",
@@ -230,7 +230,7 @@ class PretrainBackboneTask(Task):
         refuse_several_processes(self.name, session)
         splits = load_data(options, session)
         train = join([splits.train, *more_training_data(options, session)])
-        training = training_of(options, train, session)
+        training = training_of(options, options.resolved_learning_rate(), train, session)
         parts = build_small_backbone(sizes_of(options), options.seed)
         model = _projected(parts, options).to(session.processes.device)
         memory = memory_of(splits.train, options.seed)
@@ -261,7 +261,7 @@ class PretrainBackboneTask(Task):
             validate=validate,
             look=look,
             save=keep,
-            data=data_summary(options, splits),
+            data=data_summary(options.data, splits),
             start=f"a small {options.family} from random weights",
             chosen_method=f"contrastive, {options.positives}",
             title="pretrain",
@@ -272,9 +272,9 @@ class PretrainBackboneTask(Task):
 def sizes_of(config: PretrainBackboneConfig) -> SmallBackbone:
     """Return the sizes of the backbone, with the defaults of its family."""
     resnet = config.family == "resnet"
-    usual: dict[str, Any] = {"patch_size": 16, "width": 256, "layers": 1} if resnet else {}
-    given = shared_with(config, SmallBackbone)
-    return SmallBackbone(**{**usual, **{k: v for k, v in given.items() if v is not None}})
+    usual = {"patch_size": 16, "width": 256, "layers": 1} if resnet else vars(SmallBackbone)
+    unsaid = [name for name in ("patch_size", "width", "layers") if getattr(config, name) is None]
+    return config.part(SmallBackbone, **{name: usual[name] for name in unsaid})
 
 
 def memory_of(train: Table, seed: int) -> Table:

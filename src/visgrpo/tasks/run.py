@@ -147,14 +147,15 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
         inputs_are=job.inputs_are,
     )
     before = job.look("before")
-    begin(session, task.name)  # only now: whatever was wrong has left no folder behind
+    begin(session, options, task.name)  # only now: whatever was wrong has left no folder behind
     job.begun()
     baseline = supervised_baseline(task, options, session)
-    session.start_trackers()
+    session.processes.start_trackers(settings_of(options))
     result = trainer.train(session.checkpoint)
     job.model.eval()
     after = job.look("after")
-    return finish(task, job, session, result, before, after, baseline)
+    loop = options.part(Loop)
+    return finish(task, job, loop, session, result, before, after, baseline)
 
 
 def supervised_baseline(task: Task, options: Any, session: Session) -> dict[str, Any] | None:
@@ -179,6 +180,7 @@ def supervised_baseline(task: Task, options: Any, session: Session) -> dict[str,
 def finish(
     task: Task,
     job: Job,
+    loop: Loop,
     session: Session,
     result: TrainResult,
     before: Seen,
@@ -186,7 +188,7 @@ def finish(
     baseline: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write everything that a finished run leaves behind; returns the summary."""
-    keeps_best = session.config.keep == "best"
+    keeps_best = loop.keep == "best"
     retention = _side_by_side(before.retention, after.retention)
     shifts = _side_by_side(before.shifts, after.shifts)
     summary: dict[str, Any] = {
@@ -212,7 +214,7 @@ def finish(
     if session.processes.is_main:
         job.save(summary)
         session.run.write_summary(summary)
-        if session.config.report:
+        if loop.report:
             write_report(session.run.path)
         print_outcome(summary, shifts_in_table=task.shifts_in_table)
         if not result.best_step and keeps_best:
@@ -220,7 +222,7 @@ def finish(
                 "note: no evaluation was as good as the start's, so the run ends with the start's "
                 "weights; --keep last keeps the last ones."
             )
-        if session.config.report:
+        if loop.report:
             session.say(f"Page: {session.run.path / 'report.html'}")
         session.say(f"Model: {session.run.path / 'model'}")
     session.processes.finish_trackers()
@@ -260,7 +262,7 @@ class Session:
     It holds its folder against other processes until it is closed, or the process ends.
     """
 
-    config: Loop
+    resumed: bool
     processes: Processes
     run: RunDirectory
     checkpoint: Checkpoint | None
@@ -271,10 +273,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
-
-    def start_trackers(self) -> None:
-        """Open the trackers of this run."""
-        self.processes.start_trackers(settings_of(self.config))
 
     def say(self, line: str) -> None:
         """Print a remark on stderr, once."""
@@ -323,13 +321,13 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
     except BaseException:
         lock.release()
         raise
-    return Session(config, processes, run, checkpoint, lock)
+    return Session(config.resume, processes, run, checkpoint, lock)
 
 
-def begin(session: Session, recipe: str) -> None:
+def begin(session: Session, config: Loop, recipe: str) -> None:
     """Create the run directory; from here on the run exists."""
-    settings = {**settings_of(session.config), "output": str(session.run.path), "resume": False}
-    if not session.config.resume:
+    settings = {**settings_of(config), "output": str(session.run.path), "resume": False}
+    if not session.resumed:
         session.run.create(recipe, settings)
 
 

@@ -81,7 +81,7 @@ class StagedTask(Task):
                 "--method all runs in one process: run its stages one by one in several."
             )
         output = session.run.path
-        begin(session, self.name)
+        begin(session, options, self.name)
         summaries: dict[str, dict[str, Any]] = {}
         for number, (folder, stage) in enumerate(self.stages.items(), start=1):
             session.say(f"[{number}/{len(self.stages)}] {stage}")

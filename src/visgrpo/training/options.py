@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from visgrpo.errors import UserError
 from visgrpo.options import Options, check_within, option, override
@@ -147,11 +147,11 @@ class Loop(TrainingOptions):
         if self.resume and self.output is None:
             yield "--resume needs --output, the run to go on with."
 
-    def resolved(self, steps: int, learning_rate: float, **more: Any) -> Self:
+    def resolved(self, steps: int, learning_rate: float, **more: Any) -> TrainingOptions:
         """Return options for the trainer; by default a run is evaluated and saved ten times."""
         eval_every = self.eval_every or max(1, math.ceil(steps / 10))
-        return replace(
-            self,
+        return self.part(
+            TrainingOptions,
             steps=steps,
             learning_rate=learning_rate,
             eval_every=eval_every,

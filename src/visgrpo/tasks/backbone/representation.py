@@ -36,13 +36,14 @@ from visgrpo.tasks.backbone.shared import (
     refresh_every,
 )
 from visgrpo.tasks.images import (
+    data_info,
     data_summary,
     load_data,
     run_stem,
     save_picture,
     training_of,
-    tuned_info,
 )
+from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
 
@@ -66,14 +67,17 @@ class RepresentationTask(Task):
                 "--feature-uniformity compares the images of a whole batch: it runs in one process."
             )
         check_model_name(options.model)
-        splits = load_data(options, session)
+        images = options.part(RunConfig)
+        splits = load_data(images, session)
         classes = splits.train.classes
         rewards = parse_rewards(options.reward, options.reward_weights, classes)
         rewards.validate("group", batch_columns(splits.train))
         check_objective(objective_of(options), options.estimator, options.group_size)
         policy = policy_of(options, rewards, classes, session)
         each = refresh_every(options, splits.train)
-        training = training_of(options, splits.train, session, refresh_every=each)
+        training = training_of(
+            images, options.resolved_learning_rate(), splits.train, session, refresh_every=each
+        )
         retained = {name: read(name, seed=options.seed) for name in options.retention}
 
         def new(parts: Parts) -> RepresentationClassifier:
@@ -90,7 +94,8 @@ class RepresentationTask(Task):
                 "at 0."
             )
         held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
-        folder, info = session.run.path / "model", tuned_info(options)
+        folder, info = session.run.path / "model", data_info(images)
+        info |= {"start": options.model, "method": options.method}
         return Job(
             model=classifier,
             method=_method(
@@ -102,7 +107,7 @@ class RepresentationTask(Task):
             validate=held_out.validation.scalars,
             look=held_out.look,
             save=lambda summary: save(classifier, parts, folder, label_card(summary), info),
-            data=data_summary(options, splits),
+            data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
             image_of=lambda index: save_picture(session, splits.train.images, index),

@@ -40,7 +40,8 @@ from visgrpo.tasks.backbone.shared import (
     rate_of,
     refresh_every,
 )
-from visgrpo.tasks.images import data_summary, load_data, run_stem, training_of, tuned_info
+from visgrpo.tasks.images import data_info, data_summary, load_data, run_stem, training_of
+from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
 from visgrpo.training.run_directory import RunDirectory
@@ -62,12 +63,15 @@ class SegmentationTask(Task):
 
     def set_up(self, options: SegmentationConfig, session: Session) -> Job:
         check_model_name(options.model)
+        images = options.part(RunConfig)
         named = {"classes_file": options.classes_file, "ignore_index": options.ignore_index}
-        splits = load_data(options, session, "masks", **named)
+        splits = load_data(images, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
         each = refresh_every(options, splits.train)
-        training = training_of(options, splits.train, session, refresh_every=each)
+        training = training_of(
+            images, options.resolved_learning_rate(), splits.train, session, refresh_every=each
+        )
 
         def new(parts: Parts) -> Segmenter:
             return Segmenter(Backbone(parts.model), classes, hidden=options.hidden)
@@ -87,7 +91,8 @@ class SegmentationTask(Task):
                 pictures.write(session.run)
             return Seen(test.now())
 
-        folder, info = session.run.path / "model", tuned_info(options)
+        folder, info = session.run.path / "model", data_info(images)
+        info |= {"start": options.model, "method": options.method}
         info |= {"image_size": options.image_size, "ignore_index": options.ignore_index}
         return Job(
             model=segmenter,
@@ -98,7 +103,7 @@ class SegmentationTask(Task):
             validate=validation.scalars,
             look=look,
             save=lambda summary: save(segmenter, parts, folder, label_card(summary), info),
-            data=data_summary(options, splits),
+            data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
             selection="miou",

@@ -18,12 +18,12 @@ from visgrpo.measures.over import outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
+from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
 from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.backbone.options import BackboneRunConfig
-from visgrpo.tasks.images import shared_with
 from visgrpo.tasks.run import Session
 
 BackboneModel = RepresentationClassifier | Segmenter
@@ -38,14 +38,14 @@ def policy_of(
     config: BackboneRunConfig, rewards: RewardSet, classes: tuple[str, ...], session: Session
 ) -> LabelGRPO:
     """Return the policy without its reference, which needs the model."""
-    own: dict[str, Any] = {
-        "rewards": rewards,
-        "objective": objective_of(config),
-        "classes": classes,
-        "shards": session.processes,
-        "beta": 0.0,
-    }
-    return LabelGRPO(**{**shared_with(config, LabelGRPO), **own})
+    return config.part(
+        LabelGRPO,
+        rewards=rewards,
+        objective=objective_of(config),
+        classes=classes,
+        shards=session.processes,
+        beta=0.0,
+    )
 
 
 def refresh_every(config: BackboneRunConfig, train: Table) -> int:
@@ -148,7 +148,7 @@ def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) ->
     is_last = config.train == "last-blocks"
     train = f"last:{config.last_blocks}" if is_last else config.train
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt(model, [train], config)
+    adapt(model, [train], config.part(Lora))
     if session.processes.world_size > 1 and _keeps_batch_statistics(model):
         raise UserError(
             f"--train {config.train}: this {model.backbone.plain.config.model_type} normalises by "

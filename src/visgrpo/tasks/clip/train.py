@@ -20,6 +20,7 @@ from visgrpo.methods.method import Method
 from visgrpo.methods.supervised import Supervised, WarmStart
 from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
+from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts, check_model_name, model_folder
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.save import label_card, save, save_adapter
@@ -29,13 +30,13 @@ from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
+    data_info,
     data_summary,
     run_stem,
     save_picture,
-    shared_with,
     training_of,
-    tuned_info,
 )
+from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
 from visgrpo.training.options import falling
@@ -56,7 +57,8 @@ class ClipTask(Task):
     def set_up(self, options: ClipConfig, session: Session) -> Job:
         start = model_folder(options.model)
         check_model_name(start)
-        extension = extension_of(options, session)
+        images = options.part(RunConfig)
+        extension = extension_of(options, images, session)
         splits = extension.splits
         class_prompts(splits.train.classes, options.templates)
         rewards = parse_rewards(
@@ -68,7 +70,7 @@ class ClipTask(Task):
         if not supervised:
             check_objective(objective, options.estimator, options.group_size)
         retained = {name: read_split(name, "test", seed=options.seed) for name in options.retention}
-        training = training_of(options, splits.train, session)
+        training = training_of(images, options.resolved_learning_rate(), splits.train, session)
 
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)
@@ -108,7 +110,7 @@ class ClipTask(Task):
             validate=lambda: _with_objective(validation.scalars(), options),
             look=look,
             save=lambda summary: _save(classifier, parts, options, session, summary),
-            data=data_summary(options, splits),
+            data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
             selection=options.resolved_select(),
@@ -162,7 +164,7 @@ def method_of(
         ),
         "labelled": labelled,
     }
-    groups = grpo(**{**shared_with(config, LabelGRPO), **own})
+    groups = grpo(**{**config.shared(LabelGRPO), **own})
     return WarmStart(supervised, groups, config.warm_start) if config.warm_start else groups
 
 
@@ -174,7 +176,7 @@ def _classifier(
         parts.model, parts.tokenizer, classes, config.templates, logit_scale=config.logit_scale
     )
     torch.manual_seed(config.seed)  # the adapters' start
-    adapt(classifier, what_trains(config), config)
+    adapt(classifier, what_trains(config), config.part(Lora))
     return classifier.to(session.processes.device)
 
 
@@ -271,6 +273,7 @@ def _save(
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
-    save(classifier, parts, folder, label_card(summary), tuned_info(config))
+    info = {"start": config.model, "method": config.method, **data_info(config.part(RunConfig))}
+    save(classifier, parts, folder, label_card(summary), info)
     if config.lora and config.logit_scale == "frozen":
         save_adapter(classifier, session.run.path / "adapter")

@@ -16,6 +16,7 @@ from visgrpo.data.table import Splits
 from visgrpo.errors import UserError
 from visgrpo.models.language import Critic, LanguageModel, stop_tokens
 from visgrpo.models.load import load_language, load_reward_model
+from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
 from visgrpo.models.trains import ALL, LORA, adapt
@@ -190,5 +191,5 @@ def adapted(
 ) -> LanguageModel:
     """Return the start with what trains of it chosen, on the device."""
     torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt(parts.model, [LORA if config.lora else ALL], config)
+    lm = adapt(parts.model, [LORA if config.lora else ALL], config.part(Lora))
     return LanguageModel(lm, critic).to(session.processes.device)

@@ -63,7 +63,7 @@ def _make_preferences(config: LanguageConfig, session: Session) -> dict[str, Any
         )
     began = time.perf_counter()
     rows, left_out = _pairs(full, parts, job, session)
-    begin(session, "language")
+    begin(session, config, "language")
     write_pairs(session.run.path / PAIRS_FILE, rows)
     golds = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in rows])
     summary: dict[str, Any] = {
@@ -226,7 +226,7 @@ def _best_of_n(config: LanguageConfig, session: Session) -> dict[str, Any]:
         "before": _measures(rows[0]),
         "after": _measures(rows[-1]),
     }
-    begin(session, "language")
+    begin(session, config, "language")
     if session.processes.is_main:
         session.run.log_metrics({"step": 0, "epoch": 0.0, "seconds": 0.0, **_as_evaluation(rows)})
         session.run.write_summary(summary)

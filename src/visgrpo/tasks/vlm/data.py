@@ -19,6 +19,7 @@ from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
+from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts, model_folder, read_info
 from visgrpo.models.small_vision import SIZES, build_vision_language
 from visgrpo.models.trains import TrainedPart, adapt, trained_parts
@@ -161,7 +162,7 @@ def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:
 def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguageModel:
     """Return the start with what trains of it chosen, on the device; print what that is."""
     torch.manual_seed(config.seed)  # the adapters' start
-    lm = adapt(parts.model, config.train, config)
+    lm = adapt(parts.model, config.train, config.part(Lora))
     if session.processes.is_main:
         _print_trained(trained_parts(lm))
     if config.gradient_checkpointing:

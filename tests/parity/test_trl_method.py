@@ -187,7 +187,7 @@ def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def descend(model: nn.Module, gradients: Sequence[Tensor], far: float) -> None:
-    length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm().clamp(min=1e-9)
     with torch.no_grad():
         for weight, gradient in zip(model.parameters(), gradients, strict=True):
             weight.sub_(gradient, alpha=far / float(length))

@@ -122,8 +122,10 @@ class Options:
             if says.required and not getattr(self, each.name):
                 raise UserError(f"Name {says.required}")
         for each, says in listed:
-            if says.within:
-                check_within(self.flag(each.name), getattr(self, each.name), says.within)
+            value = getattr(self, each.name)
+            several = value if isinstance(value, tuple) else (value,)
+            if says.within or any(isinstance(one, float) for one in several):
+                check_within(self.flag(each.name), value, says.within or "(-inf, inf)")
         for problem in self.rules():
             raise UserError(problem)
 

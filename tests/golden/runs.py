@@ -253,7 +253,7 @@ class Workshop:
         if name in self._made:
             return self._made[name]
         run = RUNS[name]
-        words = self._filled(run.words)
+        words = self.filled(run.words)
         output = Path(name)
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.chdir(self.folder), blank_plots():
@@ -264,15 +264,15 @@ class Workshop:
             else:
                 with killed_at(run.killed):
                     main([*words, "--output", str(output), "--no-report"])
-                main([*self._command(words), "--resume", "--output", str(output)])
+                main([*self.command(words), "--resume", "--output", str(output)])
         self._printed[name] = out.getvalue()
         self._made[name] = output
         return output
 
-    def _command(self, words: list[str]) -> list[str]:
+    def command(self, words: list[str]) -> list[str]:
         return words[: next(i for i, word in enumerate(words) if word.startswith("--"))]
 
-    def _filled(self, words: str) -> list[str]:
+    def filled(self, words: str) -> list[str]:
         return [self._fill(word) for word in words.split()]
 
     def _fill(self, word: str) -> str:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
-from visgrpo.methods.groups import mean_over_inputs, policy_metrics
+from visgrpo.methods import closed_form
+from visgrpo.methods.closed_form import Part
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics, WithoutGroups
 from visgrpo.methods.views import ImageView, Rows, View
@@ -30,6 +31,8 @@ from visgrpo.objectives.losses import gaussian_potential
 
 NUMBERS_AT_ONCE = 2**20
 """Logits worked on at one time: 4 MiB in each of the tensors between logits and loss."""
+IN_CACHE = 2**18
+"""The same where the gradient is known, and what lies between stays in the processor's cache."""
 
 
 class ModelWithFeatures(Protocol):
@@ -107,21 +110,11 @@ class ClassSetGRPO:
             now = self.view.rows(some_logits, batch.labels_N[some])
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
-            old_RK = None
-            if groups is not None:
-                old_RK = self.view.rows(groups.logits[some], batch.labels_N[some]).logits_RK
             rows = _batch_of_rows(batch, some, now)
-
-            def loss_of_rows(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
-                part = _rows(rows, these)
-                weights_R = None if now.weights_R is None else now.weights_R[these]
-                if old_RK is None:
-                    first = self.policy.first_pass(logits_RK, part, step, weights_R)
-                    return first.loss, first.metrics
-                its_groups = self.policy.groups(old_RK[these], part, step, weights_R)
-                return self.policy.loss_of(logits_RK, its_groups)
-
-            return in_chunks(loss_of_rows, now.logits_RK, rows_at_once(now))
+            if groups is not None:
+                old = self.view.rows(groups.logits[some], batch.labels_N[some])
+                return self._later_pass(now, old.logits_RK, rows, step)
+            return self._first_pass(now, rows, step)
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         if self.feature_uniformity:
@@ -130,6 +123,32 @@ class ClassSetGRPO:
             loss = loss + self.feature_uniformity * potential
         old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step)
         return LossResult(loss, metrics, old)
+
+    def _first_pass(self, now: Rows, rows: Batch, step: int) -> tuple[Tensor, Metrics]:
+        if closed_form.is_known(self.policy, rows):
+
+            def part(
+                logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
+            ) -> tuple[Tensor, Metrics]:
+                some = _rows(rows, these), step, now.weights(these)
+                return closed_form.first_pass(self.policy, logits_RK, *some, gradient_RK, share)
+
+            return without_graph(part, now.logits_RK, rows_at_once(now, IN_CACHE))
+
+        def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+            first = self.policy.first_pass(logits_RK, _rows(rows, these), step, now.weights(these))
+            return first.loss, first.metrics
+
+        return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
+
+    def _later_pass(
+        self, now: Rows, old_RK: Tensor, rows: Batch, step: int
+    ) -> tuple[Tensor, Metrics]:
+        def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+            some = _rows(rows, these), step, now.weights(these)
+            return self.policy.loss_of(logits_RK, self.policy.groups(old_RK[these], *some))
+
+        return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
 
     def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data; pixels are shown as pictures elsewhere."""
@@ -156,15 +175,13 @@ class ClassSetSupervised(WithoutGroups):
             if not len(rows.labels_R):
                 return _nothing_to_decide(some_logits)
 
-            def loss_of_rows(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
-                log_probs_RK = logits_RK.float().log_softmax(dim=-1)
-                labels_R = rows.labels_R[these]
-                weights_R = None if rows.weights_R is None else rows.weights_R[these]
-                nll_R = -log_probs_RK.gather(1, labels_R[:, None])[:, 0]
-                metrics = policy_metrics(log_probs_RK.detach(), labels_R, weights_R)
-                return mean_over_inputs(nll_R, weights_R), metrics
+            def part(
+                logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
+            ) -> tuple[Tensor, Metrics]:
+                labels_R, weights_R = rows.labels_R[these], rows.weights(these)
+                return closed_form.cross_entropy(logits_RK, labels_R, weights_R, gradient_RK, share)
 
-            return in_chunks(loss_of_rows, rows.logits_RK, rows_at_once(rows))
+            return without_graph(part, rows.logits_RK, rows_at_once(rows, IN_CACHE))
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         return LossResult(loss, metrics)
@@ -175,9 +192,9 @@ def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:
     return max(1, NUMBERS_AT_ONCE // view.numbers_of_one(logits, batch.labels_N))
 
 
-def rows_at_once(rows: Rows) -> int:
+def rows_at_once(rows: Rows, numbers: int | None = None) -> int:
     """Return how many rows a chunk takes, one at least: an image has many pixels."""
-    return max(1, NUMBERS_AT_ONCE // rows.logits_RK.shape[1])
+    return max(1, min(NUMBERS_AT_ONCE, numbers or NUMBERS_AT_ONCE) // rows.logits_RK.shape[1])
 
 
 def _rows(batch: Batch, these: slice) -> Batch:
@@ -223,23 +240,46 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
         logits: (N, …), with gradient.
         inputs_at_once: inputs in a chunk.
     """
-    n_inputs = len(logits)
-    if n_inputs <= inputs_at_once:
-        return loss_of(logits, slice(0, n_inputs))
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    losses = []
-    metrics: Metrics = {}
-    for start in range(0, n_inputs, inputs_at_once):
-        some = slice(start, min(start + inputs_at_once, n_inputs))
-        share = (some.stop - some.start) / n_inputs
+    if len(logits) <= inputs_at_once:
+        return loss_of(logits, slice(0, len(logits)))
+
+    def part(
+        some_logits: Tensor, some: slice, gradient: Tensor, share: float
+    ) -> tuple[Tensor, Metrics]:
         with torch.enable_grad():
-            leaf = logits[some].detach().requires_grad_()
-            loss, its_metrics = loss_of(leaf, some)
-            (gradient[some],) = torch.autograd.grad(loss * share, leaf)
-        losses.append(loss.detach() * share)
-        for name, value in its_metrics.items():
-            metrics[name] = metrics.get(name, 0) + value * share
-    return _WithGradient.apply(logits, torch.stack(losses).sum(), gradient), metrics
+            leaf = some_logits.requires_grad_()
+            loss, metrics = loss_of(leaf, some)
+            gradient[:] = torch.autograd.grad(loss * share, leaf)[0]
+        return loss.detach() * share, {name: value * share for name, value in metrics.items()}
+
+    return without_graph(part, logits, inputs_at_once)
+
+
+def without_graph(part: Part, logits: Tensor, rows_at_once: int) -> tuple[Tensor, Metrics]:
+    """Return the mean loss over N rows, and metrics, from parts that know their gradient.
+
+    Args:
+        part: see `visgrpo.methods.closed_form.Part`; it is given float32 and writes float32.
+        logits: (N, …), with gradient.
+        rows_at_once: of one part.
+    """
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    parts: list[Metrics] = []
+    with torch.no_grad():
+        for start in range(0, len(logits), rows_at_once):
+            some = slice(start, min(start + rows_at_once, len(logits)))
+            here = gradient[some].float()  # itself, where it is float32 already
+            share = len(here) / len(logits)
+            loss, metrics = part(logits[some].detach().float(), some, here, share)
+            if here.dtype != gradient.dtype:
+                gradient[some] = here
+            parts.append({"loss": loss, **metrics})
+    names = dict.fromkeys(name for metrics in parts for name in metrics)
+    zero = torch.zeros((), device=logits.device)
+    sums = {
+        name: torch.stack([metrics.get(name, zero) for metrics in parts]).sum() for name in names
+    }
+    return _WithGradient.apply(logits, sums.pop("loss"), gradient), sums
 
 
 class _WithGradient(torch.autograd.Function):

@@ -132,7 +132,7 @@ class LabelGRPO:
     ) -> LossResult:
         """Return the loss of logits that are the old policy's as well; every ratio is 1."""
         log_probs_NK = self.log_probs(logits_NK)
-        groups = self._groups(log_probs_NK.detach(), batch, step, input_weights_N)
+        groups = self.groups_of(log_probs_NK.detach(), batch, step, input_weights_N)
         log_probs_NG = self._scored(log_probs_NK, groups)
         loss = on_policy_loss(log_probs_NG, groups.advantages_NG, weights_with_inputs(groups))
         metrics = {name: loss.new_zeros(()) for name in CLIP_METRICS}
@@ -157,12 +157,13 @@ class LabelGRPO:
             step: which batch of the run this is; with the seed it decides the draws.
             input_weights_N: how much each input counts, see `LabelGroups`.
         """
-        return self._groups(self.log_probs(logits_NK.detach()), batch, step, input_weights_N)
+        return self.groups_of(self.log_probs(logits_NK.detach()), batch, step, input_weights_N)
 
     @torch.no_grad()
-    def _groups(
+    def groups_of(
         self, old_NK: Tensor, batch: Batch, step: int, input_weights_N: Tensor | None
     ) -> LabelGroups:
+        """Return what `groups` does, of the old policy's log-probs."""
         support = Support.of(old_NK, self.rewards.known(batch.columns, old_NK.device))
         outputs_NG = self._outputs(support.log_probs_NK, batch, step)
         weights_NG, old_NG = self._weighted(old_NK, support, outputs_NG, batch)
@@ -186,7 +187,7 @@ class LabelGRPO:
                 support.weights_in_batch(weights_NG, outputs_NG, self.objective),
             ),
             weights_NG=weights_NG,
-            reference_log_probs_NK=self._reference(batch),
+            reference_log_probs_NK=self.reference_of(batch),
             labels_N=batch.labels_N,
             labelled_N=self._labelled(batch, step),
             input_weights_N=support.input_weights(input_weights_N),
@@ -301,7 +302,7 @@ class LabelGRPO:
     def _of_outputs(self, values_NK: Tensor, outputs_NG: Tensor) -> Tensor:
         return values_NK if self.takes_all_classes else values_NK.gather(1, outputs_NG)
 
-    def _reference(self, batch: Batch) -> Tensor | None:
+    def reference_of(self, batch: Batch) -> Tensor | None:
         """The reference at the policy's temperature; None when nobody asks for it."""
         if self.reference is None:
             return None

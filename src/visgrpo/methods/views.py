@@ -38,6 +38,9 @@ class Rows:
     weights_R: Tensor | None
     one_per_input: bool = False
 
+    def weights(self, these: slice) -> Tensor | None:
+        return None if self.weights_R is None else self.weights_R[these]
+
 
 class View(Protocol):
     """What a decision is about."""
@@ -93,9 +96,10 @@ class PixelView:
         total = len(inputs_R)
         equal = bool((counts_N == counts_N[0]).all()) and total > 0
         weights_N = total / (n_inputs * counts_N.clamp(min=1).float())
+        whole = total == labels.numel()
         return Rows(
-            logits.reshape(-1, n_classes) if total == labels.numel() else logits[labelled],
-            labels[labelled],
+            logits.reshape(-1, n_classes) if whole else logits[labelled],
+            labels.flatten() if whole else labels[labelled],
             inputs_R,
             None if equal else weights_N[inputs_R],
         )

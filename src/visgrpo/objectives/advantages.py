@@ -19,6 +19,8 @@ Scope = Literal["group", "batch"]
 Baseline = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["std", "batch_std", "mean", "none"]
 Combination = Literal["sum_then_normalize", "normalize_then_sum"]
+SCALE_EPS = 1e-4
+"""Added to what advantages are divided by, in reward units."""
 
 
 def advantages(
@@ -28,7 +30,7 @@ def advantages(
     baseline: Baseline = "mean",
     scale: Scale = "std",
     weights_NG: Tensor | None = None,
-    eps: float = 1e-4,
+    eps: float = SCALE_EPS,
 ) -> Tensor:
     """Return the advantages (N, G) of rewards (N, G).
 
@@ -92,7 +94,7 @@ def combine_rewards(
     baseline: Baseline = "mean",
     scale: Scale = "std",
     weights_NG: Tensor | None = None,
-    eps: float = 1e-4,
+    eps: float = SCALE_EPS,
 ) -> Tensor:
     """Return the advantages (N, G) of R rewards, summed then normalised or the reverse.
 

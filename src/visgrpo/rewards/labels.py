@@ -73,15 +73,42 @@ class PartialReward(LabelReward, Protocol):
         """Return what is known about all labels of the images with these columns."""
 
 
+class Shape(NamedTuple):
+    """A reward that is level + peak·1[k = y] + slope·p_k for output k: all it takes of K numbers.
+
+    ``level`` and ``peak`` are (N, 1), or one number for all images. A reward says with an attribute
+    `shape(label_N1, true_N1, n_classes)` that it is one, true_N1 being the probability of the true
+    class; losses in closed form ask for it.
+    """
+
+    level: Tensor | float = 0.0
+    peak: Tensor | float = 0.0
+    slope: float = 0.0
+
+    @staticmethod
+    def total(shapes: Sequence[Shape], weights: Sequence[float]) -> Shape:
+        """Return the weighted sum."""
+        pairs = list(zip(shapes, weights, strict=True))
+        return Shape(
+            sum(shape.level * weight for shape, weight in pairs),
+            sum(shape.peak * weight for shape, weight in pairs),
+            sum(shape.slope * weight for shape, weight in pairs),
+        )
+
+
+ShapeOf = Callable[[Tensor, Tensor, int], Shape]
+
 PLAIN: dict[str, LabelReward] = {}
 """The built-in rewards that take no argument, by name."""
 
 
-def built_in(name: str, *, scope: Scope = "any") -> Callable[[Any], Any]:
+def built_in(
+    name: str, *, scope: Scope = "any", shape: ShapeOf | None = None
+) -> Callable[[Any], Any]:
     """Let a reward be asked for by a name."""
 
     def register(function: Any) -> Any:
-        function.scope = scope
+        function.scope, function.shape = scope, shape
         PLAIN[name] = function
         return function
 
@@ -94,7 +121,7 @@ def scope_of(reward: LabelReward) -> Scope:
     return scope
 
 
-@built_in("hard")
+@built_in("hard", shape=lambda label, true, n_classes: Shape(peak=1.0))
 def hard(outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
     """1 if the output is the true label, else 0."""
     return (outputs_NG == label[:, None]).float()
@@ -122,7 +149,7 @@ def soft(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: An
 # paid for being *unlikely*; alone they would end at the uniform distribution.
 
 
-@built_in("uniformity")
+@built_in("uniformity", shape=lambda label, true, n_classes: Shape(slope=-1.0))
 def uniformity(outputs_NG: Tensor, /, *, probabilities: Tensor, **_: Any) -> Tensor:
     """-p_k for every class k.
 
@@ -132,7 +159,7 @@ def uniformity(outputs_NG: Tensor, /, *, probabilities: Tensor, **_: Any) -> Ten
     return -probabilities.gather(1, outputs_NG).float()
 
 
-@built_in("uniformity-wrong")
+@built_in("uniformity-wrong", shape=lambda label, true, n_classes: Shape(0.0, true, -1.0))
 def uniformity_of_wrong(
     outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
 ) -> Tensor:
@@ -140,7 +167,12 @@ def uniformity_of_wrong(
     return uniformity(outputs_NG, probabilities=probabilities) * (outputs_NG != label[:, None])
 
 
-@built_in("spread")
+def _spread(label: Tensor, true: Tensor, n_classes: int) -> Shape:
+    mean = (1 - true) / (n_classes - 1)
+    return Shape(mean, true - mean, -1.0)
+
+
+@built_in("spread", shape=_spread)
 def spread(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any) -> Tensor:
     """How far a wrong class lies below the mean of the wrong ones; 0 for the true class.
 
@@ -197,6 +229,9 @@ class ClassCredit:
     def __call__(self, outputs_NG: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
         self.credit_K = self.credit_K.to(outputs_NG.device)
         return torch.where(outputs_NG == label[:, None], self.credit_K[label][:, None], 0.0)
+
+    def shape(self, label_N1: Tensor, true_N1: Tensor, n_classes: int) -> Shape:
+        return Shape(peak=self.credit_K.to(label_N1.device)[label_N1])
 
 
 @dataclass(frozen=True)

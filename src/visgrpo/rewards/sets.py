@@ -18,6 +18,7 @@ from visgrpo.rewards.labels import (
     LabelReward,
     PartialReward,
     Scope,
+    Shape,
     label_reward,
     scope_of,
 )
@@ -109,6 +110,18 @@ class RewardSet(WeightedRewards):
         observed_NK = torch.stack([known.observed_NK for known in found]).all(dim=0)
         masked = [known.usable_NK for known in found if known.usable_NK is not None]
         return Known(observed_NK, torch.stack(masked).all(dim=0) if masked else None)
+
+    def shapes(self, label_N1: Tensor, true_N1: Tensor, n_classes: int) -> list[Shape] | None:
+        """Return the rewards as shapes of the policy, None where some reward is none.
+
+        Args:
+            label_N1: the true classes.
+            true_N1: the policy's probability of them.
+        """
+        makers = [getattr(part, "shape", None) for part in self.functions]
+        if None in makers:
+            return None
+        return [make(label_N1, true_N1, n_classes) for make in makers]  # type: ignore[misc]
 
     def replaced(self, made: Mapping[str, LabelReward]) -> Self:
         """Return the set with other functions under some of its names."""

@@ -18,6 +18,8 @@ from visgrpo.data.read import read, read_split
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
 
+OWN = {"seed": 3, "validation_fraction": 0.25, "train_slice": "6:"}
+
 
 @pytest.fixture(scope="module")
 def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def tuned(start: Path, undivided: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     shutil.copytree(start, folder)
     info = json.loads((folder / "visgrpo.json").read_text())
-    info |= {"data": str(undivided), "seed": 3, "validation_fraction": 0.25, "train_slice": "6:"}
+    info["learned"].append({"data": str(undivided.resolve()), **OWN})
     (folder / "visgrpo.json").write_text(json.dumps(info))
     return folder
 
@@ -51,9 +53,6 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def validation_files(data: Path, **division: Any) -> list[str]:
     return list(read(str(data), **division).validation.columns["file"])
-
-
-OWN = {"seed": 3, "validation_fraction": 0.25, "train_slice": "6:"}
 
 
 @pytest.mark.parametrize(

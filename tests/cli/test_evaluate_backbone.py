@@ -269,8 +269,9 @@ def test_mask_rows_are_divided_as_in_the_models_run(
     shutil.copytree(masks / "train", undivided)
     shutil.copy(masks / "classes.txt", undivided)
     options = ["--seed", "3", "--validation-fraction", "0.25", "--train-slice", ":12"]
-    info = {"data": str(undivided), "seed": 3, "validation_fraction": 0.25, "train_slice": ":12"}
-    model = copy_with(mask_run / "model", tmp_path / "model", **info)
+    own = {"seed": 3, "validation_fraction": 0.25, "train_slice": ":12"}
+    learned = [{"data": str(undivided.resolve()), **own}]
+    model = copy_with(mask_run / "model", tmp_path / "model", learned=learned)
     rows = ["--split", "validation"]
     found = evaluate(capsys, model, undivided, *rows)["model"]
     assert found["pixels"] == 3 * 16 * 15

@@ -29,7 +29,7 @@ def test_the_reward_model_learns_from_the_pairs_that_were_made(
     pairs = stages / "pairs" / "pairs.jsonl"
     assert f"note: the pairs are {pairs}." in capsys.readouterr().err
     assert read_json(run / "summary.json")["data"]["name"] == str(pairs)
-    assert read_json(run / "model" / "visgrpo.json")["data"] == str(pairs)
+    assert read_json(run / "model" / "visgrpo.json")["learned"][-1]["data"] == str(pairs)
 
 
 def test_all_stages(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,24 +39,28 @@ from visgrpo.models.clip import ClipClassifier
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.clip.use import load_labeller
 from visgrpo.tasks.images import load_data, say_notes
+from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Session
 from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use import kind_of
 from visgrpo.training.processes import Processes
 
 
-def load_images(config: ClipConfig, session: Session) -> Splits:
+def load_images(config: ClipConfig, data: RunConfig, session: Session) -> Splits:
     """Load three splits of labelled images, or of photos whose labels are what people liked best.
+
+    Args:
+        data: the options by which they are found and divided.
 
     Raises:
         UserError: for data that cannot be used, and photos without feedback.
     """
     if config.feedback is None or not holds_photos(Path(config.data).expanduser()):
-        return load_data(config, session)
+        return load_data(data, session)
     check_augmentations(config.augment)
     source = _judged_photos(config, session)
     rows = slice(None) if config.train_slice is None else parse_slice(config.train_slice)
-    splits = divide(source, train_rows=rows, fraction=config.validation_fraction, seed=config.seed)
+    splits = divide(source, train_rows=rows, fraction=data.validation_fraction, seed=data.seed)
     say_notes(session, splits)
     return splits
 

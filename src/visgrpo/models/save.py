@@ -51,13 +51,16 @@ def save(
         save_file(head, folder / HEAD_FILE)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path, **info: Any) -> None:
     """Write the adapter alone, to be put on the start with ``PeftModel.from_pretrained``.
 
     What visgrpo knows goes beside it: a classifier is evaluated with the prompts it was tuned on.
+
+    Args:
+        info: what else it knows.
     """
     _encoder(model).save_pretrained(str(folder), save_embedding_layers=False)
-    write_info(folder, _own_info(model))
+    write_info(folder, {**_own_info(model), **info})
 
 
 def merged(encoder: Any) -> Any:

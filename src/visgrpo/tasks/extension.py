@@ -94,7 +94,7 @@ def extension_of(config: ClipConfig, images: RunConfig, session: Session) -> Ext
     from visgrpo.feedback.images import load_images
     from visgrpo.feedback.learn import FeedbackLearning
 
-    return FeedbackLearning(config, load_images(config, session), session)
+    return FeedbackLearning(config, load_images(config, images, session), session)
 
 
 def votes_on(dataset: Table, spec: str) -> Tensor:

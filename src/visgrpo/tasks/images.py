@@ -12,6 +12,8 @@ from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
+from visgrpo.models.parts import Parts
+from visgrpo.tasks.lineage import Learned, with_stages
 from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Session
 from visgrpo.training.options import TrainingOptions
@@ -91,14 +93,15 @@ def run_stem(data: str) -> str:
     return data.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
 
 
-def data_info(config: RunConfig) -> dict[str, Any]:
-    """Return what a saved model says of its data, so that it is divided alike when evaluated."""
-    return {
-        "data": config.data,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
-        "train_slice": config.train_slice,
-    }
+def info_of(options: Any, parts: Parts, data: RunConfig) -> dict[str, Any]:
+    """Return what a tuned model says of the run that made it.
+
+    Args:
+        parts: of the start.
+        data: the options by which the data were divided.
+    """
+    learned = with_stages(parts.info, Learned.of(data))
+    return {"start": options.model, "method": options.method, "learned": learned}
 
 
 def data_summary(name: str, splits: Splits) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.save import label_card, load_with_transformers, save, start_card
 from visgrpo.models.small import SmallBackbone, SmallClip, build_small_backbone, build_small_clip
 from visgrpo.objectives.losses import contrastive_loss, supervised_contrastive_loss
-from visgrpo.tasks.images import data_info, data_summary, load_data, training_of
+from visgrpo.tasks.images import data_summary, load_data, training_of
+from visgrpo.tasks.lineage import Learned, with_stages
 from visgrpo.tasks.options import PretrainBackboneConfig, PretrainClipConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
@@ -95,8 +96,9 @@ class PretrainClipTask(Task):
 
         def keep(summary: Mapping[str, Any]) -> None:
             info = {"classes": list(classes), "templates": list(options.templates)}
+            learned = learned_of(options)
             card, folder = label_card(summary), session.run.path / "model"
-            save(parts.model, parts, folder, card, {**info, **data_info(options)})
+            save(parts.model, parts, folder, card, {**info, **learned})
 
         return Job(
             model=ContrastiveClip(parts.model, parts.tokenizer),
@@ -136,12 +138,19 @@ def more_training_data(
     config: PretrainClipConfig | PretrainBackboneConfig, session: Session
 ) -> list[Table]:
     """Return the training images of further data sets; their own splits are respected."""
-    parts = []
-    for spec in config.more_data:
-        name, _, rows = spec.partition("@")
-        other = replace(config, data=name, train_slice=rows or None)
-        parts.append(load_data(other, session).train)
-    return parts
+    return [load_data(other, session).train for other in _with_more_data(config)]
+
+
+def learned_of(config: PretrainClipConfig | PretrainBackboneConfig) -> dict[str, Any]:
+    """Return what a saved model says of all data that it has learned from."""
+    stages = [Learned.of(each) for each in (config, *_with_more_data(config))]
+    return {"learned": with_stages({}, *stages)}
+
+
+def _with_more_data(config: Any) -> list[Any]:
+    """Return the options with each of the further data sets as the data."""
+    named = [spec.partition("@") for spec in config.more_data]
+    return [replace(config, data=name, train_slice=rows or None) for name, _, rows in named]
 
 
 def _matched(logits_NU: Tensor, columns_N: Tensor) -> Tensor:
@@ -249,7 +258,7 @@ class PretrainBackboneTask(Task):
             return Seen({"knn": {str(k): accuracy for k, accuracy in by_k.items()}})
 
         def keep(summary: Mapping[str, Any]) -> None:
-            info = {"classes": list(splits.train.classes), **data_info(options)}
+            info = {"classes": list(splits.train.classes), **learned_of(options)}
             save(parts.model, parts, session.run.path / "model", backbone_card(summary), info)
 
         return Job(

@@ -23,6 +23,7 @@ from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
 from visgrpo.rewards.texts import TextRewards
+from visgrpo.tasks.lineage import Learned, divided, with_stages
 from visgrpo.tasks.options import TokenPolicyConfig
 from visgrpo.tasks.run import Job, Session
 from visgrpo.training.options import TrainingOptions
@@ -198,15 +199,12 @@ def rollouts_of(
     return TokenRollouts(rewards, sampling, prompts=prompts, decode=decode, seed=seed, **made)
 
 
-def info_of(config: Any, parts: Parts, start: str | None, **more: Any) -> dict[str, Any]:
+def info_of(config: Any, parts: Parts) -> dict[str, Any]:
     """Return what a saved model says of how it was made."""
     return {
-        "start": start,
+        "start": config.model,
         "method": config.method,
-        "data": config.data,
-        **more,
-        "seed": config.seed,
-        "validation_fraction": config.validation_fraction,
+        "learned": with_stages(parts.info, Learned.of(divided(config, config.model))),
         "preset": parts.info.get("preset"),
     }
 
@@ -222,7 +220,7 @@ def save_run(
     auto = "AutoModelForCausalLM" if parts.processor is None else "AutoModelForImageTextToText"
     save(model.lm, parts, session.run.path / "model", text_card(summary, auto), info)
     if adapters_alone(model):
-        save_adapter(model.lm, session.run.path / "adapter")
+        save_adapter(model.lm, session.run.path / "adapter", **info)
 
 
 def data_of(name: str, sizes: Mapping[str, Any], unit: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from visgrpo.models.parts import (
 from visgrpo.models.vision_families import SEEING
 from visgrpo.reporting import print_measures
 from visgrpo.tasks.images import columns_of
+from visgrpo.tasks.lineage import Learned, learned_from
 from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.task import Kind, kinds, loaded
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
@@ -106,7 +107,7 @@ def models_of(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
 
 
 def division_of(config: EvaluateConfig, fraction: float | None = None) -> dict[str, Any]:
-    """Return how rows are divided: by the options first, then as in the model's own run.
+    """Return how rows are divided: by the options first, then as in the model's own runs.
 
     On the data that the model was tuned on, they are divided as they were then: with another seed
     most of a made validation split would be rows that the model was trained on.
@@ -114,14 +115,18 @@ def division_of(config: EvaluateConfig, fraction: float | None = None) -> dict[s
     Args:
         fraction: of a made validation split where nothing else is known; None for the usual one.
     """
-    info = read_info(config.model)
-    trained_on = info.get("data")
-    # Folders may be written in several ways; other names are not changed by this.
-    same_data = trained_on is not None and Path(trained_on).resolve() == Path(config.data).resolve()
     resting = {"seed": 0, "validation_fraction": fraction, "train_slice": None}
-    before = {**resting, **(info if same_data else {})}
     given = {name: getattr(config, name) for name in resting}
-    return {name: before[name] if given[name] is None else given[name] for name in resting}
+    said = {name: value for name, value in given.items() if value is not None}
+    learned = learned_before(config)
+    before = learned._asdict() if learned else resting
+    return {name: said.get(name, before[name]) for name in resting}
+
+
+def learned_before(config: EvaluateConfig) -> Learned | None:
+    """Return the stage in which the model, or else its start, learned from this data."""
+    found = (learned_from(name, config.data) for name in (config.model, config.start))
+    return next(filter(None, found), None)
 
 
 def splits_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Splits:

@@ -36,13 +36,14 @@ from visgrpo.tasks.backbone.shared import (
     refresh_every,
 )
 from visgrpo.tasks.images import (
-    data_info,
     data_summary,
+    info_of,
     load_data,
     run_stem,
     save_picture,
     training_of,
 )
+from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
@@ -67,7 +68,8 @@ class RepresentationTask(Task):
                 "--feature-uniformity compares the images of a whole batch: it runs in one process."
             )
         check_model_name(options.model)
-        images = options.part(RunConfig)
+        run = options.part(RunConfig)
+        images = divided(run, options.model, session)
         splits = load_data(images, session)
         classes = splits.train.classes
         rewards = parse_rewards(options.reward, options.reward_weights, classes)
@@ -76,7 +78,7 @@ class RepresentationTask(Task):
         policy = policy_of(options, rewards, classes, session)
         each = refresh_every(options, splits.train)
         training = training_of(
-            images, options.resolved_learning_rate(), splits.train, session, refresh_every=each
+            run, options.resolved_learning_rate(), splits.train, session, refresh_every=each
         )
         retained = {name: read(name, seed=options.seed) for name in options.retention}
 
@@ -94,8 +96,7 @@ class RepresentationTask(Task):
                 "at 0."
             )
         held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
-        folder, info = session.run.path / "model", data_info(images)
-        info |= {"start": options.model, "method": options.method}
+        folder, info = session.run.path / "model", info_of(options, parts, images)
         return Job(
             model=classifier,
             method=_method(

@@ -40,7 +40,8 @@ from visgrpo.tasks.backbone.shared import (
     rate_of,
     refresh_every,
 )
-from visgrpo.tasks.images import data_info, data_summary, load_data, run_stem, training_of
+from visgrpo.tasks.images import data_summary, info_of, load_data, run_stem, training_of
+from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
@@ -63,14 +64,15 @@ class SegmentationTask(Task):
 
     def set_up(self, options: SegmentationConfig, session: Session) -> Job:
         check_model_name(options.model)
-        images = options.part(RunConfig)
+        run = options.part(RunConfig)
+        images = divided(run, options.model, session)
         named = {"classes_file": options.classes_file, "ignore_index": options.ignore_index}
         splits = load_data(images, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
         each = refresh_every(options, splits.train)
         training = training_of(
-            images, options.resolved_learning_rate(), splits.train, session, refresh_every=each
+            run, options.resolved_learning_rate(), splits.train, session, refresh_every=each
         )
 
         def new(parts: Parts) -> Segmenter:
@@ -91,8 +93,7 @@ class SegmentationTask(Task):
                 pictures.write(session.run)
             return Seen(test.now())
 
-        folder, info = session.run.path / "model", data_info(images)
-        info |= {"start": options.model, "method": options.method}
+        folder, info = session.run.path / "model", info_of(options, parts, images)
         info |= {"image_size": options.image_size, "ignore_index": options.ignore_index}
         return Job(
             model=segmenter,

@@ -30,12 +30,13 @@ from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
-    data_info,
     data_summary,
+    info_of,
     run_stem,
     save_picture,
     training_of,
 )
+from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.task import Task
@@ -57,7 +58,8 @@ class ClipTask(Task):
     def set_up(self, options: ClipConfig, session: Session) -> Job:
         start = model_folder(options.model)
         check_model_name(start)
-        images = options.part(RunConfig)
+        run = options.part(RunConfig)
+        images = divided(run, start, session)
         extension = extension_of(options, images, session)
         splits = extension.splits
         class_prompts(splits.train.classes, options.templates)
@@ -70,7 +72,7 @@ class ClipTask(Task):
         if not supervised:
             check_objective(objective, options.estimator, options.group_size)
         retained = {name: read_split(name, "test", seed=options.seed) for name in options.retention}
-        training = training_of(images, options.resolved_learning_rate(), splits.train, session)
+        training = training_of(run, options.resolved_learning_rate(), splits.train, session)
 
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)
@@ -109,7 +111,7 @@ class ClipTask(Task):
             training=training,
             validate=lambda: _with_objective(validation.scalars(), options),
             look=look,
-            save=lambda summary: _save(classifier, parts, options, session, summary),
+            save=lambda summary: _save(classifier, parts, options, images, session, summary),
             data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
@@ -269,11 +271,12 @@ def _save(
     classifier: ClipClassifier,
     parts: Parts,
     config: ClipConfig,
+    data: RunConfig,
     session: Session,
     summary: Mapping[str, Any],
 ) -> None:
     folder = session.run.path / "model"
-    info = {"start": config.model, "method": config.method, **data_info(config.part(RunConfig))}
+    info = info_of(config, parts, data)
     save(classifier, parts, folder, label_card(summary), info)
     if config.lora and config.logit_scale == "frozen":
-        save_adapter(classifier, session.run.path / "adapter")
+        save_adapter(classifier, session.run.path / "adapter", **info)

@@ -23,6 +23,7 @@ from visgrpo.models.trains import ALL, LORA, adapt
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.options import LanguageConfig
+from visgrpo.tasks.lineage import divided, lineage_of, place_of
 from visgrpo.tasks.run import Session
 from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, prompt_room
 
@@ -66,14 +67,15 @@ def load_start(config: LanguageConfig, session: Session) -> Parts:
     assert config.model is not None
     parts = load_writer(config.model)
     session.note(*parts.notes)
-    learned = parts.info.get("data")
-    if config.method != "reward" and learned not in (None, config.data):
-        session.note(f"{config.model} learned from {learned}; --data is {config.data}.")
+    learned = lineage_of(parts.info)
+    if config.method != "reward" and learned and learned[-1].data != place_of(config.data):
+        session.note(f"{config.model} learned from {learned[-1].data}; --data is {config.data}.")
     return parts
 
 
 def load_documents(config: LanguageConfig, session: Session) -> Splits:
     """Load text in three splits; say what was decided about it."""
+    config = divided(config, config.model, session)
     splits = read(
         config.data,
         "text",
@@ -106,12 +108,13 @@ def load_prompt_job(config: LanguageConfig, parts: Parts, session: Session) -> P
         whole = [text for part in parts_of_text for text in part.texts]
         judge = GoldJudge.from_documents(whole) if config.gold else None
     else:
+        division = divided(config, config.model, session)
         splits = read(
             config.data,
             "prompts",
             columns={"prompt": config.prompt_column},
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
+            validation_fraction=division.validation_fraction,
+            seed=division.seed,
         )
     session.note(*splits.notes)
     most = config.eval_prompts

@@ -135,7 +135,7 @@ class LanguageConfig(TokenPolicyConfig):
         "One stage, or all: sft, preferences, reward, then best-of-n, grpo and ppo, and a page.",
         was={"stage": None},
     )
-    data = like(
+    data: str = like(
         Data,
         "topics",
         'Text: "topics" (Python\'s own documentation), a .txt file or a folder of them; or a '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +43,7 @@ from visgrpo.tasks.language.options import (
     LanguageConfig,
     resolved,
 )
+from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import LORA_RATE
 from visgrpo.tasks.run import Job, Moment, Seen, Session, train
 from visgrpo.tasks.story import StagedTask, Summaries
@@ -135,7 +137,7 @@ def next_token(config: LanguageConfig, session: Session) -> Job:
         training=training,
         validate=lambda: measures("validation"),
         look=lambda moment: Seen(measures("test")),
-        save=partial(save_run, model, parts, session, info_of(config, parts, config.model)),
+        save=partial(save_run, model, parts, session, info_of(config, parts)),
         data=data_of(config.data, rows, "blocks"),
         start=parts.name,
         chosen_method="sft",
@@ -153,8 +155,10 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
     parts = load_start(config, session)
     full = resolved(config, parts.info)
     training = training_of(full, session)
-    spec = _pairs_of(config, session)
-    splits = read(spec, "pairs", validation_fraction=config.validation_fraction, seed=config.seed)
+    of_pairs = replace(config, data=_pairs_of(config, session))
+    spec, division = of_pairs.data, divided(of_pairs, config.model, session)
+    fraction, seed = division.validation_fraction, division.seed
+    splits = read(spec, "pairs", validation_fraction=fraction, seed=seed)
     session.note(*splits.notes)
     tokenizer = with_own_padding(parts.tokenizer)
     pairs = {
@@ -175,7 +179,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
 
     def keep(summary: Mapping[str, Any]) -> None:
         scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
-        info = {**info_of(config, parts, config.model), **scale, "data": spec}
+        info = {**info_of(of_pairs, parts), **scale}
         folder = session.run.path / "model"
         card = text_card(summary, "AutoModelForSequenceClassification")
         save(model, parts, folder, card, info)
@@ -232,7 +236,7 @@ def policy(config: LanguageConfig, session: Session) -> Job:
         inputs=job.inputs["train"],
         validate=lambda: validation.measures(model),
         look=lambda moment: Seen(test.measures(model)),
-        save=partial(save_run, model, parts, session, info_of(config, parts, config.model)),
+        save=partial(save_run, model, parts, session, info_of(config, parts)),
         data=job.summary(config.data),
         start=str(config.model),
         inputs_are="prompts",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,13 +19,14 @@ from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.options import Lora
-from visgrpo.models.parts import Parts, model_folder, read_info
+from visgrpo.models.parts import Parts
 from visgrpo.models.small_vision import SIZES, build_vision_language
 from visgrpo.models.trains import TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
 from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.images import columns_of
+from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.run import Session, print_notes
 from visgrpo.tasks.tokens import prompt_room
 from visgrpo.tasks.vlm.options import VlmConfig
@@ -44,16 +44,7 @@ def load_questions(config: VlmConfig, session: Session) -> Splits:
     What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
     they were then: by another seed, most of what is held out would be rows that it knows.
     """
-    before = learned_from(config.model, config.data)
-    division = before or Learned(config.data, config.seed, config.validation_fraction)
-    if before and (before.seed, before.validation_fraction) != (
-        config.seed,
-        config.validation_fraction,
-    ):
-        session.note(
-            f"{config.data} is divided as when {config.model} learned from it: seed {before.seed}, "
-            f"validation fraction {before.validation_fraction}."
-        )
+    division = divided(config, config.model, session)
     splits = read(
         config.data,
         "questions",
@@ -104,44 +95,6 @@ def say_resized(
                 )
                 print_notes([note], processes)
                 return
-
-
-class Learned(NamedTuple):
-    """Data of one stage, and how its undivided rows were divided.
-
-    Attributes:
-        data: an absolute path, or the name of built-in or Hub data.
-    """
-
-    data: str
-    seed: int
-    validation_fraction: float
-
-
-def lineage_of(info: Mapping[str, Any]) -> list[Learned]:
-    """Return the data of all stages, from what visgrpo saved beside a model."""
-    return [Learned(**stage) for stage in info.get("learned", ())]
-
-
-def with_stage(info: Mapping[str, Any], config: VlmConfig) -> list[dict[str, Any]]:
-    """Return the stages of a start and one more, as they are saved."""
-    own = Learned(place_of(config.data), config.seed, config.validation_fraction)
-    before = lineage_of(info)
-    return [stage._asdict() for stage in (before if own in before else [*before, own])]
-
-
-def learned_from(model: str | None, data: str) -> Learned | None:
-    """Return the first stage in which a model learned from some data; None where it never did."""
-    if model is None:
-        return None
-    stages = lineage_of(read_info(model_folder(model)))
-    return next((stage for stage in stages if stage.data == place_of(data)), None)
-
-
-def place_of(data: str) -> str:
-    """Return the absolute path of what is there; other names as they are."""
-    path = Path(data).expanduser()
-    return str(path.resolve()) if path.exists() else data
 
 
 def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:

@@ -37,7 +37,6 @@ from visgrpo.tasks.vlm.data import (
     load_questions,
     load_start,
     rewards_of,
-    with_stage,
 )
 from visgrpo.tasks.vlm.options import VlmConfig, resolved
 
@@ -104,8 +103,7 @@ class VlmTask(StagedTask):
                 warn_of_a_weak_start(test, session)
             return Seen(test, shifts=measures)
 
-        learned = with_stage(parts.info, options)
-        info = {**info_of(options, parts, options.model, learned=learned), "style": style}
+        info = {**info_of(options, parts), "style": style}
         job: dict[str, Any] = {
             "model": model,
             "training": training,

@@ -14,7 +14,7 @@ from rich.table import Table as ConsoleTable
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.prompts import Messages, Style, seeing_prompt, visual_prompts
-from visgrpo.data.read import read, read_test
+from visgrpo.data.read import read_test
 from visgrpo.data.roles import require_answers, require_counts
 from visgrpo.data.split import sliced
 from visgrpo.data.table import Table
@@ -29,15 +29,14 @@ from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.images import columns_of
+from visgrpo.tasks.lineage import stages_of, with_stages
 from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.tokens import decoder_of, prompt_room, rollouts_of, sampling_of
-from visgrpo.tasks.use import named_split
+from visgrpo.tasks.use import learned_before, named_split, rows_apart
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.tasks.vlm.data import (
-    Learned,
     confusions,
     held_out_of,
-    learned_from,
     say_left_out,
     say_resized,
 )
@@ -87,27 +86,11 @@ class Evaluation:
 def _questions(config: EvaluateConfig, processes: Processes) -> Table:
     """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
     split, rows = named_split(config)
-    known = [learned_from(name, config.data) for name in (config.model, config.start)]
-    learned = next(filter(None, known), None)
-    division = learned or Learned(config.data, 0, VlmConfig.validation_fraction)
-    seed = division.seed if config.seed is None else config.seed
-    asked: dict[str, Any] = {
-        "columns": columns_of(config),
-        "skip_bad_images": config.skip_bad_images,
-        "seed": seed,
-    }
-    if split == "test" and learned is None:
-        dataset = read_test(config.data, "questions", **asked)
+    if split == "test" and learned_before(config) is None:
+        asked = {"columns": columns_of(config), "skip_bad_images": config.skip_bad_images}
+        dataset = sliced(read_test(config.data, "questions", seed=config.seed or 0, **asked), rows)
     else:
-        splits = read(
-            config.data,
-            "questions",
-            validation_fraction=config.validation_fraction or division.validation_fraction,
-            **asked,
-        )
-        print_notes(splits.notes, processes)
-        dataset = getattr(splits, split)
-    dataset = sliced(dataset, rows)
+        dataset = rows_apart(config, "questions", VlmConfig.validation_fraction, processes)
     say_left_out(dataset, processes)
     require = require_counts if config.task == "counting" else require_answers
     require(dataset)
@@ -190,7 +173,13 @@ def join_models(config: JoinConfig) -> Parts:
         seed=config.seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    origin = {"vision": config.vision, "language": config.language, "merger": config.merger}
+    halves = [stage for name in (config.vision, config.language) for stage in stages_of(name)]
+    origin = {
+        "vision": config.vision,
+        "language": config.language,
+        "merger": config.merger,
+        "learned": with_stages({}, *halves),
+    }
     save(parts.model, parts, folder, _card(config), origin)
     _print(parts, config)
     return parts

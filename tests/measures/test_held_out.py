@@ -51,3 +51,30 @@ def test_start_and_now_are_measured_in_the_precision_of_training(tiny_clip_folde
     assert torch.equal(held_out.start_logits_MK, expected)
     assert held_out.scalars()["kl"] == pytest.approx(0.0, abs=1e-12)
     assert held_out.start()["accuracy"] == held_out.now()["accuracy"]
+
+
+def test_the_objective_at_the_temperature_chooses() -> None:
+    """At 1 the surer of two classifiers would win, at 3, where they learn, the other does."""
+    data = image_table(
+        name="data",
+        classes=("a", "b", "c"),
+        labels=np.zeros(4, dtype=np.int64),
+        images=[Image.new("RGB", (1, 1))] * 4,
+    )
+    sure, mild = (torch.tensor([[x, 0.0, 0.0]]).expand(4, 3) for x in (6.0, 3.0))
+    rewards = parse_rewards(("hard",), None, data.classes)
+
+    def objective(logits_MK: torch.Tensor, temperature: float) -> float:
+        inputs = CachedInputs(logits_MK.contiguous())
+        held_out = HeldOut.at_start(
+            torch.nn.Identity(), data, inputs, One(), rewards, None, temperature
+        )
+        measures = held_out.scalars()
+        return measures["reward"] + 0.5 * measures["entropy"]
+
+    assert objective(sure, 1.0) > objective(mild, 1.0)
+    assert objective(sure, 3.0) < objective(mild, 3.0)
+    p = math.exp(1) / (math.exp(1) + 2)
+    rest = (1 - p) / 2
+    entropy = -p * math.log(p) - 2 * rest * math.log(rest)
+    assert objective(mild, 3.0) == pytest.approx(p + 0.5 * entropy, abs=1e-6)

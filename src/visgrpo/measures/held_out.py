@@ -17,6 +17,8 @@ from visgrpo.measures.classification import evaluate_logits, scalar_measures
 from visgrpo.measures.over import Team, logits_of
 from visgrpo.rewards.sets import RewardSet
 
+_OF_POLICY = ("entropy", "entropy_normalized", "kl")
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -26,6 +28,8 @@ class HeldOut:
         start_logits_MK: of the classifier when this was made; KL is taken to them.
         rewards: what the run optimises; their expectation under the policy is one of the measures.
         votes_MK: people's votes on these images, to measure agreement with; None where unknown.
+        temperature: of the policy, softmax(logits / temperature), whose entropy, KL and reward are
+            measured; how sure and how right an answer is, is that of the classifier itself.
     """
 
     classifier: nn.Module
@@ -35,6 +39,7 @@ class HeldOut:
     start_logits_MK: Tensor
     rewards: RewardSet | None = None
     votes_MK: Tensor | None = None
+    temperature: float = 1.0
 
     @classmethod
     def at_start(
@@ -45,10 +50,13 @@ class HeldOut:
         processes: Team,
         rewards: RewardSet | None = None,
         votes_MK: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> HeldOut:
         """Remember the logits of the classifier as it is now."""
         logits_MK = logits_of(classifier, dataset, inputs, processes)
-        return cls(classifier, dataset, inputs, processes, logits_MK, rewards, votes_MK)
+        return cls(
+            classifier, dataset, inputs, processes, logits_MK, rewards, votes_MK, temperature
+        )
 
     def start(self) -> dict[str, Any]:
         """Return all measures of the start."""
@@ -71,8 +79,14 @@ class HeldOut:
         """Return measures of logits, and what rewards and people say of them."""
         labels_M = torch.from_numpy(self.dataset.labels)
         measures = measure(logits_MK, labels_M, *more, self.start_logits_MK)
+        policy_MK, start_MK = (
+            logits.float() / self.temperature for logits in (logits_MK, self.start_logits_MK)
+        )
+        if self.temperature != 1.0:
+            of_policy = scalar_measures(policy_MK, labels_M, start_MK)
+            measures |= {name: of_policy[name] for name in _OF_POLICY}
         if self.rewards is not None:
-            reward = expected_reward(self.rewards, logits_MK, self.dataset)
+            reward = expected_reward(self.rewards, policy_MK, self.dataset)
             measures |= {} if reward is None else {"reward": reward}
         if self.votes_MK is not None and self.votes_MK.any():
             measures |= agreement(logits_MK, self.votes_MK, labels_M)

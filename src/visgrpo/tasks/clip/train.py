@@ -86,6 +86,7 @@ class ClipTask(Task):
                 session.processes,
                 rewards,
                 extension.votes(name),
+                options.temperature,
             )
             for name, part in (("validation", splits.validation), ("test", splits.test))
         )

@@ -34,8 +34,8 @@ def test_held_out_numbers_are_those_of_the_policy_at_its_temperature(
     labels_M, logits = torch.from_numpy(data.labels), {}
     for name, folder in (("start", start), ("tuned", run / "model")):
         parts = load_clip(str(folder))
-        templates = parts.info["templates"]
-        model = ClipClassifier(parts.model, parts.tokenizer, data.classes, templates).eval()
+        prompts = ["a photo of a {}."]
+        model = ClipClassifier(parts.model, parts.tokenizer, data.classes, prompts).eval()
         with torch.no_grad():
             images_M = torch.stack([parts.preprocess(image) for image in data.images])
             logits[name] = model(images_M).double()

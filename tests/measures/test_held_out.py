@@ -54,7 +54,7 @@ def test_start_and_now_are_measured_in_the_precision_of_training(tiny_clip_folde
 
 
 def test_the_objective_at_the_temperature_chooses() -> None:
-    """At 1 the surer of two classifiers would win, at 3, where they learn, the other does."""
+    """At 1 the milder of two classifiers would win, at 3, where they learn, the surer does."""
     data = image_table(
         name="data",
         classes=("a", "b", "c"),
@@ -72,8 +72,8 @@ def test_the_objective_at_the_temperature_chooses() -> None:
         measures = held_out.scalars()
         return measures["reward"] + 0.5 * measures["entropy"]
 
-    assert objective(sure, 1.0) > objective(mild, 1.0)
-    assert objective(sure, 3.0) < objective(mild, 3.0)
+    assert objective(sure, 1.0) < objective(mild, 1.0)
+    assert objective(sure, 3.0) > objective(mild, 3.0)
     p = math.exp(1) / (math.exp(1) + 2)
     rest = (1 - p) / 2
     entropy = -p * math.log(p) - 2 * rest * math.log(rest)

@@ -29,6 +29,7 @@ from PIL import Image
 from visgrpo.collecting import learning
 from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
 from visgrpo.collecting.learning import (
+    VISGRPO,
     BackgroundLearner,
     ClipProcess,
     LearningFailed,
@@ -273,8 +274,8 @@ def waiting(seconds: int) -> str:
     )
 
 
-def wait_for(path: Path) -> None:
-    until = time.monotonic() + 20
+def wait_for(path: Path, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.01)
     assert path.exists()
@@ -299,9 +300,9 @@ def test_a_round_that_is_ended_with_the_command_has_not_failed(
 _COLLECTOR = """
 import sys, threading, time
 from pathlib import Path
-from visgrpo.collecting.learning import VISGRPO, ClipProcess
+from visgrpo.collecting.learning import ClipProcess
 output = Path(sys.argv[1])
-train = ClipProcess(lambda: [*VISGRPO, *sys.argv[2:]])
+train = ClipProcess(lambda: sys.argv[2:])
 threading.Thread(target=train, args=(output,), daemon=True).start()
 while train._process is None:
     time.sleep(0.01)
@@ -310,16 +311,19 @@ time.sleep(60)
 """
 
 
-def test_a_killed_server_takes_its_training_with_it(tmp_path: Path, tiny_clip_folder: Path) -> None:
-    run = tmp_path / "0001"
-    words = ["clip", "--model", str(tiny_clip_folder), "--data", "digits", "--steps", "1000000"]
-    command = [sys.executable, "-c", _COLLECTOR, str(run), *words, "--device", "cpu"]
+def test_a_killed_server_takes_its_training_with_it(tmp_path: Path) -> None:
+    # What its training is begun with, but that it sleeps instead.
+    python, option, code = VISGRPO
+    begun, _, _ = code.rpartition("from visgrpo.cli")
+    slept = f"{begun} import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); "
+    command = [sys.executable, "-c", _COLLECTOR, str(tmp_path / "0001")]
+    command += [python, option, slept + "time.sleep(600)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         trained = int(server.stdout.readline())
-        wait_for(run / "metrics.jsonl")
+        wait_for(tmp_path / "begun", seconds=120)
         server.kill()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while is_running(trained) and time.monotonic() < until:
         time.sleep(0.05)
     assert not is_running(trained)

@@ -15,6 +15,7 @@ import pytest
 from visgrpo.arguments import parse
 from visgrpo.collecting.judging import Answer, Ask
 from visgrpo.collecting.learning import (
+    VISGRPO,
     ClipProcess,
     Training,
     clip_config,
@@ -164,6 +165,7 @@ def test_ten_judged_photos_in_a_process_of_its_own(
         judge(store, 10, answers)
         judged = partial(store.judged_images, "click")
         training = Training(config, clip_config(config), TEMPLATES, judged)
+        assert training.words()[:4] == [*VISGRPO, "clip"]
         ClipProcess(training.words)(tmp_path / "0001")
     assert changed(tiny_clip_folder, tmp_path / "0001")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,10 @@ def test_a_stopped_run_goes_on_and_repeats_to_the_bit(
     (run / "feedback.json").write_text(json.dumps(kept | {"fingerprint": "of another table"}))
     line = refused(capsys, ["clip", "--resume", "--output", str(run)], notes=True)
     assert "clicks.csv has changed since" in line
+    for damage in (b"", b"null", b"{}", b"[" * 10**5, b"\xff"):
+        (run / "feedback.json").write_bytes(damage)
+        line = refused(capsys, ["clip", "--resume", "--output", str(run)], notes=True)
+        assert "feedback.json is missing or damaged" in line
 
 
 @pytest.mark.parametrize("correction", ["ratio", "doubly-robust"])
@@ -273,6 +278,39 @@ def test_words(
     more = ["--data", str(pictures), "--device", "cpu"] if words.startswith("clip") else []
     assert expected in refused(capsys, [*words.split(), *more])
     assert not list(tmp_path.iterdir())
+
+
+def test_people_who_voted_once_cannot_be_told_apart(
+    pictures: Path, tmp_path: Path, no_model: None, capsys: Capture
+) -> None:
+    rows = [(name, Path(name).parent.name, 1, name) for name in files_of(pictures)]
+    votes = write_table(tmp_path / "votes.csv", "image label votes user", rows)
+    words = ["clip", "--data", pictures, "--feedback", votes, "--reward", "votes"]
+    line = refused(capsys, [*words, "--raters", "dawid-skene", "--device", "cpu"])
+    assert f"None of {len(rows)} people answers better than by chance" in line
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said", "doubted"),
+    [
+        ((0, 1, 2), "0 = apple, 1 = leaf, 2 = sky", False),
+        ((0, 2), "0 = apple, 2 = sky", False),
+        ((1, 2), "1 = leaf, 2 = sky. None of them is 0: if they count from 1", True),
+        ((1, 2, 3), 'label "3" is no number of a class: these are 0 to 2. If they count', True),
+    ],
+)
+def test_labels_that_are_numbers_of_classes(
+    numbers: tuple[int, ...], said: str, doubted: bool, pictures: Path, tmp_path: Path,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    rows = [(name, number, 1) for name in files_of(pictures) for number in numbers]
+    log = write_table(tmp_path / "log.csv", "image label clicked", rows)
+    with pytest.raises(SystemExit) if 3 in numbers else nullcontext():
+        main(["feedback", "summarize", log, "--data", str(pictures)])
+    printed = capsys.readouterr()
+    told = " ".join((printed.out + printed.err).split())
+    assert said in told
+    assert ("count from 1" in told) == doubted
 
 
 def test_votes_are_for_clip_models(vit: Path, pictures: Path, votes: str, capsys: Capture) -> None:

@@ -300,6 +300,34 @@ def test_a_file_that_is_no_database(path: Path) -> None:
         Store(path, IMAGES)
 
 
+@pytest.mark.parametrize("damage", ["null", "[null]", '{"a":1}', '["cat"', "[" * 99_999])
+@pytest.mark.parametrize("column", ["labels", "propensities", "answer"])
+def test_a_store_whose_words_are_damaged(
+    opened: Store, path: Path, column: str, damage: str
+) -> None:
+    judged, offer = offered(opened, "Ann"), None
+    opened.judge(judged.key, "Ann", ["cat"])
+    offer = offered(opened, "Ann")
+    table = "judgements" if column == "answer" else "offers"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", (damage,))
+        connection.commit()
+    with pytest.raises(UserError, match=r"is damaged: restore it|fails"):
+        opened.judge((judged if column == "answer" else offer).key, "Ann", ["cat"])
+
+
+@pytest.mark.parametrize("page", range(14))
+def test_a_store_with_a_damaged_page_is_used_or_refused_in_a_line(path: Path, page: int) -> None:
+    with Store(path, IMAGES) as made:
+        made.judge(offered(made, "Ann").key, "Ann", ["cat"])
+    whole, size = path.read_bytes(), 4096
+    assert len(whole) == 14 * size
+    noise = bytes(range(256)) * 8
+    path.write_bytes(whole[: page * size] + noise + whole[page * size + len(noise) :])
+    with pytest.raises(UserError, match=r"is damaged|is not a SQLite database"):
+        Store(path, IMAGES)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nowhere/feedback.db", "there is no folder"), (".", "is a folder: name a file")],

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,6 +36,17 @@ def rows_of(spec: str | Path, query: str | None = None) -> list[tuple[object, ..
     """The rows of a table, as they are staged."""
     with open_events(str(spec), query=query) as events:
         return events.connection.execute("FROM events ORDER BY row").fetchall()
+
+
+def damaged(whole: bytes, seed: int) -> bytes:
+    """A file that was cut off, or has bytes that were changed, lost, put in, or made 0."""
+    rng = np.random.default_rng((seed, len(whole)))
+    start, length = int(rng.integers(len(whole))), int(rng.integers(1, 200))
+    before, after = whole[:start], whole[start + length :]
+    noise = rng.bytes(length)
+    ways = (before, before + after, before + noise + after, before + bytes(length) + after,
+            before + noise + whole[start:], before + b'"' + whole[start:])  # fmt: skip
+    return ways[seed % len(ways)]
 
 
 def write_csv(path: Path, columns: Columns) -> Path:

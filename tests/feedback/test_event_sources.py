@@ -6,7 +6,16 @@ import gzip
 from pathlib import Path
 
 import pytest
-from event_files import IMPRESSIONS, VOTES, rows_of, write_csv, write_json_lines, write_parquet
+from event_files import (
+    IMPRESSIONS,
+    VOTES,
+    WRITERS,
+    damaged,
+    rows_of,
+    write_csv,
+    write_json_lines,
+    write_parquet,
+)
 
 from visgrpo.errors import UserError
 from visgrpo.feedback.source.events import open_events
@@ -122,9 +131,34 @@ def test_damage(tmp_path: Path, name: str, content: bytes, message: str) -> None
     assert "Possible" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", [*WRITERS, "log.csv.gz", "log.jsonl.gz"])
+def test_whatever_is_damaged_is_read_or_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    plain = name.removesuffix(".gz")
+    whole = WRITERS[plain](tmp_path / plain, IMPRESSIONS).read_bytes()
+    whole = gzip.compress(whole) if plain != name else whole
+    said = []
+    for number in range(12):
+        (tmp_path / name).write_bytes(damaged(whole, seed=number))
+        try:
+            rows_of(tmp_path / name)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 2
+    assert not [line for line in said if "\n" in line]
+
+
+def test_line_ends_of_old_and_a_header_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_bytes(b"image,label,votes\ra,x,1\rb,y,2\r")
+    assert rows_of(tmp_path / "old.csv") == [(1, "a", "x", 1.0), (2, "b", "y", 2.0)]
+    (tmp_path / "huge.csv").write_bytes(b'"' + b"x" * 200_000 + b'",label\n')
+    with pytest.raises(UserError, match=r'huge\.csv": its first line names no columns'):
+        rows_of(tmp_path / "huge.csv")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("a" * 300 + ".csv", "cannot be read: File name too long"),
         ("evnts.csv", r'not found\. Did you mean "events\.csv"\?'),
         ("nowhere/events.csv", "there is no folder"),
         ("*.parquet", "matches no file"),

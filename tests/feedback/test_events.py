@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +38,35 @@ def test_what_is_known_of_a_table(tmp_path: Path) -> None:
         assert events.columns == set(IMPRESSIONS)
         rows = events.connection.execute("SELECT row, shown FROM events ORDER BY row").fetchall()
     assert rows == [(n, 1.0) for n in range(1, 6)]  # shown was not given
+
+
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [
+        ({"id": [7], "path": ["a.png"], "judgement": [3], "time": [5.0]}, None),
+        ({"price": [1]}, "of log.csv 1 column is not used: price"),
+        ({"Propensty": [0.5], "x": [1]},
+         'of log.csv 2 columns are not used: Propensty, x; is "Propensty" the propensity?'),
+    ],
+)  # fmt: skip
+def test_columns_that_nobody_asks_for_are_noted(
+    tmp_path: Path, more: dict[str, list[object]], note: str | None
+) -> None:
+    log = write_csv(tmp_path / "log.csv", {"image": ["a"], "label": ["x"], "clicked": [1], **more})
+    with open_events(str(log)) as events:
+        assert events.notes == (() if note is None else (note,))
+
+
+def test_a_disk_that_is_full_later_is_one_line(tmp_path: Path) -> None:
+    log = str(write_csv(tmp_path / "log.csv", IMPRESSIONS))
+    with pytest.raises(UserError, match=r"^log\.csv: .*No space left"), open_events(log):
+        raise duckdb.IOException('IO Error: Could not write file "x.tmp": No space left on device')
+
+
+def test_no_room_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="Set TMPDIR to one with room"):
+        open_events(str(write_csv(tmp_path / "log.csv", IMPRESSIONS)))
 
 
 def test_times_are_seconds_in_utc(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_what_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
         dawid_skene(RaterVotes(*np.zeros((4, 0), dtype=int), ("a",)), 2, 2)
     nobody = dawid_skene(votes_of([(m, 0, 0) for m in range(2)], 1), 2, 2, smoothing=1e6)
     nobody.weight_U[:] = 0
-    with pytest.raises(UserError, match="No rater answers better than by chance"):
+    with pytest.raises(UserError, match="None of 1 people answers better than by chance"):
         weighted_votes(votes, nobody, 2, 2)
     monkeypatch.setattr(visgrpo.feedback.worth.raters, "MOST_NUMBERS", 3)
     with pytest.raises(UserError, match="confusions of 1 raters over 2 classes do not fit"):

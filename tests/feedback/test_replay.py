@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,27 @@ def test_missing_files_are_listed(
     found = replay(config_of(write_log(tmp_path / "log.csv", rows), models[0]))  # type: ignore[arg-type]
     assert (found["log"]["images"], found["log"]["unmatched_images"]) == (IMAGES, 1)
     assert "3 of 291 events are about 1 image that is" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r'none of its 1 images is a file, such as "gone/<b>.png"'):
+    with pytest.raises(
+        UserError, match=r'none of its 1 images is a file beside it, such as "gone/<b>.png"'
+    ):
         replay(config_of(write_log(tmp_path / "gone.csv", rows[-1:]), models[0]))  # type: ignore[arg-type]
+
+
+def test_paths_are_relative_to_the_log_and_not_to_here(
+    models: tuple[str, str], photos: Path, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = replay(config_of(log, models[1]))["models"]
+    for name, *_ in rows_of(photos):  # other pictures of the same names
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert replay(config_of(log, models[1]))["models"] == expected
+    with sqlite3.connect(photos / "log.db") as connection:
+        connection.execute("CREATE TABLE log (image, label, propensity, clicked)")
+        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows_of(photos))
+    connection.close()
+    address = f"sqlite:///{photos / 'log.db'}?table=log"
+    assert replay(config_of(address, models[1]))["models"] == expected
 
 
 def test_an_unsupported_model_beside_a_supported_one(

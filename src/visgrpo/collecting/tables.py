@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from visgrpo.collecting.judging import Answer, Ask
 from visgrpo.errors import UserError
@@ -105,16 +106,31 @@ def open_store(path: Path) -> sqlite3.Connection:
         )
         try:
             _check_ours(connection, path)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             with transaction(connection):
                 if not _check_ours(connection, path):
                     _make_tables(connection)
+            if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise _damaged()
         except (sqlite3.Error, UserError):
             connection.close()
             raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Begin a write-ahead log; SQLite does not wait by itself for another that does so now."""
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -214,14 +230,17 @@ def find_offer(connection: sqlite3.Connection, key: str, user: str) -> Offer:
 def offer_from(found: Sequence[Any]) -> Offer:
     """Return the offer in a row of `OFFER_COLUMNS`."""
     number, key, image, user, ask, state, labels, propensities, best, model = found
-    drawn = Drawn(tuple(json.loads(labels)), tuple(json.loads(propensities)), best, model)
+    drawn = Drawn(_listed(labels, str), _listed(propensities, float), best, model)
     return Offer(number, key, image, user, ask, state, drawn)
 
 
 def answer_to(connection: sqlite3.Connection, offer: Offer) -> Answer:
     """Return the answer that is stored to an offer."""
     query = "SELECT answer FROM judgements WHERE offer = ? AND NOT undone"
-    return cast(Answer, json.loads(connection.execute(query, (offer.id,)).fetchone()[0]))
+    found = connection.execute(query, (offer.id,)).fetchone()
+    if found is None:
+        raise _damaged()
+    return list(_listed(found[0], str, int))
 
 
 def insert_offer(
@@ -239,6 +258,23 @@ def insert_row(connection: sqlite3.Connection, table: str, row: Mapping[str, Any
     """Store one row of a judgement, the names of whose columns are the program's own."""
     columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
     connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", dict(row))
+
+
+def _listed(text: str, *types: type) -> tuple[Any, ...]:
+    """Return what `as_json` wrote, or raise as SQLite does of what it did not."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _damaged() from error
+    if not isinstance(found, list) or not all(isinstance(each, types) for each in found):
+        raise _damaged()
+    return tuple(found)
+
+
+def _damaged() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("what is in it is not what was put there")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def as_json(values: Sequence[str | int]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial, reduce
 from operator import and_
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,11 @@ class FeedbackLearning(Extension):
         report |= _coverage_report(self.posteriors, observed_MK, self.fit_M)
         report["unknown"] = config.unknown
         _say_coverage(report, len(splits.train), session)
+        if without := report.get("raters_without_weight"):
+            session.note(
+                f"votes of {without:,} of {report['raters']:,} people count next to nothing: they "
+                "answer no better than by chance, as far as their votes can tell"
+            )
         if "no_examination" in report:
             session.note(f"clicks are not corrected for positions: {report['no_examination']}")
         if report.get("positions", 1) > 1:
@@ -163,7 +169,7 @@ class FeedbackLearning(Extension):
             if session.processes.is_main:
                 text = json.dumps(report, indent=1, ensure_ascii=False)
                 file.write_text(text, encoding="utf-8")
-        elif json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != report["fingerprint"]:
+        elif _fingerprint_in(file) != report["fingerprint"]:
             raise UserError(
                 f"--resume: the feedback in {report['source']} has changed since "
                 f"{session.run.path} began: go on with a copy as it was then, or start a new run."
@@ -294,6 +300,17 @@ def _fingerprint(posteriors: Mapping[str, Posterior], cells: LogCells | None) ->
     for column in () if cells is None else fields(cells):
         digest.update(getattr(cells, column.name).tobytes())
     return digest.hexdigest()[:32]
+
+
+def _fingerprint_in(file: Path) -> str:
+    """Return the name that a run's file has of what was made of its table."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file} is missing or damaged, so nothing tells whether the feedback is still the "
+            "same: restore it from a copy, or start a new run."
+        ) from error
 
 
 def _say_coverage(report: Mapping[str, Any], images: int, session: Session) -> None:

@@ -226,7 +226,7 @@ class ReplayConfig(Printing, TableOptions, LabelledByModel):
     data = override(
         None,
         "Images of the log, in whatever visgrpo clip takes; by default the files that the log "
-        "names, from here or beside the log.",
+        "names, whose paths are relative to it.",
     )
     skip_bad_images = like(
         Data,

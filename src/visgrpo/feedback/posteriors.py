@@ -168,6 +168,7 @@ def _votes(shares_of: Callable[..., Posterior], cells: Any, fitting: Fitting) ->
     if fitting.options.raters == "dawid-skene":
         raters = dawid_skene(cells, *fitting.size)
         fitting.report["raters"] = len(cells.users)
+        fitting.report["raters_without_weight"] = int((~raters.counts_U).sum())
         fitting.report["rater_reliability"] = float(raters.reliability_U.mean())
         cells = weighted_votes(cells, raters, *fitting.size)
     return shares_of(cells, *fitting.size, prior=fitting.strength)

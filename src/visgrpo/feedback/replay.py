@@ -163,11 +163,11 @@ def _named_files(config: ReplayConfig, events: Events) -> Table:
     """Return the files that the log names as images; those that are not there are left out."""
     found = events.connection.execute("SELECT DISTINCT image FROM events ORDER BY image").fetchall()
     names = [name for (name,) in found]
-    files = {name: file for name in names if (file := _file(config, name)) is not None}
+    files = {name: file for name in names if (file := events.folder / name).is_file()}
     if not files:
         raise UserError(
-            f'{events.name}: none of its {len(names)} images is a file, such as "{names[0]}": '
-            "name the images with --data."
+            f"{events.name}: none of its {len(names)} images is a file beside it, such as "
+            f'"{names[0]}": name the images with --data.'
         )
     return _unlabelled(config, events, list(files), images_of(list(files.values())))
 
@@ -177,14 +177,6 @@ def _unlabelled(
 ) -> Table:
     labels = config.classes or _saved_classes(config) or logged_labels(events)
     return unlabelled(events.name, labels, names, images)
-
-
-def _file(config: ReplayConfig, name: str) -> Path | None:
-    """Return where an image lies: from here, else from the folder of the log."""
-    for folder in (Path(), Path(config.log).expanduser().parent):
-        if (folder / name).is_file():
-            return folder / name
-    return None
 
 
 def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from visgrpo.errors import printable
 from visgrpo.feedback.options import SummarizeConfig
 from visgrpo.feedback.source.events import Events, open_events
-from visgrpo.feedback.source.matching import Matched, image_keys, match, remarks_on_shared_names
+from visgrpo.feedback.source.matching import Matched, image_keys, match, remarks_on_names
 from visgrpo.feedback.source.schemas import SCHEMAS, Kind, identifier, only_row
 from visgrpo.feedback.summary_details import (
     Bin,
@@ -140,7 +140,7 @@ def summary_of(events: Events, matched: Matched | None = None) -> Summary:
             for column, loss in _MISSING[events.kind].items()
             if column not in events.columns
         },
-        notes=(*events.notes, *(remarks_on_shared_names(matched) if matched else ())),
+        notes=(*events.notes, *(remarks_on_names(matched) if matched else ())),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from visgrpo.feedback.source.schemas import (
     find_schema,
     identifier,
     kinds_of,
+    note_unused,
     only_row,
 )
 from visgrpo.feedback.source.sources import (
@@ -53,6 +54,7 @@ class Events(AbstractContextManager["Events"]):
         columns: canonical columns that the source has.
         rows: how many there are.
         notes: remarks on what is unusual but no mistake.
+        folder: where its files lie, which paths in it are relative to; here for a server's table.
         connection: has the table `events`: row (from 1), then the canonical columns; numbers are
             doubles, times seconds since 1970, `shown` and `tie` are there in any case.
     """
@@ -62,11 +64,15 @@ class Events(AbstractContextManager["Events"]):
     columns: frozenset[str]
     rows: int
     notes: tuple[str, ...]
+    folder: Path
     connection: DuckDBPyConnection = field(repr=False)
     _resources: ExitStack = field(repr=False)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if error is not None:
+            with reading(self.name):  # a full disk comes up wherever it will
+                raise error
 
     def close(self) -> None:
         """Close the database and remove its files."""
@@ -97,25 +103,40 @@ def open_events(
         UserError: the source cannot be read, is no table of feedback, or a row is wrong.
     """
     with ExitStack() as resources:
-        folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="visgrpo-feedback-"))
-        connection = resources.enter_context(closing(_connect(Path(folder))))
+        connection = resources.enter_context(closing(_connect(_temporary(resources))))
         address = parse_address(spec)
         if address is None:
-            name, schema, found = _stage_files(connection, spec, query, kind)
+            files = find_files(spec)
+            folder = files[0].parent
+            name, schema, names = _stage_files(connection, spec, files, query, kind)
         else:
-            name, schema, found = _stage_database(connection, address, query, kind)
-        columns = frozenset(found) & {column.name for column in schema.columns}
+            folder = Path(address.target).expanduser().parent if address.is_file else Path()
+            name, schema, names = _stage_database(connection, address, query, kind)
+        columns = frozenset(canonical_columns(names)) & {column.name for column in schema.columns}
         with reading(name):
             notes = _check(connection, name, schema, columns, drop_duplicates)
+        notes += note_unused(name, names, schema)
         return Events(
             name,
             schema.kind,
             columns,
             _count(connection),
             notes,
+            folder,
             connection,
             resources.pop_all(),
         )
+
+
+def _temporary(resources: ExitStack) -> Path:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="visgrpo-feedback-")
+    except OSError as error:
+        raise UserError(
+            f"Feedback is copied into a folder for temporary files, and none can be made: "
+            f"{error.strerror}. Set TMPDIR to one with room."
+        ) from error
+    return Path(resources.enter_context(folder))
 
 
 def _connect(folder: Path) -> DuckDBPyConnection:
@@ -165,9 +186,12 @@ def _check(
 
 
 def _stage_files(
-    connection: DuckDBPyConnection, spec: str, query: str | None, kind: Kind | None
-) -> tuple[str, Schema, Mapping[str, str]]:
-    files = find_files(spec)
+    connection: DuckDBPyConnection,
+    spec: str,
+    files: Sequence[Path],
+    query: str | None,
+    kind: Kind | None,
+) -> tuple[str, Schema, Sequence[str]]:
     name = Path(spec).name
     with reading(name):
         relation = file_relation(connection, files, typed=query is not None)
@@ -176,14 +200,14 @@ def _stage_files(
             relation, name = _bracketed(query), f"{name}, query"
         described = connection.execute(f"DESCRIBE FROM {relation}").fetchall()
         names = [row[0] for row in described]
-        schema, found = find_schema(name, names, kind), canonical_columns(names)
-        stage(connection, name, relation, schema, found)
-    return name, schema, found
+        schema = find_schema(name, names, kind)
+        stage(connection, name, relation, schema, canonical_columns(names))
+    return name, schema, names
 
 
 def _stage_database(
     connection: DuckDBPyConnection, address: Address, query: str | None, kind: Kind | None
-) -> tuple[str, Schema, Mapping[str, str]]:
+) -> tuple[str, Schema, Sequence[str]]:
     with open_database(address) as database:
         if query is not None:
             relation, name = _bracketed(query), f"{address.name}, query"
@@ -197,7 +221,7 @@ def _stage_database(
             connection.register("stream", reader)
             stage(connection, name, "stream", schema, wanted, skip=1)
             connection.unregister("stream")
-    return name, schema, found
+    return name, schema, names
 
 
 def _bracketed(query: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KEY_COLUMNS = ("id", "image_id", "path", "image_path", "file", "filename", "file_name", "name")
 """Columns of a data set that may name its images."""
 MOST_LISTED = 20
+_MEND_NUMBERS = "take one off in a --query, or write the names"
 _MEND_SHARED = "give every image a name of its own, or say which column has one with --id-column"
 # Below, a path is written with "/" and without "./" or "/" at its beginning.
 _MACROS = r"""
@@ -84,6 +85,7 @@ class Matched:
         ambiguous_rows: rows that call their image by a name that several images of the data share.
         ambiguous_images: how many such names there are.
         ambiguous_example: the one in most rows, None where there is none.
+        numbered: labels that are numbers of classes, from 0, with what each stands for.
     """
 
     events: Events
@@ -96,6 +98,7 @@ class Matched:
     ambiguous_rows: int
     ambiguous_images: int
     ambiguous_example: str | None
+    numbered: tuple[tuple[str, str], ...]
 
 
 def key_columns(columns: Mapping[str, Sequence[Any]], id_column: str | None = None) -> list[str]:
@@ -156,7 +159,7 @@ def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str])
         UserError: a label is no class, or no image was found.
     """
     connection = events.connection
-    _match_labels(events, classes)
+    numbered = _match_labels(events, classes)
     _match_images(connection, keys)
     _create_view(events)
     _, rows = _count(connection, "seen SEMI JOIN images USING (image)")
@@ -178,6 +181,7 @@ def match(events: Events, keys: Sequence[Sequence[str]], classes: Sequence[str])
         shared_rows,
         shared,
         shared_most[0][0] if shared else None,
+        numbered,
     )
 
 
@@ -201,11 +205,25 @@ def remarks_on_images(matched: Matched) -> list[str]:
             f"{matched.events.name}: {rows:,} of {matched.events.rows:,} events {are} about "
             f"{images} not in the data as loaded; left out: {listed}{more}."
         )
-    return [*said, *remarks_on_shared_names(matched)]
+    return [*said, *remarks_on_names(matched)]
 
 
-def remarks_on_shared_names(matched: Matched) -> list[str]:
-    """Return what to say of events whose images several images of the data may be."""
+def remarks_on_names(matched: Matched) -> list[str]:
+    """Return what to say of names that may mean something else: of labels, and of images."""
+    return [*_on_numbers(matched), *_on_shared_names(matched)]
+
+
+def _on_numbers(matched: Matched) -> list[str]:
+    if not matched.numbered:
+        return []
+    listed = ", ".join(f"{label} = {name}" for label, name in matched.numbered[:5])
+    more = ", …" if len(matched.numbered) > 5 else ""
+    name, known = matched.events.name, {int(label) for label, _ in matched.numbered}
+    doubt = "" if 0 in known else f". None of them is 0: if they count from 1, {_MEND_NUMBERS}"
+    return [f"labels of {name} are numbers of classes, from 0: {listed}{more}{doubt}"]
+
+
+def _on_shared_names(matched: Matched) -> list[str]:
     if not matched.ambiguous_rows:
         return []
     rows, others = matched.ambiguous_rows, matched.ambiguous_images - 1
@@ -283,8 +301,12 @@ def _all_shared(events: Events, image: str, missing: int) -> str:
     )
 
 
-def _match_labels(events: Events, classes: Sequence[str]) -> None:
-    """Create the table labels(label, k), or raise UserError for a label that is no class."""
+def _match_labels(events: Events, classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Create the table labels(label, k); return the labels that are numbers, with their classes.
+
+    Raises:
+        UserError: a label is no class.
+    """
     import pyarrow as pa
 
     connection = events.connection
@@ -310,7 +332,7 @@ def _match_labels(events: Events, classes: Sequence[str]) -> None:
             SELECT k FROM classes
             WHERE (SELECT count(*) FROM classes WHERE TRY_CAST(name AS DOUBLE) IS NOT NULL) = 0
         )
-        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row FROM said
+        SELECT label, coalesce(exact.k, folded.k, ids.k) AS k, row, ids.k AS id FROM said
         LEFT JOIN classes AS exact ON exact.name = label
         LEFT JOIN folded ON folded.name = lower(label)
         LEFT JOIN ids
@@ -323,7 +345,19 @@ def _match_labels(events: Events, classes: Sequence[str]) -> None:
     ).fetchall()
     for label, row, count in unknown:
         more = f" ({count:,} labels are unknown.)" if count > 1 else ""
+        if label == str(len(classes)) and _are_numbers(connection):
+            raise UserError(
+                f'{events.name}, row {row}: label "{label}" is no number of a class: these are 0 '
+                f"to {len(classes) - 1}. If they count from 1, {_MEND_NUMBERS}.{more}"
+            )
         raise UserError(
             f'{events.name}, row {row}: unknown label "{label}". {nearest(label, classes)}{more}'
         )
     connection.execute("ALTER TABLE labels DROP COLUMN row")
+    numbered = connection.execute("SELECT label, id FROM labels WHERE id IS NOT NULL ORDER BY id")
+    return tuple((label, classes[k]) for label, k in numbered.fetchall())
+
+
+def _are_numbers(connection: DuckDBPyConnection) -> bool:
+    """Whether some labels were found by the number of their class."""
+    return bool(only_row(connection, "SELECT count(id) FROM labels")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ Type = Literal["text", "number", "whole", "flag", "time"]
 
 IMAGE_NAMES = ("image", "image_id", "path", "file", "filename")
 """Names that the column of the image may have; the first of them that is there is taken."""
+_BESIDE = ("id", "judgement")
+"""Columns that number rows, and the judgements of a store of `visgrpo feedback collect`."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,20 @@ def find_schema(source: str, names: Collection[str], kind: Kind | None = None) -
         f"{source} is no table of feedback: its columns are {_listed(names)}. Needed are, of "
         f"{needs}."
     )
+
+
+def note_unused(name: str, names: Iterable[str], schema: Schema) -> tuple[str, ...]:
+    """Return a remark on a source's columns that nothing asks for: one may be called wrongly."""
+    known = {column.name for each in SCHEMAS.values() for column in each.columns}
+    known |= {*IMAGE_NAMES, *_BESIDE}
+    unused = [each for each in names if each.strip().lower() not in known]
+    if not unused:
+        return ()
+    absent = [c.name for c in schema.columns if c.name not in canonical_columns(names)]
+    meant = ((each, difflib.get_close_matches(each.lower(), absent, 1, 0.75)) for each in unused)
+    asked = "".join(f'; is "{each}" the {found[0]}?' for each, found in meant if found)
+    are = "columns are" if len(unused) > 1 else "column is"
+    return (f"of {name} {len(unused)} {are} not used: {_listed(unused)}{asked}",)
 
 
 def _listed(names: Collection[str], most: int = 12) -> str:

@@ -6,9 +6,11 @@ SQLite and Postgres are read through ADBC: Arrow batches that go from one databa
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ _DELIMITERS = ",;\t|"
 _ADVICE = re.compile(r"Possible |\n\s*LINE \d|\n\s*(?i:query)( was)?:")
 _POSTGRES = ("postgresql://", "postgres://")
 _BUSY_MILLISECONDS = 2000
+_LONGEST_LINE, _LONGEST_HEADER = 400, 2**20
 _SQLITE_TABLES = """
     SELECT "table".name, "column".name FROM sqlite_master AS "table"
     JOIN pragma_table_info("table".name) AS "column"
@@ -57,6 +60,11 @@ def find_files(spec: str) -> list[Path]:
         UserError: there are none, or they are not of one format.
     """
     path = Path(spec).expanduser()
+    try:
+        path.is_file()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            raise UserError(f'Feedback "{spec[:99]}" cannot be read: {error.strerror}.') from error
     if path.is_file():
         files = [path]
     elif path.is_dir():
@@ -114,9 +122,11 @@ def file_relation(connection: DuckDBPyConnection, files: Sequence[Path], *, type
             return detected
         names = [row[0] for row in connection.execute(f"DESCRIBE FROM {detected}").fetchall()]
         return f"read_json({shared}, columns = {_all_text(names)})"
-    delimiter, names = _same_header(files)
+    delimiter, line_end, names = _same_header(files)
     # Nothing is sniffed: what the first thousand lines look like need not hold below them.
     dialect = f"delim = {literal(delimiter)}, header = true, quote = '\"', escape = '\"'"
+    if line_end == "\r":
+        dialect += ", new_line = '\\r'"
     if typed:
         return f"read_csv({shared}, {several}, {dialect})"
     return f"read_csv({shared}, {dialect}, auto_detect = false, columns = {_all_text(names)})"
@@ -134,9 +144,10 @@ def reading(name: str) -> Iterator[None]:
 
 
 def first_line(message: str) -> str:
-    """Return a database's message without its advice and without a copy of the query."""
+    """Return a database's message without its advice, a copy of the query, or all of a long row."""
     told = _ADVICE.split(message, maxsplit=1)[0]
-    return "; ".join(line.strip() for line in told.splitlines() if line.strip())
+    line = "; ".join(line.strip() for line in told.splitlines() if line.strip())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
 
 
 def _format(file: Path) -> str | None:
@@ -147,7 +158,7 @@ def _all_text(names: Sequence[str]) -> str:
     return "{" + ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names) + "}"
 
 
-def _same_header(files: Sequence[Path]) -> tuple[str, list[str]]:
+def _same_header(files: Sequence[Path]) -> tuple[str, str, list[str]]:
     first = _header(files[0])
     for file in files[1:]:
         if _header(file) != first:
@@ -158,23 +169,27 @@ def _same_header(files: Sequence[Path]) -> tuple[str, list[str]]:
     return first
 
 
-def _header(file: Path) -> tuple[str, list[str]]:
-    """Return delimiter and column names from the first line of a CSV file."""
+def _header(file: Path) -> tuple[str, str, list[str]]:
+    """Return delimiter, the end of a line and column names, from the first one of a CSV file."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            line = lines.readline().decode("utf-8-sig").rstrip("\r\n")
+            text = lines.readline(_LONGEST_HEADER).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f'"{file}" is not UTF-8 text: save it as UTF-8.') from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f'"{file}" cannot be read: {error}.') from error
+    line, line_end, _ = text.rstrip("\r\n").partition("\r")
     if not line.strip():
         raise UserError(f'"{file}" is empty: its first line must name the columns.')
     delimiter = max(_DELIMITERS, key=line.count)
-    names = next(csv.reader([line], delimiter=delimiter))
+    try:
+        names = next(csv.reader([line], delimiter=delimiter))
+    except csv.Error as error:
+        raise UserError(f'"{file}": its first line names no columns: {error}.') from error
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f'"{file}": two columns are called "{twice}": rename one.')
-    return delimiter, names
+    return delimiter, line_end, names
 
 
 @dataclass(frozen=True)
@@ -192,6 +207,10 @@ class Address:
     name: str
     target: str
     table: str | None
+
+    @property
+    def is_file(self) -> bool:
+        return self.system == "SQLite"
 
 
 def parse_address(spec: str) -> Address | None:

@@ -19,6 +19,7 @@ from visgrpo.feedback.worth.posterior import Bools, Posterior, add_up, check_pri
 
 SMOOTHING = 1.0
 MOST_ITERATIONS = 500
+LEAST_WEIGHT = 0.01
 MOST_NUMBERS = 2**27
 """Numbers of all confusion matrices together: 1 GiB, of which EM holds three at a time."""
 
@@ -48,6 +49,11 @@ class Raters:
     weight_U: Floats
     objective: tuple[float, ...]
     converged: bool
+
+    @property
+    def counts_U(self) -> Bools:
+        """Whose votes count for something: the others' weight is that of chance, and rounding."""
+        return self.weight_U >= LEAST_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,11 @@ def weighted_votes(votes: RaterVotes, raters: Raters, images: int, classes: int)
     Raises:
         UserError: no rater answers better than by chance.
     """
-    if not raters.weight_U.any():
-        raise UserError("No rater answers better than by chance: --raters none.")
+    if not raters.counts_U.any():
+        raise UserError(
+            f"None of {len(votes.users):,} people answers better than by chance, as far as their "
+            "votes can tell, so none of these would count: --raters none."
+        )
     weight_V = votes.votes_V * raters.weight_U[votes.user_V]
     votes_MK = scatter(votes.image_V, votes.label_V, weight_V, images, classes)
     image_C, label_C = np.nonzero(votes_MK)

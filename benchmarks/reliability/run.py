@@ -19,7 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kills import PLAN, STORIES, kills, signals
+from limits import full_disk, scale_up, soak
 from mistakes import READ, damage, wrong_lines
+from pairs import one_of_two, two_are_one
+from server import attacks
 from trials import RUNS, Bench, Row, load_libraries
 
 PARTS: dict[str, Callable[[Bench, float, int], list[Row]]] = {
@@ -27,6 +30,12 @@ PARTS: dict[str, Callable[[Bench, float, int], list[Row]]] = {
     "signals": signals,
     "words": wrong_lines,
     "damage": damage,
+    "pair": one_of_two,
+    "processes": two_are_one,
+    "disk": full_disk,
+    "attacks": attacks,
+    "soak": soak,
+    "scale": scale_up,
 }
 
 

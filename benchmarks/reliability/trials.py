@@ -184,6 +184,10 @@ def in_child(work: Callable[[], Any], file: Path) -> Any:
 class Bench(Workshop):
     """Golden runs as words: data and the runs that others start from are made in a child."""
 
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "found.json"
+
     def prepare(self, texts: Iterable[str]) -> None:
         """Make all that the words of some runs need, if they were not made before."""
 

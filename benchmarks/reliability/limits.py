@@ -1,0 +1,139 @@
+"""A disk that is full, a run of many steps, and data that are large."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kills import goes_on, whole, words_of
+from trials import ROOT, Bench, Count, Row, in_child, rows_of, run, start, wait
+
+MB = 2**20
+
+
+def full_disk(bench: Bench, scale: float, seed: int) -> list[Row]:
+    """Run on a tmpfs too small for the run; go on once it has been made larger."""
+    rng = random.Random(seed)
+    count = Count("a full disk")
+    place = bench.folder / "disk"
+    place.mkdir(exist_ok=True)
+    if not mounted(place, MB):
+        count.add("skipped: not the rights to mount a tmpfs")
+        return rows_of(count)
+    subprocess.run(["umount", place], check=True)
+    names = ("clip-sampled", "pretrain-backbone", "representation-full", "segmentation",
+             "language-grpo", "language-preferences", "vlm-sft", "sweep")  # fmt: skip
+    for name in names if scale >= 1 else names[:1]:
+        path, _, _ = whole(bench, name)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        for _ in range(max(1, round(4 * scale))):
+            mounted(place, max(4096, int(size * rng.uniform(0, 0.9))))
+            try:
+                output = f"disk/{name}"
+                ended = run(words_of(bench, name, output), bench.folder)
+                subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
+                what = f"{name}: code {ended.code} {ended.err[-400:]}"
+                if ended.broke:
+                    count.add("with a traceback", what)
+                elif ended.code == 0:
+                    count.add("there was room")
+                elif not ended.told or "disk" not in ended.err.splitlines()[-1]:
+                    count.add("otherwise", what)
+                else:
+                    end, wrong = goes_on(bench, name, output)
+                    count.add(f"said in a line, then {end}", wrong)
+            finally:
+                subprocess.run(["umount", place], check=True)
+    return rows_of(count)
+
+
+def mounted(place: Path, size: int) -> bool:
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def soak(bench: Bench, scale: float, seed: int) -> list[Row]:
+    """Train for 3,000 steps, saving and measuring: memory after a fifth and at the end."""
+    steps = round(3000 * scale)
+    words = (
+        f"clip --model pretrain-clip/model --data pictures --device cpu --batch-size 8 "
+        f"--steps {steps} --log-every 20 --save-every 100 --eval-every 100 --no-report "
+        "--augment crop flip --output soaked"
+    ).split()
+    said, begun = bench.folder / "said", time.monotonic()
+    child, seen = start(words, bench.folder, said), list[int]()
+    while not (bench.folder / "soaked" / "summary.json").exists():
+        time.sleep(0.2)
+        try:
+            fields = Path(f"/proc/{child}/statm").read_text().split()
+        except OSError:
+            break
+        seen.append(int(fields[1]) * os.sysconf("SC_PAGE_SIZE"))
+        if time.monotonic() - begun > 600:
+            break
+    ended = wait(child, words, said, begun, 700)
+    early = seen[len(seen) // 5 : len(seen) * 2 // 5]
+    late = seen[len(seen) * 4 // 5 :]
+    first, last = (sum(part) / max(len(part), 1) / MB for part in (early, late))
+    count = Count(f"{steps:,} steps of clip in {ended.seconds:.0f} s")
+    grown = f"{first:.0f} MiB early, {last:.0f} MiB late"
+    flat = ended.code == 0 and last - first < 16
+    count.add(grown, "" if flat else f"{grown} {ended.err[-300:]}")
+    return rows_of(count)
+
+
+def scale_up(bench: Bench, scale: float, seed: int) -> list[Row]:
+    """200,000 images in a folder and in Parquet, and a log of a gigabyte: time and peak memory."""
+    images, size = round(200_000 * scale), int(1e9 * scale)
+    base = run(["--version"], bench.folder).peak_bytes
+    made = in_child(lambda: write_all(bench.folder, images, size), bench.scratch)
+    train = "clip --model pretrain-clip/model --device cpu --batch-size 64 --steps 2 --no-report"
+    counts = []
+    for what, words in {
+        f"{images:,} images in a folder": f"{train} --data many --output from-folder",
+        f"{images:,} images in Parquet": f"{train} --data many.parquet --output from-parquet",
+        f"a log of {made['log'] / 1e9:.2f} GB": "feedback summarize many.csv",
+    }.items():
+        ended = run(words.split(), bench.folder, limit=580)
+        count = Count(f"{what}: {ended.seconds:.0f} s")
+        peak = f"peak {ended.peak_bytes / MB:.0f} MiB ({base / MB:.0f} of them libraries)"
+        count.add(peak, "" if ended.code == 0 else f"{what}: {ended.err[-500:]}")
+        counts.append(count)
+    shutil.rmtree(bench.folder / "many")
+    return rows_of(*counts)
+
+
+def write_all(folder: Path, images: int, size: int) -> dict[str, Any]:
+    """Write images, each other than the others, as files and as a table, and a log of events."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from feedback_events import make
+
+    rng = np.random.default_rng(0)
+    names, encoded = ("apple", "leaf", "sky"), []
+    for name in names:
+        (folder / "many" / name).mkdir(parents=True)
+    for row in range(images):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        data = buffer.getvalue()
+        (folder / "many" / names[row % 3] / f"{row}.png").write_bytes(data)
+        encoded.append(data)
+    rows = {"image": encoded, "label": [names[row % 3] for row in range(images)]}
+    pq.write_table(pa.table(rows), folder / "many.parquet")
+    log = folder / "many.csv"
+    make(log, max(1000, size // 92))
+    return {"log": log.stat().st_size}

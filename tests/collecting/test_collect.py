@@ -26,7 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visgrpo.collecting import learning
+from visgrpo.collecting import learning, serve
 from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
 from visgrpo.collecting.learning import (
     VISGRPO,
@@ -45,6 +45,7 @@ from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.tasks.use import predict
 from visgrpo.tasks.use_options import PredictConfig
 from visgrpo.training.processes import Processes
+from visgrpo.training.run_directory import FolderLock
 
 CLASSES = ("cat", "dog", "apple")
 
@@ -456,6 +457,21 @@ def test_the_page_is_served_until_ctrl_c(
     assert said.out.endswith(f"0 judgements on 0 of 3 images are in {store}.\n")
     assert "broken.png cannot be read" in said.err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_two_that_learn_from_one_store(
+    tmp_path: Path, photos: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"store": str(tmp_path / "f.db"), "classes": CLASSES, "port": 0}
+    config = config_of(tiny_clip_folder, photos, learn=5, **options)
+    with (
+        FolderLock(tmp_path / "f.db-learned"),
+        pytest.raises(UserError, match=rf"learned is in use by process {os.getpid()}: leave --le"),
+    ):
+        collect(config)
+    monkeypatch.setattr(serve, "_serve", lambda *_: None)
+    collect(config)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["f.db", "photos"]
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:

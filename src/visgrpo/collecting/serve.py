@@ -31,6 +31,7 @@ from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
+from visgrpo.training.run_directory import FolderLock
 
 _DEFAULT_GROUP = 4
 
@@ -54,6 +55,8 @@ def collect(config: CollectConfig) -> None:
         store = resources.enter_context(Store(Path(config.store), order))
         collector = _collector(config, store, model)
         if config.learn is not None and settings is not None:
+            mend = "leave --learn out here, or take another --store"
+            resources.enter_context(FolderLock(runs_of(store.path), mend))
             judged = partial(store.judged_images, config.ask)
             train = ClipProcess(Training(config, settings, model.templates, judged).words)
             resources.callback(train.stop)
@@ -75,10 +78,15 @@ def add_learner(
         answers: what the model in a folder says of the images.
         train: trains into the run that it is given; raises UserError where it fails.
     """
-    runs = store.with_name(f"{store.name}-learned")
+    runs = runs_of(store)
     learner = BackgroundLearner(every, runs, train, lambda folder: collector.swap(answers(folder)))
     collector.learner = learner
     return learner
+
+
+def runs_of(store: Path) -> Path:
+    """Return the folder of what is learned from a store."""
+    return store.with_name(f"{store.name}-learned")
 
 
 def _collector(config: CollectConfig, store: Store, model: AnsweringModel) -> Collector:

@@ -145,11 +145,16 @@ class FolderLock:
 
     The folder is made if need be, and taken away again by `release` where nothing was put into it.
 
+    Args:
+        mend: what to do where another process holds it.
+
     Raises:
         UserError: another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, mend: str = "wait until it has ended, or name another --output"
+    ) -> None:
         self._made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor: int | None = None
@@ -161,10 +166,7 @@ class FolderLock:
         except BlockingIOError:
             holder = _holder(os.fstat(self._descriptor))
             os.close(self._descriptor)
-            raise UserError(
-                f"--output {folder} is in use by {holder}: wait until it has ended, or name "
-                "another folder."
-            ) from None
+            raise UserError(f"{folder} is in use by {holder}: {mend}.") from None
 
     def __enter__(self) -> FolderLock:
         return self

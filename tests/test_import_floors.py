@@ -11,12 +11,13 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "options", "metrics"}
+CORE = {"errors", "files", "options", "metrics"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
 MAY_IMPORT = {
     "errors": set[str](),
+    "files": {"errors"},
     "options": {"errors"},
     "metrics": set[str](),
     "objectives": CORE,

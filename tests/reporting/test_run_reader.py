@@ -97,7 +97,7 @@ def test_a_folder_that_is_not_a_run_says_what_is_missing(make_run, needed):
         (b'{"step": 2, "kl": NaN}', "NaN is not JSON"),
         (b'{"step": 2, "kl": -Infinity}', "-Infinity is not JSON"),
         (b'{"step": 2, "kl": 1e999}', "1e999 is too large"),
-        (b"[1, 2]", "not a JSON object"),
+        (b"[1, 2]", "not one object"),
         (b'{"kl": 1}', '"step" must be a whole number'),
         (b'{"step": -1}', '"step" must be a whole number'),
         (b'{"step": 2, "note": "\xff"}', "invalid start byte"),
@@ -145,7 +145,7 @@ def test_a_damaged_summary_is_an_error(make_run, text):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("a: [1", "not readable YAML"), ("- a", "must hold one mapping"), ("", "one mapping")],
+    [("a: [1", "not readable YAML"), ("- a", "valid dictionary"), ("", "valid dictionary")],
 )
 def test_a_damaged_config_is_an_error_in_one_line(make_run, text, reason):
     path = make_run()

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial, reduce
 from operator import and_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from visgrpo.data.batches import InputFunction
 from visgrpo.data.table import Splits
@@ -40,6 +40,7 @@ from visgrpo.feedback.source.matching import (
 )
 from visgrpo.feedback.worth.cells import LogCells, log_cells, of_images
 from visgrpo.feedback.worth.posterior import Floats, Posterior
+from visgrpo.files import read_json, write_whole
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.clip import ClipClassifier
@@ -52,6 +53,18 @@ from visgrpo.tasks.run import Session
 FEEDBACK_FILE = "feedback.json"
 MOST_PAIRS = 100_000_000
 """Images × labels whose rewards fit in memory: about 10 GB while they are made, 1 GB after."""
+
+
+class Report(TypedDict):
+    """What is compared of feedback.json when a run goes on."""
+
+    fingerprint: str
+
+
+_LOST = (
+    "Nothing tells whether the feedback is still the same: restore it from a copy, or start a new "
+    "run."
+)
 
 
 class FeedbackLearning(Extension):
@@ -168,8 +181,8 @@ class FeedbackLearning(Extension):
         if not session.resumed:
             if session.processes.is_main:
                 text = json.dumps(report, indent=1, ensure_ascii=False)
-                file.write_text(text, encoding="utf-8")
-        elif _fingerprint_in(file) != report["fingerprint"]:
+                write_whole(file, text)
+        elif read_json(file, Report, _LOST)["fingerprint"] != report["fingerprint"]:
             raise UserError(
                 f"--resume: the feedback in {report['source']} has changed since "
                 f"{session.run.path} began: go on with a copy as it was then, or start a new run."
@@ -300,17 +313,6 @@ def _fingerprint(posteriors: Mapping[str, Posterior], cells: LogCells | None) ->
     for column in () if cells is None else fields(cells):
         digest.update(getattr(cells, column.name).tobytes())
     return digest.hexdigest()[:32]
-
-
-def _fingerprint_in(file: Path) -> str:
-    """Return the name that a run's file has of what was made of its table."""
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{file} is missing or damaged, so nothing tells whether the feedback is still the "
-            "same: restore it from a copy, or start a new run."
-        ) from error
 
 
 def _say_coverage(report: Mapping[str, Any], images: int, session: Session) -> None:

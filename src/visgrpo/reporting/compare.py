@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import write_whole
 from visgrpo.metrics import main_keys, metric
 from visgrpo.reporting.figures import (
     LIGHT,
@@ -36,7 +37,7 @@ from visgrpo.reporting.groups import (
     result_rows,
     run_names,
 )
-from visgrpo.reporting.html import both_themes, render, write_whole
+from visgrpo.reporting.html import both_themes, render
 from visgrpo.reporting.outcome import memory_parts
 from visgrpo.reporting.overoptimization import REWARDS, drawn_groups, overoptimization
 from visgrpo.reporting.run import (

@@ -13,9 +13,10 @@ from typing import Any
 from PIL import Image
 
 from visgrpo.errors import UserError
+from visgrpo.files import read_json, read_lines
 from visgrpo.metrics import is_number, metric
 from visgrpo.reporting.html import Picture, embed, open_picture, picture
-from visgrpo.reporting.run import Run, read_lines, read_object
+from visgrpo.reporting.run import Run
 
 MAX_EXAMPLES = 8
 MAX_OUTPUTS = 8
@@ -192,7 +193,7 @@ def segments(run: Run) -> Segments | None:
     path = run.path / "segments.jsonl"
     if not path.exists():
         return None
-    lines = read_lines(path, _check_segment, not run.finished)
+    lines = read_lines(path, check=_check_segment, going_on=not run.finished)
     colours: set[str] = set()
     rows = [_segment(run, line, colours) for line in lines[:MAX_SEGMENTS]]
     legend = {name: colour for name, colour in _palette(run).items() if colour in colours}
@@ -229,7 +230,7 @@ def _palette(run: Run) -> dict[str, str]:
     path = run.path / "palette.json"
     if not path.exists():
         return {}
-    palette = read_object(path)
+    palette = read_json(path)
     for name, colour in palette.items():
         # The colour goes into a style attribute of the page: nothing else may.
         if not isinstance(colour, str) or not re.fullmatch(r"#[0-9a-f]{6}", colour):

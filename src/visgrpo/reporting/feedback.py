@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visgrpo.files import write_whole
 from visgrpo.metrics import Metric, count, number
 from visgrpo.reporting.figures import LIGHT, SIZE_INCHES, Theme, new_figure, style_axes
-from visgrpo.reporting.html import both_themes, render, write_whole
+from visgrpo.reporting.html import both_themes, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

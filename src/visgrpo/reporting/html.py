@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,15 +101,6 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {"number": number, "signed": signed}
     return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file under a temporary name, then rename it: a reader never sees half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def _data_uri(content: bytes, kind: str) -> str:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visgrpo.files import write_whole
 from visgrpo.metrics import count, duration, memory
 from visgrpo.reporting import outcome
 from visgrpo.reporting.examples import examples, segments
 from visgrpo.reporting.figures import curve_figure, curve_keys, curve_title, plot_curves
 from visgrpo.reporting.groups import RunGroup
-from visgrpo.reporting.html import Plot, both_themes, render, write_whole
+from visgrpo.reporting.html import Plot, both_themes, render
 from visgrpo.reporting.overoptimization import overoptimization
 from visgrpo.reporting.run import Run, flatten, read_run
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import read_json, read_lines, read_yaml
 from visgrpo.metrics import Subject, is_number
 
 PROGRESS_KEYS = frozenset({"step", "epoch", "seconds"})
@@ -20,6 +19,70 @@ Across = Literal["step", "epoch", "token"]
 SAMPLED_TOKENS = "sampled_tokens"
 # Their methods are compared by passes over the data: steps hold batches of different sizes.
 _RECIPES_BY_EPOCH = frozenset({"representation", "segmentation"})
+
+
+class Config(TypedDict, total=False):
+    """What pages read of config.yaml; the other options are shown as they are."""
+
+    recipe: str | None
+    method: str | None
+    stage: str | None
+    seed: int | None
+    versions: dict[str, str]
+
+
+class Pair(TypedDict, total=False):
+    """Measures before and after."""
+
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class Baseline(TypedDict):
+    """A supervised run beside the one that is reported."""
+
+    name: str
+    after: dict[str, Any]
+
+
+class Counts(TypedDict):
+    """Confusions of counts."""
+
+    counts: list[int]
+    rows: list[list[int]]
+
+
+class Feedback(TypedDict):
+    """What a run learned from people."""
+
+    coverage: float
+    matched: int
+    kind: str
+    source: str
+    unknown: str
+
+
+class Summary(TypedDict, total=False):
+    """What pages read of summary.json."""
+
+    recipe: str | None
+    method: str | None
+    steps: int
+    best_step: int | None
+    seconds: float
+    sampled_tokens: float
+    tokens_per_second: float | None
+    examples_per_second: float | None
+    peak_memory_bytes: float | None
+    before: dict[str, Any]
+    after: dict[str, Any]
+    baseline: Baseline | None
+    shifts: dict[str, Pair]
+    retention: dict[str, dict[str, float | None]]
+    memory: dict[str, float]
+    best_of_n: list[dict[str, float | None]]
+    confusion: dict[str, Counts]
+    feedback: Feedback | None
 
 
 @dataclass(frozen=True)
@@ -126,15 +189,18 @@ def read_run(path: Path | str) -> Run:
                 f'"{path}" is not a run: it has no {needed}. '
                 "Give the folder that was passed as --output."
             )
-    summary = read_object(path / "summary.json") if (path / "summary.json").exists() else {}
+    summary_file = path / "summary.json"
+    summary = read_json(summary_file, Summary) if summary_file.exists() else {}
     # While a run is going on its last line may be half written: that line is left for later.
     going_on = not summary
     has_samples = (path / "samples.jsonl").exists()
     return Run(
         path=path,
-        config=_read_config(path / "config.yaml"),
-        metrics=read_lines(path / "metrics.jsonl", _check_step, going_on),
-        samples=read_lines(path / "samples.jsonl", _check_sample, going_on) if has_samples else [],
+        config=read_yaml(path / "config.yaml", Config),
+        metrics=read_lines(path / "metrics.jsonl", check=_check_step, going_on=going_on),
+        samples=read_lines(path / "samples.jsonl", check=_check_sample, going_on=going_on)
+        if has_samples
+        else [],
         summary=summary,
     )
 
@@ -234,64 +300,6 @@ def _similar_folder(path: Path) -> str:
     return nearest(path.name, siblings) if siblings else ""
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not readable YAML: {reason}") from error
-    if not isinstance(config, dict):
-        raise UserError(f'{path} must hold one mapping, "option: value" on each line.')
-    return config
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    try:
-        value = _parse(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Restore or remove it.") from error
-    return value
-
-
-def read_lines(
-    path: Path, check: Callable[[dict[str, Any]], None], going_on: bool
-) -> list[dict[str, Any]]:
-    """Read a file with one JSON object on each line, every one of them checked.
-
-    Args:
-        check: Raises ValueError, with the reason, on an object that will not do.
-        going_on: The file is still being written: a last line without its end is left out.
-
-    Raises:
-        UserError: A line is damaged; it is named by its number.
-    """
-    *complete, last = path.read_bytes().split(b"\n")
-    if last and not going_on:
-        complete.append(last)
-    lines = []
-    for number, text in enumerate(complete, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = _parse(text)
-            if not isinstance(line, dict):
-                raise ValueError("not a JSON object")
-            check(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number} is damaged ({error}). Mend or remove that line."
-            ) from error
-        lines.append(line)
-    return lines
-
-
 def _check_step(line: dict[str, Any]) -> None:
     step = line.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
@@ -308,19 +316,3 @@ def _check_sample(line: dict[str, Any]) -> None:
             not isinstance(values, list) or len(values) != len(line["outputs"])
         ):
             raise ValueError(f'"{key}" must be a list as long as "outputs"')
-
-
-def _parse(text: bytes) -> Any:
-    """Parse strict JSON: NaN and infinities, which Python would accept, are refused."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
-    return value

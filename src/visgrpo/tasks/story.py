@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from visgrpo.errors import Interrupted, UserError
+from visgrpo.files import read_json
 from visgrpo.reporting import compare_runs, print_measures
 from visgrpo.tasks.run import Session, begin, open_session, train
 from visgrpo.tasks.task import Task
@@ -106,7 +106,7 @@ class StagedTask(Task):
     def _finished_or_trained(self, options: Any, stage: str, run: Path) -> dict[str, Any]:
         summary = run / "summary.json"
         if summary.exists():
-            return json.loads(summary.read_text(encoding="utf-8"))
+            return read_json(summary)
         try:
             return self.train_stage(self.stage_options(options, stage, run))
         except Interrupted as stopped:  # what goes on is the whole story

@@ -19,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from visgrpo.errors import Interrupted, UserError, nearest
+from visgrpo.files import read_json
 from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
-from visgrpo.reporting.run import flatten, read_object
+from visgrpo.reporting.run import flatten
 from visgrpo.tasks.run import settings_of
 from visgrpo.tasks.sweep_plan import (
     PAGE,
@@ -177,7 +178,7 @@ def _begin(config: SweepConfig, output: Path, file: Path) -> None:
 def _summary(job: Job, task: Task, output: Path) -> Summary:
     """Run a job, unless it is finished, and return its summary."""
     if job.finished:
-        return read_object(job.folder / "summary.json")
+        return read_json(job.folder / "summary.json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
             return task.train(job.config)

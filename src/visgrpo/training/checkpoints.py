@@ -14,10 +14,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
+from visgrpo.files import read_json
 
 STATE_FILE = "state.json"
+
+
+class State(TypedDict):
+    """What every state.json has beside the values of a run."""
+
+    files: dict[str, str]
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state_file = path / STATE_FILE
     if not state_file.exists():
         raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} is missing.")
-    try:
-        state = json.loads(state_file.read_text())
-        if state.pop("checksum") != _checksum(state):
-            raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} has changed.")
-        sums = state["files"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} cannot be read.") from error
+    state = read_json(state_file, State, f"Checkpoint {path} is left out.")
+    if state.pop("checksum") != _checksum(state):
+        raise UserError(f"Checkpoint {path} is damaged: {STATE_FILE} has changed.")
+    sums = state["files"]
     tensors = {}
     for name, expected in sums.items():
         file = path / name

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from visgrpo.errors import UserError
+from visgrpo.files import parse_json, read_yaml, write_whole, writing
 
 CONFIG_FILE = "config.yaml"
 NOT_OPTIONS = ("recipe", "versions")  # recorded in config.yaml, left out when it is read back
@@ -40,9 +41,8 @@ class RunDirectory:
         """Make the folder and write config.yaml with the recipe and the versions in use."""
         if not self.writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         content = {"recipe": recipe, **config, "versions": versions()}
-        _write_whole(self.path / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False))
+        write_whole(self.path / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False))
 
     def log_metrics(self, entry: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -56,7 +56,7 @@ class RunDirectory:
         """Write summary.json."""
         if self.writes:
             text = json.dumps(summary, indent=1, allow_nan=False)
-            _write_whole(self.path / "summary.json", text)
+            write_whole(self.path / "summary.json", text)
 
     def rewind(self, step: int) -> None:
         """Forget lines of metrics and samples after a step, before a run goes on from there."""
@@ -68,12 +68,13 @@ class RunDirectory:
                 # A kill may cut the last line off anywhere, even within a letter.
                 text = path.read_text(encoding="utf-8", errors="replace")
                 lines = [line for line in text.split("\n") if _step_of(line) <= step]
-                _write_whole(path, "".join(line + "\n" for line in lines))
+                write_whole(path, "".join(line + "\n" for line in lines))
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         if self.writes:
-            with (self.path / name).open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+            line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+            with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 def check_free(path: Path) -> None:
@@ -110,7 +111,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_FILE
     if not file.exists():
         raise UserError(f"{path} holds no run to resume: {CONFIG_FILE} is missing.")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = read_yaml(file)
     return {name: value for name, value in config.items() if name not in NOT_OPTIONS}
 
 
@@ -123,15 +124,9 @@ def versions() -> dict[str, str]:
 def _step_of(line: str) -> int:
     """The step of a line; a last line cut off by a kill belongs to no step."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return 2**62
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.errors import UserError
+from visgrpo.objectives import token_kl
 from visgrpo.objectives.estimators import draw
 from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
 
@@ -269,3 +271,24 @@ def test_a_forbidden_token_at_an_unused_place_leaves_gradients_finite() -> None:
 def test_settings_that_make_no_distribution(settings: dict, word: str) -> None:
     with pytest.raises(UserError, match=word):
         TokenDistribution(**settings)
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 3}])
+def test_the_kl_of_what_is_drawn_to_the_whole_start(cut: dict[str, Any]) -> None:
+    """Its estimate is the KL of the cut policy in the mean, and so never negative."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        policy_V, start_V = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+        distribution = TokenDistribution(temperature=1.5, **cut)
+        log_probs_V = distribution.log_probs(policy_V)
+        drawn = (log_probs_V > -torch.inf).nonzero()[:, 0]
+        start_log_probs = torch.stack(
+            [distribution.whole().log_probs(start_V, token)[token] for token in drawn]
+        )
+        estimate = log_probs_V[drawn].exp() @ token_kl(
+            log_probs_V[drawn], start_log_probs, estimator="k1"
+        )
+        share, start = log_probs_V.exp(), (start_V / 1.5).softmax(0)
+        expected = sum(float(p * (p / q).log()) for p, q in zip(share, start, strict=True) if p)
+        assert float(estimate) == pytest.approx(expected, abs=1e-12)
+        assert expected >= 0

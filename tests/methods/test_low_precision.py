@@ -10,7 +10,9 @@ import torch
 from token_tools import batch_of, grpo, language, rollouts, sampling
 
 from visgrpo.methods.ppo import TokenPPO
+from visgrpo.methods.token_groups import sequence_kl
 from visgrpo.methods.tokens import TokenTerms
+from visgrpo.models.reference import reference_of
 from visgrpo.objectives import PRESETS
 
 OFF_POLICY = TokenTerms(on_policy=False)
@@ -64,3 +66,14 @@ def test_what_decoding_rounds_would_show_in_the_ratios() -> None:
             for rescored in (False, True)
         )
     assert (decoded - scored).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_the_kl_of_the_reward_is_0_at_the_start(kind: str) -> None:
+    """Rounding is no divergence: the start and the policy are looked at by the same pass."""
+    model = language(kind)
+    terms = TokenTerms(kl_in="reward", on_policy=True)
+    method = grpo(terms=terms, reference=reference_of(model))
+    with bf16():
+        groups = method.rollout(model.train(), batch_of(), 0, chunk=2)
+    assert torch.equal(sequence_kl(groups), torch.zeros(4, 4))

@@ -71,7 +71,8 @@ def test_groups_hold_what_was_drawn() -> None:
     reference, model = moved_from_start("qwen2")
     groups = rollouts(drawn=HOW, reference=reference).draw(model, batch_of(), 3, chunk=4)
     scores = model.score(PROMPTS, LENGTHS, groups.tokens_NGT, HOW.distribution)
-    start = reference.log_probs(PROMPTS, LENGTHS, groups.tokens_NGT, HOW.distribution)
+    whole = HOW.distribution.whole()  # of the start no token is cut away
+    start = reference.log_probs(PROMPTS, LENGTHS, groups.tokens_NGT, whole)
     mask = groups.mask_NGT
     torch.testing.assert_close(groups.old_log_probs_NGT[mask], scores[mask], atol=1e-5, rtol=0)
     ours = groups.reference_log_probs_NGT[mask]

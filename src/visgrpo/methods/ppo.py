@@ -54,7 +54,7 @@ class TokenPPO:
         coefficient = self.rollouts.memory.kl_weight
         steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
         groups = self.rollouts.draw(
-            model, batch, step, chunk, steer=steer, rescored=not self.terms.on_policy
+            model, batch, step, chunk, steer=steer, rescored=self.terms.compares
         )
         values_NGT = torch.cat(
             [

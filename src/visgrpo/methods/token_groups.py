@@ -33,7 +33,8 @@ class TokenGroups:
         ended_NG: False where the length limit cut a completion off.
         old_log_probs_NGT: of the distribution that the tokens were drawn from, by the pass that
             trains where several updates learn from them.
-        reference_log_probs_NGT: of the same tokens by the start; None without a reference.
+        reference_log_probs_NGT: of the same tokens by the start, where top-k and top-p cut none
+            away: the KL is that of what is drawn to the whole start. None without a reference.
         rewards_NGR: each of R rewards, unweighted; NaN where a reward does not apply to a prompt.
         gold_NG: what a judge says beside the rewards, which nothing learns from; None without one.
         advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until they are made.
@@ -222,10 +223,10 @@ class TokenRollouts:
             if self.reference is not None:
                 references.append(
                     self.reference.log_probs(
-                        prompts_NP,
+                        batch.prompts_NP[rows],
                         lengths_N,
                         drawn.tokens_NGT,
-                        self.sampling.distribution,
+                        self.sampling.distribution.whole(),
                         pictures,
                     )
                 )

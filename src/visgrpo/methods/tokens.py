@@ -78,6 +78,11 @@ class TokenTerms:
             critic_alone=critic_alone,
         )
 
+    @property
+    def compares(self) -> bool:
+        """Whether the log-probs that tokens were drawn with are compared with others."""
+        return not self.on_policy or self.kl_in == "reward"
+
     def old_log_probs(self, scores: Scores, groups: TokenGroups) -> Tensor:
         return scores.log_probs.detach() if self.on_policy else groups.old_log_probs_NGT
 
@@ -161,7 +166,7 @@ class TokenGRPO:
         coefficient = self.rollouts.memory.kl_weight
         keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
         groups = self.rollouts.draw(
-            model, batch, step, chunk, keep_read=keep_read, rescored=not self.terms.on_policy
+            model, batch, step, chunk, keep_read=keep_read, rescored=self.terms.compares
         )
         advantages_NG = self._advantages(groups, coefficient)
         groups = replace(

@@ -81,9 +81,10 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return self.plain.get_input_embeddings().weight.device
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return the logits (…, V) of hidden states (…, D)."""
-        return self.plain.get_output_embeddings()(hidden)
+    @property
+    def head(self) -> Any:
+        """The layer from hidden states (…, D) to logits (…, V)."""
+        return self.plain.get_output_embeddings()
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -58,9 +58,9 @@ class TokenDistribution:
             scaled = scaled.masked_fill(~kept, -torch.inf)
         return scaled.log_softmax(dim=-1)
 
-    def full_log_probs(self, logits: Tensor) -> Tensor:
-        """Return log-probs (..., V) at the temperature, before top-k and top-p cut any away."""
-        return self._scaled(logits).log_softmax(dim=-1)
+    def whole(self) -> TokenDistribution:
+        """Return the distribution before top-k and top-p cut any token away."""
+        return replace(self, top_k=0, top_p=1.0)
 
     def _scaled(self, logits: Tensor) -> Tensor:
         scaled = logits.float() if logits.dtype.itemsize < 4 else logits
@@ -127,7 +127,7 @@ def score_tokens(
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             whole_CV = log_probs_CV
             if distribution.top_k or distribution.top_p < 1:
-                whole_CV = distribution.full_log_probs(logits_CV)
+                whole_CV = distribution.whole().log_probs(logits_CV)
             entropy_C = entropy(whole_CV)
         return log_probs_CV.gather(-1, chosen_C.unsqueeze(-1)).squeeze(-1), entropy_C
 

@@ -34,9 +34,8 @@ from common import (
 from torch import nn
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, ImageView, PixelView, View
 from visgrpo.methods.labels import LabelGRPO
-from visgrpo.methods.views import ImageView, PixelView, View
 from visgrpo.models.backbone import Backbone, RepresentationClassifier, Segmenter
 from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.models.trains import adapt

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from visgrpo.data.table import Splits, Table
-from visgrpo.data.worlds.digits import digits_splits
+from visgrpo.data.worlds.shapes import digits_splits
 from visgrpo.errors import UserError
 
 
@@ -88,5 +88,5 @@ def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
 
 
 def test_importing_the_module_does_not_import_scikit_learn() -> None:
-    code = "import sys, visgrpo.data.worlds.digits; sys.exit('sklearn' in sys.modules)"
+    code = "import sys, visgrpo.data.worlds.shapes; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,8 +16,7 @@ from visgrpo.data.folders import read_image_folder
 from visgrpo.data.read import read, read_split
 from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table, join
-from visgrpo.data.worlds.digits import digits_splits
-from visgrpo.data.worlds.shapes import shapes_splits
+from visgrpo.data.worlds.shapes import digits_splits, shapes_splits
 
 
 def touch(path: Path) -> None:

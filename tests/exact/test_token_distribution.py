@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visgrpo.errors import UserError
 from visgrpo.objectives import token_kl
-from visgrpo.objectives.estimators import draw
+from visgrpo.objectives.advantages import draw
 from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
 
 LOGITS = np.random.default_rng(3).normal(scale=2.0, size=(5, 9))

@@ -16,8 +16,7 @@ from visgrpo.data.roles import image_table
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.feedback.reward import FeedbackReward
-from visgrpo.measures.agreement import agreement
-from visgrpo.measures.held_out import HeldOut, expected_reward
+from visgrpo.measures.held_out import HeldOut, agreement, expected_reward
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 
 CLASSES = ("cat", "dog", "owl")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
-from visgrpo.measures import geometry
-from visgrpo.measures.geometry import alignment, uniformity
+from visgrpo.measures import probes
+from visgrpo.measures.probes import alignment, uniformity
 
 
 def features(rows: int, width: int = 5) -> Tensor:
@@ -56,7 +56,7 @@ def test_alignment_against_a_loop_over_pairs() -> None:
 def test_uniformity_against_a_loop_over_pairs(
     monkeypatch: pytest.MonkeyPatch, pairs_at_once: int
 ) -> None:
-    monkeypatch.setattr(geometry, "PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(probes, "PAIRS_AT_ONCE", pairs_at_once)
     x = features(40)
     expected = np.log(np.mean(np.exp(-2 * np.array([*squared_distances(x).values()]))))
     assert uniformity(x) == pytest.approx(expected, rel=1e-12)

@@ -12,9 +12,16 @@ from label_tools import grpo, names
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy, in_chunks
+from visgrpo.methods.class_set import (
+    ClassSetGRPO,
+    ClassSetSupervised,
+    ImageView,
+    OldPolicy,
+    PixelView,
+    View,
+    in_chunks,
+)
 from visgrpo.methods.method import Metrics
-from visgrpo.methods.views import ImageView, PixelView, View
 
 LIMIT = "visgrpo.methods.class_set.NUMBERS_AT_ONCE"
 N, K, SIDE = 7, 5, 4

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy, PixelView
 from visgrpo.methods.groups import subset_offsets
-from visgrpo.methods.views import PixelView
 from visgrpo.objectives import Objective
 from visgrpo.objectives.losses import gaussian_potential
 

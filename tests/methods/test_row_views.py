@@ -15,8 +15,15 @@ from label_tools import grpo
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, OldPolicy, inputs_at_once
-from visgrpo.methods.views import ImageView, PixelView, Rows
+from visgrpo.methods.class_set import (
+    ClassSetGRPO,
+    ClassSetSupervised,
+    ImageView,
+    OldPolicy,
+    PixelView,
+    Rows,
+    inputs_at_once,
+)
 
 K, IGNORED = 4, 255
 

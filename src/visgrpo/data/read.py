@@ -36,8 +36,7 @@ from visgrpo.data.stored import (
     value_column,
 )
 from visgrpo.data.table import IGNORE_INDEX, Role, Splits, Table, derived, of_bytes, of_files
-from visgrpo.data.worlds.digits import digits_splits
-from visgrpo.data.worlds.shapes import MASK_CLASSES, shapes_splits
+from visgrpo.data.worlds.shapes import MASK_CLASSES, digits_splits, shapes_splits
 from visgrpo.errors import UserError, nearest
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from visgrpo.data.pictures import Pictures
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
-from visgrpo.objectives.estimators import draw
+from visgrpo.objectives.advantages import draw
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 

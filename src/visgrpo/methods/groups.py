@@ -22,8 +22,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.methods.method import Metrics, Shards
 from visgrpo.objectives import Objective, all_equal, combine_rewards, entropy, weighted_sum
-from visgrpo.objectives.advantages import Combination
-from visgrpo.objectives.estimators import Estimator, estimator_weights
+from visgrpo.objectives.advantages import Combination, Estimator, estimator_weights
 from visgrpo.rewards.labels import Known
 from visgrpo.rewards.sets import RewardSet
 

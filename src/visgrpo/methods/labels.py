@@ -36,8 +36,7 @@ from visgrpo.objectives import (
     surrogate,
     weighted_sum,
 )
-from visgrpo.objectives.advantages import Combination
-from visgrpo.objectives.estimators import Estimator
+from visgrpo.objectives.advantages import Combination, Estimator
 from visgrpo.rewards.sets import RewardSet
 
 CLIP_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")

@@ -3,6 +3,8 @@
 from visgrpo.objectives.advantages import advantages as advantages
 from visgrpo.objectives.advantages import all_equal as all_equal
 from visgrpo.objectives.advantages import combine_rewards as combine_rewards
+from visgrpo.objectives.advantages import draw as draw
+from visgrpo.objectives.advantages import estimator_weights as estimator_weights
 from visgrpo.objectives.advantages import weighted_sum as weighted_sum
 from visgrpo.objectives.critic import ValueLoss as ValueLoss
 from visgrpo.objectives.critic import gae as gae
@@ -13,8 +15,6 @@ from visgrpo.objectives.divergences import categorical_kl as categorical_kl
 from visgrpo.objectives.divergences import entropy as entropy
 from visgrpo.objectives.divergences import normalized_entropy as normalized_entropy
 from visgrpo.objectives.divergences import token_kl as token_kl
-from visgrpo.objectives.estimators import draw as draw
-from visgrpo.objectives.estimators import estimator_weights as estimator_weights
 from visgrpo.objectives.losses import bradley_terry_loss as bradley_terry_loss
 from visgrpo.objectives.presets import PRESETS as PRESETS
 from visgrpo.objectives.presets import Objective as Objective

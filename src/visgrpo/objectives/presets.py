@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 
 from visgrpo.errors import UserError, nearest
-from visgrpo.objectives.advantages import Baseline, Scale, Scope, advantages
-from visgrpo.objectives.estimators import Estimator
+from visgrpo.objectives.advantages import Baseline, Estimator, Scale, Scope, advantages
 from visgrpo.objectives.surrogate import Aggregation, Clip, RatioLevel
 
 Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]

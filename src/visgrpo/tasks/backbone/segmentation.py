@@ -24,9 +24,8 @@ from visgrpo.measures.masks import (
     hex_palette,
     segmentation_measures,
 )
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, PixelView
 from visgrpo.methods.method import Method
-from visgrpo.methods.views import PixelView
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.save import label_card, save

@@ -12,7 +12,7 @@ from torch import Tensor
 from visgrpo.data.inputs import pixel_inputs
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, interpolate
-from visgrpo.measures.agreement import agreement
+from visgrpo.measures.held_out import agreement
 from visgrpo.measures.over import logits_of
 from visgrpo.models.backbone import RepresentationClassifier
 from visgrpo.models.clip import DEFAULT_TEMPLATES, ClipClassifier, class_prompts

@@ -11,7 +11,7 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "files", "options", "metrics"}
+CORE = {"errors", "files", "options", "metrics", "locks"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "options": {"errors"},
     "metrics": set[str](),
+    "locks": {"errors"},
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,

@@ -39,13 +39,13 @@ from visgrpo.collecting.options import CollectConfig
 from visgrpo.collecting.serve import AnsweringModel, add_learner, collect
 from visgrpo.collecting.store import Store
 from visgrpo.errors import UserError
+from visgrpo.locks import FolderLock
 from visgrpo.models.backbone import Backbone, RepresentationClassifier
 from visgrpo.models.save import save
 from visgrpo.models.small import SmallBackbone, build_small_backbone
 from visgrpo.tasks.use import predict
 from visgrpo.tasks.use_options import PredictConfig
 from visgrpo.training.processes import Processes
-from visgrpo.training.run_directory import FolderLock
 
 CLASSES = ("cat", "dog", "apple")
 

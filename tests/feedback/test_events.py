@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from visgrpo.feedback.source.schemas import (
     find_schema,
     kinds_of,
 )
+from visgrpo.locks import FolderLock
 
 
 def column(events_path: Path, name: str) -> list[object]:
@@ -108,6 +110,27 @@ def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
         with pytest.raises(UserError, match="clicked is 7"):
             open_events(str(path))
     assert not list(scratch.iterdir())
+
+
+def test_what_killed_processes_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = str(write_csv(tmp_path / "log.csv", IMPRESSIONS))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = ("left", "new", "used")
+    folders = {name: tmp_path / f"visgrpo-feedback-{name}" for name in names}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "events.duckdb").write_bytes(bytes(99))
+        if name != "new":
+            os.utime(folder, (0, 0))
+    other = tmp_path / "visgrpo-feedback-link"
+    other.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with FolderLock(folders["used"]), open_events(log):
+        assert not folders["left"].exists()
+    kept = {each.name for each in tmp_path.glob("visgrpo-feedback-*")}
+    assert kept == {"visgrpo-feedback-new", "visgrpo-feedback-used", "visgrpo-feedback-link"}
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:

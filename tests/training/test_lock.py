@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from visgrpo.errors import UserError
+from visgrpo.locks import FolderLock
 from visgrpo.tasks.run import open_session
 from visgrpo.training.options import Loop
-from visgrpo.training.run_directory import FolderLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from visgrpo.training.run_directory import FolderLock
+from visgrpo.locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -27,11 +27,11 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.images import answering_kind, answers_of, stored_images, unlabelled
 from visgrpo.feedback.source.matching import image_keys, key_columns
+from visgrpo.locks import FolderLock
 from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.tasks.task import kinds
 from visgrpo.training.processes import Processes
-from visgrpo.training.run_directory import FolderLock
 
 _DEFAULT_GROUP = 4
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visgrpo.locks import FolderLock
 from visgrpo.metrics import metric
 from visgrpo.reporting import Run, compare_runs, print_measures, read_runs, write_report
 from visgrpo.reporting.console import print_cells
@@ -13,7 +14,7 @@ from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_b
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.options import CompareConfig, DemoConfig, PretrainClipConfig, ReportConfig
 from visgrpo.tasks.task import train
-from visgrpo.training.run_directory import FolderLock, check_free, check_place, free_name
+from visgrpo.training.run_directory import check_free, check_place, free_name
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 

@@ -14,6 +14,7 @@ from visgrpo.arguments import from_file
 from visgrpo.data.batches import BatchLoader, Collating, InputFunction
 from visgrpo.data.table import Table
 from visgrpo.errors import Interrupted, UserError, printable
+from visgrpo.locks import FolderLock
 from visgrpo.methods.method import Memory, Method
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
@@ -24,7 +25,6 @@ from visgrpo.training.optimizer import RateOf
 from visgrpo.training.options import Loop, TrainingOptions
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import (
-    FolderLock,
     RunDirectory,
     check_free,
     check_place,

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from visgrpo.errors import Interrupted, UserError, nearest
 from visgrpo.files import read_json
+from visgrpo.locks import FolderLock
 from visgrpo.metrics import added, number
 from visgrpo.reporting import compare_runs
 from visgrpo.reporting.run import flatten
@@ -38,7 +39,6 @@ from visgrpo.tasks.task import TASKS, Task, task_named
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
-    FolderLock,
     RunDirectory,
     check_free,
     check_place,

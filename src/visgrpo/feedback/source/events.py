@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ from visgrpo.feedback.source.sources import (
     parse_address,
     reading,
 )
+from visgrpo.locks import FolderLock
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = "512MB"
 _FAULTY = {"faulty": "common_subplan"}
+_PREFIX = "visgrpo-feedback-"
+_SECONDS_TO_LOCK = 60.0  # that a process may take from making a folder to locking it
 _THREADS = 4  # each has buffers of its own, beside the limit
 
 
@@ -129,14 +134,31 @@ def open_events(
 
 
 def _temporary(resources: ExitStack) -> Path:
+    """Make a folder for a database, and remove those of processes that were killed."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix="visgrpo-feedback-")
+        made = tempfile.TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:
         raise UserError(
             f"Feedback is copied into a folder for temporary files, and none can be made: "
             f"{error.strerror}. Set TMPDIR to one with room."
         ) from error
-    return Path(resources.enter_context(folder))
+    folder = Path(resources.enter_context(made))
+    resources.enter_context(FolderLock(folder, shared=False))
+    for other in folder.parent.glob(f"{_PREFIX}*"):
+        if other != folder and _is_left(other):
+            with suppress(UserError), FolderLock(other, shared=False):
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder is this user's, and so old that it has a lock if anyone uses it."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:  # its owner has just removed it
+        return False
+    is_own = os.name == "posix" and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return is_own and time.time() - found.st_mtime > _SECONDS_TO_LOCK
 
 
 def _connect(folder: Path) -> DuckDBPyConnection:

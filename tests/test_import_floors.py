@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "feedback/worth": CORE | {"feedback/source"},
     "feedback": TASKS | {"tasks", "feedback/source", "feedback/worth"},
     "collecting": TASKS | {"tasks", "feedback", "feedback/source"},
-    "cli": CORE | {"arguments", "tasks", "feedback"},
+    "cli": CORE | {"arguments", "tasks", "feedback", "training"},
     "__main__": {"cli"},
 }
 EXTENSION = "tasks/extension.py"

@@ -137,14 +137,15 @@ def kills(bench: Bench, scale: float, seed: int) -> list[Row]:
     events, times = Count("kill -9 at a file event"), Count("kill -9 at a random time")
     for name in chosen(scale):
         _, total, seconds = whole(bench, name)
-        for number in sorted(rng.sample(range(1, total + 1), min(total, max(1, round(4 * scale))))):
+        few = scale / 2 if name in STORIES else scale  # they take as long as ten others
+        for number in rng.sample(range(1, total + 1), min(total, max(1, round(4 * few)))):
             output = f"killed-{number}/{name}"
             act = watching(bench.folder / output, lambda seen, n=number: seen == n and kill())
             ended = run(words_of(bench, name, output), bench.folder, act)
             assert ended.code == -signal.SIGKILL, (name, number, total, ended)
             events.add(*goes_on(bench, name, output))
             shutil.rmtree(bench.folder / f"killed-{number}")
-        for turn in range(max(1, round(2 * scale))):
+        for turn in range(max(1, round(2 * few))):
             output = f"late-{turn}/{name}"
             after = (rng.uniform(0, seconds), signal.SIGKILL)
             run(words_of(bench, name, output), bench.folder, send=after)

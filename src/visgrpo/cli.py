@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _quiet_libraries()
         _load(command.function)(config)
     except UserError as error:
+        if _is_said_elsewhere(str(error)):
+            sys.exit(USER_ERROR)
         print(f"visgrpo: {printable(str(error))}", file=sys.stderr)
         details = getattr(error, "details", "")
         if details:
@@ -162,6 +164,14 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
             'Say what to do: "visgrpo feedback summarize", "feedback collect" or "feedback replay".'
         )
     raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], commands())}')
+
+
+def _is_said_elsewhere(message: str) -> bool:
+    if "torch" not in sys.modules:  # no process has met another yet: the words are the same
+        return os.environ.get("RANK", "0") != "0"
+    from visgrpo.training.processes import is_said_elsewhere
+
+    return is_said_elsewhere(message)
 
 
 def _quiet_libraries() -> None:

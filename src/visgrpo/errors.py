@@ -28,6 +28,14 @@ class Interrupted(Exception):
         self.step, self.run = step, run
 
 
+class Deserted(Interrupted):
+    """Another process of the run has ended, and this one cannot go on alone."""
+
+    def __init__(self, run: Path) -> None:
+        Exception.__init__(self, "another process of this run has ended")
+        self.step, self.run = 0, run
+
+
 def nearest(name: str, choices: Iterable[str], *, most: int = 12) -> str:
     """Return the end of an error message: the most similar choice, or the choices themselves.
 

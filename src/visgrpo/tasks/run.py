@@ -114,7 +114,10 @@ def train(task: Task, options: Any) -> dict[str, Any]:
         UserError: for settings, data, models or rewards that cannot work.
         Interrupted: when asked to stop; the run can be resumed.
     """
-    with open_session(options, task.run_name(options)) as session:
+    with (
+        open_session(options, task.run_name(options)) as session,
+        session.processes.together(session.run.path),
+    ):
         return _train(task, options, session)
 
 
@@ -317,7 +320,8 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
         reset_peak_memory(processes.device)
         run = RunDirectory(output, writes=processes.is_main)
         checkpoint = _checkpoint(config, run) if has_checkpoints else None
-        processes.wait()  # every process has seen the folder free before one fills it
+        with processes.together(output):
+            processes.wait()  # every process has seen the folder free before one fills it
     except BaseException:
         lock.release()
         raise

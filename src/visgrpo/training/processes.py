@@ -7,13 +7,14 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from visgrpo.errors import UserError, nearest
+from visgrpo.errors import Deserted, UserError, nearest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,6 +90,21 @@ class Processes:
         value = torch.tensor([float(flag)], device=self.device)
         return bool(self.accelerator.reduce(value, reduction="sum").item() > 0)
 
+    @contextmanager
+    def together(self, run: Path) -> Iterator[None]:
+        """Say in a word that another process has ended, where a socket would say what it saw.
+
+        Raises:
+            Deserted: inside the block, another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if self.world_size == 1 or not lost:
+                raise
+            raise Deserted(run) from None
+
     def start_trackers(self, config: Mapping[str, Any]) -> None:
         """Open the trackers asked for; trainer metrics go to them as well."""
         plain = {
@@ -105,6 +121,26 @@ class Processes:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.trackers = []
+
+
+def is_said_elsewhere(message: str) -> bool:
+    """Whether the first of several processes says the same: a mistake of the user is said once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    first = os.environ.get("RANK", "0") == "0"
+    if not torch.distributed.is_initialized():
+        return not first  # words and options are the same everywhere
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        if first:
+            store.set(f"said: {message}", "")
+        else:
+            store.wait([f"said: {message}"], timedelta(seconds=3))
+    except torch.distributed.DistStoreError:  # nobody has said it
+        return False
+    except torch.distributed.DistNetworkError:  # the first has ended, not for this process
+        return not first
+    return not first
 
 
 def check_device(device: str, precision: str) -> None:

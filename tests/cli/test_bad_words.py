@@ -32,7 +32,7 @@ clip --learning-rate inf | --learning-rate
 clip --beta -1 | --beta must not be negative
 clip --epsilon-low -0.1 | --epsilon-low
 clip --last-blocks -1 | --last-blocks
-clip --train lora --lora-dropout 1.5 | --lora-dropout
+clip --train lora --lora-dropout 0.1 | --lora-dropout
 clip --warmup 2 | --warmup
 clip --final-learning-rate -1 | --final-learning-rate
 clip --augment flop | flop

@@ -160,7 +160,7 @@ WAYS = {
     "live reference": "--reference live",
     "no reference": "--beta 0",
     "entropy": "--entropy-weight 0.1 --temperature 2",
-    "lora": "--train lora --lora-dropout 0.1",
+    "lora": "--train lora",
     "lora and last block": "--train lora --last-blocks 1",
     "lora, augment": "--train lora --augment flip",
     "text": "--train text",
@@ -389,8 +389,6 @@ def test_two_equal_runs_have_equal_lines(
         "flip",
         "--train",
         "lora",
-        "--lora-dropout",
-        "0.2",
         "--keep",
         "last",
     )

@@ -44,9 +44,7 @@ class Killed(NamedTuple):
 
 KILLED = {
     "clip: augmented": Killed("clip", f"{EIGHT} --augment crop flip color", 5),
-    "clip: lora with dropout": Killed(
-        "clip", f"{EIGHT} --train lora --lora-dropout 0.3", 4, "optimizer"
-    ),
+    "clip: lora": Killed("clip", f"{EIGHT} --train lora", 4, "optimizer"),
     "clip: stale groups": Killed(
         "clip", f"{EIGHT} --minibatches 2 --inner-passes 2 --refresh-every 3", 5
     ),
@@ -73,9 +71,7 @@ KILLED = {
     "representation: batch norm, augmented": Killed(
         "representation resnet", f"{EIGHT} --train full --augment crop flip", 4, "optimizer"
     ),
-    "representation: adapters": Killed(
-        "representation", f"{EIGHT} --train lora --lora-dropout 0.3", 4, "optimizer"
-    ),
+    "representation: adapters": Killed("representation", f"{EIGHT} --train lora", 4, "optimizer"),
     "representation: drawn classes, best kept": Killed(
         "representation",
         f"{EIGHT} --train last-blocks --estimator sampled --log-every 3 --eval-every 4 --keep best",

@@ -221,10 +221,10 @@ def test_adapters_are_merged(ways: dict[str, Path]) -> None:
     assert not classifier.backbone.has_adapter
 
 
-def test_adapters_with_dropout_and_a_batch_norm_run(
+def test_adapters_and_a_batch_norm_run(
     vit: Path, resnet: Path, pictures: Path, tmp_path: Path, no_page: None
 ) -> None:
-    represent(vit, pictures, tmp_path / "lora", "--train", "lora", "--lora-dropout", "0.5")
+    represent(vit, pictures, tmp_path / "lora", "--train", "lora")
     run = represent(resnet, pictures, tmp_path / "resnet", "--train", "full", *LAST)
     assert weights(run) != (resnet / "model.safetensors").read_bytes()
 

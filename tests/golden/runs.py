@@ -56,7 +56,7 @@ RUNS: Mapping[str, Run] = {
     ),
     "clip-sampled": Run(f"{_CLIP} --augment crop flip --reward hard top-k:2 --group-size 4"),
     "clip-exact-lora": Run(
-        f"{_CLIP} --estimator exact --train lora --lora-rank 2 --lora-dropout 0.2 "
+        f"{_CLIP} --estimator exact --train lora --lora-rank 2 "
         "--entropy-weight 0.01 --reward {reward}:odd --minibatches 2 --method dapo"
     ),
     "clip-supervised": Run(f"{_CLIP} --method supervised --train full --retention {{others}}"),

@@ -520,3 +520,14 @@ def test_an_adapter_whose_base_is_gone(tiny_clip_folder: Path, tmp_path: Path) -
     save_adapter(classifier_from(base, LORA), tmp_path / "adapter")
     shutil.rmtree(base)
     assert one_line("clip", tmp_path / "adapter") == f'Model folder "{base}" does not exist.'
+
+
+def test_a_vision_language_model_with_sliding_windows(spoil: Callable[[str], Path]) -> None:
+    """Its completions would be scored otherwise than transformers scores them."""
+    folder = spoil("vision")
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["text_config"]["num_hidden_layers"]
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 4}
+    config["text_config"] |= {"max_window_layers": 0, "layer_types": ["sliding_attention"] * layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "see a part of the context only" in one_line("vision", folder)

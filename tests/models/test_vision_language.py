@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from vision_models import (
     scene,
     seeing,
     sharing_keys,
+    smol,
     truth_of,
 )
 
@@ -261,3 +263,14 @@ def test_half_precision_stays_finite() -> None:
     assert scores.log_probs.dtype == torch.float32
     scores.log_probs.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_towers_dropout_is_off_whatever_it_is_called() -> None:
+    """SmolVLM's attention keeps it as `dropout`, Qwen2.5-VL's as `attention_dropout`."""
+    parts = smol("smolvlm")
+    config = copy.deepcopy(parts.model.config)
+    config.vision_config.attention_dropout = 0.3
+    lm = type(parts.model)(config)
+    lm.load_state_dict(parts.model.state_dict())
+    model, batch = VisionLanguageModel(lm).train(), scene(parts=parts).batch()
+    torch.testing.assert_close(model(**batch).log_probs, model.eval()(**batch).log_probs)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visgrpo.errors import UserError
+from visgrpo.models.parts import without_dropout
 
 Pool = Literal["cls", "mean", "both"]
 
@@ -175,10 +176,12 @@ class Backbone(nn.Module):
     def note_what_trains(self) -> None:
         """Decide which parts stay in evaluation mode; call it after changing what trains.
 
-        Those are the parts with weights none of which trains: neither their dropout nor their
-        batch statistics may move. Decided once and not from the parameters of the moment: the
-        trainer runs an old policy by putting detached weights in their place.
+        Those are the parts with weights none of which trains: their batch statistics may not move.
+        Decided once and not from the parameters of the moment: the trainer runs an old policy by
+        putting detached weights in their place. Dropout is switched off everywhere: what is drawn
+        is scored as it was drawn.
         """
+        without_dropout(self)
         self._resting = [module for name, module in self.named_modules() if _rests(name, module)]
         self.train(self.training)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.worlds.scenes import with_article
 from visgrpo.errors import UserError
+from visgrpo.models.parts import without_dropout
 
 LogitScale = Literal["frozen", "trainable", "clamped"]
 PROMPTS_AT_ONCE = 512
@@ -109,9 +110,12 @@ class ClipClassifier(nn.Module):
     def note_what_trains(self) -> None:
         """Decide which text features may be kept; call it again after changing what trains.
 
+        Dropout is switched off, that of new adapters too: what is drawn is scored as it was drawn.
+
         Decided once and not from the parameters of the moment: the trainer runs an old policy by
         putting detached weights in their place, which looks like a frozen tower.
         """
+        without_dropout(self)
         projection = getattr(self.backbone, "text_projection", None)
         projects = projection is not None and projection.weight.requires_grad
         tower = any(p.requires_grad for p in self.backbone.text_model.parameters())

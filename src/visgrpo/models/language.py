@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
-from visgrpo.models.parts import Parts
+from visgrpo.models.parts import Parts, without_dropout
 from visgrpo.models.prompt_reading import (
     ReadPrompts,
     SharedPrompt,
@@ -346,12 +346,3 @@ def stop_tokens(parts: Parts) -> tuple[int, ...]:
     settings = parts.model.generation_config.eos_token_id
     further = settings if isinstance(settings, list) else [settings]
     return tuple(sorted({parts.tokenizer.eos_token_id, *further} - {None}))
-
-
-def without_dropout(module: nn.Module) -> None:
-    """Switch every dropout of a model off, in place."""
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        if hasattr(part, "attention_dropout") and isinstance(part.attention_dropout, float):
-            part.attention_dropout = 0.0  # type: ignore[assignment]

@@ -251,6 +251,7 @@ def _vision_language(name: str) -> Parts:
         "and a qwen2."
     )
     config = _config_of_kind(name, SEEING, refusal)
+    _check_sees_all(name, config)
     tokenizer, images = pretrained("AutoTokenizer", name), load_images(name)
     _use_template_of_processor(name, tokenizer)
     model, _ = load_pretrained("AutoModelForImageTextToText", name)
@@ -309,17 +310,22 @@ def _config_of_kind(name: str, kinds: Any, refusal: str) -> Any:
 
 def _checked(parts: Parts) -> Parts:
     """Refuse a language model that we would read otherwise than it is; mend its tokenizer."""
-    config = parts.model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        raise UserError(
-            f'"{parts.name}" has layers that see a part of the context only, with which completions'
-            " cannot share their prompt: take a model such as gpt2, qwen2 or llama."
-        )
+    _check_sees_all(parts.name, parts.model.config)
     _check_scores(parts)
     embeddings = parts.model.get_input_embeddings().num_embeddings
     note = check_tokenizer(parts.tokenizer, parts.name, embeddings)
     return replace(parts, notes=(note,)) if note else parts
+
+
+def _check_sees_all(name: str, config: Any) -> None:
+    """Refuse layers whose tokens see a part of the context only."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
+        raise UserError(
+            f'"{name}" has layers that see a part of the context only, with which completions '
+            "cannot share their prompt: take a model without sliding windows."
+        )
 
 
 def _check_scores(parts: Parts) -> None:

@@ -14,7 +14,6 @@ class Lora(Options):
 
     lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
     lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
-    lora_dropout: float = option(0.0, "Dropout before the adapters.", within="[0, 1]")
 
 
 @dataclass(frozen=True)

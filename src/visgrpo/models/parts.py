@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
@@ -230,6 +230,20 @@ def load_images(name: str) -> Any:
             raise
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
         return StoredSettings(settings)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Switch every dropout of a model off, in place, and layers that are left out at random.
+
+    A policy that is scored under other masks than it was drawn under is another policy. Families
+    call the numbers attention_dropout, dropout, dropout_prob, drop_prob or layerdrop.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 @contextmanager

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from visgrpo.data.text import Prompt, lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
-from visgrpo.models.language import context_of, without_dropout
-from visgrpo.models.parts import (
-    Parts,
-)
+from visgrpo.models.language import context_of
+from visgrpo.models.parts import Parts, without_dropout
 from visgrpo.models.tokenizers import PAD
 
 

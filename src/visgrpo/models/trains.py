@@ -127,7 +127,6 @@ def wrap_in_adapters(
     settings = LoraConfig(
         r=choice.lora_rank,
         lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=choice.lora_dropout,
         target_modules=list(targets),
         modules_to_save=list(in_full) or None,
     )

@@ -137,7 +137,7 @@ class Budget(NamedTuple):
 class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     """How a policy over completions learns from rewards, in one or several stages."""
 
-    estimator = lora_dropout = override(hidden=True)
+    estimator = override(hidden=True)
 
     method = override("all", "What to run: one method, or all stages.")
     preset: str = option("", "Size of a new model, and how long it trains.")

@@ -125,10 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(details, file=sys.stderr)
         sys.exit(USER_ERROR)
     except Interrupted as stop:
-        can_resume = hasattr(config, "resume")
-        mend = f"Go on with: visgrpo {name} --output {stop.run} --resume"
-        again = f"Start again with: visgrpo {name}"
-        print(f"visgrpo: {stop}. {mend if can_resume else again}", file=sys.stderr)
+        flag = " --resume" if hasattr(config, "resume") else ""  # a demo goes on by itself
+        mend = f"Go on with: visgrpo {name} --output {stop.run}{flag}"
+        print(f"visgrpo: {stop}. {mend}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         print("visgrpo: stopped at once.", file=sys.stderr)

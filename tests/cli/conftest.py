@@ -158,7 +158,8 @@ def words_of(
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page: drawing its plots takes longer than the run."""
-    monkeypatch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
+    for place in ("tasks.run", "reporting.page"):
+        monkeypatch.setattr(f"visgrpo.{place}.write_report", lambda path: path)
 
 
 @pytest.fixture

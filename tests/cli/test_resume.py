@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import SMALL, clip, refused, same_run, training_lines
 
 from visgrpo.cli import main
 from visgrpo.errors import Interrupted
+from visgrpo.training.options import Loop
+from visgrpo.training.run_directory import RunDirectory
 
 EIGHT = ["--steps", "8", "--save-every", "2", "--eval-every", "2", "--keep", "last"]
 
@@ -88,19 +91,43 @@ def test_ctrl_c_in_the_baseline_says_how_the_whole_run_goes_on(
     assert same_run(tmp_path / "run" / "baseline", tmp_path / "whole" / "baseline")
 
 
-def test_a_stopped_demo_does_not_offer_what_it_cannot_do(
+def test_a_stopped_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`visgrpo demo` has no --resume, and resuming one of its runs would not finish it."""
+    """What has ended is not trained again, and what was stopped goes on; seeds are not mixed."""
+    folder, asked = tmp_path / "demo", []
+    measured = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.7}, "data": {"test": 9}}
+    stopped = True
 
-    def interrupted(config: object) -> None:
-        raise Interrupted(3, tmp_path / "demo" / "start")
+    def train(config: Loop) -> dict[str, Any]:
+        run = RunDirectory(str(config.output))
+        asked.append((run.path.name, config.resume))
+        run.create("clip", {})
+        if run.path.name == "supervised" and stopped:
+            raise Interrupted(3, run.path)
+        run.write_summary(measured)
+        return measured
 
-    monkeypatch.setattr("visgrpo.tasks.demo.train", interrupted)
+    monkeypatch.setattr("visgrpo.tasks.demo.train", train)
+    monkeypatch.setattr("visgrpo.tasks.demo.compare_runs", lambda runs, keys, page: page)
+    (folder / ".config.yaml.tmp").parent.mkdir()
+    (folder / ".config.yaml.tmp").write_text("recipe: de")  # a kill left it
     with pytest.raises(SystemExit) as caught:
-        main(["demo", "--output", str(tmp_path / "demo")])
+        main(["demo", "--output", str(folder)])
     assert caught.value.code == 130
-    assert "visgrpo demo --output" not in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert shlex.split(line.partition("Go on with: visgrpo ")[2]) == [
+        *("demo", "--output", str(folder))
+    ]
+    assert "holds a demo with --seed 0" in refused(
+        capsys, ["demo", "--output", folder, "--seed", 1]
+    )
+    stopped = False
+    for _ in range(2):  # the second time nothing is left to do
+        main(["demo", "--output", str(folder)])
+        assert "Compare the runs" in capsys.readouterr().out
+    started = [("start", False), ("supervised", False)]
+    assert asked == [*started, ("supervised", True), ("grpo", False)]
 
 
 @pytest.fixture(scope="module")

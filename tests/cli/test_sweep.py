@@ -16,6 +16,7 @@ from running import clip, read_json, refused, same_run
 from visgrpo.cli import COMMANDS, main
 from visgrpo.tasks.task import TASKS
 from visgrpo.training.options import Loop
+from visgrpo.training.run_directory import RunDirectory
 
 Capture = pytest.CaptureFixture[str]
 SIZES = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 2, "device": "cpu"}
@@ -154,7 +155,8 @@ def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFacto
     """The folder of a finished sweep, and beside it its plan."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visgrpo.tasks.run.write_report", lambda path: path)
+        for place in ("tasks.run", "reporting.page"):
+            patch.setattr(f"visgrpo.{place}.write_report", lambda path: path)
         patch.setattr("visgrpo.tasks.sweep.compare_runs", lambda runs, metrics, page: page)
         main(words(write(folder / "plan.yaml", start, pictures), folder / "sweep"))
     return folder
@@ -229,6 +231,14 @@ def test_runs_with_other_settings_are_not_mixed(
 def test_a_folder_in_use_is_refused(copied: Path, nothing_runs: None, capsys: Capture) -> None:
     line = refused(capsys, words(copied / "sweep.yaml", copied))
     assert "already holds a run: --resume to go on with it" in line
+
+
+def test_a_sweep_that_was_killed_before_its_file_was_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDirectory(tmp_path).create("sweep", {"command_words": ["clip"]})
+    line = refused(capsys, ["sweep", "clip", "--resume", "--output", tmp_path])
+    assert "sweep.yaml is missing: give the file again with --config" in line
 
 
 def test_a_folder_of_something_else_is_not_resumed(

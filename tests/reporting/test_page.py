@@ -13,7 +13,7 @@ from html_pages import assert_offline, read_page, squeeze
 from PIL import Image
 
 from visgrpo.errors import UserError
-from visgrpo.reporting import outcome, read_run, write_report
+from visgrpo.reporting import ended, outcome, read_run, write_report
 from visgrpo.reporting.examples import examples, group_table
 from visgrpo.reporting.html import picture
 from visgrpo.reporting.page import repeat_command
@@ -272,3 +272,21 @@ def test_the_page_of_21000_classes_stays_small(small_run):
         path = small_run(f"{count}", steps=1, samples=False, summary=many_classes(count))
         sizes.append(len(write_report(path).read_bytes()))
     assert abs(sizes[1] - sizes[0]) < 2000
+
+
+def test_a_page_that_a_kill_has_taken_is_written_when_the_run_is_found_ended(make_run):
+    run = make_run()
+    assert ended(run, report=False)["recipe"] == ended(run, report=True)["recipe"]
+    written = (run / "report.html").stat().st_mtime_ns
+    ended(run, report=True)
+    assert (run / "report.html").stat().st_mtime_ns == written  # once is enough
+    (run / "summary.json").unlink()
+    assert ended(run, report=True) is None
+
+
+def test_no_page_is_written_unasked_or_where_nothing_was_logged(make_run):
+    run = make_run()
+    ended(run, report=False)
+    (run / "metrics.jsonl").unlink()
+    ended(run, report=True)
+    assert not (run / "report.html").exists()

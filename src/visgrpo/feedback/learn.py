@@ -178,7 +178,7 @@ class FeedbackLearning(Extension):
         """
         session, report = self._session, self.report
         file = session.run.path / FEEDBACK_FILE
-        if not session.resumed:
+        if not (session.resumed and file.exists()):  # a kill may have come before it was written
             if session.processes.is_main:
                 text = json.dumps(report, indent=1, ensure_ascii=False)
                 write_whole(file, text)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visgrpo.files import write_whole
+from visgrpo.files import read_json, write_whole
 from visgrpo.metrics import count, duration, memory
 from visgrpo.reporting import outcome
 from visgrpo.reporting.examples import examples, segments
@@ -59,6 +59,18 @@ def write_report(run_path: Path | str) -> Path:
         versions=flatten(versions if isinstance(versions, dict) else {}),
     )
     return write_whole(run.path / "report.html", page)
+
+
+def ended(run: Path, *, report: bool) -> dict[str, Any] | None:
+    """Return the summary of a run that has ended, else None.
+
+    Where a kill has taken the page that comes after the summary, it is written now.
+    """
+    if not (run / "summary.json").exists():
+        return None
+    if report and (run / "metrics.jsonl").exists() and not (run / "report.html").exists():
+        write_report(run)
+    return read_json(run / "summary.json")
 
 
 def headline(run: Run) -> str | None:

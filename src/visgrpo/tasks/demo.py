@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from visgrpo.errors import Interrupted, UserError
 from visgrpo.locks import FolderLock
 from visgrpo.metrics import metric
-from visgrpo.reporting import Run, compare_runs, print_measures, read_runs, write_report
+from visgrpo.reporting import Run, compare_runs, ended, print_measures, read_runs, write_report
 from visgrpo.reporting.console import print_cells
 from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_by_config
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.options import CompareConfig, DemoConfig, PretrainClipConfig, ReportConfig
 from visgrpo.tasks.task import train
-from visgrpo.training.run_directory import check_free, check_place, free_name
+from visgrpo.training.options import Loop
+from visgrpo.training.run_directory import (
+    CONFIG_FILE,
+    RunDirectory,
+    check_free,
+    check_place,
+    free_name,
+    read_config,
+)
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 
@@ -22,7 +32,12 @@ METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Pre-train a tiny CLIP badly on purpose; tune it with GRPO and, beside it, supervised.
 
-    Same start, data, steps and learning rate for both. Returns the summaries by run.
+    Same start, data, steps and learning rate for both. A folder in which it was stopped is gone on
+    with. Returns the summaries by run.
+
+    Raises:
+        UserError: for a folder that holds something else.
+        Interrupted: when asked to stop.
     """
     config.check()
     folder = Path(config.output) if config.output else free_name(Path("runs/demo"))
@@ -32,8 +47,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
-    check_free(folder)
-    start = train(
+    _begin(config, folder)
+    start = _trained(
         PretrainClipConfig(
             data="digits",
             output=str(folder / "start"),
@@ -47,7 +62,7 @@ def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
         )
     )
     tuned = {
-        method: train(
+        method: _trained(
             ClipConfig(
                 model=str(folder / "start" / "model"),
                 data="digits",
@@ -70,6 +85,32 @@ def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
     )
     print(f"Compare the runs: {page}\nGRPO's own page: {folder / 'grpo' / 'report.html'}")
     return {"start": start, **tuned}
+
+
+def _begin(config: DemoConfig, folder: Path) -> None:
+    """Note down what the folder is for, or see that it holds a demo of the same seed."""
+    before = read_config(folder) if (folder / CONFIG_FILE).exists() else {}
+    if before.keys() != {"demo_seed"}:
+        check_free(folder)
+        RunDirectory(folder).create("demo", {"demo_seed": config.seed})
+    elif before["demo_seed"] != config.seed:
+        raise UserError(
+            f"--output {folder} holds a demo with --seed {before['demo_seed']}: name another "
+            "folder."
+        )
+
+
+def _trained(options: Loop) -> dict[str, Any]:
+    """Train, or go on with a run that was stopped; one that has ended is only read."""
+    run = Path(str(options.output))
+    summary = ended(run, report=options.report)
+    if summary is not None:
+        return summary
+    resume = (run / CONFIG_FILE).exists()
+    try:
+        return train(replace(options, resume=resume))
+    except Interrupted as stopped:  # what goes on is the whole demo
+        raise Interrupted(stopped.step, run.parent) from None
 
 
 def report(config: ReportConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 from PIL import Image
@@ -12,6 +13,7 @@ from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.read import read
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
+from visgrpo.files import write_whole
 from visgrpo.models.parts import Parts
 from visgrpo.tasks.lineage import Learned, with_stages
 from visgrpo.tasks.options import RunConfig
@@ -81,10 +83,11 @@ def save_picture(session: Session, images: Sequence[Image.Image], index: int) ->
     """Keep the image of a sampled group; returns its path within the run."""
     path = session.run.path / "samples" / f"{index:06d}.png"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         image = images[index].copy()
         image.thumbnail((224, 224))
-        image.save(path)
+        content = BytesIO()
+        image.save(content, "png")
+        write_whole(path, content.getvalue())
     return str(path.relative_to(session.run.path))
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from visgrpo.errors import Interrupted, UserError
-from visgrpo.files import read_json
-from visgrpo.reporting import compare_runs, print_measures
+from visgrpo.reporting import compare_runs, ended, print_measures
 from visgrpo.tasks.run import Session, begin, open_session, train
 from visgrpo.tasks.task import Task
 
@@ -104,9 +103,9 @@ class StagedTask(Task):
         return summary
 
     def _finished_or_trained(self, options: Any, stage: str, run: Path) -> dict[str, Any]:
-        summary = run / "summary.json"
-        if summary.exists():
-            return read_json(summary)
+        summary = ended(run, report=options.report)
+        if summary is not None:
+            return summary
         try:
             return self.train_stage(self.stage_options(options, stage, run))
         except Interrupted as stopped:  # what goes on is the whole story

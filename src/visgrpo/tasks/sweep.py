@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from visgrpo.errors import Interrupted, UserError, nearest
-from visgrpo.files import read_json
+from visgrpo.files import write_whole
 from visgrpo.locks import FolderLock
 from visgrpo.metrics import added, number
-from visgrpo.reporting import compare_runs
+from visgrpo.reporting import compare_runs, ended
 from visgrpo.reporting.run import flatten
 from visgrpo.tasks.run import settings_of
 from visgrpo.tasks.sweep_plan import (
@@ -96,6 +96,8 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
 def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[dict[str, Any]]:
     _check_output(config, command, output)
     file = Path(config.config) if config.config else output / PLAN
+    if not config.config and not file.exists():  # killed before it was copied
+        raise UserError(f"--resume: {file} is missing: give the file again with --config.")
     combinations = read_combinations(file, task.options, command)
     # Seed by seed: a sweep that is stopped early can already compare all combinations.
     jobs = [_job(each, seed, output) for seed in range(config.seeds) for each in combinations]
@@ -178,7 +180,9 @@ def _begin(config: SweepConfig, output: Path, file: Path) -> None:
 def _summary(job: Job, task: Task, output: Path) -> Summary:
     """Run a job, unless it is finished, and return its summary."""
     if job.finished:
-        return read_json(job.folder / "summary.json")
+        summary = ended(job.folder, report=job.config.report)
+        assert summary is not None
+        return summary
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the sweep's own table
             return task.train(job.config)
@@ -272,13 +276,13 @@ def complaints(summaries: Collection[Summary], measures: Sequence[str]) -> list[
 def write_rows(folder: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write sweep.json, and table.md with the command that repeats it."""
     content = {"command": command, "spread": SPREAD, "rows": rows}
-    (folder / ROWS).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    write_whole(folder / ROWS, json.dumps(content, indent=1, allow_nan=False))
     header, *body = _cells(rows)
     lines = [header, ["---"] * len(header), *body]
     table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
     curves = f"; their curves: {PAGE}" if (folder / PAGE).exists() else ""
     text = f"    {command}\n\n{table}\n\nMean ± {SPREAD}. Options of the runs: {PLAN}{curves}.\n"
-    (folder / TABLE).write_text(text, encoding="utf-8")
+    write_whole(folder / TABLE, text)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

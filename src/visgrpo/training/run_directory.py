@@ -79,10 +79,15 @@ class RunDirectory:
 def check_free(path: Path) -> None:
     """Raise UserError when a folder cannot take a new run."""
     check_place(path)
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not all(map(_is_leftover, path.iterdir())):
         what = "already holds a run" if (path / CONFIG_FILE).exists() else "is not empty"
         mend = "--resume to go on with it, or " if (path / CONFIG_FILE).exists() else ""
         raise UserError(f"--output {path} {what}: {mend}name another folder.")
+
+
+def _is_leftover(file: Path) -> bool:
+    """Whether a kill left a file that had no name of its own yet."""
+    return file.name.startswith(".") and file.suffix == ".tmp"
 
 
 def check_place(path: Path) -> None:

@@ -17,6 +17,7 @@ from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.roles import image_and_mask
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import write_whole
 from visgrpo.measures.masks import (
     HeldOutMasks,
     add_to_confusion,
@@ -233,9 +234,9 @@ class Pictures:
                 self._rows.tolist(), self._before, after, strict=True
             )
         ]
-        (run.path / "segments.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(run.path / "segments.jsonl", "\n".join(lines) + "\n")
         palette = json.dumps(hex_palette(classes), indent=1, ensure_ascii=False)
-        (run.path / "palette.json").write_text(palette, encoding="utf-8")
+        write_whole(run.path / "palette.json", palette)
 
     def _one(
         self, run: RunDirectory, row: int, before_HW: np.ndarray, after_HW: np.ndarray

@@ -1,4 +1,4 @@
-"""The run directory: settings, metrics, samples, summary, each whole at every moment; its lock."""
+"""The run directory: settings, metrics, samples, summary, each whole at every moment."""
 
 from __future__ import annotations
 

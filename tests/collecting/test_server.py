@@ -217,35 +217,15 @@ def test_a_group_larger_than_the_classes_is_refused(tmp_path: Path) -> None:
 # ---- who is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "["]
-)
-def test_another_host_is_refused(shared: Served, host: str) -> None:
-    reply = Client(shared).get("/api/next", {"Host": host})
+# What else is refused is in attacks.py.
+def test_another_host_is_refused(shared: Served) -> None:
+    reply = Client(shared).get("/api/next", {"Host": "evil.example:8765"})
     assert (reply.status, "this machine only" in reply.json["error"]) == (403, True)
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:9000"])
 def test_this_machine_has_several_names(shared: Served, host: str) -> None:
     assert Client(shared).get("/api/next", {"Host": host}).status == 200
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Content-Type": "text/plain"}, 415),
-        ({"Content-Type": None}, 415),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Origin": None}, 403),
-        ({"Content-Length": "9999999"}, 413),
-    ],
-)
-def test_only_the_page_itself_may_change_anything(
-    shared: Served, headers: dict[str, str | None], status: int
-) -> None:
-    ann = Client(shared)
-    assert ann.post("/api/undo", {}, headers).status == status
 
 
 @pytest.mark.parametrize(

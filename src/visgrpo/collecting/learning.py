@@ -24,6 +24,7 @@ from visgrpo.data.read import read
 from visgrpo.data.split import TEST_FRACTION
 from visgrpo.errors import UserError, printable
 from visgrpo.feedback.source.matching import image_keys
+from visgrpo.files import writing
 from visgrpo.tasks.clip.options import ClipConfig
 
 # The program as a process that ends with this one.
@@ -69,7 +70,9 @@ class ClipProcess:
         """
         log = output.with_name(f"{output.name}.log")
         words = [*self._words(), "--output", str(output)]
-        with log.open("wb") as file, self._start(words, file) as process:
+        with writing(log):
+            file = log.open("wb")
+        with file, self._start(words, file) as process:
             code = process.wait()
         if self._stopped:
             raise LearningStopped(f"Training was ended; what it said is in {log}.")

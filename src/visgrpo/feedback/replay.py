@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,38 +51,8 @@ _ESTIMATORS = {
 }
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """A model that the log says too little of.
-
-    Attributes:
-        overlap: what it does say.
-        reason: why that is too little, and the mend.
-    """
-
-    overlap: Overlap
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Change:
-    """The doubly robust estimate of one policy less that of another, paired."""
-
-    policy: str
-    against: str
-    estimate: Estimate
-
-    def sentence(self, called: Mapping[str, str]) -> str:
-        """Say it in words, with what policies are called in the table."""
-        change, policy = self.estimate, called[self.policy]
-        if change.low > 0:
-            verdict = f"{policy} earns more"
-        elif change.high < 0:
-            verdict = f"{policy} earns less"
-        else:
-            verdict = "the log cannot tell them apart"
-        numbers = f"{change.value:+.4f} [{change.low:.4f}, {change.high:.4f}]"
-        return f"{policy} − {called[self.against]}: {numbers} clicks per impression; {verdict}."
+Row = dict[str, Any]
+"""A model's numbers as JSON has them; `not_supported`, where the log says too little of it."""
 
 
 def replay(config: ReplayConfig) -> dict[str, Any]:
@@ -117,8 +87,9 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         for name in config.model
     }
     found = _judge(cells, answers, config)
-    print_notes(_remarks(found), processes)
-    changes = _changes(logged, found)
+    supported = {name: each for name, each in found.items() if isinstance(each, OffPolicy)}
+    notes = [f"{name}: {each}." for name, policy in supported.items() for each in remarks(policy)]
+    print_notes(notes, processes)
     results: dict[str, Any] = {
         "log": {
             "source": matched.events.name,
@@ -128,13 +99,13 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
             "labels": list(dataset.classes),
         },
         "logged": _numbers(logged),
-        "models": {name: _row(policy) for name, policy in found.items()},
-        "differences": [
-            {"policy": each.policy, "against": each.against, **_numbers(each.estimate)}
-            for each in changes
-        ],
+        "models": {
+            name: each if isinstance(each, dict) else _row(each) for name, each in found.items()
+        },
+        "differences": _differences(logged, supported),
     }
-    _show(results, logged, found, changes, config)
+    if not config.printed(results):
+        _show(results)
     return results
 
 
@@ -187,81 +158,61 @@ def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:
 
 def _judge(
     cells: LogCells, answers: Mapping[str, tuple[Floats, Floats]], config: ReplayConfig
-) -> dict[str, OffPolicy | _Refused]:
+) -> dict[str, OffPolicy | Row]:
     """Estimate the models that the log supports; one click model, of the first, serves all."""
     features_MD, probability_MK = next(iter(answers.values()))
     clicks_MK = predicted_clicks(cells, features_MD, probability_MK.shape[1], seed=config.seed)
-    found: dict[str, OffPolicy | _Refused] = {}
+    found: dict[str, OffPolicy | Row] = {}
     for name, (_, probability_MK) in answers.items():
         support = overlap(cells, probability_MK)
         reason = unsupported(support, config.least_effective_share)
         found[name] = (
-            _Refused(support, reason)
+            {"not_supported": reason, **_support(support)}
             if reason
             else estimate_policy(cells, probability_MK, clicks_MK)
         )
-    reasons = [each.reason for each in found.values() if isinstance(each, _Refused)]
+    reasons = [each["not_supported"] for each in found.values() if isinstance(each, dict)]
     if len(reasons) == len(found):
         which = f'"{config.model[0]}"' if len(found) == 1 else f"any of the {len(found)} models"
         raise UserError(f"The log cannot support {which}: {reasons[0]}.")
     return found
 
 
-def _changes(logged: Estimate, found: Mapping[str, OffPolicy | _Refused]) -> list[_Change]:
-    """Compare the first model with the log's policy, and the others with the first."""
-    values = {
-        name: policy.doubly_robust
-        for name, policy in found.items()
-        if isinstance(policy, OffPolicy)
-    }
-    first, *others = values
+def _differences(logged: Estimate, found: Mapping[str, OffPolicy]) -> list[Row]:
+    """Compare the first model with the log's policy, and the others with the first, paired."""
+    first, *others = found
+    pairs = [(first, LOGGED), *((name, first) for name in others)]
+    values = {LOGGED: logged} | {name: policy.doubly_robust for name, policy in found.items()}
     return [
-        _Change(first, LOGGED, difference(logged, values[first])),
-        *(_Change(name, first, difference(values[first], values[name])) for name in others),
+        {"policy": one, "against": two, **_numbers(difference(values[two], values[one]))}
+        for one, two in pairs
     ]
 
 
-def _remarks(found: Mapping[str, OffPolicy | _Refused]) -> list[str]:
-    return [
-        f"{name}: {remark}."
-        for name, policy in found.items()
-        if isinstance(policy, OffPolicy)
-        for remark in remarks(policy)
-    ]
+def _row(policy: OffPolicy) -> Row:
+    estimates = {name: _numbers(getattr(policy, name)) for name in _ESTIMATORS}
+    return {**estimates, **_support(policy)}
 
 
-def _row(policy: OffPolicy | _Refused) -> dict[str, Any]:
-    """Return a model's numbers for JSON."""
-    support = policy.overlap if isinstance(policy, _Refused) else policy
-    row: dict[str, Any] = {
-        "effective_samples": support.effective_samples,
-        "effective_share": support.effective_share,
-        "mean_ratio": _numbers(support.mean_ratio),
-        "largest_ratio": support.largest_ratio,
-        "uncovered": support.uncovered,
+def _support(found: Overlap) -> Row:
+    return {
+        "effective_samples": found.effective_samples,
+        "effective_share": found.effective_share,
+        "mean_ratio": _numbers(found.mean_ratio),
+        "largest_ratio": found.largest_ratio,
+        "uncovered": found.uncovered,
     }
-    if isinstance(policy, _Refused):
-        return {"not_supported": policy.reason, **row}
-    return {**{name: _numbers(getattr(policy, name)) for name in _ESTIMATORS}, **row}
 
 
 def _numbers(estimate: Estimate) -> dict[str, float]:
     return {name: getattr(estimate, name) for name in ("value", "error", "low", "high")}
 
 
-def _show(
-    results: Mapping[str, Any],
-    logged: Estimate,
-    found: Mapping[str, OffPolicy | _Refused],
-    changes: Sequence[_Change],
-    config: ReplayConfig,
-) -> None:
-    """Print JSON, or the table and a sentence for each comparison."""
-    if config.printed(results):
-        return
-    log = results["log"]
+def _show(results: Mapping[str, Any]) -> None:
+    """Print the table and a sentence for each comparison."""
+    log, models = results["log"], results["models"]
     # Paths would fill the table; the lines above it say which is which.
-    called = {name: f"model {number}" for number, name in enumerate(found, start=1)}
+    called = {name: f"model {number}" for number, name in enumerate(models, start=1)}
     print(
         f"Clicks per impression, with 95 % intervals: {log['source']}, "
         f"{log['impressions']:,.0f} impressions of {log['images']:,} images"
@@ -269,32 +220,43 @@ def _show(
     for name, number in called.items():
         print(f"{number}: {name}")
     table = ConsoleTable("", *_ESTIMATORS.values(), "effective", "mean ratio")
-    table.add_row(LOGGED, _cell(logged))
-    for name, policy in found.items():
-        table.add_row(called[name], *_cells(policy))
+    table.add_row(LOGGED, _cell(results["logged"]))
+    for name, row in models.items():
+        table.add_row(called[name], *_cells(row))
     Console(width=None if Console().is_terminal else 120).print(table)
-    for name, policy in found.items():
-        if isinstance(policy, _Refused):
-            print(f"{called[name]} is not supported: {policy.reason}.")
-    for change in changes:
-        print(change.sentence({LOGGED: LOGGED, **called}))
+    for name, row in models.items():
+        if "not_supported" in row:
+            print(f"{called[name]} is not supported: {row['not_supported']}.")
+    for change in results["differences"]:
+        print(_sentence(change, {LOGGED: LOGGED, **called}))
 
 
-def _cells(policy: OffPolicy | _Refused) -> list[str]:
-    """Return a model's row as text, with its effective sample size and what ought to be 1."""
-    if isinstance(policy, _Refused):
-        support, estimates = policy.overlap, ["not supported", "", "", ""]
+def _sentence(change: Row, called: Mapping[str, str]) -> str:
+    policy, against = called[change["policy"]], called[change["against"]]
+    if change["low"] > 0:
+        verdict = f"{policy} earns more"
+    elif change["high"] < 0:
+        verdict = f"{policy} earns less"
     else:
-        support = policy
+        verdict = "the log cannot tell them apart"
+    numbers = f"{change['value']:+.4f} [{change['low']:.4f}, {change['high']:.4f}]"
+    return f"{policy} − {against}: {numbers} clicks per impression; {verdict}."
+
+
+def _cells(row: Row) -> list[str]:
+    """Return a model's row as text, with its effective sample size and what ought to be 1."""
+    if "not_supported" in row:
+        estimates = ["not supported", "", "", ""]
+    else:
         # An interval of the direct estimate would not say how wrong the predicted clicks are.
         estimates = [
-            f"{policy.direct.value:.3f}" if name == "direct" else _cell(getattr(policy, name))
+            f"{row[name]['value']:.3f}" if name == "direct" else _cell(row[name])
             for name in _ESTIMATORS
         ]
-    effective = f"{support.effective_samples:,.0f}\n{support.effective_share:.1%}"
-    return [*estimates, effective, _cell(support.mean_ratio)]
+    effective = f"{row['effective_samples']:,.0f}\n{row['effective_share']:.1%}"
+    return [*estimates, effective, _cell(row["mean_ratio"])]
 
 
-def _cell(estimate: Estimate) -> str:
+def _cell(estimate: Mapping[str, float]) -> str:
     # The bracket would be read as markup.
-    return escape(f"{estimate.value:.3f}\n[{estimate.low:.3f}, {estimate.high:.3f}]")
+    return escape("{value:.3f}\n[{low:.3f}, {high:.3f}]".format_map(estimate))

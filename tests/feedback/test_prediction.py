@@ -62,17 +62,15 @@ def test_leave_one_out_against_refits() -> None:
 def test_a_linear_world_is_learned_and_known_pairs_are_kept() -> None:
     features, value, known = linear_world(300, 3, noise=0.3)
     posterior = Posterior(np.where(known, value, 0.0), np.where(known, 0.1, 9.0), known)
-    predicted = predict_unknown(posterior, features, np.ones(300, dtype=bool))
-    assert predicted.r2 > 0.97
-    filled = predicted.posterior
+    filled, model = predict_unknown(posterior, features, np.ones(300, dtype=bool))
+    assert model.r2 > 0.97
     assert np.array_equal(filled.mean_MK[known], value[known])
     assert np.array_equal(filled.sd_MK[known], posterior.sd_MK[known])
     assert np.array_equal(filled.known_MK, known)
     error = np.sqrt(((filled.mean_MK - value)[~known] ** 2).mean())
     assert error == pytest.approx(filled.sd_MK[~known].mean(), rel=0.2)
-    assert predicted.predicted_pairs == (~known).sum()
-    assert predicted.learned_pairs == known.sum()
-    assert predicted.unfitted_classes == 0
+    assert model.pairs == known.sum()
+    assert model.fitted_K.all()
 
 
 def test_features_that_say_nothing_have_no_r2() -> None:
@@ -110,10 +108,9 @@ def test_classes_of_few_pairs_keep_the_prior() -> None:
     features, value, known = linear_world(80, 3, noise=0.5)
     known[:, 1] = np.arange(80) < LEAST_PAIRS - 1
     posterior = Posterior(np.where(known, value, -1.0), np.ones((80, 3)), known)
-    predicted = predict_unknown(posterior, features, np.ones(80, dtype=bool))
-    assert predicted.unfitted_classes == 1
-    assert (predicted.posterior.mean_MK[~known[:, 1], 1] == -1).all()
-    assert predicted.predicted_pairs == (~known[:, [0, 2]]).sum()
+    filled, model = predict_unknown(posterior, features, np.ones(80, dtype=bool))
+    assert (filled.mean_MK[~known[:, 1], 1] == -1).all()
+    assert (filled.mean_MK[:, [0, 2]] != -1).all()
     model = reward_model(value, known, features, np.ones(80, dtype=bool))
     assert model.fitted_K.tolist() == [True, False, True]
     np.testing.assert_allclose(model.predicted_MK[:, 1], value[known].mean())

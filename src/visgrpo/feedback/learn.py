@@ -11,7 +11,6 @@ from operator import and_
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -31,7 +30,6 @@ from visgrpo.feedback.reward import (
     LoggedGRPO,
     doubly_robust,
     logged,
-    predicted,
 )
 from visgrpo.feedback.source.matching import (
     Matched,
@@ -40,6 +38,7 @@ from visgrpo.feedback.source.matching import (
 )
 from visgrpo.feedback.worth.cells import LogCells, log_cells, of_images
 from visgrpo.feedback.worth.posterior import Floats, Posterior
+from visgrpo.feedback.worth.prediction import predict_unknown
 from visgrpo.files import read_json, write_whole
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
@@ -124,11 +123,7 @@ class FeedbackLearning(Extension):
         super().__init__(_with_rows(splits, observed_MK, config, session))
         self.report, self.facts = report, {"feedback": report}
         self.rewards = {
-            name: FeedbackReward(
-                torch.from_numpy(posterior.pessimistic(config.pessimism).mean_MK).float(),
-                torch.from_numpy(posterior.known_MK),
-                masks=config.unknown == "mask",
-            )
+            name: FeedbackReward.of(posterior, config.pessimism, masks=config.unknown == "mask")
             for name, posterior in self.posteriors.items()
         }
 
@@ -190,18 +185,16 @@ class FeedbackLearning(Extension):
 
     def _predicted(self, name: str, features_MD: Floats) -> FeedbackReward:
         """Put in what a reward model on image features says of pairs that nobody saw."""
-        reward, found = predicted(
-            self.posteriors[name], features_MD, self.fit_M, pessimism=self._config.pessimism
-        )
-        self.report[f"{name}_predicted_r2"] = found.r2
+        filled, model = predict_unknown(self.posteriors[name], features_MD, self.fit_M)
+        self.report[f"{name}_predicted_r2"] = model.r2
+        pairs = int((~filled.known_MK & model.fitted_K).sum())
         self._session.say(
-            f"Reward {name}: {found.predicted_pairs:,} unseen pairs predicted from "
-            f"{found.learned_pairs:,}; R² {found.r2:.3f}, cross-validated."
+            f"Reward {name}: {pairs:,} unseen pairs predicted from {model.pairs:,}; "
+            f"R² {model.r2:.3f}, cross-validated."
         )
-        if found.unfitted_classes:
-            few = f"{found.unfitted_classes} labels have too little feedback to predict."
-            self._session.note(few)
-        return reward
+        if few := int((~model.fitted_K).sum()):
+            self._session.note(f"{few} labels have too little feedback to predict.")
+        return FeedbackReward.of(filled, self._config.pessimism, masks=False)
 
     def _check_support(
         self,

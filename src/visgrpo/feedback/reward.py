@@ -14,7 +14,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.feedback.worth.cells import LogCells, of_images
 from visgrpo.feedback.worth.posterior import Bools, Floats, Posterior, scatter
-from visgrpo.feedback.worth.prediction import Predicted, predict_unknown, predicted_clicks
+from visgrpo.feedback.worth.prediction import predicted_clicks
 from visgrpo.methods.groups import LabelGroups, Support, mean_over_inputs
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics
@@ -52,6 +52,13 @@ class FeedbackReward:
             raise UserError(f"The tables of feedback have the shapes {shapes}: give equal ones.")
         if not self.worth_MK.isfinite().all():
             raise UserError("A reward from feedback is not finite: mend its table.")
+
+    @classmethod
+    def of(cls, posterior: Posterior, pessimism: float, *, masks: bool) -> FeedbackReward:
+        """Return the reward of a posterior: its means less so many deviations."""
+        worth_MK = posterior.pessimistic(pessimism).mean_MK
+        known_MK = torch.from_numpy(posterior.known_MK)
+        return cls(torch.from_numpy(worth_MK).float(), known_MK, masks)
 
     def __call__(self, outputs_NG: Tensor, /, **columns: Any) -> Tensor:
         worth_MK, _ = self._on(outputs_NG.device)
@@ -172,25 +179,6 @@ def _self_normalized(shares_NK: Tensor, logged_NK: Tensor, log_probs_NK: Tensor)
     scores_NK = (scores_NK + log_probs_NK - logged_NK).masked_fill(~shown_NK, -torch.inf)
     logged_N = shown_NK.any(dim=-1, keepdim=True)
     return scores_NK.masked_fill(~logged_N, 0.0).softmax(dim=-1) * logged_N
-
-
-def predicted(
-    posterior: Posterior, features_MD: Floats, fit_M: Bools, *, pessimism: float
-) -> tuple[FeedbackReward, Predicted]:
-    """Return a reward of all pairs, with predictions where nobody judged, and how good those are.
-
-    Args:
-        features_MD: of the images.
-        fit_M: the images to learn from.
-        pessimism: rewards are means less this many deviations.
-
-    Raises:
-        UserError: there is too little to learn from.
-    """
-    found = predict_unknown(posterior, features_MD, fit_M)
-    worth_MK = found.posterior.pessimistic(pessimism).mean_MK
-    known_MK = torch.from_numpy(posterior.known_MK)
-    return FeedbackReward(torch.from_numpy(worth_MK).float(), known_MK, masks=False), found
 
 
 def logged(cells: LogCells, images: int, classes: int) -> tuple[FeedbackReward, Log]:

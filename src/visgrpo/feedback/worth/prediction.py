@@ -39,28 +39,9 @@ class RewardModel:
     pairs: int
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """A posterior whose unknown pairs are predicted.
-
-    Attributes:
-        posterior: known pairs as they were; unknown pairs of fitted classes hold the prediction as
-            mean and the class's error as sd, and those of other classes still hold the prior.
-            `known_MK` is still what people said.
-        r2: as of `RewardModel`.
-        predicted_pairs: unknown pairs that have a prediction now.
-        learned_pairs: known pairs that the regression learned from.
-        unfitted_classes: classes with too few known pairs.
-    """
-
-    posterior: Posterior
-    r2: float
-    predicted_pairs: int
-    learned_pairs: int
-    unfitted_classes: int
-
-
-def predict_unknown(posterior: Posterior, features_MD: Floats, fit_M: Bools) -> Predicted:
+def predict_unknown(
+    posterior: Posterior, features_MD: Floats, fit_M: Bools
+) -> tuple[Posterior, RewardModel]:
     """Fill the unknown pairs by `reward_model`, learned from the known pairs of some images.
 
     Args:
@@ -68,22 +49,19 @@ def predict_unknown(posterior: Posterior, features_MD: Floats, fit_M: Bools) -> 
         features_MD: of the same images.
         fit_M: the images to learn from: leave out those that measure the result.
 
+    Returns:
+        Known pairs as they were; unknown pairs of fitted classes hold the prediction as mean and
+        the class's error as sd, and those of other classes still hold the prior. `known_MK` is
+        still what people said. And what was fitted.
+
     Raises:
         UserError: as `reward_model`.
     """
-    model = reward_model(posterior.mean_MK, posterior.known_MK, features_MD, fit_M)
-    filled_MK = ~posterior.known_MK & model.fitted_K
-    return Predicted(
-        posterior=Posterior(
-            mean_MK=np.where(filled_MK, model.predicted_MK, posterior.mean_MK),
-            sd_MK=np.where(filled_MK, model.error_K, posterior.sd_MK),
-            known_MK=posterior.known_MK,
-        ),
-        r2=model.r2,
-        predicted_pairs=int(filled_MK.sum()),
-        learned_pairs=model.pairs,
-        unfitted_classes=int((~model.fitted_K).sum()),
-    )
+    known_MK = posterior.known_MK
+    model = reward_model(posterior.mean_MK, known_MK, features_MD, fit_M)
+    filled_MK = ~known_MK & model.fitted_K
+    mean_MK = np.where(filled_MK, model.predicted_MK, posterior.mean_MK)
+    return Posterior(mean_MK, np.where(filled_MK, model.error_K, posterior.sd_MK), known_MK), model
 
 
 def reward_model(

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.collecting.collector import Answers, Collector, Design
-from visgrpo.collecting.guard import Guard
-from visgrpo.collecting.server import create_app, listen, server_of
+from visgrpo.collecting.server import Guard, create_app, listen, server_of
 from visgrpo.collecting.store import Store
 
 CLASSES = ("cat", "dog", "cow", "owl", "<b>bold</b>", "fox")

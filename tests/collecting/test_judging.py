@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visgrpo.collecting.judging import (
+from visgrpo.collecting.design import (
     Answer,
     Ask,
     BadAnswer,

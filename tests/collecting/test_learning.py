@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from visgrpo.arguments import parse
-from visgrpo.collecting.judging import Answer, Ask
+from visgrpo.collecting.design import Answer, Ask
 from visgrpo.collecting.learning import (
     VISGRPO,
     ClipProcess,

@@ -15,7 +15,7 @@ from serving import CLASSES, Client, Served, first_is_best, plain_images, servin
 
 from visgrpo.collecting import tables
 from visgrpo.collecting.collector import Design, LearningState
-from visgrpo.collecting.guard import is_loopback
+from visgrpo.collecting.options import is_loopback
 from visgrpo.collecting.server import listen
 from visgrpo.data.folders import read_photos
 from visgrpo.errors import UserError

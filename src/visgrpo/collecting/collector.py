@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from visgrpo.collecting.design import draw_group
-from visgrpo.collecting.judging import Answer, Ask
+from visgrpo.collecting.design import Answer, Ask, draw_group
 from visgrpo.collecting.store import Progress, Store
 from visgrpo.collecting.tables import Drawn, Offer
 from visgrpo.errors import UserError, printable

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from visgrpo.arguments import options_as_flags, parse
 from visgrpo.collecting.collector import LearningState
-from visgrpo.collecting.judging import TABLES, Ask
+from visgrpo.collecting.design import TABLES, Ask
 from visgrpo.collecting.options import CollectConfig
 from visgrpo.data.folders import holds_photos
 from visgrpo.data.read import read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visgrpo.arguments import options_as_flags, read_options
-from visgrpo.collecting.guard import is_loopback
 from visgrpo.errors import UserError
 from visgrpo.feedback.options import LabelledByModel
 from visgrpo.methods.options import Policy
@@ -145,3 +145,13 @@ class CollectConfig(LabelledByModel):
                 f"--token takes {_LEAST_TOKEN} or more letters, digits, dots, hyphens, underscores "
                 "and tildes, since it is part of an address."
             )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from visgrpo.collecting.collector import Answers, Collector, Design
-from visgrpo.collecting.guard import Guard
 from visgrpo.collecting.learning import BackgroundLearner, ClipProcess, Training, clip_config
 from visgrpo.collecting.options import CollectConfig
-from visgrpo.collecting.server import create_app, listen, server_of
+from visgrpo.collecting.server import Guard, create_app, listen, server_of
 from visgrpo.collecting.store import Store
 from visgrpo.data.folders import holds_photos, read_photos
 from visgrpo.data.table import Table

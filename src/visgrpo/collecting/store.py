@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from visgrpo.collecting.judging import TABLES, Answer, Ask, agreement, rows_of
+from visgrpo.collecting.design import TABLES, Answer, Ask, agreement, rows_of
 from visgrpo.collecting.tables import (
     OFFER_COLUMNS,
     Drawn,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visgrpo.collecting.judging import Answer, Ask
+from visgrpo.collecting.design import Answer, Ask
 from visgrpo.errors import UserError
 
 APPLICATION = 0x56475250  # "VGRP": tells a store from any other program's database

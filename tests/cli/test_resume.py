@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import shlex
 import signal
 import subprocess
@@ -54,6 +57,30 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     main(command[1:])
     clip(start, pictures, tmp_path / "whole", *EIGHT, *options.split())
     assert same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_stops_a_run_that_can_go_on(
+    start: Path, pictures: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Whatever is printed from then on goes nowhere, and stops no checkpoint from being written."""
+    run = tmp_path / "run"
+    words = _words(start, pictures, run, "--steps 500 --save-every 400 --eval-every 400")
+    child, terminal = pty.fork()
+    if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execve(sys.executable, [sys.executable, "-m", "visgrpo", *words], environment)
+    deadline = time.monotonic() + 120
+    while not _has_step(run, 3):
+        assert time.monotonic() < deadline, "the run does not start"
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)  # the system sends SIGHUP
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    last = training_lines(run)[-1]["step"]
+    assert 3 <= last < 400
+    assert (run / "checkpoints" / f"step-{last:06d}" / "state.json").exists()
 
 
 def _has_step(run: Path, step: int) -> bool:

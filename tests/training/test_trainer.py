@@ -351,19 +351,39 @@ def test_metrics_of_an_unfinished_step_are_not_kept(tmp_path: Path) -> None:
     assert metric_lines(tmp_path / "cut") == metric_lines(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_the_step_under_way(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_after_the_step_under_way(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.isatty", lambda descriptor: False)  # the terminal of the tests is there
+
     def loss_of(model: nn.Module, batch: Any, step: int) -> Tensor:
         if step == 2:
             signal.raise_signal(number)
         return model(batch.inputs).square().mean()
 
+    handler = signal.signal(number, signal.SIG_DFL)  # it may be ignored, as under nohup
+    signal.signal(number, handler if handler is not signal.SIG_IGN else signal.SIG_DFL)
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped after step 3") as caught:
         toy_trainer(tmp_path, Stub(loss_of)).train()
     assert caught.value.run == tmp_path
     assert newest_good(tmp_path / "checkpoints")[0].state["step"] == 3
     assert signal.getsignal(number) is handler
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """Under nohup a run outlives its terminal."""
+
+    def loss_of(model: nn.Module, batch: Any, step: int) -> Tensor:
+        signal.raise_signal(signal.SIGHUP)
+        return model(batch.inputs).square().mean()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        toy_trainer(tmp_path, Stub(loss_of)).train()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:

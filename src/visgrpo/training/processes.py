@@ -182,8 +182,14 @@ class StopRequest:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
+            if number not in (signal.SIGINT, signal.SIGTERM):  # the terminal has gone
+                _silence(terminals)
 
-        handled = (signal.SIGINT, signal.SIGTERM)
+        terminals = [each for each in (1, 2) if os.isatty(each)]  # once gone they are none
+        handled = {signal.SIGINT, signal.SIGTERM}
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
+            handled.add(hangup)
         try:
             before = {number: signal.signal(number, ask_to_stop) for number in handled}
         except ValueError:  # not in the main thread: the caller keeps the signals
@@ -193,3 +199,10 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _silence(descriptors: Sequence[int]) -> None:
+    """Let what is printed to a terminal that has gone go nowhere, so that it stops no saving."""
+    with open(os.devnull, "w") as nowhere:
+        for descriptor in descriptors:
+            os.dup2(nowhere.fileno(), descriptor)

@@ -118,13 +118,21 @@ def test_an_adapter_of_itself(case: Any, by_way: bool) -> None:
 def test_an_adapter_whose_settings_are_damaged(case: Any) -> None:
     load, _, adapter = case
     (adapter / SETTINGS).write_text("{")
-    assert one_line(load, adapter).startswith(f'Cannot load model "{adapter}":')
+    assert f"{adapter / SETTINGS} is damaged" in one_line(load, adapter)
 
 
 # Only the kind is asked for in "evaluate", which reads no weights.
 of_weights = pytest.mark.parametrize(
     "case", [kind for kind in LOADERS if kind != "evaluate"], indirect=True
 )
+
+
+@of_weights
+@pytest.mark.parametrize("changed", [{"alpha_pattern": []}, {"peft_type": 3}, {"r": "x"}])
+def test_an_adapter_whose_settings_are_of_another_kind(case: Any, changed: Any) -> None:
+    load, _, adapter = case
+    edit(adapter, **changed)
+    assert str(adapter) in one_line(load, adapter)
 
 
 @of_weights

@@ -197,6 +197,14 @@ def test_damaged_weights(kind: str, kept: int, spoil: Callable[[str], Path]) -> 
         ("clip", "config.json", "{"),
         ("clip", "preprocessor_config.json", None),
         ("clip", "tokenizer.json", None),
+        ("clip", "tokenizer_config.json", None),
+        ("language", "tokenizer_config.json", None),
+        ("language", "generation_config.json", "{"),
+        ("language", "tokenizer.json", "null"),
+        ("reward", "tokenizer_config.json", None),
+        ("reward", "visgrpo.json", '{"reward_std": "x"}'),
+        ("vision", "tokenizer.json", None),
+        ("clip", "visgrpo.json", '{"classes": 3}'),
         ("backbone", "config.json", "{"),
         ("backbone", "model.safetensors", "{"),
         ("backbone", "preprocessor_config.json", "{"),
@@ -212,7 +220,37 @@ def test_a_damaged_or_missing_part(
         (folder / name).unlink()
     else:
         (folder / name).write_text(content)
-    assert one_line(kind, folder).startswith(f'Cannot load model "{folder}":')
+    said = one_line(kind, folder)
+    assert name in said if content else f'"{folder}" has no {name}' in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings"),
+    [
+        ("language", "config.json", {"use_cache": []}),
+        ("language", "config.json", {"n_layer": 1}),
+        ("language", "config.json", {"quantization_config": {"quant_method": "gptq"}}),
+        ("language", "tokenizer_config.json", {"model_max_length": {"x": None}}),
+        ("clip", "config.json", {"logit_scale_init_value": "x"}),
+        ("clip", "preprocessor_config.json", {"crop_size": {"height": 8, "width": 8}}),
+        ("clip", "tokenizer_config.json", {"tokenizer_class": 3}),
+        ("backbone", "config.json", {"num_hidden_layers": 1}),
+        ("backbone", "config.json", {"hidden_size": 10**9}),
+    ],
+)
+def test_settings_that_belong_to_no_model_of_these_weights(
+    kind: str, name: str, settings: dict[str, Any], spoil: Callable[[str], Path]
+) -> None:
+    """None of these is another model, silently, or a traceback."""
+    folder = spoil(kind)
+    edit(folder / name, **settings)
+    assert str(folder) in one_line(kind, folder)
+
+
+def test_a_clip_with_the_tokenizer_of_another(spoil: Callable[[str], Path]) -> None:
+    folder = spoil("clip")
+    chat_tokenizer().save_pretrained(folder)
+    assert "is not the model's own" in one_line("clip", folder)
 
 
 def test_a_checkpoint_s_own_code_is_not_run(spoil: Callable[[str], Path], tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from visgrpo.errors import UserError
+from visgrpo.files import read_json
 from visgrpo.models.backbone import FAMILIES, Backbone, RepresentationClassifier, Segmenter
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
@@ -31,6 +33,7 @@ from visgrpo.models.parts import (
     is_adapter,
     load_images,
     load_pretrained,
+    load_tokenizer,
     model_folder,
     pretrained,
     read_info,
@@ -77,8 +80,9 @@ def load_representation(
         UserError: for a folder without a head, and one whose parts do not belong together.
     """
     parts = load_backbone(str(folder))
-    model = _with_new_head(parts)
-    _load_head(model, Path(folder) / HEAD_FILE)
+    with in_one_line(str(folder)):
+        model = _with_new_head(parts)
+        _load_head(model, Path(folder) / HEAD_FILE)
     return model.eval(), parts
 
 
@@ -145,9 +149,7 @@ def adapter_base(name: str) -> str:
     Raises:
         UserError: where the adapter does not say.
     """
-    with in_one_line(name):
-        config = json.loads((Path(name) / ADAPTER_FILE).read_text(encoding="utf-8"))
-    start = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    start = read_json(Path(name) / ADAPTER_FILE).get("base_model_name_or_path")
     if not start or not isinstance(start, str):
         raise UserError(
             f'Adapter "{name}" does not say which model it belongs to: set '
@@ -193,12 +195,12 @@ def _merged(name: str, base: Parts) -> Parts:
     misfit = f'Adapter "{name}" does not fit its base "{base.name}"'
     with in_one_line(name), safe_open(Path(name) / "adapter_model.safetensors", "pt") as stored:
         found = set(stored.keys())
-    try:
-        with in_one_line(name), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
+    with in_one_line(name), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
+        try:
             adapted = PeftModel.from_pretrained(base.model, name)
-    except (RuntimeError, KeyError, TypeError) as error:  # peft's, for weights of other shapes
-        raise UserError(f"{misfit}.") from error
+        except RuntimeError as error:  # torch's, for weights of other shapes
+            raise UserError(f"{misfit}.") from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     # What is missing stays as if untrained, and weights that fit nothing are passed over by peft.
     for problem, names in (("is missing", wanted - found), ("is not in it", found - wanted)):
@@ -213,8 +215,25 @@ def _merged(name: str, base: Parts) -> Parts:
 
 def _clip(name: str) -> Parts:
     model = _of_kind("AutoModel", name, _DUAL_ENCODERS)
-    tokenizer = pretrained("AutoTokenizer", name)
-    return _seeing(Parts(name, model, tokenizer, processor=load_images(name), info=read_info(name)))
+    tokenizer = load_tokenizer(name)
+    parts = Parts(name, model, tokenizer, processor=load_images(name), info=read_info(name))
+    side = model.config.vision_config.image_size
+    height, width = parts.preprocess(Image.new("RGB", (2 * side, side))).shape[-2:]
+    if (height, width) != (side, side):
+        raise UserError(
+            f'The image processor of "{name}" makes {height} × {width} pixels, the model takes '
+            f"{side} × {side}: they do not belong together."
+        )
+    text = model.config.text_config
+    ids = tokenizer("a text")["input_ids"]
+    if max(tokenizer.get_vocab().values()) >= text.vocab_size or (
+        model.config.model_type == "clip" and text.eos_token_id not in (2, ids[-1])
+    ):
+        raise UserError(
+            f'The tokenizer of "{name}" is not the model\'s own: its tokens, or its end of a text, '
+            "are others. Save the model's tokenizer into the folder."
+        )
+    return parts
 
 
 def _backbone(name: str) -> Parts:
@@ -242,7 +261,7 @@ def _language(name: str) -> Parts:
         refusal=", which does not write text; this job needs a causal language model such as gpt2 "
         "or qwen2.",
     )
-    return _checked(Parts(name, model, pretrained("AutoTokenizer", name), info=read_info(name)))
+    return _checked(Parts(name, model, load_tokenizer(name), info=read_info(name)))
 
 
 def _vision_language(name: str) -> Parts:
@@ -252,7 +271,7 @@ def _vision_language(name: str) -> Parts:
     )
     config = _config_of_kind(name, SEEING, refusal)
     _check_sees_all(name, config)
-    tokenizer, images = pretrained("AutoTokenizer", name), load_images(name)
+    tokenizer, images = load_tokenizer(name), load_images(name)
     _use_template_of_processor(name, tokenizer)
     model, _ = load_pretrained("AutoModelForImageTextToText", name)
     note = check_tokenizer(tokenizer, name, model.get_input_embeddings().num_embeddings)
@@ -264,7 +283,7 @@ def _vision_language(name: str) -> Parts:
 def _reward(name: str) -> Parts:
     auto = "AutoModelForSequenceClassification"
     scorer, lacking = load_pretrained(auto, name, may_lack=_CLASSIFIER)
-    tokenizer = pretrained("AutoTokenizer", name)
+    tokenizer = load_tokenizer(name)
     if lacking:
         raise UserError(
             f'"{name}" is no reward model: it lacks {lacking[0]}. Train one with --method reward.'

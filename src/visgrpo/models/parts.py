@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -16,15 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.errors import UserError
+from visgrpo.files import read_json
 
 INFO_FILE = "visgrpo.json"
 ADAPTER_FILE = "adapter_config.json"
+# Of each of these lists of names a folder with a tokenizer has one.
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json vocab.json vocab.txt tokenizer.model spiece.model sentencepiece.bpe.model",
+)
+_BLOCK = re.compile(r".*?(?=\.?\b\d+\.)")  # what stands before the number of a block
 _CONVNEXT_CROPS_BELOW = 384  # pixels: larger images are resized without a crop
+
+
+class Info(TypedDict, total=False):
+    """What visgrpo writes beside a model that it saves, and reads back."""
+
+    task: str
+    classes: list[str]
+    templates: list[str]
+    hidden: int
+    pool: str
+    reward_mean: float
+    reward_std: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +121,7 @@ def check_model_name(name: str) -> None:
     """Refuse a model that is sure to fail, without loading it.
 
     Raises:
-        UserError: for a folder without a model, and one whose weights need pickle.
+        UserError: for a folder without a model, with a damaged file, or whose weights need pickle.
     """
     path = Path(name)
     if not path.exists():
@@ -114,6 +134,7 @@ def check_model_name(name: str) -> None:
     if is_adapter(name):
         if not (path / "adapter_model.safetensors").exists():
             raise UserError(f'Adapter "{name}" has no adapter_model.safetensors.')
+        _check_whole(path)
         return
     if not (path / "config.json").exists():
         inside = path / "model"
@@ -125,6 +146,7 @@ def check_model_name(name: str) -> None:
             f'"{name}" has its weights in {pickled[0].name}, which needs pickle and could run '
             "code: convert it to safetensors first (save_pretrained does)."
         )
+    _check_whole(path)
 
 
 def model_folder(name: str) -> str:
@@ -142,18 +164,40 @@ def is_adapter(name: str) -> bool:
 def read_info(name: str) -> Mapping[str, Any]:
     """Return what visgrpo saved beside a model (classes, templates), empty for other models."""
     path = Path(name) / INFO_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, Info, "Save the model again.") if path.exists() else {}
 
 
 @contextmanager
 def in_one_line(name: str) -> Iterator[None]:
-    """Say what transformers raises for a model that cannot be loaded in one line."""
+    """Say whatever libraries raise for a model that cannot be loaded in one line.
+
+    Settings of a wrong kind make transformers, tokenizers and peft raise anything.
+    """
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
         raise UserError(
-            f'Cannot load model "{name}": {reason} Check the name, the folder or the network.'
+            f'Cannot load model "{name}": {kind}{said} Check the name, the folder or the network.'
+        ) from error
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuse a folder with a damaged file, some of which transformers would pass over."""
+    try:
+        for path in sorted(folder.glob("*.json")):
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict | list):
+                raise ValueError("not an object")
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as stored:
+                stored.keys()
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        reason = "nested without end" if isinstance(error, RecursionError) else error
+        raise UserError(
+            f'Cannot load model "{folder}": {path} is damaged ({reason}). Save the model again.'
         ) from error
 
 
@@ -166,6 +210,29 @@ def pretrained(auto: str, name: str, **settings: Any) -> Any:
     import transformers
 
     return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **settings)
+
+
+def _has_one(folder: Path, names: str) -> bool:
+    return any((folder / name).exists() for name in names.split())
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer, and see that it works.
+
+    Raises:
+        UserError: for a folder in which transformers would find another than the model's own.
+    """
+    folder = Path(name)
+    lacks = [names for names in _TOKENIZER_FILES if not _has_one(folder, names)]
+    if folder.is_dir() and lacks:
+        raise UserError(
+            f'"{name}" has no {lacks[0].split()[0]}: another tokenizer would be made in its place. '
+            "Save the model's tokenizer into the folder."
+        )
+    tokenizer = pretrained("AutoTokenizer", name)
+    known = sorted(tokenizer.get_vocab().values())[:4]  # other text may have no tokens
+    tokenizer(tokenizer.decode(known))
+    return tokenizer
 
 
 def load_pretrained(
@@ -197,6 +264,12 @@ def load_pretrained(
                 f'"{name}" has {len(misfits)} weight(s) of other shapes than its config.json says: '
                 f"{weight} is {tuple(stored)}, not {tuple(expected)}."
             ) from error
+    stray = _stray_block(model, report["unexpected_keys"])
+    if stray:
+        raise UserError(
+            f'"{name}" has weights that its config.json has no place for, as {stray}: it would '
+            "be another model. Save the whole model again."
+        )
     lacking = sorted(report["missing_keys"])
     needed = [key for key in lacking if not (may_lack and may_lack.match(key))]
     if needed:
@@ -205,6 +278,16 @@ def load_pretrained(
             "Save the whole model again."
         )
     return model, lacking
+
+
+def _stray_block(model: Any, unexpected: Iterable[str]) -> str | None:
+    """Return a weight of a block that is one too many for the model; None where there is none.
+
+    Other weights may well be too many, such as the head of a classifier.
+    """
+    lists = {match[0] for match in map(_BLOCK.match, model.state_dict()) if match}
+    found = ((name, _BLOCK.match(name)) for name in sorted(unexpected))
+    return next((name for name, match in found if match and match[0] in lists), None)
 
 
 def first_misfit(
@@ -223,6 +306,14 @@ def load_images(name: str) -> Any:
     """Load an image processor of transformers' pillow kind, or its settings where it has none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
+    folder = Path(name)
+    own, shared = (folder / f"{kind}_config.json" for kind in ("preprocessor", "processor"))
+    stored = own.exists() or (shared.exists() and "image_processor" in read_json(shared))
+    if folder.is_dir() and not stored:
+        raise UserError(
+            f'"{name}" has no preprocessor_config.json: images would be made otherwise than the '
+            "model has seen them. Save the model's image processor into the folder."
+        )
     try:
         return pretrained("AutoImageProcessor", name, backend="pil")
     except (ImportError, ValueError) as error:

@@ -194,6 +194,7 @@ def test_votes_and_agreement_with_people(
     measures = tmp_path / "measures.json"
     words = ["evaluate", str(run / "model"), "--data", str(pictures), "--votes", votes]
     main([*words, "--device", "cpu", "--json", str(measures)])
+    assert "not in the data as loaded; left out" in capsys.readouterr().err  # the other splits'
     measured = read_json(measures)["model"]
     for name in ("people_kl", "people_cross_entropy", "people_accuracy", "disagreed"):
         assert measured[name] == pytest.approx(summary["after"][name], rel=1e-4), name

@@ -11,6 +11,7 @@ import torch
 from feedback_tables import (
     CLASSES,
     Listening,
+    OneProcess,
     config_of,
     name,
     splits_of,
@@ -234,7 +235,8 @@ def test_votes_are_kept_to_measure_with(splits: Splits, tmp_path: Path) -> None:
     feedback, _ = read(config_of(file, "votes", unknown="prior"), splits)
     assert feedback.votes("validation").tolist() == [[0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 0]]
     assert feedback.votes("train")[[2, 0]].tolist() == [[5, 0, 1], [0, 0, 0]]
-    assert read_votes(file, splits.test).tolist() == [[0, 0, 0]] * 3 + [[0, 2, 0]]
+    processes: Any = OneProcess()
+    assert read_votes(file, splits.test, processes).tolist() == [[0, 0, 0]] * 3 + [[0, 2, 0]]
     worth_MK = feedback.rewards["votes"].worth_MK
     assert worth_MK[2].tolist() == pytest.approx([5.5 / 7.5, 0.5 / 7.5, 1.5 / 7.5])
     logs, _ = read(config_of(file, "log-votes", unknown="prior"), splits)

@@ -31,6 +31,7 @@ from visgrpo.feedback.source.matching import (
     key_columns,
     logged_labels,
     match,
+    remarks_on_images,
 )
 from visgrpo.feedback.worth.cells import Floats
 from visgrpo.measures.over import logits_of, outputs_of
@@ -40,7 +41,7 @@ from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.clip.use import load_labeller
 from visgrpo.tasks.images import load_data, say_notes
 from visgrpo.tasks.options import RunConfig
-from visgrpo.tasks.run import Session
+from visgrpo.tasks.run import Session, print_notes
 from visgrpo.tasks.task import kinds
 from visgrpo.tasks.use import kind_of
 from visgrpo.training.processes import Processes
@@ -65,14 +66,18 @@ def load_images(config: ClipConfig, data: RunConfig, session: Session) -> Splits
     return splits
 
 
-def read_votes(spec: str, dataset: Table) -> Tensor:
-    """Return people's votes on the images of a data set, (M, K); other votes are left out.
+def read_votes(spec: str, dataset: Table, processes: Processes) -> Tensor:
+    """Return people's votes on the images of a data set, (M, K).
+
+    Other votes are left out, and what is odd about the table is printed.
 
     Raises:
         UserError: for a table that holds no votes on these images.
     """
     with open_events(spec, kind="votes") as events:
-        return votes_of(match(events, keys_of((dataset,), None), dataset.classes))
+        matched = match(events, keys_of((dataset,), None), dataset.classes)
+        print_notes([*events.notes, *remarks_on_images(matched)], processes)
+        return votes_of(matched)
 
 
 def keys_of(parts: Sequence[Table], id_column: str | None) -> list[list[str]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from visgrpo.tasks.clip.options import ClipConfig
     from visgrpo.tasks.options import RunConfig
     from visgrpo.tasks.run import Session
+    from visgrpo.training.processes import Processes
 
 __all__ = ["WITHOUT_GROUPS", "Extension", "ExtraOptions", "extension_of", "votes_on"]
 WITHOUT_GROUPS: Mapping[str, Any] = {"off_policy": "none"}
@@ -97,7 +98,7 @@ def extension_of(config: ClipConfig, images: RunConfig, session: Session) -> Ext
     return FeedbackLearning(config, load_images(config, images, session), session)
 
 
-def votes_on(dataset: Table, spec: str) -> Tensor:
+def votes_on(dataset: Table, spec: str, processes: Processes) -> Tensor:
     """Return people's votes on the images of a data set, (M, K); other votes are left out.
 
     Raises:
@@ -105,4 +106,4 @@ def votes_on(dataset: Table, spec: str) -> Tensor:
     """
     from visgrpo.feedback.images import read_votes
 
-    return read_votes(spec, dataset)
+    return read_votes(spec, dataset, processes)

@@ -33,7 +33,8 @@ class Evaluation:
         self._parts = load_clip(config.model)
         self._templates = prompts_of(self._parts, config.templates)
         class_prompts(self._dataset.classes, self._templates)
-        self._votes_MK = votes_on(self._dataset, config.votes) if config.votes else None
+        votes = config.votes
+        self._votes_MK = votes_on(self._dataset, votes, processes) if votes else None
         self._inputs = pixel_inputs(self._dataset, self._parts.preprocess)
         self._start_MK: Tensor | None = None
         self._start_weights: dict[str, Tensor] = {}

@@ -291,6 +291,12 @@ def test_a_port_that_is_taken() -> None:
             listen("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["a" * 300, "a..b", "\ud800"])
+def test_a_host_that_no_machine_can_have(host: str) -> None:
+    with pytest.raises(UserError, match="is no name of a machine"):
+        listen(host, 0)
+
+
 def test_an_address_that_is_not_this_machine_s() -> None:
     with pytest.raises(UserError, match=r"--host 203\.0\.113\.7 --port 0 cannot be used"):
         listen("203.0.113.7", 0)

@@ -233,6 +233,8 @@ def listen(host: str, port: int) -> socket.socket:
                 f"--port {port} is in use: name another, or 0 for a free one."
             ) from error
         raise UserError(f"--host {host} --port {port} cannot be used: {error.strerror}.") from error
+    except UnicodeError as error:
+        raise UserError(f"--host {host[:99]} is no name of a machine: {error}.") from error
 
 
 def _bound(listener: socket.socket, address: Any) -> socket.socket:

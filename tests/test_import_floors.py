@@ -11,13 +11,14 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "files", "options", "metrics", "locks"}
+CORE = {"errors", "files", "texts", "options", "metrics", "locks"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
 MAY_IMPORT = {
     "errors": set[str](),
     "files": {"errors"},
+    "texts": {"errors"},
     "options": {"errors"},
     "metrics": set[str](),
     "locks": {"errors"},

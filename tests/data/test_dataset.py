@@ -77,7 +77,7 @@ def test_an_unreadable_row_of_a_table_is_named(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "x.parquet")
     dataset = read_split(str(tmp_path / "x.parquet"), "all")
     assert red(dataset.images[0]) == 1
-    with pytest.raises(UserError, match=r"x/all image 1 cannot be read \(not an image\)"):
+    with pytest.raises(UserError, match=r"x/all: image of row 1 cannot be read \(not an image\)"):
         _ = dataset.images[1]
 
 

@@ -98,7 +98,7 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is empty; name a folder"):
         read(str(tmp_path))
     (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"holds no images, no parquet files"):
+    with pytest.raises(UserError, match=r"holds no images, no tables"):
         read(str(tmp_path))
     picture(0).save(tmp_path / "cat.png")
     with pytest.raises(UserError, match=r"holds images but no class folders"):

@@ -141,16 +141,19 @@ def test_two_image_columns_of_one_table(tmp_path: Path) -> None:
     assert len(names) == 2
 
 
-def test_a_table_of_paths_is_unknown_since_the_files_may_change(tmp_path: Path) -> None:
+def test_a_table_of_paths_is_named_by_its_files_since_they_may_change(tmp_path: Path) -> None:
     picture(3).save(tmp_path / "three.png")
     rows = {"image": [str(tmp_path / "three.png")] * 4, "label": [0, 1, 0, 1]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "text.parquet")
-    assert read_split(str(tmp_path / "text.parquet"), "all").identity == ""
+    before = read_split(str(tmp_path / "text.parquet"), "all").identity
+    assert " 1 files " in f" {before}".replace("(", " ")
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     pq.write_table(table.data.table, tmp_path / "image.parquet")  # as they are, not embedded
     by_path = read_split(str(tmp_path / "image.parquet"), "all")
     assert red(by_path.images[0]) == 3
-    assert by_path.identity == ""
+    assert by_path.identity not in ("", before)
+    picture(7, "L").save(tmp_path / "three.png")
+    assert read_split(str(tmp_path / "text.parquet"), "all").identity != before
 
 
 def test_the_hub_fingerprint_and_the_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ def test_a_bad_mask_in_the_train_rows_is_found_at_once_or_left_out(tmp_path: Pat
 def test_a_mask_that_is_missing_from_a_table(tmp_path: Path) -> None:
     masks = [*map(mask_of, range(19)), None]
     write_parquet(tmp_path / "train.parquet", 20, mask=masks)
-    with pytest.raises(UserError, match="mask of row 19 holds NoneType, not a picture"):
+    with pytest.raises(UserError, match="row 19 has no mask in column"):
         read(str(tmp_path / "train.parquet"), "masks")
 
 
@@ -277,7 +277,7 @@ def test_names_that_do_not_match(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("empty", "images is missing or holds no pictures"),
-        ("empty/classes.txt", "is not a parquet file"),
+        ("empty/classes.txt", "is no table; name a folder"),
     ],
 )
 def test_unknown_sources(

@@ -99,7 +99,9 @@ def test_slices_of_train_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no rows; it has 24 in all"):
         read(spec, train_slice="2000:")
     write_table(tmp_path / "x.parquet", 3)
-    with pytest.raises(UserError, match=r"3 images are too few to set a test split apart"):
+    with pytest.raises(
+        UserError, match=r"3 different images are too few to set a test split apart"
+    ):
         read(spec)
 
 

@@ -147,15 +147,15 @@ def test_a_new_kind_of_data_is_one_role(tmp_path: Path) -> None:
         ("masks", "nowhere.parquet", "No such file or folder"),
         ("questions", "shape", r'Unknown data set "shape". Did you mean "shapes"'),
         ("questions", "gone.jsonl", r"No such file or folder: gone.jsonl; check the path"),
-        ("questions", "empty", r"holds no .jsonl and no .parquet files"),
+        ("questions", "empty", r"holds no .jsonl, .csv and"),
         ("prompts", "gone.jsonl", r"No such file or folder"),
         ("prompts", "gone", r"No such file or folder: gone"),
-        ("prompts", "empty", r"holds no \.jsonl and no \.parquet"),
-        ("prompts", "x.csv", "is no table: name a .jsonl or .parquet file"),
+        ("prompts", "empty", r"holds no \.jsonl, \.csv and"),
+        ("prompts", "x.xls", "is no table: name a .jsonl, .json, .csv or .parquet file"),
         ("pairs", "nobody/nothing", r'"nobody/nothing" is no local folder and cannot be loaded'),
         ("text", "topic", r'Unknown text "topic". Did you mean "topics"'),
         ("text", "gone.txt", r"No such file or folder"),
-        ("text", "x.csv", r"no text that can be read"),
+        ("text", "x.xls", r"no text that can be read"),
         ("text", "empty", r"holds no \.txt, \.jsonl or \.parquet"),
         ("masked", "shapes", r'Unknown kind of data "masked". Did you mean "masks"'),
     ],
@@ -165,7 +165,7 @@ def test_names_that_lead_nowhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("x.csv").write_text("a")
+    Path("x.xls").write_text("a")
     with pytest.raises(UserError, match=message) as caught:
         read(spec, kind)
     assert "\n" not in str(caught.value)

@@ -87,6 +87,6 @@ def test_bad_text(tmp_path: Path) -> None:
         read(write(file, "a\n\nb"), "text")
     with pytest.raises(UserError, match=r"binary file"):
         read(write(file, "a\0b"), "text")
-    file.write_bytes(b"\xff\xfe\x00a")
+    file.write_bytes("été".encode("latin-1"))
     with pytest.raises(UserError, match=r"not UTF-8"):
         read(str(file), "text")

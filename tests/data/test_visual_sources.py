@@ -158,8 +158,8 @@ def test_class_names_are_answers(tmp_path: Path) -> None:
         ("thinking", ["ok", "</think>"], "row 1, .* holds 1 of the tags <think> and </think>"),
         ("solution", [True, False], "row 0, .* holds True; give text or a number"),
         ("solution", [1.5, float("nan")], "row 1, .* holds nan; give text or a number"),
-        ("solution", [["3"], ["4"]], "row 0, .* holds .* give text or a number"),
-        ("image", [embedded(0), None], 'x/all: row 1 has a question but no image in column "image'),
+        ("solution", [["3", "5"], ["4"]], "row 0, .* holds 2 answers that differ; give one"),
+        ("image", [embedded(0), None], 'x/all: row 1 has no image in column "image'),
     ],
 )
 def test_rows_that_are_not_whole(
@@ -175,7 +175,7 @@ def test_rows_that_are_not_whole(
 def test_a_row_without_images(tmp_path: Path, images: Any) -> None:
     write_images(tmp_path, ["a.png"])
     rows = [{"images": ["a.png"], "question": "q"}, {"images": images, "question": "q"}]
-    with pytest.raises(UserError, match='x/all: row 1 has a question but no image in column "imag'):
+    with pytest.raises(UserError, match='x/all: row 1 has no image in column "imag'):
         read_test(write_lines(tmp_path / "x.jsonl", rows), "questions")
 
 
@@ -218,7 +218,8 @@ def test_rows_of_one_image_stay_together(tmp_path: Path) -> None:
     seen = [{value for (value,) in reds(part)} for part in parts]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 20
     assert [{int(answer) // 2 for answer in part.answers} for part in parts] == seen
-    assert "no test split: 8 of its 40 train rows (the same for every seed)" in splits.notes[0]
+    assert splits.notes[0].startswith("x: its 40 rows have 20 different images; rows that share")
+    assert "no test split: 8 of its 40 train rows (the same for every seed)" in splits.notes[1]
     other = read(spec, "questions", validation_fraction=0.25, seed=1)
     assert other.test.answers == splits.test.answers
     assert other.validation.answers != splits.validation.answers
@@ -227,7 +228,7 @@ def test_rows_of_one_image_stay_together(tmp_path: Path) -> None:
 def test_rows_that_share_images_through_others_stay_together(tmp_path: Path) -> None:
     # Rows 0 and 2 share no image, but row 1 shares one with each; rows 3 to 5 are alone.
     write_images(tmp_path / "here", [f"{name}.png" for name in "abcd"])
-    write_images(tmp_path / "here" / "more", [f"{name}.png" for name in "efg"])
+    write_images(tmp_path / "here" / "more", [f"{name}.png" for name in "efg"], first=10)
     lists = [["a", "b"], ["more/../b", "c"], ["c", "d"], ["more/e"], ["more/f"], ["more/g"]]
     rows = [
         {"images": [f"{name}.png" for name in names], "question": "q", "answer": str(row)}
@@ -252,7 +253,9 @@ def test_stored_splits(tmp_path: Path) -> None:
         write_lines(tmp_path / f"{split}.jsonl", rows)
     splits = read(str(tmp_path), "questions")
     assert [splits.train.answers[0], splits.validation.answers[0]] == ["1", "2"]
-    assert splits.notes == ()
+    assert [note.split(" have")[0] for note in splits.notes] == [
+        f"warning: 2 of the 2 {split} rows of {tmp_path.name}" for split in ("validation", "test")
+    ]
     assert read_test(str(tmp_path), "questions").answers == ("3", "3")
     (tmp_path / "test.jsonl").unlink()
     splits = read(str(tmp_path), "questions")

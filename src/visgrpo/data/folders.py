@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -10,149 +11,213 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.images import decode, decode_mask
+from visgrpo.data.names import SYNSET, as_read, class_names, split_of
 from visgrpo.data.roles import image_table, mask_table
-from visgrpo.data.table import SPLIT_NAMES, LazySequence, Table, of_files
+from visgrpo.data.table import LazySequence, Table, of_files
 from visgrpo.errors import UserError, nearest
+from visgrpo.texts import composed, names_in
 
 EXTENSIONS = frozenset(
     f".{end}" for end in ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 )
+ANNOTATIONS = "val_annotations.txt"
 
 
 def read_image_folder(folder: Path) -> dict[str, Table]:
     """Read `folder/train/<class>/…` (with val and test beside it) or `folder/<class>/…`.
 
-    Images may lie deeper than the class folder (as in Tiny ImageNet). Class names are the folders'
-    names unless `classes.txt` or `LOC_synset_mapping.txt` gives better ones. The path of each image
-    below `folder` is kept in the column "file".
+    Images may lie deeper than the class folder (as in Tiny ImageNet, whose `val_annotations.txt` is
+    read too). Class names are the folders' names unless `classes.txt`, `LOC_synset_mapping.txt` or
+    `words.txt` gives better ones. The path of each image below `folder` is kept in the column
+    "file". Held-out splits without labels are left out; a table's notes say so.
 
     Raises:
         UserError: if there are no class folders, one of them holds no image, the splits disagree
-            about the classes, or a class file does not fit.
+            about the classes, a class file does not fit, or the folder is of another layout.
     """
-    roots = split_folders(folder) or {"all": folder}
-    class_folders = {split: _subfolders(root) for split, root in roots.items()}
-    for split, found in class_folders.items():
-        if not found:
-            raise UserError(f"{roots[split]} {_what_is_missing(roots[split])}")
+    roots = split_folders(folder)
+    notes = _left_out(folder, roots)
+    roots = roots or {"all": folder}
     reference = next(split for split in ("train", "all", *roots) if split in roots)
-    names = [entry.name for entry in class_folders[reference]]
-    for found in class_folders.values():
-        for entry in found:
-            if entry.name not in names:
+    by_class: dict[str, dict[str, list[Path]]] = {}
+    for split, root in roots.items():
+        files = _by_class(root)
+        if split != reference and _unlabelled(root, files):
+            notes.append(f"{root} holds pictures without classes and was left out.")
+        elif not files:
+            raise UserError(f"{root} {_what_is_missing(root)}")
+        else:
+            by_class[split] = files
+    _refuse_other_layouts(roots[reference])
+    names = list(by_class[reference])
+    for split, found in by_class.items():
+        for name, paths in found.items():
+            if name not in names:
                 raise UserError(
-                    f'{entry}: class "{entry.name}" is not in {roots[reference]}. '
-                    f"{nearest(entry.name, names)}"
+                    f'{roots[split] / name}: class "{name}" is not in {roots[reference]}. '
+                    f"{nearest(name, names)}"
                 )
-    class_names = _class_names(folder, names)
+            if not paths:
+                raise UserError(
+                    f"{roots[split] / name} holds no images; add some or remove the folder."
+                )
+    classes, said = _class_names(folder, names)
+    notes += said
     return {
-        split: _read_split(folder, split, found, class_names)
-        for split, found in class_folders.items()
+        split: _class_table(folder, split, found, classes, tuple(notes))
+        for split, found in by_class.items()
     }
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders named for splits (train, val, test) below `folder`, by split.
+    """Return the folders named for splits (train, val, test, "Training", …) below `folder`.
+
+    A folder called "train" beside others of pictures, none of which has folders within, is a class.
 
     Raises:
         UserError: if two are the same split.
     """
     roots: dict[str, Path] = {}
-    for entry in _subfolders(folder):
-        split = SPLIT_NAMES.get(entry.name.lower())
+    entries = _subfolders(folder)
+    for entry in entries:
+        split = split_of(entry.name)
         if split in roots:
             raise UserError(f"{roots[split]} and {entry} are both the {split} split; keep one.")
         if split is not None:
-            roots[split] = entry
+            roots[split] = _unwrapped(entry, split)
+    if len(roots) < len(entries) and not any(map(_subfolders, roots.values())):
+        return {}
     return roots
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files below `folder`, sorted, hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    """Return the image files below `folder`, sorted, hidden ones and hidden folders left out."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        paths = (Path(place, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(found)
 
 
 def images_of(files: list[Path]) -> LazySequence[Image.Image]:
     """Return the RGB images of `files`, decoded on access."""
-    return LazySequence(partial(_open, files), range(len(files)))
+    return LazySequence(partial(_open, files), range(len(files)), contents=lambda row: [files[row]])
 
 
 def _open(files: list[Path], row: int) -> Image.Image:
     return decode(files[row], f"image {files[row]}")
 
 
-def _read_split(folder: Path, split: str, found: list[Path], class_names: dict[str, str]) -> Table:
-    ids = {folder_name: index for index, folder_name in enumerate(class_names)}
-    files: list[Path] = []
-    labels: list[int] = []
-    for entry in found:
-        images = image_files(entry)
-        if not images:
-            raise UserError(f"{entry} holds no images; add some or remove the folder.")
-        files += images
-        labels += [ids[entry.name]] * len(images)
+def _class_table(
+    folder: Path,
+    split: str,
+    by_class: dict[str, list[Path]],
+    classes: dict[str, str],
+    notes: tuple[str, ...],
+) -> Table:
+    ids = {folder_name: index for index, folder_name in enumerate(classes)}
+    files = [path for found in by_class.values() for path in found]
+    labels = [ids[name] for name, found in by_class.items() for _ in found]
     return image_table(
         name=f"{folder.resolve().name}/{split}",
-        classes=tuple(class_names.values()),
+        classes=tuple(classes.values()),
         labels=np.array(labels, dtype=np.int64),
         images=images_of(files),
         columns={"file": [path.relative_to(folder).as_posix() for path in files]},
         identity=of_files(files),
+        notes=notes,
     )
+
+
+def _by_class(root: Path) -> dict[str, list[Path]]:
+    """Return the image files of each class, by the composed form of its folder's name."""
+    if (root / ANNOTATIONS).is_file():
+        lines = [line.split("\t") for line in names_in(root / ANNOTATIONS)]
+        annotated: dict[str, list[Path]] = {}
+        for name, label in sorted((line[1], line[0]) for line in lines if len(line) > 1):
+            annotated.setdefault(name, []).append(root / "images" / label)
+        return annotated
+    found: dict[str, Path] = {}
+    for entry in _subfolders(root):
+        name = composed(entry.name)
+        if name in found:
+            raise UserError(
+                f'{root} has two folders "{name}", whose accents are written differently; '
+                "put their pictures into one."
+            )
+        found[name] = entry
+    return {name: image_files(entry) for name, entry in found.items()}
+
+
+def _unlabelled(root: Path, by_class: dict[str, list[Path]]) -> bool:
+    """Whether a split has pictures in no folder, or in one that says what they are."""
+    alone = {as_read(name) for name in by_class} <= {"images", "imgs"}
+    return alone and bool(image_files(root))
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
+        entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)
     )
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a folder is one of a system's or a program's own."""
+    return name.startswith((".", "__", "@eaDir", "@Recycle", "#recycle", "$RECYCLE"))
+
+
+def _unwrapped(root: Path, split: str) -> Path:
+    """Return the one folder of the same split within, as archives are unpacked."""
+    inner = _subfolders(root)
+    return inner[0] if len(inner) == 1 and split_of(inner[0].name) == split else root
+
+
+def _left_out(folder: Path, roots: dict[str, Path]) -> list[str]:
+    others = [entry.name for entry in _subfolders(folder) if split_of(entry.name) is None]
+    if not roots or not others:
+        return []
+    return [f"{folder}: beside its splits, {', '.join(others)} was left out."]
+
+
+def _refuse_other_layouts(root: Path) -> None:
+    """Refuse "class" folders that are images and masks, domains or splits of other names."""
+    entries = _subfolders(root)
+    if {"images", "masks"} <= {entry.name.lower() for entry in entries}:
+        raise UserError(
+            f"{root} holds images/ and masks/, which are no classes: it is data of visgrpo "
+            "segmentation."
+        )
+    within = [frozenset(inner.name for inner in _subfolders(entry)) for entry in entries]
+    alike = len(entries) > 1 and len(set(within)) == 1 and len(within[0]) > 1
+    if alike and not any(map(holds_photos, entries)):
+        raise UserError(
+            f"{root}: its folders ({_few(entry.name for entry in entries)}) all hold the same "
+            f"folders ({_few(sorted(within[0]))}) and no pictures: they are domains or splits, not "
+            "classes; name one of them, or call them train and test."
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "")
 
 
 def _what_is_missing(folder: Path) -> str:
     if image_files(folder):
         return "holds images but no class folders; put each image into a folder named by its class."
     if any(folder.iterdir()):
-        return "holds no images, no parquet files and no known layout; name another folder."
+        return "holds no images, no tables and no known layout; name another folder."
     return "is empty; name a folder with one sub-folder of images per class."
 
 
-def _class_names(folder: Path, folder_names: list[str]) -> dict[str, str]:
-    """Return the class name of each class folder, in the order of the class ids."""
-    for file in (folder / "classes.txt", folder / "LOC_synset_mapping.txt"):
-        if file.is_file():
-            lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-            return _from_lines(file, lines, folder_names)
-    return {name: name for name in folder_names}
-
-
-def _from_lines(file: Path, lines: list[str], folder_names: list[str]) -> dict[str, str]:
-    if sorted(lines) == folder_names:
-        return {name: name for name in lines}  # the folders' own names: the file gives the order
-    words = [line.split(maxsplit=1) for line in lines]
-    named = {word[0]: word[1] for word in words if len(word) == 2}
-    if set(folder_names) <= set(named):
-        return _distinct({name: named[name] for name in folder_names})
-    mentioned = set(named) | set(lines)
-    missing = [name for name in folder_names if name not in mentioned]
-    if missing and len(missing) < len(folder_names):
-        raise UserError(f'{file} has no line for class folder "{missing[0]}"; add one.')
-    if len(lines) != len(folder_names):
-        raise UserError(
-            f"{file} names {len(lines)} classes but there are {len(folder_names)} class folders; "
-            "give one line per folder, in sorted order."
-        )
-    return dict(zip(folder_names, lines, strict=True))
-
-
-def _distinct(names: dict[str, str]) -> dict[str, str]:
-    # ImageNet calls two of its synsets "crane": the folder's name tells them apart.
-    count = Counter(names.values())
-    return {key: f"{text} ({key})" if count[text] > 1 else text for key, text in names.items()}
+def _class_names(folder: Path, folders: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the class name of each class folder, in the order of the class ids, and notes."""
+    synsets = all(map(SYNSET.fullmatch, folders))
+    for name in ("classes.txt", "LOC_synset_mapping.txt", *(["words.txt"] if synsets else [])):
+        if (folder / name).is_file():
+            return class_names(folder / name, names_in(folder / name), folders)
+    return {name: name for name in folders}, ()
 
 
 _PIXELS = 3 * 32 * 32
@@ -222,7 +287,7 @@ def _image(pixels: np.ndarray, row: int) -> Image.Image:
 def _lines(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack the whole archive.")
-    return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    return tuple(names_in(path))
 
 
 def holds_photos(folder: Path) -> bool:
@@ -278,7 +343,7 @@ def _read_masks(
     )
 
 
-def _open_mask(files: list[Path], row: int) -> Image.Image:
+def _open_mask(files: list[Path], row: int) -> Image.Image | np.ndarray:
     return decode_mask(files[row], f"mask {files[row]}")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import io
-import os
+import re
 import struct
 import warnings
 import zlib
@@ -18,10 +18,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from visgrpo.data.stored import Stored
-from visgrpo.data.table import LazySequence, joined, of_files
+from visgrpo.data.table import Content, LazySequence, joined, of_files
 from visgrpo.errors import UserError
 
 RASTER = (
@@ -41,6 +41,11 @@ RASTER = (
 MOST_PIXELS = 2**27
 """A picture of more is refused before it is decoded: 134 million take 400 MB in RGB."""
 
+SHORTEST_BASE64 = 40  # characters: a file's name may be of the same letters
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+# PNG, JPEG, GIF, WebP, TIFF (either order) and BMP.
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkq", "TU0AKg", "Qk")
+
 # What pillow's decoders raise on damaged files, by format.
 _UNREADABLE = (
     OSError,
@@ -53,15 +58,25 @@ _UNREADABLE = (
 )
 
 
+TURNED = "turned by EXIF"
+"""Key of a decoded mask's `info`, where its own file said how it is to be turned."""
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` upright and in RGB.
 
     EXIF rotation is applied, transparency is laid on white (as transformers' processors do), and
     16-bit grey is scaled to 8 bits, where pillow alone would clip it.
+
+    Raises:
+        ValueError: for grey of 32 bits, of which nobody knows what is white.
     """
+    form = image.format
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and form in ("PPM", "PNG")):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its grey has 32 bits, of which none says what is white: save 8 or 16")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -75,6 +90,19 @@ def encoded(stored: Any) -> Any:
         # A table may hold the bytes, or only say where they are.
         return stored["bytes"] if stored.get("bytes") is not None else stored.get("path")
     return stored
+
+
+def is_base64(text: str) -> bool:
+    """Return whether text is a data URI, or begins as a picture does in base64 and goes on so."""
+    return text.startswith("data:") or (
+        len(text) >= SHORTEST_BASE64
+        and text.startswith(_BASE64_STARTS)
+        and _BASE64.fullmatch(text) is not None
+    )
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)
 
 
 def open_picture(stored: bytes | str | Path) -> Image.Image:
@@ -123,115 +151,158 @@ def decode(
     with naming_the_unreadable(where, mend):
         if isinstance(stored, Image.Image):
             return to_rgb(stored.copy())
+        if isinstance(stored, str) and is_base64(stored):
+            stored = _from_base64(stored)
         if isinstance(stored, bytes | str | Path):
             with open_picture(stored) as image:
                 return to_rgb(image)
+    if stored is None:
+        raise UserError(f"{where} is missing; fill it or drop the row.")
     raise UserError(
         f"{where} holds {type(stored).__name__}, not an image; name another image column."
     )
 
 
-def decode_mask(stored: Any, where: str) -> Image.Image:
-    """Return the picture held by `stored` as it is: unlike an image it must not become RGB.
+def decode_mask(stored: Any, where: str) -> Image.Image | np.ndarray:
+    """Return the mask held by `stored` as it is: unlike an image it must not become RGB.
 
     Args:
-        stored: a path, encoded bytes, or the `{"bytes", "path"}` pair of a table.
+        stored: a path, encoded bytes, the `{"bytes", "path"}` pair of a table, or rows of ids.
         where: what to call the mask in a message.
 
     Raises:
-        UserError: if the mask cannot be read.
+        UserError: if the mask cannot be read, or its file's format changes ids.
     """
     stored = encoded(stored)
-    if not isinstance(stored, bytes | str | Path):
-        raise UserError(
-            f"{where} holds {type(stored).__name__}, not a picture; name another mask_column or "
-            "drop the row."
-        )
     mend = "replace it, or leave such rows out with --skip-bad-images"
-    with naming_the_unreadable(where, mend), open_picture(stored) as mask:
-        mask.load()
-        return mask
+    with naming_the_unreadable(where, mend):
+        if isinstance(stored, list):
+            return np.array(stored)
+        if isinstance(stored, str) and is_base64(stored):
+            stored = _from_base64(stored)
+        if not isinstance(stored, bytes | str | Path):
+            raise UserError(
+                f"{where} holds {type(stored).__name__}, not a picture; name another mask_column "
+                "or drop the row."
+            )
+        with open_picture(stored) as mask:
+            if mask.format == "JPEG":
+                raise UserError(f"{where} is a JPEG, which changes class ids; save masks as PNG.")
+            mask.load()
+            if _orientation(mask) != 1:
+                ImageOps.exif_transpose(mask, in_place=True)
+                mask.info[TURNED] = True
+            return mask
 
 
-class RowImages(LazySequence[tuple[Image.Image, ...]]):
-    """The images of M rows, decoded on access.
-
-    Attributes:
-        keys: computes a text for each row that is equal for rows that share an image, itself or
-            through other rows: a pass over all of them.
-    """
-
-    keys: Callable[[], tuple[str, ...]]
+def lying_of(content: Content) -> tuple[int, tuple[int, int]]:
+    """Return how EXIF says that a picture is to be turned, and its (width, height) before that."""
+    stored = content if isinstance(content, Path) else bytes(content)
+    with naming_the_unreadable("an image", "replace it"), open_picture(stored) as image:
+        return _orientation(image), image.size
 
 
-def row_images(stored: Stored, split: str, column: str) -> RowImages:
-    """Read a column of images: encoded, or paths of files; or lists of these.
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # pillow would decode all of it to look behind the pixels
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def picture_column(
+    stored: Stored,
+    split: str,
+    column: str,
+    word: str,
+    read: Callable[[Any, str], Any],
+    *,
+    several: bool = False,
+) -> LazySequence[Any]:
+    """Read a column of pictures: encoded, base64, or paths of files; or lists of these.
 
     A path is absolute or relative to the table's folder; a file that is not there is looked for by
     its name in `images` there, and a note says so. The identity of the split then names the files.
 
+    Args:
+        stored: the tables.
+        split: of which one.
+        column: that holds pictures.
+        word: what messages call one.
+        read: makes a picture of what is stored, told what messages call it.
+        several: whether an item is all pictures of a row, and not the one.
+
     Raises:
-        UserError: if a row has no image, the column holds something else, or a file is missing.
+        UserError: if a row has no picture, the column holds something else, or a file is missing.
     """
-    table, where, folder = stored.tables[split], f"{stored.name}/{split}", stored.folder
-    pictures = _stored(where, table, column)
-    paths = tuple(path for path in dict.fromkeys(pictures.paths_S) if path)
-    files, moved = _find_files(where, paths, folder)
+    table, where = stored.tables[split], f"{stored.name}/{split}"
+    held = _held(where, table, column, word, several, stored.missing_ok)
+    paths = [path for path in dict.fromkeys(held.texts_S) if path and not is_base64(path)]
+    files, moved = _find_files(where, paths, stored.places.get(split, ()))
     missing = [path for path, file in files.items() if not file.is_file()]
     if missing and not stored.missing_ok:
-        row = pictures.rows_S[pictures.paths_S.index(missing[0])]
+        row = held.rows_S[held.texts_S.index(missing[0])]
         raise UserError(
-            f'{where}: row {row} has the image "{missing[0]}", but there is no '
+            f'{where}: row {row} has the {word} "{missing[0]}", but there is no '
             f"{files[missing[0]]}; mend the path, or leave such rows out with --skip-bad-images."
         )
     outside = sorted(set(files.values()).difference(files[path] for path in missing))
     if outside:
         stored.identities[split] = joined((stored.identities[split], of_files(outside)))
     if moved:
-        stored.notes[split] = (
-            f'{where}: {len(moved)} images are not where "{column}" says, such as {moved[0]}; '
+        stored.note(
+            f'{where}: {len(moved)} {word}s are not where "{column}" says, such as {moved[0]}; '
             f"they were taken by their names from {files[moved[0]].parent}.",
+            split,
         )
     undecoded = table.select_columns([column]).with_format("arrow")
-    images = RowImages(partial(_decoded, undecoded, column, files, where), range(len(table)))
-    images.keys = partial(_keys, pictures, files, folder or Path())
-    return images
+    return LazySequence(
+        partial(_decoded, undecoded, column, files, f"{where}: {word}", read, several),
+        range(len(table)),
+        contents=partial(_contents_of, held, files),
+    )
 
 
-class _Stored(NamedTuple):
-    """The S images of a column, row by row."""
+class _Held(NamedTuple):
+    """The S pictures of a column, row by row."""
 
     rows_S: np.ndarray
-    bytes_S: pa.ChunkedArray  # null where the image is a file
-    paths_S: tuple[str, ...]  # "" where it is not
+    bytes_S: pa.ChunkedArray  # null where the picture is a file, or text
+    texts_S: tuple[str, ...]  # path or base64; "" where it is neither
 
 
-def _stored(where: str, table: datasets.Dataset, column: str) -> _Stored:
+def _held(
+    where: str, table: datasets.Dataset, column: str, word: str, several: bool, missing_ok: bool
+) -> _Held:
     values = table.data.column(column)
     rows_S = np.arange(len(values))
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+    if several and (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         counts_M = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         rows_S, values = np.repeat(rows_S, counts_M), pc.list_flatten(values)
-    bytes_S, paths = _parts(where, values, column)
-    paths_S = tuple(
-        path or "" if outside else ""
-        for path, outside in zip(paths.to_pylist(), bytes_S.is_null().to_pylist(), strict=True)
+    bytes_S, texts = _parts(where, values, column, word)
+    texts_S = tuple(
+        text or "" if outside else ""
+        for text, outside in zip(texts.to_pylist(), bytes_S.is_null().to_pylist(), strict=True)
     )
-    has_image_S = pc.is_valid(bytes_S).to_numpy() | np.array([path != "" for path in paths_S], bool)
+    there_S = pc.is_valid(bytes_S).to_numpy() | np.array([text != "" for text in texts_S], bool)
     lacking = np.setdiff1d(np.arange(len(table)), rows_S)
-    lacking = np.union1d(lacking, rows_S[~has_image_S])
-    if len(lacking):
+    lacking = np.union1d(lacking, rows_S[~there_S])
+    if len(lacking) and not missing_ok:
         raise UserError(
-            f'{where}: row {lacking[0]} has a question but no image in column "{column}"; fill it '
-            "or drop the row."
+            f'{where}: row {lacking[0]} has no {word} in column "{column}"; fill it or drop the '
+            "row, or leave such rows out with --skip-bad-images."
         )
-    return _Stored(rows_S, bytes_S, paths_S)
+    address = next((text for text in texts_S if text.startswith(("http://", "https://"))), None)
+    if address is not None:
+        raise UserError(
+            f"{where}: row {rows_S[texts_S.index(address)]} has an address as its {word}; download "
+            "the pictures and write their paths."
+        )
+    return _Held(rows_S, bytes_S, texts_S)
 
 
 def _parts(
-    where: str, values: pa.ChunkedArray, column: str
+    where: str, values: pa.ChunkedArray, column: str, word: str
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Return the encoded bytes and the paths of images, null where there are none."""
+    """Return the encoded bytes and the texts of pictures, null where there are none."""
     kind = values.type
     nothing = pa.chunked_array([pa.nulls(len(values))])
     if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
@@ -241,76 +312,74 @@ def _parts(
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return values, nothing
     raise UserError(
-        f'{where}: column "{column}" holds {kind}, not images or their paths; name another '
-        "with --image-column."
+        f'{where}: column "{column}" holds {kind}, not {word}s or their paths; name another '
+        f"with --{word}-column."
     )
 
 
 def _find_files(
-    where: str, paths: Sequence[str], folder: Path | None
+    where: str, paths: Sequence[str], places: Sequence[Path]
 ) -> tuple[dict[str, Path], list[str]]:
     """Return the file of each path, and the paths whose file was found by its name alone."""
-    files = {path: (folder or Path()) / path for path in paths}
-    if folder is None:
-        return files, []
+    files: dict[str, Path] = {}
     moved: dict[Path, str] = {}
-    for path, file in files.items():
-        named = folder / "images" / file.name
-        if file.is_file() or not named.is_file():
+    for path in paths:
+        named = path.removeprefix("file://")
+        spelled = [named, named.replace("\\", "/")] if "\\" in named else [named]
+        folders = places or (Path(),)
+        candidates = [folder / name for name in spelled for folder in folders]
+        files[path] = next((file for file in candidates if file.is_file()), candidates[0])
+        if files[path].is_file():
             continue
-        if named in moved:
+        last = Path(spelled[-1]).name
+        found = next((at for place in places if (at := place / "images" / last).is_file()), None)
+        if found is None:
+            continue
+        if found in moved:
             raise UserError(
-                f'{where}: there is neither "{moved[named]}" nor "{path}", and {named} could be '
+                f'{where}: there is neither "{moved[found]}" nor "{path}", and {found} could be '
                 "either; mend the paths."
             )
-        moved[named] = path
-    return files | {path: file for file, path in moved.items()}, list(moved.values())
+        files[path], moved[found] = found, path
+    return files, list(moved.values())
 
 
 def _decoded(
-    table: datasets.Dataset, column: str, files: Mapping[str, Path], where: str, row: int
-) -> tuple[Image.Image, ...]:
+    table: datasets.Dataset,
+    column: str,
+    files: Mapping[str, Path],
+    what: str,
+    read: Callable[[Any, str], Any],
+    several: bool,
+    row: int,
+) -> Any:
     value = table[row][column][0].as_py()
-    if not isinstance(value, list):
-        return (_image(value, files, f"{where}: image of row {row}"),)
+    if not (several and isinstance(value, list)):
+        picture = _picture(value, files, f"{what} of row {row}", read)
+        return (picture,) if several else picture
     return tuple(
-        _image(picture, files, f"{where}: image {number} of row {row}")
+        _picture(picture, files, f"{what} {number} of row {row}", read)
         for number, picture in enumerate(value, start=1)
     )
 
 
-def _image(picture: Any, files: Mapping[str, Path], name: str) -> Image.Image:
+def _picture(
+    picture: Any, files: Mapping[str, Path], name: str, read: Callable[[Any, str], Any]
+) -> Any:
     stored = encoded(picture)
-    if isinstance(stored, str):
-        return decode(files[stored], f"{name} ({files[stored]})")
-    return decode(stored, name)
+    if isinstance(stored, str) and stored in files:
+        return read(files[stored], f"{name} ({files[stored]})")
+    path = picture.get("path") if isinstance(picture, dict) else None
+    return read(stored or None, f"{name} ({path})" if path else name)
 
 
-def _keys(stored: _Stored, files: Mapping[str, Path], folder: Path) -> tuple[str, ...]:
-    """Return one text for all rows that share an image; files are told apart by their paths."""
-    keys_M: dict[int, list[str]] = {}
-    for row, encoded_image, path in zip(stored.rows_S, stored.bytes_S, stored.paths_S, strict=True):
-        # Relative, so that the same rows are set apart wherever the folder lies.
-        key = (
-            os.path.relpath(files[path], folder)
-            if path
-            else hashlib.sha256(encoded_image.as_buffer()).hexdigest()
-        )
-        keys_M.setdefault(int(row), []).append(key)
-    return _connected([keys_M[row] for row in range(len(keys_M))])
-
-
-def _connected(keys_M: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the same key for rows that have one in common, or share others with a common row."""
-    leader: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        while leader.setdefault(key, key) != key:
-            leader[key] = leader[leader[key]]
-            key = leader[key]
-        return key
-
-    for first, *others in keys_M:
-        for other in others:
-            leader[find(other)] = find(first)
-    return tuple(find(keys[0]) for keys in keys_M)
+def _contents_of(held: _Held, files: Mapping[str, Path], row: int) -> list[Content]:
+    first, last = np.searchsorted(held.rows_S, [row, row + 1])
+    found: list[Content] = []
+    for place in range(int(first), int(last)):
+        text = held.texts_S[place]
+        if text:
+            found.append(files.get(text, text.encode()))
+        elif held.bytes_S[place].is_valid:
+            found.append(held.bytes_S[place].as_buffer())
+    return found

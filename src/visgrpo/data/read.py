@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from visgrpo.data import roles
-from visgrpo.data.folders import read_cifar, read_image_folder, read_mask_folder
+from visgrpo.data.chats import image_counts, with_questions, without_placeholders
+from visgrpo.data.folders import (
+    image_files,
+    read_cifar,
+    read_image_folder,
+    read_mask_folder,
+    split_folders,
+)
+from visgrpo.data.names import remarks_on
 from visgrpo.data.roles import mask_table, text_table
 from visgrpo.data.split import (
     ByGroup,
@@ -22,6 +30,7 @@ from visgrpo.data.split import (
     divide,
     parse_slice,
     parse_split,
+    picture_groups,
 )
 from visgrpo.data.stored import (
     ALIASES,
@@ -30,14 +39,24 @@ from visgrpo.data.stored import (
     find_column,
     is_hub_name,
     is_plain_feature,
-    read_text,
     stored_in,
     stored_on_hub,
     value_column,
 )
-from visgrpo.data.table import IGNORE_INDEX, Role, Splits, Table, derived, of_bytes, of_files
+from visgrpo.data.table import (
+    IGNORE_INDEX,
+    Role,
+    Splits,
+    Table,
+    derived,
+    of_bytes,
+    of_files,
+    of_rows,
+    take_rows,
+)
 from visgrpo.data.worlds.shapes import MASK_CLASSES, digits_splits, shapes_splits
 from visgrpo.errors import UserError, nearest
+from visgrpo.texts import names_in, read_text
 
 
 @dataclass(frozen=True)
@@ -64,13 +83,15 @@ class DataKind:
         word: what messages call data that does not exist.
         worlds: built-in data by name, made on request.
         elsewhere: further names that a typo may have been meant for.
-        suffixes: of the files that hold its tables.
+        suffixes: of the files that hold its tables, the first to be looked for in a folder first.
+        late: those that are looked for in a folder only after its layout.
         layout: reads a file or folder that holds no table, by split; None if it cannot.
         no_file: what is said of a file that is not read, after its path.
         no_folder: what is said of a folder.
         classes: finds the names of classes that tables do not hold.
         columns: names of columns that are as given here where the user gives none.
         of_pictures: whether only columns of pictures are looked at: a "label" may be a mask.
+        rewrite: brings tables of other forms into ours, told which columns the user named.
         combine: makes rows of the values of a split, where roles depend on each other.
         others: whether the other columns are kept.
         fraction: share of the train rows that makes a missing validation split, by default.
@@ -81,10 +102,12 @@ class DataKind:
     word: str = "data set"
     worlds: Mapping[str, Callable[[Reading], Splits]] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = (".jsonl", ".parquet")
+    suffixes: tuple[str, ...] = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
     layout: Callable[[Path, Reading], Mapping[str, Table] | None] = lambda path, reading: None
-    no_file: str = "is no table: name a .jsonl or .parquet file."
-    no_folder: str = "holds no .jsonl and no .parquet files; name another folder."
+    late: tuple[str, ...] = ()
+    no_file: str = "is no table: name a .jsonl, .json, .csv or .parquet file."
+    no_folder: str = "holds no .jsonl, .csv and .parquet files; name another folder."
+    rewrite: Callable[[Stored, Mapping[str, str]], Stored] = lambda stored, columns: stored
     classes: Callable[[str, Path | None, Reading], tuple[str, ...]] = lambda spec, path, given: ()
     columns: Mapping[str, str] = field(default_factory=dict)
     of_pictures: bool = False
@@ -276,33 +299,45 @@ def _stored(spec: str, kind: DataKind, reading: Reading) -> Source:
         return Source(spec, stored, splits.notes, kind.part, shifts=splits.shifts)
     path = Path(spec).expanduser()
     if path.exists():
-        classes = kind.classes(spec, path, reading)
-        tables = stored_in(path, kind.suffixes)
+        reading = replace(reading, classes=kind.classes(spec, path, reading))
+        tables = stored_in(path, (*kind.suffixes, *kind.late) if path.is_file() else kind.suffixes)
+        if tables is None and _late_tables(path, kind):
+            tables = stored_in(path, kind.late)
         if tables is None:
             name = path.resolve().name if path.is_dir() else path.stem
-            layout = kind.layout(path, replace(reading, classes=classes))
+            layout = kind.layout(path, reading)
             if layout is None:
                 raise UserError(f"{path} {kind.no_folder if path.is_dir() else kind.no_file}")
-            return Source(name, layout, (), kind.part)
-        tables.folder = path if path.is_dir() else path.parent
+            notes = list(dict.fromkeys(note for table in layout.values() for note in table.notes))
+            notes += remarks_on(next(iter(layout.values())).classes)
+            return Source(name, layout, tuple(notes), kind.part)
     elif _is_a_path(spec, path, kind) or not is_hub_name(spec):
         raise UserError(_nothing_there(spec, path, kind))
     else:
-        classes = kind.classes(spec, None, reading)
+        reading = replace(reading, classes=kind.classes(spec, None, reading))
         tables = stored_on_hub(spec)
-    tables.classes, tables.missing_ok = classes, reading.skip_bad_images
-    return _of_tables(tables, kind, reading)
+    tables.classes, tables.missing_ok = reading.classes, reading.skip_bad_images
+    return _of_tables(kind.rewrite(tables, _given(reading.columns)), kind, reading)
+
+
+def _late_tables(path: Path, kind: DataKind) -> bool:
+    """Whether a folder has nothing that its kind's layout would be: no folders of pictures."""
+    if not (path.is_dir() and kind.late):
+        return False
+    roots = split_folders(path).values() or [path]
+    return not any(
+        image_files(entry) for root in roots for entry in root.iterdir() if entry.is_dir()
+    )
 
 
 def _is_a_path(spec: str, path: Path, kind: DataKind) -> bool:
-    suffixes = (*kind.suffixes, ".txt") if ".jsonl" in kind.suffixes else kind.suffixes
+    suffixes = (*kind.suffixes, *kind.late, ".txt")
     return spec.startswith((".", "~")) or path.is_absolute() or path.suffix in suffixes
 
 
 def _nothing_there(spec: str, path: Path, kind: DataKind) -> str:
     known = (*kind.worlds, *kind.elsewhere)
-    named_file = path.suffix and ".jsonl" in kind.suffixes
-    if not known or named_file or _is_a_path(spec, path, kind) or "/" in spec or "\\" in spec:
+    if not known or _is_a_path(spec, path, kind) or "/" in spec or "\\" in spec:
         return f"No such file or folder: {spec}; check the path."
     return (
         f'Unknown {kind.word} "{spec}". {nearest(spec, known)} '
@@ -324,19 +359,27 @@ def _of_tables(stored: Stored, kind: DataKind, reading: Reading) -> Source:
         for role, column in found.items():
             identity = role.identity(stored, split, column, identity)
         rows = {role.name: values[role][split] for role in found}
-        others = [column for column in table.column_names if column not in ours]
+        others = [column for column in table.column_names if column not in ours and kind.others]
+        columns = {column: value_column(table, column) for column in others}
+        places = stored.rows.get(split)
+        if places is not None:
+            rows = {role: take_rows(held, places) for role, held in rows.items()}
+            columns = {column: take_rows(held, places) for column, held in columns.items()}
+            identity = of_rows(identity, places)
         splits[split] = Table(
             name,
             rows if kind.combine is None else kind.combine(name, rows),
             kind.roles,
-            {column: value_column(table, column) for column in others if kind.others},
+            columns,
             stored.classes,
             reading.ignore_index,
             identity=identity,
-            notes=stored.notes.get(split, ()),
+            notes=(*stored.notes.get("", ()), *stored.notes.get(split, ())),
+            places=places,
+            stored_as=name,
         )
     notes = tuple(note for notes in stored.notes.values() for note in notes)
-    return Source(stored.name, splits, notes, kind.part)
+    return Source(stored.name, splits, (*notes, *remarks_on(stored.classes)), kind.part)
 
 
 def _given(columns: Mapping[str, str | None]) -> dict[str, str]:
@@ -346,9 +389,14 @@ def _given(columns: Mapping[str, str | None]) -> dict[str, str]:
 def _found(stored: Stored, kind: DataKind, given: Mapping[str, str]) -> dict[Role, str]:
     """Return the column of each role; an optional role may have none."""
     table = stored.first
+    words = {role.word for role in kind.roles}
+    for word, column in given.items():
+        if word not in words and word not in kind.columns:
+            raise UserError(
+                f"--{word}-column {column}: these data have no {word}s; leave --{word}-column out."
+            )
     if kind.of_pictures:
-        pictured = [name for name, what in table.features.items() if not is_plain_feature(what)]
-        table = table.select_columns(pictured)
+        table = table.select_columns(_pictured(table, kind))
     found: dict[Role, str] = {}
     taken: dict[str, str] = {}
     for role in sorted(kind.roles, key=lambda role: role.word != "image"):
@@ -363,6 +411,15 @@ def _found(stored: Stored, kind: DataKind, given: Mapping[str, str]) -> dict[Rol
             )
         found[role], taken[column] = column, role.word
     return found
+
+
+def _pictured(table: Any, kind: DataKind) -> list[str]:
+    """Return the columns of pictures and grids, and those of text where paths must be meant."""
+    columns = table.features.items()
+    pictured = [name for name, what in columns if roles.is_grid(what) or not is_plain_feature(what)]
+    usual = [{name.lower() for name in pictured} & set(role.usual) for role in kind.roles]
+    texts = [name for name, what in columns if "string" in getattr(what, "dtype", "")]
+    return pictured if all(usual) else [*pictured, *texts]
 
 
 def _digits(reading: Reading) -> Splits:
@@ -449,7 +506,7 @@ def _mask_classes(spec: str, path: Path | None, reading: Reading) -> tuple[str, 
             f"{name}: there is no {named}; write one class name per line into it, in the order of "
             "the ids, or name another file with --classes-file."
         )
-    return tuple(line.strip() for line in named.read_text("utf-8").splitlines() if line.strip())
+    return tuple(names_in(named))
 
 
 def _text_files(path: Path) -> dict[str, list[Path]]:
@@ -475,25 +532,54 @@ def _text_folder(path: Path, reading: Reading) -> Mapping[str, Table] | None:
 
 
 def _pairs(where: str, values: dict[str, Any]) -> dict[str, Any]:
+    names = ("prompts", "chosen", "rejected")
+    columns = [values.get(name, [None] * len(values["chosen"])) for name in names]
     rows = [
         roles.one_pair(f"{where}: row {row}", *each)
-        for row, each in enumerate(zip(*values.values(), strict=True))
+        for row, each in enumerate(zip(*columns, strict=True))
     ]
-    return dict(zip(values, zip(*rows, strict=True), strict=True))
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+
+def _asked(stored: Stored, columns: Mapping[str, str]) -> Stored:
+    """Return tables of questions with their chats unfolded and no places of images in them."""
+    stored = with_questions(stored, columns)
+    asked, shown = (
+        columns.get(role.word) or _usual(stored, role)
+        for role in (roles.QUESTIONS, roles.ROW_IMAGES)
+    )
+    held = stored.first.column_names
+    if asked is None or shown is None or not {asked, shown} <= set(held):
+        return stored  # whoever looks for them says so
+    for split, table in stored.tables.items():
+        questions = table.select_columns([asked])[asked][:]
+        if not all(isinstance(question, str) for question in questions):
+            continue
+        counts = image_counts(table, shown)
+        plain, changed = without_placeholders(f"{stored.name}/{split}", questions, counts)
+        if changed:
+            table = table.remove_columns([asked]).add_column(asked, list(plain))
+            stored.tables[split] = table.select_columns(held)
+            stored.note(
+                f'{stored.name}/{split}: "<image>" was taken out of {changed} questions; images '
+                "stand before the words.",
+            )
+    return stored
+
+
+def _usual(stored: Stored, role: Role) -> str | None:
+    found = [name for name in stored.first.column_names if name.lower() in role.usual]
+    return found[0] if len(found) == 1 else None
 
 
 def _answered(where: str, values: dict[str, Any]) -> dict[str, Any]:
     return {"answers": ("",) * len(values["questions"]), **values}
 
 
-def image_keys(table: Table) -> Sequence[str]:
-    """Return a text for every row that is equal for rows that share an image."""
-    return table.images.keys()  # type: ignore[attr-defined]
-
-
 _PICTURES = {
     "suffixes": (".parquet",),
-    "no_file": "is not a parquet file; name a folder or a .parquet file.",
+    "late": (".csv", ".tsv", ".jsonl", ".json"),
+    "no_file": "is no table; name a folder, or a .parquet, .csv, .tsv, .jsonl or .json file.",
 }
 LABELLED = DataKind(
     (roles.LABELS, roles.IMAGES),
@@ -514,16 +600,17 @@ MASKED = DataKind(
 )
 ASKED = DataKind(
     (roles.QUESTIONS, roles.ROW_IMAGES, roles.ANSWERS, roles.TRACES),
-    ByGroup(groups=image_keys),
+    ByGroup(groups=picture_groups, shared="image"),
     worlds={"shapes": _counting},
     elsewhere=("shapes-out",),
     combine=_answered,
+    rewrite=_asked,
 )
 PROMPTED = DataKind((roles.PROMPTS,), ByGroup())
 PAIRED = DataKind(
-    (roles.PROMPTS, roles.CHOSEN, roles.REJECTED),
+    (replace(roles.PROMPTS, optional=True, usual=("prompt",)), roles.CHOSEN, roles.REJECTED),
     ByGroup(),
-    columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    columns={"chosen": "chosen", "rejected": "rejected"},
     combine=_pairs,
 )
 WRITTEN = DataKind(

@@ -6,16 +6,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import datasets
 import numpy as np
 from PIL import Image
 
-from visgrpo.data.images import decode, decode_mask
-from visgrpo.data.table import IGNORE_INDEX, Role, Table, check_classes, derived
+from visgrpo.data.images import TURNED, decode, decode_mask, lying_of, picture_column
+from visgrpo.data.table import IGNORE_INDEX, LazySequence, Role, Table, check_classes
 from visgrpo.data.text import Message, Prompt, as_prompt
 from visgrpo.errors import UserError, nearest
+from visgrpo.texts import composed
 
 if TYPE_CHECKING:
     from visgrpo.data.stored import Stored
@@ -25,22 +28,20 @@ _ID_MODES = ("1", "L", "P", "I", "I;16")  # pillow's modes of one channel of who
 IMAGE_COLUMNS = ("image", "img", "picture")
 
 
+@dataclass(frozen=True)
 class Images(Role):
-    """RGB images, decoded on access."""
+    """RGB images, decoded on access; `several` where a row may have more than one."""
+
+    several: bool = False
 
     def read(self, stored: Stored, column: str) -> dict[str, Any]:
         return {
-            split: stored.pictures(split, column, partial(_image, f"{stored.name}/{split}"))
+            split: picture_column(stored, split, column, "image", decode, several=self.several)
             for split in stored.tables
         }
 
     def use(self, table: Table, row: int) -> None:
         self.value(table, row)
-
-    def identity(self, stored: Stored, split: str, column: str, identity: str) -> str:
-        """Name the pictures; "" if some lie outside the table, in files of their own."""
-        inside = stored.holds_pictures(split, column)
-        return derived(identity, f"column {column}") if inside else ""
 
 
 class Labels(Role):
@@ -58,48 +59,66 @@ class Labels(Role):
             )
 
     def read(self, stored: Stored, column: str) -> dict[str, Any]:
-        """Return the class ids; `stored` learns the classes, and loses a test split without any."""
-        name, values = stored.name, {}
-        for split, table in stored.tables.items():
-            values[split] = table.select_columns([column])[column][:]
-        if set(values.get("test", ())) == {-1}:  # the Hub's sign that the labels are kept back
-            del values["test"], stored.tables["test"]
-            stored.notes[""] = (f"{name}/test has no labels (all are -1) and was left out.",)
-        for split, labels in values.items():
-            if None in labels:
-                raise UserError(
-                    f"{name}/{split}: row {labels.index(None)} has no label in column "
-                    f'"{column}"; fill it or drop the row.'
+        """Return the class ids; `stored` learns the classes, and which rows have a label."""
+        values = {split: self._names(stored, split, column) for split in stored.tables}
+        for split, labels in list(values.items()):
+            rows = [row for row, label in enumerate(labels) if label is not None]
+            if not rows and split == "test":  # the Hub's sign that the labels are kept back
+                del values[split], stored.tables[split]
+                stored.note(f"{stored.name}/test has no labels (all are -1) and was left out.")
+            elif len(rows) < len(labels):
+                stored.rows[split] = np.array(rows, dtype=np.int64)
+                stored.note(
+                    f"{stored.name}/{split}: {len(labels) - len(rows)} of its {len(labels)} rows "
+                    "have the label -1, which says that they have none, and were left out."
                 )
-        stored.classes, ids = self._classes(name, stored.first.features[column], column, values)
+        reference = next(split for split in ("train", "all", *values) if split in values)
+        feature = stored.tables[reference].features[column]
+        if isinstance(feature, datasets.ClassLabel):
+            known: list[Any] = list(feature.names)
+        else:
+            known = sorted({label for label in values[reference] if label is not None})
+        ids = {value: number for number, value in enumerate(known)}
+        for split, labels in values.items():
+            for row, value in enumerate(labels):
+                if value is not None and value not in ids:
+                    raise UserError(
+                        f'{stored.name}/{split}: row {row} has label "{value}", which no row of '
+                        f"{reference} has. {nearest(str(value), map(str, known))}"
+                    )
+        stored.classes = tuple(map(str, known))
         return {
-            split: np.array([ids.get(value, value) for value in labels], dtype=np.int64)
+            split: np.array([ids.get(value, -1) for value in labels], dtype=np.int64)
             for split, labels in values.items()
         }
 
-    def _classes(
-        self, name: str, feature: Any, label: str, values: Mapping[str, list[Any]]
-    ) -> tuple[tuple[str, ...], dict[Any, int]]:
-        """Return the class names, and the class id of each stored value where they differ."""
-        if hasattr(feature, "names"):
-            return tuple(feature.names), {}
-        dtype = getattr(feature, "dtype", type(feature).__name__)
-        if not (dtype in ("string", "large_string", "bool") or "int" in dtype):
+    def _names(self, stored: Stored, split: str, column: str) -> list[Any]:
+        """Return the labels of a split by name, or as numbers without one; None for -1."""
+        table, where = stored.tables[split], f"{stored.name}/{split}"
+        feature, labels = table.features[column], table.select_columns([column])[column][:]
+        if None in labels:
             raise UserError(
-                f'{name}: label column "{label}" holds {dtype}, not class names or whole numbers; '
-                "name another column with label_column."
+                f'{where}: row {labels.index(None)} has no label in column "{column}"; fill it or '
+                "drop the row."
             )
-        reference = next(split for split in ("train", "all", *values) if split in values)
-        known = set(values[reference])
-        for split, column in values.items():
-            for row, value in enumerate(column):
-                if value not in known:
-                    raise UserError(
-                        f'{name}/{split}: row {row} has label "{value}", which no row of '
-                        f"{reference} has. {nearest(str(value), map(str, sorted(known)))}"
-                    )
-        distinct = sorted(known)
-        return tuple(str(value) for value in distinct), {v: i for i, v in enumerate(distinct)}
+        if isinstance(feature, datasets.ClassLabel):
+            outside = next((n for n in labels if not -1 <= n < feature.num_classes), None)
+            if outside is not None:
+                raise UserError(
+                    f"{where}: row {labels.index(outside)} has label {outside}, outside its "
+                    f"{feature.num_classes} classes (0 to {feature.num_classes - 1}); mend the row "
+                    "or the class names."
+                )
+            return [None if number == -1 else feature.names[number] for number in labels]
+        dtype = getattr(feature, "dtype", type(feature).__name__)
+        if dtype in ("string", "large_string"):
+            return list(map(composed, labels))
+        if not (dtype == "bool" or "int" in dtype):
+            raise UserError(
+                f'{where}: label column "{column}" holds {dtype}, not class names or whole '
+                "numbers; name another column with --label-column."
+            )
+        return [None if number == -1 else number for number in labels]
 
     def identity(self, stored: Stored, split: str, column: str, identity: str) -> str:
         """Leave the name as it is: features of images do not depend on their labels."""
@@ -130,7 +149,10 @@ class Masks(Role):
             UserError: if the mask is unreadable, is no grid of ids, has an id outside the classes,
                 or labels no pixel.
         """
-        ids = _as_ids(table.values[self.name][row], table.where(row))
+        mask = table.values[self.name][row]
+        ids = _as_ids(mask, table.where(row))
+        if TURNED not in getattr(mask, "info", {}):
+            _check_lies_alike(table, row, ids)
         ignored, classes = ids == table.ignore_index, len(table.classes)
         outside = ids[~ignored & ((ids < 0) | (ids >= classes))]
         if len(outside):
@@ -150,24 +172,17 @@ class Masks(Role):
         image_and_mask(table, row)
 
     def read(self, stored: Stored, column: str) -> dict[str, Any]:
+        feature = stored.first.features[column]
+        if is_grid(feature):
+            return {
+                split: LazySequence(partial(_grid, table, column, f"{stored.name}/{split}"), rows)
+                for split, table in stored.tables.items()
+                if (rows := range(len(table)))
+            }
         return {
-            split: stored.pictures(split, column, partial(_mask, f"{stored.name}/{split}"))
+            split: picture_column(stored, split, column, "mask", decode_mask)
             for split in stored.tables
         }
-
-    identity = Images.identity
-
-
-class RowImages(Role):
-    """The images of each row, one or several, in the table or in files of their own."""
-
-    def read(self, stored: Stored, column: str) -> dict[str, Any]:
-        from visgrpo.data.images import row_images
-
-        return {split: row_images(stored, split, column) for split in stored.tables}
-
-    def use(self, table: Table, row: int) -> None:
-        self.value(table, row)
 
 
 def _question(value: Any, where: str) -> str:
@@ -180,12 +195,27 @@ def _question(value: Any, where: str) -> str:
 
 def _answer(value: Any, where: str) -> str:
     """Return an answer as text, "" for null; a whole number is written without a fraction."""
+    if isinstance(value, list):
+        if len(set(map(str, value))) > 1:
+            raise UserError(f"{where} holds {len(value)} answers that differ; give one.")
+        value = value[0] if value else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and math.isfinite(value):
         return str(value)
     return _inside("answer", value, where)
+
+
+def _trace(value: Any, where: str) -> str:
+    """Return the reasoning to imitate, without an answer in tags at its end."""
+    trace = _inside("think", value, where)
+    words = re.sub(r"\s*<answer>[^<]*</answer>\s*\Z", "", trace)
+    if re.search(r"</?answer>", words):
+        raise UserError(
+            f"{where} has answer tags within its reasoning; take them out, or drop the row."
+        )
+    return words
 
 
 def _inside(tag: str, value: Any, where: str) -> str:
@@ -233,26 +263,29 @@ class Preferred(Role):
                 )
 
 
+ASSISTANT = "\n\nAssistant:"
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem")
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 TRACE_COLUMNS = ("trace", "thinking", "reasoning", "rationale")
 
-IMAGES = Images("images", "image", IMAGE_COLUMNS)
+IMAGES = Images("images", "image", (*IMAGE_COLUMNS, "image_path", "file_name", "filename", "path"))
 LABELS = Labels("labels", "label", LABEL_COLUMNS)
 MASKS = Masks("masks", "mask", MASK_COLUMNS)
-ROW_IMAGES = RowImages("images", "image", (*IMAGE_COLUMNS, "images", "image_path"))
+ROW_IMAGES = Images(
+    "images", "image", (*IMAGE_COLUMNS, "images", "image_path", "file_name"), several=True
+)
 QUESTIONS = Role("questions", "question", PROMPT_COLUMNS, _question)
 ANSWERS = Role(
     "answers",
     "answer",
-    ("answer", "solution", "ground_truth"),
+    ("answer", "answers", "solution", "ground_truth"),
     _answer,
     optional=True,
     kept=True,
     column="answer",
 )
-TRACES = Role("traces", "trace", TRACE_COLUMNS, partial(_inside, "think"), optional=True, kept=True)
+TRACES = Role("traces", "trace", TRACE_COLUMNS, _trace, optional=True, kept=True)
 PROMPTS = Role("prompts", "prompt", PROMPT_COLUMNS, as_prompt)
 CHOSEN = Preferred("chosen", "chosen", ("chosen",), _completion)
 REJECTED = Role("rejected", "rejected", ("rejected",), _completion)
@@ -420,8 +453,10 @@ def image_and_mask(table: Table, row: int) -> tuple[Image.Image, np.ndarray]:
     return image, ids
 
 
-def class_counts_MK(table: Table, threads: int = 8) -> np.ndarray:
+def class_counts_MK(table: Table, threads: int = 8, *, ignored: bool = False) -> np.ndarray:
     """Return the pixels of every class in every row, (M, K) int64; every mask is read once.
+
+    With `ignored` those that belong to none are a last column.
 
     Raises:
         UserError: as `Masks.value`.
@@ -430,11 +465,12 @@ def class_counts_MK(table: Table, threads: int = 8) -> np.ndarray:
 
     def counts_K(row: int) -> np.ndarray:
         ids = masks[row]
-        return np.bincount(ids[ids != table.ignore_index], minlength=classes)
+        counts = np.bincount(ids[ids != table.ignore_index], minlength=classes)
+        return np.append(counts, ids.size - counts.sum()) if ignored else counts
 
     with ThreadPoolExecutor(threads) as pool:
         counts = list(pool.map(counts_K, range(len(table))))
-    return np.array(counts, dtype=np.int64).reshape(len(table), classes)
+    return np.array(counts, dtype=np.int64).reshape(len(table), classes + ignored)
 
 
 def ended(table: Table, which: Literal["chosen", "rejected"]) -> Sequence[bool]:
@@ -494,7 +530,7 @@ def require_counts(table: Table) -> None:
 
 
 def one_pair(
-    where: str, prompt: Prompt, chosen: tuple[Any, str], rejected: tuple[Any, str]
+    where: str, prompt: Prompt | None, chosen: tuple[Any, str], rejected: tuple[Any, str]
 ) -> tuple[Prompt, str, str]:
     """Return a row of pairs whose completions may repeat the prompt, as published sets do.
 
@@ -504,23 +540,51 @@ def one_pair(
     (before, chosen_text), (before_rejected, rejected_text) = chosen, rejected
     if before != before_rejected:
         raise UserError(f"{where}: chosen and rejected answer different messages; drop the row.")
+    if not before and prompt is None:
+        return _common_start(where, chosen_text, rejected_text)
     if not before:
+        assert prompt is not None
         return prompt, chosen_text, rejected_text
     # Then the chat is the prompt.
-    if prompt not in (before, before[-1]["content"]):
+    if prompt is not None and prompt not in (before, before[-1]["content"]):
         raise UserError(
             f"{where}: its completions answer other messages than its prompt; drop the row."
         )
     return before, chosen_text, rejected_text
 
 
-def _image(where: str, stored: Any, row: int) -> Image.Image:
-    path = stored.get("path") if isinstance(stored, dict) else None
-    return decode(stored, f"{where} image {row}" + (f" ({path})" if path else ""))
+def _common_start(where: str, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
+    """Part two dialogues of text, as Anthropic's, behind the last "Assistant:" that they share."""
+    start = chosen.rpartition(ASSISTANT)[0] + ASSISTANT
+    if not (chosen.startswith(start) and rejected.startswith(start)):
+        raise UserError(
+            f"{where}: there is no column of prompts, and its completions are no chats that begin "
+            "alike; add the prompts."
+        )
+    return start, chosen[len(start) :], rejected[len(start) :]
 
 
-def _mask(where: str, stored: Any, row: int) -> Image.Image:
-    return decode_mask(stored, f"{where}: mask of row {row}")
+def is_grid(feature: Any) -> bool:
+    """Whether a column's type is rows of whole numbers: a mask that is no picture."""
+    inner = getattr(getattr(feature, "feature", None), "feature", None)
+    return isinstance(feature, datasets.Array2D) or "int" in getattr(inner, "dtype", "")
+
+
+def _grid(table: datasets.Dataset, column: str, where: str, row: int) -> Any:
+    return decode_mask(table[row][column], f"{where}: mask of row {row}")
+
+
+def _check_lies_alike(table: Table, row: int, ids: np.ndarray) -> None:
+    """Refuse a mask that lies as its image does without EXIF, or may do so."""
+    parts = table.images.content(row) if isinstance(table.images, LazySequence) else ()
+    turned, size = lying_of(parts[0]) if parts else (1, (0, 0))
+    # An oblong mask that stands as its image does after a quarter turn was made for it.
+    if turned != 1 and not (turned > 4 and ids.shape == size != size[::-1]):
+        raise UserError(
+            f"{table.where(row)}: its image is turned by EXIF (orientation {turned}) and its mask "
+            "is not, so that they may not fit; save the image as it is shown, without EXIF, and "
+            "the mask alike."
+        )
 
 
 def _as_ids(mask: Image.Image | np.ndarray, where: str) -> np.ndarray:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from visgrpo.data.roles import class_counts_MK
-from visgrpo.data.table import Splits, Table
+from visgrpo.data.table import Content, LazySequence, Splits, Table
 from visgrpo.data.text import prompt_key
 from visgrpo.errors import UserError, nearest
 
@@ -30,15 +36,17 @@ class Part:
         other: what to choose where there are no train rows.
         tells_rows: whether the note on a stored validation split says how many rows it has.
         reads_pictures: whether keys are made of pictures, of which none may be bad then.
+        shared: what rows may have in common that keeps them together, and is counted in notes.
     """
 
     other: str = "other data"
     tells_rows: bool = False
     reads_pictures: bool = False
+    shared: str = ""
 
     def keys(self, table: Table) -> np.ndarray:
-        """Return what decides where each row may go, (M, …)."""
-        return np.arange(len(table))
+        """Return (M, …) what decides where each row may go: first its stratum, last its group."""
+        raise NotImplementedError
 
     def check(self, train: Table) -> None:
         """Refuse train rows that nothing can be learned from."""
@@ -46,7 +54,19 @@ class Part:
     def take(
         self, name: str, split: str, keys_M: np.ndarray, fraction: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that stay and the rows taken for a split, each ascending."""
+        """Return the rows that stay and the rows taken for a split, each ascending.
+
+        Groups are taken whole, a share of each stratum in proportion.
+        """
+        _, first, group_of_M = np.unique(keys_M[:, -1], return_index=True, return_inverse=True)
+        _, taken = stratified_rows(keys_M[first, 0], fraction, rng)
+        if len(taken) == 0:
+            raise UserError(self.too_few(name, split, len(first)))
+        is_taken_M = np.isin(group_of_M, taken)
+        return np.flatnonzero(~is_taken_M), np.flatnonzero(is_taken_M)
+
+    def too_few(self, name: str, split: str, groups: int) -> str:
+        """Return what is said where there is nothing to take."""
         raise NotImplementedError
 
     def complete(self, source: Source, train_rows: slice, fraction: float, seed: int) -> Source:
@@ -69,13 +89,14 @@ class Part:
 
 @dataclass(frozen=True)
 class ByLabel(Part):
-    """Each class in proportion; the note says so."""
+    """Each class in proportion, equal images together; the note says so."""
 
     other: str = "another data set"
     tells_rows: bool = True
+    shared: str = "image"
 
     def keys(self, table: Table) -> np.ndarray:
-        return table.labels
+        return np.column_stack([table.labels, picture_groups(table)])
 
     def check(self, train: Table) -> None:
         present = np.unique(train.labels)
@@ -85,16 +106,11 @@ class ByLabel(Part):
                 "give rows of at least two classes."
             )
 
-    def take(
-        self, name: str, split: str, keys_M: np.ndarray, fraction: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        stay, taken = stratified_rows(keys_M, fraction, rng)
-        if len(taken) == 0:
-            raise UserError(
-                f"{name}: {len(keys_M)} images are too few to set a {split} split apart; "
-                "every class needs two images or more."
-            )
-        return stay, taken
+    def too_few(self, name: str, split: str, groups: int) -> str:
+        return (
+            f"{name}: {groups} different images are too few to set a {split} split apart; every "
+            "class needs two images or more."
+        )
 
     def note(self, split: str, taken: int, whole: int, seed: int) -> str:
         if split == "test":
@@ -115,24 +131,30 @@ class ByRarestClass(ByLabel):
     reads_pictures: bool = True
 
     def keys(self, table: Table) -> np.ndarray:
-        """Return (M, 1 + K): the rarest class, ties to the smaller id, and which are present."""
-        present_MK = class_counts_MK(table) > 0
+        """Return (M, 3 + K): the rarest class, ties to the smaller id; which are present; whether
+        pixels are ignored; the group."""
+        counts_MK = class_counts_MK(table, ignored=True)
+        present_MK = counts_MK[:, :-1] > 0
         frequency_K = present_MK.sum(axis=0)
         rarest_M = np.where(present_MK, frequency_K, len(present_MK) + 1).argmin(axis=1)
-        return np.column_stack([rarest_M, present_MK])
+        return np.column_stack([rarest_M, counts_MK > 0, picture_groups(table)])
 
     def check(self, train: Table) -> None:
         """Images of one class may have others in the background of a mask: nothing to refuse."""
 
-    def take(
-        self, name: str, split: str, keys_M: np.ndarray, fraction: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return super().take(name, split, keys_M[:, 0], fraction, rng)
-
     def remarks(self, divided: Source) -> tuple[str, ...]:
         train, keys_M = divided.splits["train"], divided.with_keys().keys_M
         assert keys_M is not None
-        absent = [train.classes[k] for k in np.flatnonzero(~keys_M[:, 1:].any(axis=0))]
+        present_K, ignored = keys_M[:, 1:-2].any(axis=0), keys_M[:, -2].any()
+        absent = [train.classes[k] for k in np.flatnonzero(~present_K)]
+        if ignored and present_K.sum() == 1:
+            only = int(np.flatnonzero(present_K)[0])
+            raise UserError(
+                f"{train.name}: its masks hold {only} and {train.ignore_index} only, and "
+                f"{train.ignore_index} is ignored, so that there is nothing but "
+                f'"{train.classes[only]}" to learn; store the ids of classes (0 and 1 for two), or '
+                "name another id as --ignore-index."
+            )
         if not absent:
             return ()
         shown = ", ".join(absent[:_NAMES_SHOWN]) + (", …" if len(absent) > _NAMES_SHOWN else "")
@@ -143,9 +165,80 @@ class ByRarestClass(ByLabel):
         )
 
 
-def prompt_keys(table: Table) -> Sequence[str]:
-    """Return a text for every prompt, equal for equal prompts alone."""
-    return list(map(prompt_key, table.prompts))
+def prompt_groups(table: Table) -> np.ndarray:
+    """Return (M,) numbers, equal for equal prompts alone."""
+    return np.unique(list(map(prompt_key, table.prompts)), return_inverse=True)[1]
+
+
+def picture_groups(table: Table) -> np.ndarray:
+    """Return (M,) the first row that a row shares a picture with, itself or through others."""
+    contents = contents_of(table)
+    return np.arange(len(table)) if contents is None else same_content(contents)
+
+
+def contents_of(table: Table) -> Sequence[Sequence[Content]] | None:
+    """Return what the images of every row are made of; None where they are drawn."""
+    images = table.images
+    if isinstance(images, LazySequence):
+        return images.contents()
+    rows = [row if isinstance(row, tuple) else (row,) for row in images]
+    if not all(isinstance(image, Image.Image) for row in rows for image in row):
+        return None
+    return [[repr(image.size).encode() + image.tobytes() for image in row] for row in rows]
+
+
+def same_content(contents_M: Sequence[Sequence[Content]]) -> np.ndarray:
+    """Return (M,) the first row that shares a picture with each, itself or through others.
+
+    Sizes are compared first, then the last bytes of pictures of one size, then all of them: of
+    pictures that differ, little is read.
+    """
+    parts = [part for row in contents_M for part in row]
+    rows_S = np.repeat(np.arange(len(contents_M)), [len(row) for row in contents_M])
+    keys: list[Any] = list(map(_size_of, parts))
+    for read in (_last_bytes, _digest):
+        alike = Counter(keys)
+        with ThreadPoolExecutor(8) as pool:
+            many = [place for place, key in enumerate(keys) if alike[key] > 1]
+            found = pool.map(read, [parts[place] for place in many])
+            for place, more in zip(many, found, strict=True):
+                keys[place] = (keys[place], more)
+    leader = np.arange(len(contents_M))
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = int(leader[row])
+        return row
+
+    first: dict[Any, int] = {}
+    for key, row in zip(keys, rows_S.tolist(), strict=True):
+        one, other = sorted((find(row), find(first.setdefault(key, row))))
+        leader[other] = one
+    return np.array([find(row) for row in range(len(leader))], dtype=np.int64)
+
+
+_AT_THE_END = 4096
+
+
+def _size_of(part: Content) -> int | str:
+    if not isinstance(part, Path):
+        return len(part)
+    # A missing file is like no other.
+    return part.stat().st_size if part.is_file() else str(part)
+
+
+def _last_bytes(part: Content) -> bytes:
+    if not isinstance(part, Path):
+        return bytes(memoryview(part)[-_AT_THE_END:])
+    with part.open("rb") as file:
+        file.seek(max(0, part.stat().st_size - _AT_THE_END))
+        return file.read()
+
+
+def _digest(part: Content) -> bytes:
+    whole = part.read_bytes() if isinstance(part, Path) else part
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -153,27 +246,21 @@ class ByGroup(Part):
     """Rows with equal inputs stay together: none of these is in two splits that are made here.
 
     Attributes:
-        groups: returns a text for every row, equal where rows belong together.
+        groups: returns a number for every row, equal where rows belong together.
     """
 
-    groups: Callable[[Table], Sequence[str]] = prompt_keys
+    groups: Callable[[Table], np.ndarray] = prompt_groups
 
     def keys(self, table: Table) -> np.ndarray:
-        return np.unique(list(self.groups(table)), return_inverse=True)[1]
+        groups_M = self.groups(table)
+        return np.column_stack([np.zeros_like(groups_M), groups_M])
 
-    def take(
-        self, name: str, split: str, keys_M: np.ndarray, fraction: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        distinct, group_of_M = np.unique(keys_M, return_inverse=True)
-        _, taken = stratified_rows(np.zeros(len(distinct), dtype=np.int64), fraction, rng)
-        if len(taken) == 0:
-            where = f"{name.removesuffix('/all').removesuffix('/train')}/train"
-            raise UserError(
-                f"{where}: {len(distinct)} distinct prompts are too few to set a {split} split "
-                "apart; give more, or store the splits yourself."
-            )
-        is_taken_M = np.isin(group_of_M, taken)
-        return np.flatnonzero(~is_taken_M), np.flatnonzero(is_taken_M)
+    def too_few(self, name: str, split: str, groups: int) -> str:
+        where = f"{name.removesuffix('/all').removesuffix('/train')}/train"
+        return (
+            f"{where}: {groups} distinct {self.shared or 'prompt'}s are too few to set a {split} "
+            "split apart; give more, or store the splits yourself."
+        )
 
 
 @dataclass(frozen=True)
@@ -299,7 +386,14 @@ class Source:
         whole = self.splits.get("train", self.splits.get("all"))
         if self.keys_M is not None or whole is None:
             return self
-        return replace(self, keys_M=self.part.keys(whole))
+        keys_M = self.part.keys(whole)
+        groups, word, notes = len(np.unique(keys_M[:, -1])), self.part.shared, self.notes
+        if word and groups < len(whole):
+            notes += (
+                f"{self.name}: its {len(whole)} rows have {groups} different {word}s; rows that "
+                f"share an {word} stay in one split.",
+            )
+        return replace(self, keys_M=keys_M, notes=notes)
 
     def _parted(self, whole: str, split: str, fraction: float, seed: int) -> Source:
         table, source = self.stored(whole), self.with_keys()
@@ -315,7 +409,27 @@ class Source:
             "train": table.subset(stay).named(f"{self.name}/train"),
             split: table.subset(taken).named(f"{self.name}/{split}"),
         }
-        return replace(source, splits=splits, notes=(*self.notes, note), keys_M=source.keys_M[stay])
+        return replace(
+            source, splits=splits, notes=(*source.notes, note), keys_M=source.keys_M[stay]
+        )
+
+    def shared_notes(self) -> tuple[str, ...]:
+        """Return what is to be said of stored splits that share pictures with the train rows."""
+        if not self.part.shared or "train" not in self.splits:
+            return ()
+        train, notes = contents_of(self.splits["train"]), list[str]()
+        for split in ("validation", "test"):
+            held = contents_of(self.splits[split]) if split in self.splits else None
+            if train is None or held is None:
+                continue
+            groups_M = same_content([*train, *held])
+            count = int(np.isin(groups_M[len(train) :], groups_M[: len(train)]).sum())
+            if count:
+                notes.append(
+                    f"warning: {count} of the {len(held)} {split} rows of {self.name} have an "
+                    "image that stands in train too: what is measured on them was learned from."
+                )
+        return tuple(notes)
 
 
 def divide(
@@ -334,8 +448,9 @@ def divide(
     source = source.validation_as_test()
     if "train" not in source.splits and "all" not in source.splits:
         source.stored("train")
+    shared = source.shared_notes()
     source = source.part.complete(source, train_rows, fraction, seed)
-    splits, notes = source.splits, (*source.notes, *source.part.remarks(source))
+    splits, notes = source.splits, (*source.notes, *shared, *source.part.remarks(source))
     return Splits(splits["train"], splits["validation"], splits["test"], source.shifts, notes)
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
-from visgrpo.data.table import SPLIT_NAMES, LazySequence, of_files
+from visgrpo.data.names import split_of
+from visgrpo.data.table import LazySequence, of_files
 from visgrpo.errors import UserError, nearest
+from visgrpo.texts import csv_rows, read_text
 
 ALIASES = {
     "beans": "AI-Lab-Makerere/beans",
@@ -33,9 +33,9 @@ ALIASES = {
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
-# A split's word, then the end or the file's number: "train-00000-of-00002", "test", "val_1".
-_SPLIT_FILE = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?")
 _KINDS: Sequence[tuple[type | tuple[type, ...], str]] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -53,18 +53,20 @@ class Stored:
         name: what messages call the data set.
         tables: the table of each split.
         identities: names the content of each split, as in `visgrpo.data.table`.
-        folder: where the tables are, to which paths in them are relative; None if in no folder.
+        places: folders to which paths in a table may be relative, by split; none if in no folder.
         missing_ok: leave a missing file of a picture to be an error when it is used.
         classes: class names, once they are known.
+        rows: of each split, those that can be used; all where it is not there.
         notes: what was decided on the way, by split; "" for the whole.
     """
 
     name: str
     tables: dict[str, datasets.Dataset]
     identities: dict[str, str]
-    folder: Path | None = None
+    places: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     missing_ok: bool = False
     classes: tuple[str, ...] = ()
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -80,26 +82,9 @@ class Stored:
             return [None if value is None else feature.int2str(value) for value in values]
         return list(values)
 
-    def pictures(
-        self, split: str, column: str, read: Callable[[Any, int], Image.Image]
-    ) -> LazySequence[Image.Image]:
-        """Return a column of pictures, each made on access by `read(stored, row)`.
-
-        `stored` is what the table holds, undecoded: a damaged picture is then an error of `read`,
-        which can name its row.
-        """
-        table = self.tables[split].select_columns([column])
-        if isinstance(table.features[column], datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        return LazySequence(partial(_picture, table, column, read), range(len(table)))
-
-    def holds_pictures(self, split: str, column: str) -> bool:
-        """Return whether the pictures of a column all are in the table, none in a file."""
-        stored = self.tables[split].data.column(column)
-        if pa.types.is_struct(stored.type):
-            stored = pc.struct_field(stored, "bytes")
-        inside = pa.types.is_binary(stored.type) or pa.types.is_large_binary(stored.type)
-        return bool(inside and not stored.null_count)
+    def note(self, text: str, split: str = "") -> None:
+        """Keep what was decided."""
+        self.notes[split] = (*self.notes.get(split, ()), text)
 
 
 def is_hub_name(spec: str) -> bool:
@@ -110,26 +95,68 @@ def is_hub_name(spec: str) -> bool:
 def stored_in(path: Path, suffixes: Sequence[str]) -> Stored | None:
     """Read the tables that a file or folder holds, or return None if there are none.
 
-    A folder's .jsonl files are called train.jsonl, validation.jsonl and test.jsonl, or are parts of
-    one undivided table; its .parquet files lie in it or in `data/`.
+    A folder may be one that `save_to_disk` wrote. Its .parquet files lie in it, in `data/` or
+    deeper, as on the Hub; files of lines and CSV in it or, as metadata.csv, in the folders of its
+    splits. They are named for splits, or parts of one undivided table.
 
     Args:
         path: of a file or a folder.
-        suffixes: of the files to look for: ".jsonl", ".parquet".
+        suffixes: of the files to look for, the first that is there: ".jsonl", ".parquet", …
 
     Raises:
         UserError: if they cannot be read as one table.
     """
-    folder = path.is_dir()
-    name = path.resolve().name if folder else path.stem
-    if not folder and path.suffix not in suffixes:
-        return None
-    if ".jsonl" in suffixes:
-        lines = files_by_split(path, ".jsonl") if folder else {"all": [path]}
-        if lines and (folder or path.suffix == ".jsonl"):
-            return _jsonl(name, lines)
-    files = _parquet_files(path)
-    return _parquet(name, files) if files else None
+    name = path.resolve().name if path.is_dir() else path.stem
+    if not path.is_dir():
+        suffix = path.suffix.lower()
+        return (
+            _read_tables(name, {"all": [path]}, suffix, path.parent) if suffix in suffixes else None
+        )
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved(name, path)
+    for suffix in suffixes:
+        files = _parquet_files(path) if suffix == ".parquet" else _files_of(path, suffix)
+        if files:
+            return _read_tables(name, files, suffix, path)
+    return None
+
+
+def _files_of(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Return the tables in a folder by split, or else those in the folders of its splits."""
+    found = files_by_split(folder, suffix)
+    if suffix == ".json":  # most of that name are no tables
+        found.pop("all", None)
+    if found:
+        return found
+    inner = {split_of(entry.name): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    beside = {split: entry / f"metadata{suffix}" for split, entry in inner.items() if split}
+    return {split: [file] for split, file in beside.items() if file.is_file()}
+
+
+def _read_tables(name: str, files: Mapping[str, list[Path]], suffix: str, folder: Path) -> Stored:
+    stored = _parquet(name, files) if suffix == ".parquet" else _lines(name, files, suffix)
+    for split, paths in files.items():
+        stored.places[split] = tuple(dict.fromkeys((folder, paths[0].parent)))
+    return stored
+
+
+def _saved(name: str, folder: Path) -> Stored:
+    """Read what datasets' `save_to_disk` wrote."""
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{folder} cannot be read ({_first_line(error)}); save it again."
+        ) from error
+    tables = dict(loaded) if isinstance(loaded, dict) else {"all": loaded}
+    known = {split_of(split) or "all": table for split, table in tables.items()}
+    if len(known) < len(tables) or ("all" in known and len(known) > 1):
+        raise UserError(
+            f"{folder} has the splits {', '.join(tables)}; keep train, validation and test alone."
+        )
+    files = sorted(folder.rglob("*.arrow"))
+    identities = {split: f"{of_files(files)} {split}" for split in known}
+    return Stored(name, known, identities, dict.fromkeys(known, (folder,)))
 
 
 def stored_on_hub(name: str) -> Stored:
@@ -146,7 +173,7 @@ def stored_on_hub(name: str) -> Stored:
             f'Data set "{address}" is no local folder and cannot be loaded from the Hub '
             f"({_first_line(error)}); check the name and the connection, or give a folder's path."
         ) from error
-    known = {SPLIT_NAMES[split]: table for split, table in tables.items() if split in SPLIT_NAMES}
+    known = {word: table for split, table in tables.items() if (word := split_of(split))}
     if not known:
         raise UserError(
             f'Data set "{address}" has the splits {", ".join(tables)}, none of them train, '
@@ -166,7 +193,7 @@ def files_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
     found = sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
     splits: dict[str, list[Path]] = {}
     for path in found:
-        splits.setdefault(SPLIT_NAMES.get(path.stem.lower(), "all"), []).append(path)
+        splits.setdefault(split_of(path.stem) or "all", []).append(path)
     for split, paths in splits.items():
         if split != "all" and len(paths) > 1:
             raise UserError(f"{paths[0]} and {paths[1]} are both the {split} split; keep one.")
@@ -177,25 +204,6 @@ def files_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
             f"call the files train{suffix}, validation{suffix} and test{suffix}, or none of them."
         )
     return splits
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, line ends as "\\n".
-
-    Raises:
-        UserError: if it cannot be read, is empty or is no text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if not text.strip():
-        raise UserError(f"{path} is empty; name a file with text.")
-    if "\0" in text:
-        raise UserError(f"{path} is a binary file (it holds zero bytes); name a file of text.")
-    return text
 
 
 def find_column(
@@ -249,67 +257,75 @@ def is_plain_feature(feature: Any) -> bool:
     return isinstance(feature, datasets.ClassLabel)
 
 
-def _picture(
-    table: datasets.Dataset, column: str, read: Callable[[Any, int], Image.Image], row: int
-) -> Image.Image:
-    return read(table[row][column], row)
-
-
 def _value(table: datasets.Dataset, column: str, row: int) -> Any:
     return table[row][column]
 
 
-def _parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Return the parquet files of a folder (or its `data/`) by split; a single file is "all"."""
-    if path.is_file():
-        return {"all": [path]}
-    found = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-    files: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the parquet files of a folder by split: in it, in `data/`, or one or two below."""
+    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        found = [file for file in sorted(folder.glob(pattern)) if "/." not in file.as_posix()]
+        if found:
+            break
+    splits: dict[str, list[Path]] = {}
+    kinds = set[Path]()
     for file in found:
-        match = _SPLIT_FILE.match(file.name)
-        if match:
-            files[SPLIT_NAMES[match[1].lower()]].append(file)
-    files = {split: paths for split, paths in files.items() if paths}
-    if files or not found:
-        return files
+        split = split_of(file.stem, leading=True) or split_of(file.parent.name)
+        splits.setdefault(split or "all", []).append(file)
+        kinds.add(file.parent.parent if split_of(file.parent.name) else file.parent)
+    if len(kinds) > 1:
+        raise UserError(
+            f"{folder} holds several tables ({', '.join(sorted(kind.name for kind in kinds))}); "
+            "name one of these folders."
+        )
+    order = ("train", "validation", "test")
+    named: dict[str, list[Path]] = {split: splits[split] for split in order if split in splits}
+    if named or not found:
+        return named
     if len({_DIGITS.sub("", file.stem) for file in found}) > 1:
         raise UserError(
-            f"{path} has {len(found)} parquet files of different names, none of them a split; call "
-            "them train.parquet and test.parquet, or name one file."
+            f"{folder} has {len(found)} parquet files of different names, none of them a split; "
+            "call them train.parquet and test.parquet, or name one file."
         )
     return {"all": found}
 
 
 def _parquet(name: str, files: Mapping[str, list[Path]]) -> Stored:
-    # "all" is a reserved word of datasets, so the undivided table travels as "train".
-    reading = {
-        "train" if split == "all" else split: list(map(str, paths))
-        for split, paths in files.items()
-    }
+    tables: dict[str, datasets.Dataset] = {}
     try:
-        _check_same_columns(name, [file for paths in files.values() for file in paths])
-        with _quiet():
-            tables = datasets.load_dataset("parquet", data_files=reading)
+        _check_same_columns(name, files)
+        for split, paths in files.items():
+            # Each by itself: read together, all would get the class names of the first.
+            with _quiet():
+                loaded = datasets.load_dataset("parquet", data_files=list(map(str, paths)))
+            tables[split] = loaded["train"]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         raise UserError(
             f"{name}: its parquet files cannot be read as one table ({_first_line(cause)}); "
             "every split needs rows, and the columns of the others."
         ) from error
-    by_split = {split: tables[read] for split, read in zip(files, reading, strict=True)}
-    return Stored(name, by_split, {split: of_files(paths) for split, paths in files.items()})
+    return Stored(name, tables, {split: of_files(paths) for split, paths in files.items()})
 
 
-def _check_same_columns(name: str, files: list[Path]) -> None:
+def _check_same_columns(name: str, files: Mapping[str, list[Path]]) -> None:
     # datasets would fill a column that only the first file has with None.
-    columns = {file: set(pq.read_schema(file).names) for file in files}
-    for file, found in columns.items():
-        differing = sorted(found ^ columns[files[0]])
+    listed = [file for paths in files.values() for file in paths]
+    schemas = {file: pq.read_schema(file) for file in listed}
+    for file, schema in schemas.items():
+        differing = sorted(set(schema.names) ^ set(schemas[listed[0]].names))
         if differing:
             raise UserError(
-                f'{name}: column "{differing[0]}" is in only one of {files[0].name} and '
+                f'{name}: column "{differing[0]}" is in only one of {listed[0].name} and '
                 f"{file.name}; write them again with the same columns."
             )
+    for first, *others in files.values():
+        for file in others:
+            if _features(schemas[first]) != _features(schemas[file]):
+                raise UserError(
+                    f"{name}: {first.name} and {file.name} are one split, but their columns or "
+                    "class names differ; write them again together."
+                )
 
 
 @contextmanager
@@ -331,55 +347,142 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _jsonl(name: str, files: Mapping[str, list[Path]]) -> Stored:
-    tables: dict[str, datasets.Dataset] = {}
+def _features(schema: Any) -> Any:
+    """Return what datasets wrote about the columns of a file; None where it wrote nothing."""
+    said = (schema.metadata or {}).get(b"huggingface")
+    return said and json.loads(said)["info"]["features"]
+
+
+def _lines(name: str, files: Mapping[str, list[Path]], suffix: str) -> Stored:
+    """Read tables of text: JSON lines, a JSON list, or CSV."""
+    stored = Stored(name, {}, {split: of_files(paths) for split, paths in files.items()})
     for split, paths in files.items():
-        rows = [row for path in paths for row in _rows(path)]
+        rows: list[dict[str, Any]] = []
+        for path in paths:
+            read, said = _ROWS[suffix](path)
+            rows += read
+            for note in said:
+                stored.note(note)
         columns = dict.fromkeys(column for row in rows for column in row)
-        values = {column: [row.get(column) for row in rows] for column in columns}
+        values = {column: _even([row.get(column) for row in rows]) for column in columns}
         try:
-            tables[split] = datasets.Dataset.from_dict(values)
+            stored.tables[split] = datasets.Dataset.from_dict(values)
         except (OverflowError, TypeError, ValueError) as error:  # pyarrow's are the last two
             raise UserError(
                 f"{name}: the rows of its {split} table do not fit together "
                 f"({_first_line(error)}); give each column values of one kind."
             ) from error
-    first = next(iter(tables))
-    for split, table in tables.items():
-        differing = sorted(set(table.column_names) ^ set(tables[first].column_names))
+    first = next(iter(stored.tables))
+    for split, table in stored.tables.items():
+        differing = sorted(set(table.column_names) ^ set(stored.first.column_names))
         if differing:
             raise UserError(
                 f'{name}: column "{differing[0]}" is in only one of {first} and {split}; '
                 "write them again with the same columns."
             )
-    return Stored(name, tables, {split: of_files(paths) for split, paths in files.items()})
+    return stored
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line; a value of another kind than above it in the column fails."""
-    kinds: dict[str, tuple[str, int]] = {}
+def _even(values: list[Any]) -> list[Any]:
+    """Return chats with the content of every message as a list, where any message has one."""
+    messages = [each for value in values if isinstance(value, list) for each in value]
+    contents = [each.get("content") for each in messages if isinstance(each, dict)]
+    if not (
+        any(isinstance(c, list) for c in contents) and any(isinstance(c, str) for c in contents)
+    ):
+        return values
+
+    def even(message: Any) -> Any:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        return {**message, "content": parts}
+
+    return [None if value is None else [even(message) for message in value] for value in values]
+
+
+Rows = tuple[list[dict[str, Any]], Sequence[str]]  # and what was decided to read them
+
+
+def _rows_of_lines(path: Path) -> Rows:
+    rows = []
     # splitlines() would also cut at the line separators that JSON allows inside strings.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            rows.append((f"line {number}", json.loads(line)))
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path} line {number} is not JSON ({error.msg}, column {error.colno}); write one "
                 "object per line."
             ) from error
+    return _checked(path, rows), ()
+
+
+def _rows_of_json(path: Path) -> Rows:
+    try:
+        rows = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error.msg}, line {error.lineno}).") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path} is no list of JSON objects, one for each row; write it as that.")
+    return _checked(path, [(f"row {number}", row) for number, row in enumerate(rows)]), ()
+
+
+def _rows_of_csv(path: Path) -> Rows:
+    text, said = read_text(path), list[str]()
+    header = text.split("\n", 1)[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    if delimiter not in header and ";" in header:
+        delimiter = ";"
+        said.append(f"{path.name}: its columns are parted by semicolons.")
+    names, *rows = csv_rows(text, str(path), delimiter)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f'{path}: two columns are called "{twice}"; rename one.')
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}: row {number} has {len(row)} cells for {len(names)} columns; put cells "
+                "that hold a comma into quotes."
+            )
+    if not rows:
+        raise UserError(f"{path} holds no rows; leave it out or fill it.")
+    columns = [_typed(column) for column in zip(*rows, strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], said
+
+
+def _typed(cells: Sequence[str]) -> list[Any]:
+    """Return a column's numbers as numbers, where all are; an empty cell is None."""
+    for pattern, kind in ((_WHOLE, int), (_NUMBER, float)):
+        if all(pattern.fullmatch(cell) for cell in cells if cell) and any(cells):
+            return [kind(cell) if cell else None for cell in cells]
+    return [cell or None for cell in cells]
+
+
+def _checked(path: Path, rows: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Return objects; a value of another kind than above it in the column is refused."""
+    kinds: dict[str, tuple[str, str]] = {}
+    for where, row in rows:
         if not isinstance(row, dict) or not row:
             raise UserError(
-                f'{path} line {number} is no JSON object with columns, such as {{"prompt": "…"}}.'
+                f'{path} {where} is no JSON object with columns, such as {{"prompt": "…"}}.'
             )
         for column, value in row.items():
             # What a value is, in words; "" for null, which any column may hold.
             kind = next((name for types, name in _KINDS if isinstance(value, types)), "")
-            first, line_of_first = kinds.setdefault(column, (kind, number)) if kind else ("", 0)
+            first, place = kinds.setdefault(column, (kind, where)) if kind else ("", "")
             if kind and kind != first:
                 raise UserError(
-                    f'{path} line {number}: "{column}" is {kind}, but {first} in line '
-                    f"{line_of_first}; give every row the same kind."
+                    f'{path} {where}: "{column}" is {kind}, but {first} in {place}; give every row '
+                    "the same kind."
                 )
-        yield row
+    return [row for _, row in rows]
+
+
+_ROWS: Mapping[str, Callable[[Path], Rows]] = {
+    ".jsonl": _rows_of_lines,
+    ".json": _rows_of_json,
+    ".csv": _rows_of_csv,
+    ".tsv": _rows_of_csv,
+}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -18,14 +19,10 @@ from visgrpo.errors import UserError
 
 T = TypeVar("T")
 IGNORE_INDEX = 255
-# What folders and files that hold a split are called.
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+
+
+Content = Path | bytes
+"""What makes a picture, before it is decoded: a file, or encoded bytes."""
 
 
 class LazySequence(Sequence[T]):
@@ -35,13 +32,21 @@ class LazySequence(Sequence[T]):
         get: makes an item.
         rows: what is asked of `get`, by position.
         plain: whether items are values to pass on by name, and not pictures or masks.
+        contents: returns what the pictures of an item are made of; None if that is unknown. It
+            stays behind when the sequence is sent to another process.
     """
 
     def __init__(
-        self, get: Callable[[int], T], rows: Sequence[int] | np.ndarray, *, plain: bool = False
+        self,
+        get: Callable[[int], T],
+        rows: Sequence[int] | np.ndarray,
+        *,
+        plain: bool = False,
+        contents: Callable[[int], Sequence[Content]] | None = None,
     ) -> None:
         self._get = get
         self._rows = np.asarray(rows, dtype=np.int64)
+        self._contents = contents
         self.plain = plain
 
     def __len__(self) -> int:
@@ -53,12 +58,24 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: slice) -> LazySequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
         if isinstance(index, slice):
-            return LazySequence(self._get, self._rows[index], plain=self.plain)
+            return self.take(np.arange(len(self))[index])
         return self._get(int(self._rows[index]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_contents": None}
 
     def take(self, indices: np.ndarray) -> LazySequence[T]:
         """Return the rows at `indices`, without stacking one view on another."""
-        return LazySequence(self._get, self._rows[indices], plain=self.plain)
+        rows = self._rows[indices]
+        return LazySequence(self._get, rows, plain=self.plain, contents=self._contents)
+
+    def content(self, index: int) -> Sequence[Content]:
+        """Return what the pictures of an item are made of; nothing if that is unknown."""
+        return () if self._contents is None else self._contents(int(self._rows[index]))
+
+    def contents(self) -> list[Sequence[Content]] | None:
+        """Return what the pictures of every item are made of; None if that is unknown."""
+        return None if self._contents is None else list(map(self._contents, self._rows.tolist()))
 
 
 def _as_stored(value: Any, where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.texts import csv_rows, read_text
 
 
 def nearest_or(name: str, choices: Iterable[str], otherwise: str) -> str:
@@ -51,11 +51,8 @@ def read_table(path: str | Path, classes: Sequence[str]) -> Tensor:
         UserError: the file is missing or not such a table, or its classes are not `classes`.
     """
     path = Path(path).expanduser()
-    cells = [
-        [cell.strip() for cell in line]
-        for line in csv.reader(_read_text(path, "Table").splitlines())
-        if any(cell.strip() for cell in line)
-    ]
+    check_file(path, "Table")
+    cells = csv_rows(read_text(path, "Table", empty=True), f'Table "{path}"')
     if not cells:
         raise UserError(f'Table "{path}" is empty: it needs a header of class names.')
     header, body = cells[0][1:], cells[1:]
@@ -132,7 +129,8 @@ def read_credit(path: str | Path, classes: Sequence[str]) -> Tensor:
 
 
 def _parse_tree(path: Path, what: str) -> Any:
-    text = _read_text(path, what)
+    check_file(path, what)
+    text = read_text(path, what, empty=True)
     try:
         if path.suffix.lower() == ".json":
             return json.loads(text)
@@ -141,16 +139,6 @@ def _parse_tree(path: Path, what: str) -> Any:
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f'{what} "{path}" cannot be parsed: {reason}') from error
-
-
-def _read_text(path: Path, what: str) -> str:
-    check_file(path, what)
-    try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(f'{what} "{path}" is not UTF-8 text: save it as UTF-8.') from error
-    except OSError as error:
-        raise UserError(f'{what} "{path}" cannot be read: {error.strerror}.') from error
 
 
 def _check_names(names: Sequence[str], classes: Sequence[str], where: str) -> None:

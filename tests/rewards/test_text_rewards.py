@@ -271,3 +271,27 @@ def test_functions_get_copies() -> None:
     assert prompt == [{"role": "user", "content": "How many?"}]
     assert ids == [[[1, 2, 3], [4, 5]]]
     assert columns == {"answer": [["3"]]}
+
+
+def test_a_reward_that_is_awaited_runs_in_one_loop() -> None:
+    """As a client that is opened in the first call and used in the second."""
+    import asyncio
+
+    loops = []
+
+    class Judge:
+        async def __call__(self, *, completions: list[str], **_: Any) -> list[float]:
+            await asyncio.sleep(0)
+            loops.append(asyncio.get_running_loop())
+            return [float(len(text)) for text in completions]
+
+    async def fails(**_: Any) -> list[float]:
+        raise KeyError("no key")
+
+    rewards = TextRewards.of([("judge", Judge())], None)
+    for _ in range(2):
+        found = rewards(["p"], [["a", "bb"]], [[[1], [2]]], {})
+        assert found.tolist() == [[[1.0], [2.0]]]
+    assert loops[0] is loops[1]
+    with pytest.raises(RewardError, match='Reward "fails" raised KeyError'):
+        TextRewards.of([("fails", fails)], None)(["p"], [["a"]], [[[1]]], {})

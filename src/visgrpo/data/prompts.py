@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from visgrpo.data.batches import CachedInputs, MadeRows
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.roles import ended, prompt_table, require_answers, require_traces
-from visgrpo.data.table import Splits, Table, of_bytes
+from visgrpo.data.table import LazySequence, Splits, Table, of_bytes
 from visgrpo.data.text import Prompt, lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
 
@@ -184,6 +185,7 @@ Messages = Sequence[Mapping[str, Any]]  # of a chat; their content names the pla
 AFTER_THE_END = -1  # no token
 CACHE_BYTES = 2**30
 _NUMBERS = count()
+_TOKENIZING = Lock()  # a fast tokenizer refuses to be called by two threads at once
 
 
 class Processor(Protocol):
@@ -243,6 +245,33 @@ def seeing_prompt(question: str, images: int, style: Style) -> Messages:
     """Return a user's message: some images, then the question and how to answer it."""
     words = {"type": "text", "text": asked(question, style)}
     return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), words]}]
+
+
+def all_made(table: Table, inputs: Sequence[VisualInputs], *, skip: bool) -> Table:
+    """Return the rows of which all inputs can be made: each is made once, as when it is used.
+
+    Rows that are drawn and not stored are all of one make, and none is looked at.
+
+    Args:
+        table: the rows.
+        inputs: what is to be made of them.
+        skip: leave other rows out, listed in `skipped`.
+
+    Raises:
+        UserError: for the first row that cannot be made, or where none can.
+    """
+    if not (isinstance(table.images, LazySequence) and len(table) and table.images.content(0)):
+        return table
+
+    def make(_: Table, row: int) -> None:
+        for each in inputs:
+            each(row)
+
+    if skip:
+        return table.without_bad_rows(make)
+    for problem in table.problems(make).values():
+        raise UserError(f"{problem} Or leave such rows out with --skip-bad-images.")
+    return table
 
 
 def answer_targets(dataset: Table, style: Style) -> tuple[str, ...]:
@@ -314,7 +343,8 @@ class VisualInputs:
         try:
             pictures = tuple(map(self.processor.picture, images))
             messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
-            ids = self.processor.prompt_ids(messages, pictures)
+            with _TOKENIZING:
+                ids = self.processor.prompt_ids(messages, pictures)
         except UserError as error:
             raise UserError(f"{self.dataset.where(index)}: {error}") from error
         answer = None if self.targets is None else self._answer(index, self.targets[index])
@@ -323,7 +353,8 @@ class VisualInputs:
         return VisualRow(ids, answer, pictures, keys)
 
     def _answer(self, index: int, target: str) -> np.ndarray:
-        written = token_ids([target], self.processor.tokenizer)[0]
+        with _TOKENIZING:
+            written = token_ids([target], self.processor.tokenizer)[0]
         if np.isin(written, self.processor.placeholder_ids).any():
             raise UserError(
                 f"{self.dataset.where(index)}: its answer spells a token that stands for images; "

@@ -168,6 +168,7 @@ def read(
     reading = Reading(columns or {}, classes_file, ignore_index, fraction, seed, skip_bad_images)
     splits = divide(_source(spec, kind, reading), train_rows=rows, fraction=fraction, seed=seed)
     late = skip_bad_images and not kind.part.reads_pictures
+    splits = splits.map(lambda table: replace(table, notes=()))  # they are the splits' own now
     return splits.map(Table.without_bad_rows) if late else splits
 
 

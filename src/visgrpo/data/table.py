@@ -261,34 +261,48 @@ class Table:
         """Return the same rows under another name."""
         return replace(self, name=name)
 
-    def without_bad_rows(self, threads: int = 8) -> Table:
+    def without_bad_rows(
+        self, use: Callable[[Table, int], Any] | None = None, threads: int = 8
+    ) -> Table:
         """Return the rows whose pictures can be used, each decoded once; `skipped` lists others.
+
+        Args:
+            use: takes the table and a row, and raises `UserError` where that cannot be used.
+            threads: how many rows are looked at together.
 
         Raises:
             UserError: if no row is left.
         """
-
-        # The last role of pictures looks at those before it too.
-        role = [role for role in self.roles if type(role).use is not Role.use][-1]
-
-        def problem(row: int) -> str | None:
-            try:
-                role.use(self, row)
-            except UserError as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor(threads) as pool:
-            problems = list(pool.map(problem, range(len(self))))
-        bad = tuple(said for said in problems if said is not None)
+        problems = self.problems(use, threads)
+        bad = tuple(problems.values())
         if len(bad) == len(self):
             by_role = {"labels": "images can be read", "masks": "rows can be used"}
             what = next(
                 (by_role[name] for name in by_role if name in self.values), "rows can be read"
             )
             raise UserError(f"{self.name}: none of its {len(self)} {what}: {bad[0]}")
-        good = [row for row, said in enumerate(problems) if said is None]
-        return replace(self.subset(good), skipped=bad) if bad else self
+        good = [row for row in range(len(self)) if row not in problems]
+        return replace(self.subset(good), skipped=(*self.skipped, *bad)) if bad else self
+
+    def problems(
+        self, use: Callable[[Table, int], Any] | None = None, threads: int = 8
+    ) -> dict[int, str]:
+        """Return what is wrong with rows that cannot be used, by row; see `without_bad_rows`."""
+
+        # The last role of pictures looks at those before it too.
+        of_pictures = [role for role in self.roles if type(role).use is not Role.use]
+        tried = use or of_pictures[-1].use
+
+        def problem(row: int) -> str | None:
+            try:
+                tried(self, row)
+            except UserError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(threads) as pool:
+            found = enumerate(pool.map(problem, range(len(self))))
+            return {row: said for row, said in found if said is not None}
 
 
 @dataclass(frozen=True)

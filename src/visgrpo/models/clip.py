@@ -25,6 +25,7 @@ from visgrpo.models.parts import without_dropout
 
 LogitScale = Literal["frozen", "trainable", "clamped"]
 PROMPTS_AT_ONCE = 512
+SHOWN = 60  # characters of a long name in messages
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: Radford et al. 2021, section 2.5
 
 
@@ -58,6 +59,7 @@ class ClipClassifier(nn.Module):
         self.scale_mode = logit_scale
         self.inputs_are_features = False
         self._token_ids, self._token_mask = _tokenize(tokenizer, self.backbone, classes, templates)
+        self.notes = _prompt_notes(tokenizer, self.backbone, classes, templates)
         self._text_features_KD: Tensor | None = None
         self._pooled_prompts: Tensor | None = None  # before the projection, in order K·P
         self.note_what_trains()
@@ -180,7 +182,8 @@ def _tokenize(
     tokenizer: Any, backbone: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> tuple[Tensor, Tensor | None]:
     """Return ids and mask (K·P, L). SigLIP was trained on padded texts without a mask."""
-    texts = [text for prompts in class_prompts(classes, templates) for text in prompts]
+    prompts = class_prompts(classes, templates)
+    texts = [text for own in prompts for text in own]
     length = backbone.config.text_config.max_position_embeddings
     siglip = backbone.config.model_type == "siglip"
     encoded = tokenizer(
@@ -190,7 +193,42 @@ def _tokenize(
         max_length=length,
         return_tensors="pt",
     )
-    return encoded["input_ids"], None if siglip else encoded["attention_mask"]
+    ids = encoded["input_ids"]
+    seen: dict[bytes, str] = {}
+    for name, own in zip(classes, ids.view(len(classes), -1), strict=True):
+        other = seen.setdefault(own.numpy().tobytes(), name)
+        if other != name:
+            raise UserError(
+                f'Classes "{other[:SHOWN]}…" and "{name[:SHOWN]}…" have the same prompt in the '
+                f"{length} tokens that the model reads: name them so that they differ earlier."
+            )
+    return ids, None if siglip else encoded["attention_mask"]
+
+
+def _prompt_notes(
+    tokenizer: Any, backbone: Any, classes: Sequence[str], templates: Sequence[str]
+) -> tuple[str, ...]:
+    """Return what prompts do to class names that is not seen from the names."""
+    notes = []
+    underscored = [name for name in classes if "_" in name]
+    if underscored:
+        notes.append(
+            f"in prompts, the underscores of {len(underscored)} class names are spaces, as in "
+            f'"{underscored[0].replace("_", " ")}".'
+        )
+    texts = [text for own in class_prompts(classes, templates) for text in own]
+    length = backbone.config.text_config.max_position_embeddings
+    cut = [
+        text
+        for text, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True)
+        if len(ids) > length
+    ]
+    if cut:
+        notes.append(
+            f"{len(cut)} of {len(texts)} prompts are longer than the {length} tokens that the "
+            f'model reads, and are cut, such as "{cut[0][:SHOWN]}…".'
+        )
+    return tuple(notes)
 
 
 class ContrastiveClip(nn.Module):

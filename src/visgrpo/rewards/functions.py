@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,7 +93,8 @@ class UserFunction:
         try:
             accepted = self._accepted(len(arguments), offered)
             own = {name: _copied(value) for name, value in accepted.items()}
-            return self.function(*map(_copied, arguments), **own)
+            result = self.function(*map(_copied, arguments), **own)
+            return _awaited(result) if inspect.isawaitable(result) else result
         except UserError:
             raise
         except Exception as error:  # the boundary to foreign code: whatever it raises is theirs
@@ -102,6 +106,21 @@ class UserFunction:
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
             return {name: value for name, value in offered.items() if name not in given}
         return {p.name: offered[p.name] for p in named if p.name in offered}
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop of all rewards that are awaited: what one opened in a call lasts to the next."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rewards", daemon=True).start()
+    return loop
+
+
+def _awaited(result: Awaitable[Any]) -> Any:
+    async def whole() -> Any:
+        return await result
+
+    return asyncio.run_coroutine_threadsafe(whole(), _loop()).result()
 
 
 def _copied(value: Any) -> Any:

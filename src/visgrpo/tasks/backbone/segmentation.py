@@ -70,6 +70,7 @@ class SegmentationTask(Task):
         splits = load_data(images, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
+        session.note(*background_notes(options, classes))
         each = refresh_every(options, splits.train)
         training = training_of(
             run, options.resolved_learning_rate(), splits.train, session, refresh_every=each
@@ -132,6 +133,18 @@ def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSe
         for name, function in zip(rewards.names, rewards.functions, strict=True)
     )
     return replace(rewards, functions=functions)
+
+
+def background_notes(config: SegmentationConfig, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which class is the background, and what a right pixel of it earns."""
+    background = _background(config, classes)
+    if background is None or "hard" not in config.reward or config.method != "grpo-rm":
+        return ()
+    earned = BACKGROUND_REWARD if config.background_reward is None else config.background_reward
+    return (
+        f'"{classes[background]}" (id {background}) is the background: a right pixel of it earns '
+        f"{earned:g}, of other classes 1.",
+    )
 
 
 def _background(config: SegmentationConfig, classes: tuple[str, ...]) -> int | None:

@@ -10,10 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from visgrpo.data.prompts import Style, VisualInputs, answer_targets, asked, visual_prompts
+from visgrpo.data.prompts import (
+    Style,
+    VisualInputs,
+    all_made,
+    answer_targets,
+    asked,
+    visual_prompts,
+)
 from visgrpo.data.read import read, read_test
 from visgrpo.data.roles import require_answers
 from visgrpo.data.table import Splits, Table
+from visgrpo.errors import UserError
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.methods.token_groups import TokenRollouts
@@ -23,7 +31,7 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.small_vision import SIZES, build_vision_language
 from visgrpo.models.trains import TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
-from visgrpo.rewards.answers import ANSWER_REWARDS, whole_number
+from visgrpo.rewards.answers import ANSWER_REWARDS, Exact, Ordinal, whole_number
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.lineage import divided
@@ -71,13 +79,45 @@ def load_questions(config: VlmConfig, session: Session) -> Splits:
     )
 
 
+def usable(
+    config: VlmConfig, questions: Splits, parts: Parts, longest: int, session: Session
+) -> Splits:
+    """Return the questions that all can be read, seen and answered by the model; say of others.
+
+    Args:
+        longest: tokens of a prompt and its answer, where answers are imitated.
+    """
+    style, room = config.style, prompt_room(config, parts)
+
+    def kept(part: Table, *, held_out: bool) -> Table:
+        made = []
+        if config.method == "sft":
+            targets = answer_targets(part, style)
+            made.append(VisualInputs(part, style, parts.processor, longest, targets))
+        if held_out or not made:
+            made.append(VisualInputs(part, style, parts.processor, room))
+        rest = all_made(part, made, skip=config.skip_bad_images)
+        if rest is not part:
+            new = replace(rest, notes=(), skipped=rest.skipped[len(part.skipped) :])
+            say_left_out(new, session.processes)
+        return rest
+
+    return replace(
+        questions,
+        train=kept(questions.train, held_out=False),
+        validation=kept(questions.validation, held_out=True),
+        test=kept(questions.test, held_out=True),
+        shifts={name: kept(part, held_out=True) for name, part in questions.shifts.items()},
+    )
+
+
 def say_left_out(dataset: Table, processes: Processes) -> None:
     """Say which rows were left out, and what was decided about a data set."""
     print_notes(dataset.notes, processes)
     if dataset.skipped:
-        listed = "".join(f"\n  {reason}" for reason in dataset.skipped)
         count = len(dataset.skipped)
-        print_notes([f"{dataset.name}: left out {count} unreadable image(s):{listed}"], processes)
+        left_out = f"{dataset.name}: left out {count} row(s) that cannot be used:"
+        print_notes([left_out, *(f"  {reason}" for reason in dataset.skipped)], processes)
 
 
 def say_resized(
@@ -136,6 +176,12 @@ def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
     """
     rewards = parse_text_rewards(config.reward, config.reward_weights, ANSWER_REWARDS)
     rewards.validate(train.columns)
+    for name, function in zip(rewards.names, rewards.functions, strict=True):
+        if isinstance(function, Exact | Ordinal) and not any(train.answers):
+            raise UserError(
+                f'{train.name}: no row has an answer, so that reward "{name}" is paid to none; '
+                f"name the column of the answers with --answer-column ({', '.join(train.columns)})."
+            )
     return rewards
 
 

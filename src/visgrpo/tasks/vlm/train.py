@@ -37,6 +37,7 @@ from visgrpo.tasks.vlm.data import (
     load_questions,
     load_start,
     rewards_of,
+    usable,
 )
 from visgrpo.tasks.vlm.options import VlmConfig, resolved
 
@@ -69,9 +70,11 @@ class VlmTask(StagedTask):
         full = resolved(options, parts.info)
         training = training_of(full, session)
         control = kl_control_of(full, training)
+        longest = context_of(parts.model) if imitates else prompt_room(full, parts)
+        questions = usable(full, questions, parts, longest, session)
+        rows = {name: getattr(questions, name) for name in SPLITS}
+        targets = {name: answer_targets(part, style) for name, part in rows.items() if imitates}
         rewards = rewards_of(full, questions.train)
-        room = prompt_room(full, parts)
-        longest = context_of(parts.model) if imitates else room
         inputs = {
             name: VisualInputs(part, style, parts.processor, longest, targets.get(name))
             for name, part in rows.items()

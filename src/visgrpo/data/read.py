@@ -322,13 +322,14 @@ def _stored(spec: str, kind: DataKind, reading: Reading) -> Source:
 
 
 def _late_tables(path: Path, kind: DataKind) -> bool:
-    """Whether a folder has nothing that its kind's layout would be: no folders of pictures."""
+    """Whether a folder has nothing that its kind's layout would be: folders of pictures."""
     if not (path.is_dir() and kind.late):
         return False
     roots = split_folders(path).values() or [path]
-    return not any(
-        image_files(entry) for root in roots for entry in root.iterdir() if entry.is_dir()
-    )
+    found = [
+        [bool(image_files(entry)) for entry in root.iterdir() if entry.is_dir()] for root in roots
+    ]
+    return max(map(sum, found)) < 2  # one folder makes no classes: it holds a table's pictures
 
 
 def _is_a_path(spec: str, path: Path, kind: DataKind) -> bool:

@@ -135,8 +135,10 @@ def _files_of(folder: Path, suffix: str) -> dict[str, list[Path]]:
 
 def _read_tables(name: str, files: Mapping[str, list[Path]], suffix: str, folder: Path) -> Stored:
     stored = _parquet(name, files) if suffix == ".parquet" else _lines(name, files, suffix)
+    own = {split_of(entry.name): entry for entry in folder.iterdir() if entry.is_dir()}
     for split, paths in files.items():
-        stored.places[split] = tuple(dict.fromkeys((folder, paths[0].parent)))
+        beside = [own[split]] if split in own else []
+        stored.places[split] = tuple(dict.fromkeys((folder, paths[0].parent, *beside)))
     return stored
 
 

@@ -398,7 +398,7 @@ def _found(stored: Stored, kind: DataKind, given: Mapping[str, str]) -> dict[Rol
                 f"--{word}-column {column}: these data have no {word}s; leave --{word}-column out."
             )
     if kind.of_pictures:
-        table = table.select_columns(_pictured(table, kind))
+        table = table.select_columns(_pictured(table, kind, given))
     found: dict[Role, str] = {}
     taken: dict[str, str] = {}
     for role in sorted(kind.roles, key=lambda role: role.word != "image"):
@@ -415,13 +415,14 @@ def _found(stored: Stored, kind: DataKind, given: Mapping[str, str]) -> dict[Rol
     return found
 
 
-def _pictured(table: Any, kind: DataKind) -> list[str]:
+def _pictured(table: Any, kind: DataKind, given: Mapping[str, str]) -> list[str]:
     """Return the columns of pictures and grids, and those of text where paths must be meant."""
     columns = table.features.items()
     pictured = [name for name, what in columns if roles.is_grid(what) or not is_plain_feature(what)]
-    usual = [{name.lower() for name in pictured} & set(role.usual) for role in kind.roles]
+    lower = {name.lower() for name in pictured}
+    found = [role.word in given or lower & set(role.usual) for role in kind.roles]
     texts = [name for name, what in columns if "string" in getattr(what, "dtype", "")]
-    return pictured if all(usual) else [*pictured, *texts]
+    return pictured if all(found) else [*pictured, *texts]
 
 
 def _digits(reading: Reading) -> Splits:

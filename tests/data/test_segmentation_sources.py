@@ -113,7 +113,7 @@ def test_columns_of_pictures_are_found_and_named(tmp_path: Path) -> None:
     splits = read(str(path), "masks", columns=photo, classes_file=names)
     assert list(splits.train.columns) == ["label"]
     assert len(reds(splits.train)) == 14
-    with pytest.raises(UserError, match=r"\(photo, annotation, label\) none is called like the image"):
+    with pytest.raises(UserError, match=r"\(photo, annotation, label\) none is called"):
         read(str(path), "masks", classes_file=names)
     with pytest.raises(UserError, match=r'no column "annotations"\. Did you mean "annotation"'):
         read(str(path), "masks", columns={**photo, "mask": "annotations"}, classes_file=names)

@@ -11,7 +11,7 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "files", "texts", "options", "metrics", "locks"}
+CORE = {"errors", "files", "texts", "options", "metrics", "locks", "terminal"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "options": {"errors"},
     "metrics": set[str](),
     "locks": {"errors"},
+    "terminal": {"errors"},
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.options import Declared, Options, declared, options_of
+from visgrpo.terminal import say, show
 
 T = TypeVar("T", bound=Options)
 Given = dict[str, list[str]]  # by option, the words that are its value
@@ -88,7 +88,7 @@ def parse(
         SystemExit: with code 0, after --help.
     """
     if {"-h", "--help"} & set(words):
-        print(_help(config_class, command, positional))
+        show(_help(config_class, command, positional))
         raise SystemExit(0)
     taken = takes(config_class)
     given: Given = {}
@@ -110,7 +110,7 @@ def parse(
         _check_recipe(given["output"][-1], content.get("recipe"), command)
         typed = {**_values(content, config_class, f"--config {saved}", []), **typed}
     for remark in dict.fromkeys(old):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     return config_class(**typed)
 
 

@@ -14,6 +14,7 @@ from visgrpo import feedback
 from visgrpo.arguments import parse
 from visgrpo.errors import Interrupted, UserError, nearest, printable
 from visgrpo.tasks.task import TASKS, Place, train
+from visgrpo.terminal import say, show
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -105,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 2 for the user's mistakes, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        show(_overview())
         return
     if words[0] == "--version":
-        print(f"visgrpo {version('visgrpo')}")
+        show(f"visgrpo {version('visgrpo')}")
         return
     try:
         name, rest = _split_command(words)
@@ -119,18 +120,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if _is_said_elsewhere(str(error)):
             sys.exit(USER_ERROR)
-        print(f"visgrpo: {printable(str(error))}", file=sys.stderr)
+        say(f"visgrpo: {printable(str(error))}")
         details = getattr(error, "details", "")
         if details:
-            print(details, file=sys.stderr)
+            say(details)
         sys.exit(USER_ERROR)
     except Interrupted as stop:
         flag = " --resume" if hasattr(config, "resume") else ""  # a demo goes on by itself
         mend = f"Go on with: visgrpo {name} --output {stop.run}{flag}"
-        print(f"visgrpo: {stop}. {mend}", file=sys.stderr)
+        say(f"visgrpo: {stop}. {mend}")
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print("visgrpo: stopped at once.", file=sys.stderr)
+        say("visgrpo: stopped at once.")
         sys.exit(INTERRUPTED)
 
 

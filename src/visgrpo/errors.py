@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Besides control characters those that turn the direction of a line, and halves of characters,
 # as in file names that are no text.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -55,4 +55,4 @@ def printable(text: str) -> str:
 
     Names and labels in the text may be anyone's: raw, they could rewrite what is on the screen.
     """
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)

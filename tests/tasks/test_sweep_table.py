@@ -100,7 +100,7 @@ def test_the_files(tmp_path: Path) -> None:
 def test_the_printed_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows("clip", sweep_rows(PAIR, SUMMARIES, MEASURES))
     text = capsys.readouterr().out
-    assert text.startswith("clip: mean ± standard deviation over seeds (n - 1) ")
+    assert text.startswith("clip: mean ± standard deviation over seeds (n - 1)\n")
     assert "0.700 ± 0.200" in text
     assert "a|b" in text
 

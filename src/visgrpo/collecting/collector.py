@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from visgrpo.collecting.design import Answer, Ask, draw_group
 from visgrpo.collecting.store import Progress, Store
 from visgrpo.collecting.tables import Drawn, Offer
 from visgrpo.errors import UserError, printable
+from visgrpo.terminal import say
 
 LONGEST_SIDE = 1024
 _KEPT = 64
@@ -142,7 +142,7 @@ class Collector:
             except UserError as error:
                 self._store.skip(offer.image)
                 self.skipped.append(str(error))
-                print(f"skipped: {printable(str(error))}", file=sys.stderr, flush=True)
+                say(f"skipped: {printable(str(error))}")
         return None
 
     def picture(self, key: str, user: str) -> Picture:

@@ -26,6 +26,7 @@ from visgrpo.errors import UserError, printable
 from visgrpo.feedback.source.matching import image_keys
 from visgrpo.files import writing
 from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.terminal import say
 
 # The program as a process that ends with this one.
 VISGRPO = (
@@ -163,7 +164,7 @@ class BackgroundLearner:
             ending = str(stop)
         except UserError as error:
             ending = str(error)
-            print(f"Learning failed: {printable(ending)}", file=sys.stderr, flush=True)
+            say(f"Learning failed: {printable(ending)}")
         finally:
             failed, learned = ("failed", rounds, printable(ending)), ("idle", rounds + 1)
             self._state = LearningState(*(failed if ending else learned))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from visgrpo.locks import FolderLock
 from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.tasks.task import kinds
+from visgrpo.terminal import say, show
 from visgrpo.training.processes import Processes
 
 _DEFAULT_GROUP = 4
@@ -101,14 +101,14 @@ def _collector(config: CollectConfig, store: Store, model: AnsweringModel) -> Co
     )
     collector.skipped += dataset.skipped
     for reason in dataset.skipped:
-        print(f"skipped: {printable(reason)}", file=sys.stderr, flush=True)
+        say(f"skipped: {printable(reason)}")
     return collector
 
 
 def _serve(config: CollectConfig, collector: Collector, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     address = _address(config, port)
-    print(f"Judge at {address}  (Ctrl-C ends)", flush=True)
+    show(f"Judge at {address}  (Ctrl-C ends)")
     if config.open:
         webbrowser.open(address)
     server = server_of(create_app(collector, Guard(config.host, port, config.token)))
@@ -150,7 +150,7 @@ def _address(config: CollectConfig, port: int) -> str:
 
 def _say_ending(config: CollectConfig, collector: Collector) -> None:
     progress = collector.progress("")
-    print(
+    show(
         f"{progress.judgements} judgements on {progress.judged_images} of {progress.images} images "
         f"are in {config.store}."
     )

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as ConsoleTable
 
 from visgrpo.data.folders import holds_photos, images_of, read_photos
 from visgrpo.data.table import Table
@@ -40,6 +37,7 @@ from visgrpo.feedback.worth.cells import Floats, LogCells, log_cells
 from visgrpo.feedback.worth.prediction import predicted_clicks
 from visgrpo.models.parts import model_folder, read_info
 from visgrpo.tasks.run import print_notes
+from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
 
 LOGGED = "logged policy"
@@ -213,22 +211,21 @@ def _show(results: Mapping[str, Any]) -> None:
     log, models = results["log"], results["models"]
     # Paths would fill the table; the lines above it say which is which.
     called = {name: f"model {number}" for number, name in enumerate(models, start=1)}
-    print(
+    show(
         f"Clicks per impression, with 95 % intervals: {log['source']}, "
         f"{log['impressions']:,.0f} impressions of {log['images']:,} images"
     )
     for name, number in called.items():
-        print(f"{number}: {name}")
-    table = ConsoleTable("", *_ESTIMATORS.values(), "effective", "mean ratio")
-    table.add_row(LOGGED, _cell(results["logged"]))
-    for name, row in models.items():
-        table.add_row(called[name], *_cells(row))
-    Console(width=None if Console().is_terminal else 120).print(table)
+        show(f"{number}: {name}")
+    lines = [[LOGGED, _cell(results["logged"])]]
+    lines += [[called[name], *_cells(row)] for name, row in models.items()]
+    headings = ["", *_ESTIMATORS.values(), "effective", "mean ratio"]
+    show_table(headings, lines, width=120, lines=True)
     for name, row in models.items():
         if "not_supported" in row:
-            print(f"{called[name]} is not supported: {row['not_supported']}.")
+            show(f"{called[name]} is not supported: {row['not_supported']}.")
     for change in results["differences"]:
-        print(_sentence(change, {LOGGED: LOGGED, **called}))
+        show(_sentence(change, {LOGGED: LOGGED, **called}))
 
 
 def _sentence(change: Row, called: Mapping[str, str]) -> str:
@@ -259,4 +256,4 @@ def _cells(row: Row) -> list[str]:
 
 def _cell(estimate: Mapping[str, float]) -> str:
     # The bracket would be read as markup.
-    return escape("{value:.3f}\n[{low:.3f}, {high:.3f}]".format_map(estimate))
+    return "{value:.3f}\n[{low:.3f}, {high:.3f}]".format_map(estimate)

@@ -10,10 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from visgrpo.errors import printable
 from visgrpo.feedback.options import SummarizeConfig
 from visgrpo.feedback.source.events import Events, open_events
@@ -31,6 +27,7 @@ from visgrpo.feedback.summary_details import (
     summarize_votes,
 )
 from visgrpo.reporting.feedback import facts, feedback_tables, write_feedback_page
+from visgrpo.terminal import show, show_table
 
 # What cannot be done without a column that is not required.
 _MISSING: Mapping[Kind, Mapping[str, str]] = {
@@ -214,7 +211,7 @@ def summarize(config: SummarizeConfig) -> dict[str, Any]:
     if config.output is not None:
         page = write_feedback_page(summary, Path(config.output))
         if not printed:
-            print(f"Page: {page}")
+            show(f"Page: {page}")
     return summary
 
 
@@ -238,29 +235,17 @@ def _match(events: Events, config: SummarizeConfig) -> Matched | None:
 
 
 def _show(summary: Mapping[str, Any]) -> None:
-    console = Console(width=None if Console().is_terminal else 100)
-    table = Table(title=_text(summary["source"]), title_justify="left", show_header=False)
-    for name, text in facts(summary):
-        table.add_row(name, _text(text))
-    console.print(table)
+    show_table([], facts(summary), title=summary["source"])
     for found in feedback_tables(summary):
-        table = Table(*found.headings, title=found.title, title_justify="left")
-        for row in found.rows:
-            table.add_row(*map(_text, row))
-        console.print(table)
+        show_table(found.headings, found.rows, title=found.title)
         if found.left_out:
-            print(f"and {found.left_out:,} more")
+            show(f"and {found.left_out:,} more")
     for note in summary["notes"]:
-        print(f"note: {printable(note)}")
+        show(f"note: {printable(note)}")
     for column, loss in summary["missing"].items():
-        print(f"missing: {column}, so {loss}")
+        show(f"missing: {column}, so {loss}")
     images = summary["coverage"]["unmatched_images"]
     if images:
         listed = printable(", ".join(f'"{image}" ({rows})' for image, rows in images[:5]))
         more = ", …" if summary["coverage"]["unmatched_image_count"] > 5 else ""
-        print(f"not in the data: {listed}{more}")
-
-
-def _text(cell: str) -> str:
-    """Return a table's cell that shows what may be anyone's words as they stand."""
-    return escape(printable(cell))
+        show(f"not in the data: {listed}{more}")

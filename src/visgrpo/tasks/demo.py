@@ -16,6 +16,7 @@ from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_b
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.options import CompareConfig, DemoConfig, PretrainClipConfig, ReportConfig
 from visgrpo.tasks.task import train
+from visgrpo.terminal import show
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
@@ -83,7 +84,7 @@ def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
         f"digits, {tuned['grpo']['data']['test']} held-out images, seed {config.seed}",
         {"start": tuned["grpo"]["before"], **outcomes},
     )
-    print(f"Compare the runs: {page}\nGRPO's own page: {folder / 'grpo' / 'report.html'}")
+    show(f"Compare the runs: {page}\nGRPO's own page: {folder / 'grpo' / 'report.html'}")
     return {"start": start, **tuned}
 
 
@@ -117,7 +118,7 @@ def report(config: ReportConfig) -> Path:
     """Write RUN/report.html again and return its path."""
     config.check()
     page = write_report(config.run)
-    print(page)
+    show(str(page))
     return page
 
 
@@ -128,7 +129,7 @@ def compare(config: CompareConfig) -> Path:
     runs = read_runs(config.runs)
     print_measures("Held-out", {run.name: run.after for run in runs})
     _print_convergence(runs, config.metric)
-    print(page)
+    show(str(page))
     return page
 
 

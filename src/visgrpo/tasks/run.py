@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from visgrpo.methods.method import Memory, Method
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.tasks.task import Task
+from visgrpo.terminal import say, show
 from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
 from visgrpo.training.metrics import peak_memory_bytes, reset_peak_memory
 from visgrpo.training.optimizer import RateOf
@@ -248,10 +248,10 @@ def print_outcome(summary: Mapping[str, Any], *, shifts_in_table: bool) -> None:
     data = summary["data"]
     print_measures(f"{data['name']}, {data['test']} held-out {data.get('unit', 'images')}", rows)
     for name, value in summary.get("retention", {}).items():
-        print(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
+        show(f"retention, {name}: {value['before']:.3f} before, {value['after']:.3f} after")
     for name, value in shifts.items():
         accuracies = (value[when]["accuracy"] for when in ("before", "after"))
-        print("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
+        show("accuracy, {}: {:.3f} before, {:.3f} after".format(name, *accuracies))
 
 
 def _side_by_side(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class Session:
     def say(self, line: str) -> None:
         """Print a remark on stderr, once."""
         if self.processes.is_main:
-            print(printable(line), file=sys.stderr, flush=True)
+            say(printable(line))
 
     def note(self, *decisions: str) -> None:
         """Print what was decided on the way."""
@@ -291,7 +291,7 @@ def print_notes(decisions: Iterable[str], processes: Processes) -> None:
     """Print what was decided on the way on stderr, once."""
     for decision in decisions:
         if processes.is_main:
-            print(f"note: {printable(decision)}", file=sys.stderr, flush=True)
+            say(f"note: {printable(decision)}")
 
 
 def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = True) -> Session:
@@ -361,12 +361,12 @@ def _checkpoint(config: Loop, run: RunDirectory) -> Checkpoint | None:
     if not config.resume:
         return None
     if not step_folders(run.checkpoints):  # "best" is there from the start
-        print("No checkpoint was written yet: starting from the beginning.", file=sys.stderr)
+        say("No checkpoint was written yet: starting from the beginning.")
         run.rewind(-1)
         return None
     checkpoint, complaints = newest_good(run.checkpoints)
     for complaint in complaints:
-        print(f"warning: {complaint}", file=sys.stderr)
+        say(f"warning: {complaint}")
     if complaints:
-        print(f"warning: going on from {checkpoint.path.name} instead.", file=sys.stderr)
+        say(f"warning: going on from {checkpoint.path.name} instead.")
     return checkpoint

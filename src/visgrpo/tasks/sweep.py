@@ -14,10 +14,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from visgrpo.errors import Interrupted, UserError, nearest
 from visgrpo.files import write_whole
 from visgrpo.locks import FolderLock
@@ -36,6 +32,7 @@ from visgrpo.tasks.sweep_plan import (
     value_text,
 )
 from visgrpo.tasks.task import TASKS, Task, task_named
+from visgrpo.terminal import say, show, show_table
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
@@ -110,7 +107,7 @@ def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[
     summaries: dict[tuple[str, int], Summary] = {}
     for place, job in enumerate(jobs, start=1):
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
-        _say(f"[{place}/{len(jobs)}] {job.title}{state}")
+        say(f"[{place}/{len(jobs)}] {job.title}{state}")
         summaries[job.key] = _summary(job, task, output)
         # Without probes, say, no run has their measures: no columns of dashes by default.
         shown = [*added("sweep"), *task.shown]
@@ -119,19 +116,15 @@ def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[
         write_rows(output, repeat, rows)
         if place == 1:  # perhaps a later run has it, but a typo is best seen now
             for complaint in complaints(summaries.values(), config.measure):
-                _say(f"note: {complaint}")
+                say(f"note: {complaint}")
     page = _page(jobs, output)
     for complaint in complaints(summaries.values(), config.measure):
         raise UserError(f"{complaint} The runs are done: --resume with another --measure.")
     write_rows(output, repeat, rows)  # now with the page's name
     print_rows(command, rows)
     if page is not None:
-        print(page)
+        show(str(page))
     return rows
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _refuse_several_processes() -> None:
@@ -288,10 +281,7 @@ def write_rows(folder: Path, command: str, rows: Sequence[Mapping[str, Any]]) ->
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table on stdout."""
     header, *body = _cells(rows)
-    table = Table(*map(escape, header), title=f"{title}: mean ± {SPREAD}", title_justify="left")
-    for line in body:
-        table.add_row(*map(escape, line))
-    Console(width=None if Console().is_terminal else 100).print(table)
+    show_table(header, body, title=f"{title}: mean ± {SPREAD}")
 
 
 def _over_seeds(values: list[float | None]) -> dict[str, Any]:

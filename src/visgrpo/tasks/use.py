@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 from torch import Tensor
 
 from visgrpo.data.images import decode
@@ -35,6 +33,7 @@ from visgrpo.tasks.lineage import Learned, learned_from
 from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.task import Kind, kinds, loaded
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
+from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
 
 # How transformers' classes are called that write text, and those that score it.
@@ -214,7 +213,7 @@ def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:
 def _print_weakest(per_class: Mapping[str, float | None]) -> None:
     known = {name: value for name, value in per_class.items() if value is not None}
     worst = sorted(known, key=lambda name: known[name])[:_WEAKEST]
-    print("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))
+    show("Weakest classes: " + ", ".join(f"{name} {known[name]:.3f}" for name in worst))
 
 
 def kind_of(name: str) -> str:
@@ -332,20 +331,18 @@ def _open(path: str) -> Image.Image:
 
 def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
     """Print the classes of every image and the numbers that belong to them, or its answer."""
-    console = Console(width=None if Console().is_terminal else 100)
     for answer in answers:
         if "completion" in answer:
-            print(answer["image"])
+            show(answer["image"])
             if answer["answer"] is not None:
-                print(f"  answer: {answer['answer']}")
-            print(f"  {answer['completion']}")
+                show(f"  answer: {answer['answer']}")
+            show(f"  {answer['completion']}")
             continue
         numbers = next(name for name in _NUMBERS if name in answer)
-        table = ConsoleTable(
-            "class", _NUMBERS[numbers], title=answer["image"], title_justify="left"
-        )
-        for name, value in zip(answer["classes"], answer[numbers], strict=True):
-            table.add_row(name, f"{value:.3f}")
-        console.print(table)
+        rows = [
+            [name, f"{value:.3f}"]
+            for name, value in zip(answer["classes"], answer[numbers], strict=True)
+        ]
+        show_table(["class", _NUMBERS[numbers]], rows, title=answer["image"])
         if "mask" in answer:
-            print(f"Mask: {answer['mask']}  Overlay: {answer['overlay']}")
+            show(f"Mask: {answer['mask']}  Overlay: {answer['overlay']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from visgrpo.errors import UserError
 from visgrpo.options import Options, check_within, option, override
+from visgrpo.terminal import json_text, show_json
 
 Schedule = Literal["cosine", "linear", "constant"]
 Keep = Literal["best", "last"]
@@ -176,12 +176,11 @@ class Printing(Options):
         Raises:
             UserError: for a file that cannot be written.
         """
-        text = json.dumps(results, indent=1, ensure_ascii=False)
         if self.json == "-":
-            print(text)
+            show_json(results)
         elif self.json:
             try:
-                Path(self.json).write_text(text, encoding="utf-8")
+                Path(self.json).write_text(json_text(results), encoding="utf-8")
             except OSError as error:
                 problem = f"--json {self.json} cannot be written: {error.strerror}."
                 raise UserError(problem) from error

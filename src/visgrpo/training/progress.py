@@ -9,8 +9,11 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from visgrpo.errors import printable
 from visgrpo.metrics import metric, ordered
+from visgrpo.terminal import say
 
 
 class ProgressDisplay:
@@ -65,14 +68,14 @@ class ProgressDisplay:
             self._bar.update(self._task, metrics=text)
         elif self._shown:
             left = self._seconds_left(step)
-            print(f"{self._title} {step}/{self._steps}  {text}{left}", file=sys.stderr, flush=True)
+            say(f"{self._title} {step}/{self._steps}  {text}{left}")
 
     def say(self, line: str) -> None:
         """Print a remark without breaking the bar."""
         if self._bar:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(Text(printable(line)))
         elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def _seconds_left(self, step: int) -> str:
         done = step - self._start

@@ -5,7 +5,6 @@ A backbone without a head, or with one for other classes, is judged by probes on
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
 from visgrpo.tasks.use import division_of, kind_of, models_of, rows_of, splits_of
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
+from visgrpo.terminal import say
 from visgrpo.training.processes import Processes
 
 DEFAULT_FOLDER = "masks"
@@ -100,7 +100,7 @@ class Evaluation:
         for folder, classes in heads.items():
             if classes and self._processes.is_main and not _same_names(classes, rows.classes):
                 line = f"note: {config.data} has other classes than the head of {folder}: only its "
-                print(f"{line}features are measured.", file=sys.stderr)
+                say(f"{line}features are measured.")
         return rows
 
 

@@ -32,6 +32,7 @@ from visgrpo.tasks.language.data import (
 from visgrpo.tasks.language.options import LanguageConfig, resolved
 from visgrpo.tasks.run import Session, begin, open_session
 from visgrpo.tasks.tokens import memory_of, per_second, rollouts_of
+from visgrpo.terminal import show
 from visgrpo.training.metrics import peak_memory_bytes
 
 PAIRS_FILE = "pairs.jsonl"
@@ -79,7 +80,7 @@ def _make_preferences(config: LanguageConfig, session: Session) -> dict[str, Any
         "gold_reward": float(golds.mean()),
     }
     session.run.write_summary(summary)
-    print(
+    show(
         f"{len(rows)} pairs, mean gold score {summary['gold_reward']:.3f}; with noise "
         f"{config.noise:g} the better one was chosen in {100 * summary['judge_accuracy']:.1f} %"
     )

@@ -24,6 +24,7 @@ from visgrpo.tasks.task import kinds
 from visgrpo.tasks.tokens import decoder_of, prompt_room, sampling_of
 from visgrpo.tasks.use import models_of, rows_apart
 from visgrpo.tasks.use_options import EvaluateConfig
+from visgrpo.terminal import show
 from visgrpo.training.processes import Processes
 
 _FRACTION = LanguageConfig.validation_fraction
@@ -114,6 +115,6 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
         return completions
     for number, each in enumerate(completions, start=1):
         if config.samples > 1:
-            print(f"--- {number} of {config.samples}")
-        print(config.prompt + each["completion"] + ("" if each["ended"] else " …"))
+            show(f"--- {number} of {config.samples}")
+        show(config.prompt + each["completion"] + ("" if each["ended"] else " …"))
     return completions

@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 from visgrpo.data.prompts import (
     Style,
@@ -38,6 +36,7 @@ from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.run import Session, print_notes
 from visgrpo.tasks.tokens import prompt_room
 from visgrpo.tasks.vlm.options import VlmConfig
+from visgrpo.terminal import show_table
 from visgrpo.training.processes import Processes
 
 TOKENIZED = 2000  # training rows that the tokenizer of a new model is made from
@@ -240,10 +239,17 @@ def _new_model(config: VlmConfig, train: Table) -> Parts:
 
 def _print_trained(rows: Sequence[TrainedPart]) -> None:
     """Print on stderr how much of each part trains."""
-    table = ConsoleTable("part", "tensors", "parameters that train", "of", "share")
     tensors, parameters, total = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
     whole = TrainedPart("all", tensors, parameters, total)
-    for row in (*rows, whole):
-        numbers = (str(row.tensors), f"{row.parameters:,}", f"{row.total:,}")
-        table.add_row(row.part, *numbers, f"{row.parameters / row.total:.1%}")
-    Console(stderr=True, width=None if Console(stderr=True).is_terminal else 100).print(table)
+    lines = [
+        [
+            each.part,
+            str(each.tensors),
+            f"{each.parameters:,}",
+            f"{each.total:,}",
+            f"{each.parameters / each.total:.1%}",
+        ]
+        for each in (*rows, whole)
+    ]
+    headings = ["part", "tensors", "parameters that train", "of", "share"]
+    show_table(headings, lines, error=True)

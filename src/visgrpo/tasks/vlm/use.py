@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
@@ -41,6 +39,7 @@ from visgrpo.tasks.vlm.data import (
     say_resized,
 )
 from visgrpo.tasks.vlm.options import JoinConfig, VlmConfig, defaults_of
+from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import check_free
 
@@ -188,7 +187,6 @@ def join_models(config: JoinConfig) -> Parts:
 def _print(parts: Parts, config: JoinConfig) -> None:
     text = parts.model.config.text_config
     token = parts.model.config.image_token_id
-    table = ConsoleTable(show_header=False)
     rows = {
         "vision tower": _millions(parts.model.model.visual),
         "language model": _millions(parts.model.model.language_model),
@@ -198,12 +196,10 @@ def _print(parts: Parts, config: JoinConfig) -> None:
         ),
         "image token": f"{parts.tokenizer.convert_ids_to_tokens(token)} ({token})",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
     for note in parts.notes:
-        print(note)
-    Console().print(table)
-    print(f"Saved to {config.output}. Next: visgrpo vlm --method sft --model {config.output}")
+        show(note)
+    show_table([], list(rows.items()))
+    show(f"Saved to {config.output}. Next: visgrpo vlm --method sft --model {config.output}")
 
 
 def _millions(module: Any) -> str:

@@ -10,13 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -26,18 +25,9 @@ import pytest
 import torch
 from PIL import Image
 
-from visgrpo.collecting import learning, serve
-from visgrpo.collecting.collector import Answers, Collector, Design, LearningState
-from visgrpo.collecting.learning import (
-    VISGRPO,
-    BackgroundLearner,
-    ClipProcess,
-    LearningFailed,
-    LearningStopped,
-)
+from visgrpo.collecting import serve
 from visgrpo.collecting.options import CollectConfig
-from visgrpo.collecting.serve import AnsweringModel, add_learner, collect
-from visgrpo.collecting.store import Store
+from visgrpo.collecting.serve import AnsweringModel, collect
 from visgrpo.errors import UserError
 from visgrpo.locks import FolderLock
 from visgrpo.models.backbone import Backbone, RepresentationClassifier
@@ -236,173 +226,6 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
     labels = ["cat", "dog", "apple"] * 2
     pq.write_table(pa.table({"image": images, "label": labels, **columns}), path)
     return path
-
-
-# ---- learning -----------------------------------------------------------------------------------
-
-
-def python(code: str) -> Callable[[], list[str]]:
-    return lambda: [sys.executable, "-c", code]
-
-
-def test_a_process_trains_into_the_run_it_is_given(tmp_path: Path) -> None:
-    words = python("import sys, pathlib; print('hello'); pathlib.Path(sys.argv[2]).mkdir()")
-    ClipProcess(words)(tmp_path / "0001")
-    assert (tmp_path / "0001").is_dir()
-    assert (tmp_path / "0001.log").read_text() == "hello\n"
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        (
-            "import sys; print('x'); sys.exit('visgrpo: no such data\\n')",
-            r"visgrpo: no such data \(",
-        ),
-        ("raise SystemExit(3)", r"It said nothing. \(exit code 3; all of it is in "),
-    ],
-)
-def test_a_process_that_fails_says_its_last_line(tmp_path: Path, code: str, message: str) -> None:
-    with pytest.raises(LearningFailed, match=message):
-        ClipProcess(python(code))(tmp_path / "0001")
-
-
-def waiting(seconds: int) -> str:
-    """Code that says it has begun, and takes that long to end, whoever asks."""
-    return (
-        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        f"pathlib.Path(sys.argv[2] + '.begun').touch(); time.sleep({seconds})"
-    )
-
-
-def wait_for(path: Path, seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert path.exists()
-
-
-def test_a_round_that_is_ended_with_the_command_has_not_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning, "_PATIENCE", 0.1)
-    train = ClipProcess(python(waiting(60)))
-    learner = background(tmp_path, train, every=1)
-    learner.judged(1)
-    wait_for(tmp_path / "f.db-learned" / "0001.begun")
-    train.stop()
-    learner.wait(10)
-    assert "Training was ended" in learner.state.detail
-    assert capsys.readouterr().err == ""
-    with pytest.raises(LearningStopped, match="did not begin"):
-        train(tmp_path / "0002")
-
-
-_COLLECTOR = """
-import sys, threading, time
-from pathlib import Path
-from visgrpo.collecting.learning import ClipProcess
-output = Path(sys.argv[1])
-train = ClipProcess(lambda: sys.argv[2:])
-threading.Thread(target=train, args=(output,), daemon=True).start()
-while train._process is None:
-    time.sleep(0.01)
-print(train._process.pid, flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_killed_server_takes_its_training_with_it(tmp_path: Path) -> None:
-    # What its training is begun with, but that it sleeps instead.
-    python, option, code = VISGRPO
-    begun, _, _ = code.rpartition("from visgrpo.cli")
-    slept = f"{begun} import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); "
-    command = [sys.executable, "-c", _COLLECTOR, str(tmp_path / "0001")]
-    command += [python, option, slept + "time.sleep(600)"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        trained = int(server.stdout.readline())
-        wait_for(tmp_path / "begun", seconds=120)
-        server.kill()
-    until = time.monotonic() + 60
-    while is_running(trained) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not is_running(trained)
-
-
-def is_running(process: int) -> bool:
-    """Whether there is such a process, other than one that has ended and is not yet cleared."""
-    status = Path(f"/proc/{process}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
-
-
-def background(tmp_path: Path, train: Callable[[Path], None], every: int = 2) -> BackgroundLearner:
-    return BackgroundLearner(every, tmp_path / "f.db-learned", train, lambda folder: None)
-
-
-def test_rounds_begin_after_enough_judgements(tmp_path: Path) -> None:
-    runs: list[Path] = []
-    learner = background(tmp_path, runs.append)
-    for judgements in (1, 2, 3, 4, 5):
-        learner.judged(judgements)
-        learner.wait()
-    assert [run.name for run in runs] == ["0001", "0001"]  # neither made its folder
-    assert learner.state == LearningState("idle", 2)
-
-
-def test_judgements_during_a_round_count_for_the_next(tmp_path: Path) -> None:
-    go, runs = Event(), []
-
-    def slow(output: Path) -> None:
-        runs.append(output)
-        output.mkdir()
-        go.wait(10)
-
-    learner = background(tmp_path, slow)
-    learner.judged(2)
-    assert learner.state.state == "learning"
-    learner.judged(5)
-    go.set()
-    learner.wait()
-    learner.judged(6)
-    learner.wait()
-    assert [run.name for run in runs] == ["0001", "0002"]
-
-
-def test_a_failed_round_is_said_and_collecting_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(output: Path) -> None:
-        raise LearningFailed("CUDA out of \x1b[2Jmemory")
-
-    learner = background(tmp_path, fail, every=1)
-    learner.judged(1)
-    learner.wait()
-    assert learner.state == LearningState("failed", 0, r"CUDA out of \x1b[2Jmemory")
-    assert "Learning failed: CUDA out of \\x1b[2Jmemory" in capsys.readouterr().err
-
-
-def test_what_was_learned_is_swapped_in(tmp_path: Path) -> None:
-    store, names = tmp_path / "f.db", ["a.png", "b.png"]
-    images = [Image.new("RGB", (8, 8))] * 2
-    with Store(store, names) as opened:
-        start = Answers("start", np.full((2, 3), 1 / 3))
-        collector = Collector(opened, names, images, CLASSES, start, Design(group_size=2))
-        learner = add_learner(
-            1,
-            store,
-            collector,
-            lambda folder: Answers(folder, np.array([[0.1, 0.8, 0.1]] * 2)),
-            lambda output: output.mkdir(),
-        )
-        offer = collector.next_offer("Ann")
-        assert offer is not None
-        collector.judge(offer.key, "Ann", [])
-        learner.wait()
-        offer = collector.next_offer("Ann")
-    assert offer is not None
-    assert offer.drawn.model == str(tmp_path / "f.db-learned" / "0001" / "model")
-    assert offer.drawn.best == "dog"
 
 
 # ---- the whole command --------------------------------------------------------------------------

@@ -7,8 +7,9 @@ turns in one process. Ratios are GRPO-RM time / cross-entropy time, both from th
 memory is that of a fresh process that makes three steps of one kind, above what it held before
 them; "logits" is what one tensor of the batch's logits takes.
 
-"features cached" is another question: images per second of training a head alone, from features
-computed once / with every image encoded again.
+"losses alone" are forward and backward from logits of masks that lie ready, and torch's own
+cross_entropy beside ours. "features cached" is another question: images per second of training a
+head alone, from features computed once / with every image encoded again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from common import (
     Row,
     alternate,
@@ -104,6 +106,9 @@ def main() -> None:
     print(f"{machine()}; torch {versions()['torch']}, transformers {versions()['transformers']}\n")
     rows = [_compared(case, 3 if options.quick else 15) for case in (*WHOLE, *HEADS, *MASKS)]
     print_table(rows)
+    losses = [_losses(classes, 5 if options.quick else 21) for classes in (21, 150)]
+    print("\n**Losses alone**\n")
+    print_table(losses)
     rounds = 2 if options.quick else 7
     cached = [
         _cached("head of the small ViT, 32 px", SMALL_VIT, 256, rounds),
@@ -112,7 +117,7 @@ def main() -> None:
     print("\n**Features cached**\n")
     print_table(cached)
     if options.json:
-        write_json(options.json, [*rows, *cached])
+        write_json(options.json, [*rows, *losses, *cached])
 
 
 def _compared(case: Case, rounds: int) -> Row:
@@ -131,6 +136,38 @@ def _compared(case: Case, rounds: int) -> Row:
         "cross-entropy peak MB": memory["cross-entropy"] / 1e6,
         "GRPO-RM peak MB": memory["grpo-rm"] / 1e6,
     }
+
+
+def _losses(classes: int, rounds: int) -> Row:
+    """Forward and backward of 8 × 96 × 64 labelled pixels: torch's cross_entropy is 1."""
+    view = PixelView(1, IGNORED, lambda logits, size: logits, "pixel")
+    case = Case("", classes, 8)
+    generator = torch.Generator().manual_seed(0)
+    logits_NHWK = torch.randn(8, 96, 64, classes, generator=generator).requires_grad_()
+    labels_NHW = torch.randint(classes, (8, 96, 64), generator=generator)
+    batch = Batch(torch.arange(8), logits_NHWK, labels_NHW, {})
+    logits_NKHW = logits_NHWK.detach().permute(0, 3, 1, 2).contiguous().requires_grad_()
+
+    def torchs() -> None:
+        logits_NKHW.grad = None
+        F.cross_entropy(logits_NKHW, labels_NHW).backward()
+
+    def ours(method: Any) -> Callable[[], None]:
+        def loss() -> None:
+            logits_NHWK.grad = None
+            method.loss(lambda inputs: inputs, batch, None, 0).loss.backward()
+
+        return loss
+
+    named = {name: ours(_method(case, name, view)) for name in METHODS}
+    timings = alternate({"torch": torchs, **named}, rounds)
+    row: Row = {
+        "name": f"pixels, {classes} classes",
+        "torch ms": 1000 * timings.median("torch"),
+    }
+    for name in METHODS:
+        row[f"{name} / torch"], row[f"spread of {name}"] = timings.ratio(name, "torch")
+    return row
 
 
 def _cached(name: str, sizes: SmallBackbone, encoded_at_once: int, rounds: int) -> Row:

@@ -22,6 +22,7 @@ from visgrpo.methods.class_set import (
     in_chunks,
 )
 from visgrpo.methods.method import Metrics
+from visgrpo.training.metrics import MetricMeans
 
 LIMIT = "visgrpo.methods.class_set.NUMBERS_AT_ONCE"
 N, K, SIDE = 7, 5, 4
@@ -204,6 +205,26 @@ def test_class_set_grpo(
         monkeypatch.setattr(LIMIT, numbers)
         parts = outcome(method, batch, logits, old)
         same(whole, parts)
+
+
+@pytest.mark.parametrize("name", ["patch, unlabelled", "pixel, unlabelled"])
+def test_images_without_labels_count_for_nothing_in_the_log(name: str) -> None:
+    """Neither in a batch, nor where they are alone in a piece of it, or on a process."""
+    view, logits, labels = case(name)
+    whole, parts, labelled = MetricMeans(), MetricMeans(), MetricMeans()
+    method = ClassSetGRPO(grpo(rewards=("hard",), n_classes=K, estimator="uniform"), view)
+    batch = Batch(torch.arange(N), logits, labels, {})
+    some = [n for n in range(N) if n not in (1, 4)]
+    pieces = {whole: [list(range(N))], parts: [[n] for n in range(N)], labelled: [some]}
+    for means, of_rows in pieces.items():
+        for rows in of_rows:
+            piece = batch.select(rows)
+            result = method.loss(lambda inputs: inputs.requires_grad_(), piece, None, 3)
+            means.add(result.metrics, result.weights)
+    expected = labelled.take()
+    assert expected["ratio_mean"] == pytest.approx(1)
+    assert whole.take() == pytest.approx(expected, abs=1e-6)
+    assert parts.take() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["patch, unlabelled", "pixel, unlabelled"])

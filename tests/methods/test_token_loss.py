@@ -33,6 +33,7 @@ from visgrpo.methods.token_groups import FixedKL, TokenGroups
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.objectives import preset
 from visgrpo.objectives.presets import PRESETS, Objective
+from visgrpo.training.metrics import MetricMeans
 
 LIMIT, BETA = 6, 0.3
 OFF_POLICY = TokenTerms(on_policy=False)
@@ -335,3 +336,18 @@ def test_an_older_policys_completions_are_weighted_by_their_ratio() -> None:
     expected = (new - old).exp()[groups.mask_NGT].mean()
     assert metrics["ratio_mean"].item() == pytest.approx(expected.item(), abs=1e-5)
     assert abs(expected.item() - 1) > 1e-3
+
+
+def test_pieces_add_up_to_the_metrics_of_the_whole() -> None:
+    """Also where completions of one piece, or process, are longer than those of another."""
+    _, model = moved_from_start()
+    method = grpo("dapo")
+    groups = method.rollout(language(seed=1), batch_of(), 0, chunk=4)
+    whole, parts = MetricMeans(), MetricMeans()
+    for means, size in ((whole, 4), (parts, 1)):
+        for rows in torch.arange(4).split(size):
+            result = method.loss(model, batch_of(), groups.select(rows), 0)
+            means.add(result.metrics, result.weights)
+    expected, found = whole.take(), parts.take()
+    assert expected["clip_ratio/region_mean"] > 0
+    assert found == pytest.approx(expected, abs=1e-6)

@@ -16,6 +16,23 @@ def test_means_are_over_the_observations_of_each_metric() -> None:
     assert means.take() == {"loss": 1.5, "reward": 4.0}
 
 
+def test_observations_count_for_their_weights() -> None:
+    means = MetricMeans()
+    means.add({"clip": torch.tensor(0.5), "loss": 1.0}, {"clip": torch.tensor(6)})
+    means.add({"clip": torch.tensor(1.0), "loss": 2.0, "idle": 3.0}, {"clip": 2, "idle": 0})
+    assert means.take() == {"clip": 0.625, "loss": 1.5}
+
+
+def test_processes_add_what_each_of_them_has() -> None:
+    """One may have seen nothing of a metric: no labelled pixel, say."""
+    one, other = MetricMeans(), MetricMeans()
+    one.add({"loss": 1.0, "accuracy": 0.25}, {"accuracy": 3})
+    other.add({"loss": 3.0})
+    theirs: list[dict[str, tuple[float, float]]] = []
+    other.take(lambda own: theirs.append(own) or [own])
+    assert one.take(lambda own: [own, *theirs]) == {"loss": 2.0, "accuracy": 0.25}
+
+
 def test_taking_starts_anew() -> None:
     means = MetricMeans()
     means.add({"loss": 1.0})

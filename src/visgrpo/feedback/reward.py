@@ -142,7 +142,8 @@ class LoggedGRPO(LabelGRPO):
         if groups is None:
             groups = self.groups(logits_NK, batch, step)
         loss, metrics = self.loss_of(logits_NK, groups)
-        return LossResult(loss, metrics | self._earned(logits_NK.detach(), batch, groups), groups)
+        metrics |= self._earned(logits_NK.detach(), batch, groups)
+        return LossResult(loss, metrics, groups, self.weights_of(groups))
 
     def _weighted(
         self, old_NK: Tensor, support: Support, outputs_NG: Tensor, batch: Batch

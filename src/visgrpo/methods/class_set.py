@@ -203,9 +203,11 @@ class ClassSetGRPO:
             logits, features_ND = model(batch.inputs, with_features=True)
         else:
             logits = model(batch.inputs)
+        decided: list[int] = []
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
             now = self.view.rows(some_logits, batch.labels_N[some])
+            decided.append(len(now.inputs_R.unique()))
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
             rows = _batch_of_rows(batch, some, now)
@@ -215,12 +217,13 @@ class ClassSetGRPO:
             return self._first_pass(now, rows, step)
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
+        metrics, weights = _over_decided(metrics, sum(decided), len(batch))
         if self.feature_uniformity:
             potential = gaussian_potential(features_ND)
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
         old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step)
-        return LossResult(loss, metrics, old)
+        return LossResult(loss, metrics, old, weights)
 
     def _first_pass(self, now: Rows, rows: Batch, step: int) -> tuple[Tensor, Metrics]:
         if closed_form.is_known(self.policy, rows):
@@ -267,9 +270,11 @@ class ClassSetSupervised(WithoutGroups):
     def loss(self, model: Model, batch: Batch, groups: None, step: int) -> LossResult:
         """Return the mean over images of the cross-entropy of their rows."""
         logits = model(batch.inputs)
+        decided: list[int] = []
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
             rows = self.view.rows(some_logits, batch.labels_N[some])
+            decided.append(len(rows.inputs_R.unique()))
             if not len(rows.labels_R):
                 return _nothing_to_decide(some_logits)
 
@@ -282,7 +287,17 @@ class ClassSetSupervised(WithoutGroups):
             return without_graph(part, rows.logits_RK, rows_at_once(rows, IN_CACHE))
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
-        return LossResult(loss, metrics)
+        metrics, weights = _over_decided(metrics, sum(decided), len(batch))
+        return LossResult(loss, metrics, weights=weights)
+
+
+def _over_decided(metrics: Metrics, decided: int, inputs: int) -> tuple[Metrics, Metrics]:
+    """Return means over the inputs that have a row, and their weights, of means over all inputs."""
+    if decided in (0, inputs):
+        return (metrics if decided else {}), {}
+    share = decided / inputs
+    means = {name: value / share for name, value in metrics.items()}
+    return means, {name: torch.full_like(value, share) for name, value in means.items()}
 
 
 def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:

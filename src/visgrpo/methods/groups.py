@@ -169,6 +169,9 @@ def policy_metrics(
     return {name: mean_over_inputs(value, input_weights_N) for name, value in each.items()}
 
 
+REWARD_METRICS = ("reward", "reward_std", "frac_reward_zero_std", "advantage_abs")
+
+
 def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     """Return what the groups earned, in all and by each reward, and how much that differed.
 

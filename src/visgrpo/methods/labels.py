@@ -13,6 +13,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.errors import UserError
 from visgrpo.methods.groups import (
+    REWARD_METRICS,
     LabelGroups,
     Support,
     advantages_of,
@@ -120,7 +121,7 @@ class LabelGRPO:
         if groups is None:
             return self.first_pass(logits_NK, batch, step)
         loss, metrics = self.loss_of(logits_NK, groups)
-        return LossResult(loss, metrics, groups)
+        return LossResult(loss, metrics, groups, self.weights_of(groups))
 
     def first_pass(
         self,
@@ -138,7 +139,15 @@ class LabelGRPO:
         ones_N = torch.ones_like(logits_NK[:, 0])
         metrics["ratio_mean"] = mean_over_inputs(ones_N, groups.metric_weights_N)
         loss, more = self._with_terms(loss, logits_NK, log_probs_NK, groups)
-        return LossResult(loss, metrics | more, groups)
+        return LossResult(loss, metrics | more, groups, self.weights_of(groups))
+
+    def weights_of(self, groups: LabelGroups) -> Metrics:
+        """Return how much metrics count that are means over the inputs with feedback alone."""
+        if groups.usable_NK is None or groups.input_weights_N is None:
+            return {}
+        earned = [f"rewards/{name}/mean" for name in self.rewards.names]
+        names = (*CLIP_METRICS, "ratio_mean", *REWARD_METRICS, *earned)
+        return dict.fromkeys(names, groups.input_weights_N.mean())
 
     def groups(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,11 +19,17 @@ class LossResult:
     """A loss with gradient, its metrics, and the groups it was taken on.
 
     Each output space has groups of its own; None where a method has none.
+
+    Attributes:
+        weights: how much a metric counts beside those of other parts of the batch, other steps and
+            other processes, by its name: of how many tokens it is the mean, say. 1 where nothing
+            is said, as of means over all inputs.
     """
 
     loss: Tensor
     metrics: Metrics
     groups: Any = None
+    weights: Metrics = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -11,7 +11,14 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.methods.method import LossResult
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts
-from visgrpo.methods.tokens import TokenTerms, reward_metrics, samples_of, token_aggregation
+from visgrpo.methods.tokens import (
+    TokenTerms,
+    of_tokens,
+    reward_metrics,
+    reward_weights,
+    samples_of,
+    token_aggregation,
+)
 from visgrpo.models.language import LanguageModel
 from visgrpo.objectives import surrogate, weighted_sum
 from visgrpo.objectives.critic import gae, masked_moments, value_loss, whiten
@@ -124,7 +131,16 @@ class TokenPPO:
         metrics["explained_variance"] = groups.explained_variance_N.mean()
         # Times 0 and not left out: every process of several waits for every parameter's gradient.
         loss = self.value_weight * values.loss + loss * float(not warming_up)
-        return LossResult(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
+        return LossResult(
+            loss,
+            {**reward_metrics(groups, self.rollouts), **metrics},
+            groups,
+            {
+                **reward_weights(groups, self.rollouts),
+                **of_tokens(result),
+                "value_clip_ratio": result.counted,
+            },
+        )
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data for ``samples.jsonl``."""

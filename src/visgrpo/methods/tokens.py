@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.methods.groups import advantages_of
+from visgrpo.methods.labels import CLIP_METRICS
 from visgrpo.methods.method import LossResult, Metrics, Shards
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
 from visgrpo.models.language import LanguageModel, Scores
@@ -197,7 +198,12 @@ class TokenGRPO:
         )
         coefficient = self.rollouts.memory.kl_weight
         loss, metrics = self.terms.add(result, scores, groups, coefficient, aggregation, constant)
-        return LossResult(loss, {**reward_metrics(groups, self.rollouts), **metrics}, groups)
+        return LossResult(
+            loss,
+            {**reward_metrics(groups, self.rollouts), **metrics},
+            groups,
+            {**reward_weights(groups, self.rollouts), **of_tokens(result)},
+        )
 
     def samples(self, groups: TokenGroups, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data for ``samples.jsonl``."""
@@ -264,6 +270,18 @@ def reward_metrics(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
     if groups.gold_NG is not None:
         metrics["gold_reward"] = groups.gold_NG.mean()
     return metrics
+
+
+def reward_weights(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
+    """Return how much the mean of each reward counts: for the completions that it applies to."""
+    applied_R = (~groups.rewards_NGR.isnan()).sum(dim=(0, 1))
+    names = [f"rewards/{name}/mean" for name in rollouts.rewards.names]
+    return dict(zip(names, applied_R, strict=True))
+
+
+def of_tokens(result: SurrogateResult) -> Metrics:
+    """Return how much the surrogate's metrics count: for the tokens that they are means over."""
+    return dict.fromkeys((*CLIP_METRICS, "ratio_mean"), result.counted)
 
 
 def samples_of(groups: TokenGroups, rollouts: TokenRollouts, rows: int) -> list[dict[str, Any]]:

@@ -33,12 +33,14 @@ class SurrogateResult:
     away (``two_sided``) or caps the weight (``detached``); their sum is ``clip_ratio/region_mean``.
     ``ratio_mean`` is the mean ratio of tokens. Where the estimator gives outputs weights, a token
     counts for its output's weight: under ``exact`` these are expectations under the old policy.
+    ``counted`` is the sum of these weights: how many tokens the shares and the mean are of.
     """
 
     loss: Tensor
     clip_low: Tensor
     clip_high: Tensor
     ratio_mean: Tensor
+    counted: Tensor
 
 
 def surrogate(
@@ -111,6 +113,7 @@ def surrogate(
         clip_low=mean(below),
         clip_high=mean(above),
         ratio_mean=mean(ratio.detach()),
+        counted=counts.sum(),
     )
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+
+Totals = dict[str, tuple[float, float]]
+"""By the name of a metric: the sum of its values times their weights, and of the weights."""
 
 
 class MetricMeans:
@@ -23,19 +28,38 @@ class MetricMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor | float] = {}
 
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add one observation of each metric."""
+    def add(
+        self,
+        metrics: Mapping[str, Tensor | float],
+        weights: Mapping[str, Tensor | float] = MappingProxyType({}),
+    ) -> None:
+        """Add one observation of each metric, which counts for its weight, or for 1."""
         for name, value in metrics.items():
-            number = value.detach().double() if isinstance(value, Tensor) else float(value)
-            self._sums[name] = self._sums.get(name, 0.0) + number
-            self._counts[name] = self._counts.get(name, 0) + 1
+            weight = _plain(weights.get(name, 1.0))
+            self._sums[name] = self._sums.get(name, 0.0) + _plain(value) * weight
+            self._counts[name] = self._counts.get(name, 0.0) + weight
 
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call, and start anew."""
-        means = {name: total / self._counts[name] for name, total in self._read().items()}
+    def take(
+        self, gather: Callable[[Totals], list[Totals]] = lambda own: [own]
+    ) -> dict[str, float]:
+        """Return the means since the last call, and start anew.
+
+        Args:
+            gather: brings the totals of all processes together; one may have metrics that another
+                has not.
+        """
+        self._read()
+        names = list(self._sums)
+        own = {name: (float(self._sums[name]), float(self._counts[name])) for name in names}
         self._sums, self._counts = {}, {}
+        every = gather(own)
+        means = {}
+        for name in dict.fromkeys(name for totals in every for name in totals):
+            sums, counts = zip(*(totals[name] for totals in every if name in totals), strict=True)
+            if sum(counts):
+                means[name] = sum(sums) / sum(counts)
         return means
 
     def copy(self) -> MetricMeans:
@@ -44,30 +68,28 @@ class MetricMeans:
         copied._sums, copied._counts = dict(self._sums), dict(self._counts)
         return copied
 
-    def state(self) -> dict[str, dict[str, float]]:
-        return {"sums": self._read(), "counts": dict(self._counts)}
+    def state(self) -> dict[str, dict[str, Any]]:
+        self._read()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        self._sums = dict(state["sums"])
-        self._counts = {name: int(count) for name, count in state["counts"].items()}
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
-    def _read(self) -> dict[str, float]:
-        """Return the sums as numbers, fetched from each device at once."""
-        tensors: dict[torch.device, dict[str, Tensor]] = {}
-        for name, total in self._sums.items():
-            if isinstance(total, Tensor):
-                tensors.setdefault(total.device, {})[name] = total
-        fetched: dict[str, float] = {}
+    def _read(self) -> None:
+        """Turn sums that are tensors into numbers, fetched from each device at once."""
+        tensors: dict[torch.device, list[tuple[dict[str, Tensor | float], str, Tensor]]] = {}
+        for held in (self._sums, self._counts):
+            for name, total in held.items():
+                if isinstance(total, Tensor):
+                    tensors.setdefault(total.device, []).append((held, name, total))
         for of_device in tensors.values():
-            fetched.update(
-                zip(of_device, torch.stack(list(of_device.values())).tolist(), strict=True)
-            )
-        sums = {
-            name: fetched[name] if isinstance(total, Tensor) else total
-            for name, total in self._sums.items()
-        }
-        self._sums = dict(sums)
-        return sums
+            numbers = torch.stack([total for _, _, total in of_device]).tolist()
+            for (held, name, _), number in zip(of_device, numbers, strict=True):
+                held[name] = number
+
+
+def _plain(value: Tensor | float) -> Tensor | float:
+    return value.detach().double() if isinstance(value, Tensor) else float(value)
 
 
 def reset_peak_memory(device: torch.device) -> None:

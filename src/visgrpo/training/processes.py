@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+T = TypeVar("T")
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 
@@ -71,13 +72,14 @@ class Processes:
             return tensor
         return self.accelerator.gather(tensor.contiguous())
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the mean over processes of metrics that all of them have."""
-        if self.world_size == 1 or not values:
-            return values
-        stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        reduced = self.accelerator.reduce(stacked, reduction="mean")
-        return dict(zip(values, reduced.tolist(), strict=True))
+    def gather_any(self, value: T) -> list[T]:
+        """Return one plain value of every process, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object([value])
+        return gathered
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision that training computes in, for whatever is compared with it."""

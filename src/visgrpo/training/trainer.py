@@ -227,7 +227,7 @@ class Trainer:
                 self._check_finite("loss", result.loss, small)
                 self._check_learns(result.loss, small)
                 accelerator.backward(result.loss / len(pieces))
-            self._means.add({"loss": result.loss.detach(), **result.metrics})
+            self._means.add({"loss": result.loss.detach(), **result.metrics}, result.weights)
             if whole:
                 groups = result.groups
         if self._options.max_grad_norm:
@@ -270,7 +270,7 @@ class Trainer:
         last = self._step == options.steps
         seen: dict[str, float] = {}
         if last or self._step % options.log_every == 0:
-            means = self._processes.mean(self._means.take())
+            means = self._means.take(self._processes.gather_any)
             means.update(self._memory.metrics() if self._memory else {})
             self._log(means)
             seen.update(means)

@@ -337,7 +337,7 @@ def test_an_unreadable_image_of_a_question_is_named_or_left_out(
     assert "3.png" in refused(capsys, given, notes=True)
     see("sft", seer, file, tmp_path / "other", "--skip-bad-images")
     notes = capsys.readouterr().err
-    assert "left out 1 unreadable image(s):" in notes
+    assert "left out 1 row(s) that cannot be used:" in notes
     assert "3.png" in notes
 
 

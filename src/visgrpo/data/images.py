@@ -46,6 +46,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 # PNG, JPEG, GIF, WebP, TIFF (either order) and BMP.
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkq", "TU0AKg", "Qk")
 
+_LEAVE_OUT = "replace it, or leave such images out with --skip-bad-images"
 # What pillow's decoders raise on damaged files, by format.
 _UNREADABLE = (
     OSError,
@@ -135,7 +136,7 @@ def naming_the_unreadable(where: str, mend: str) -> Iterator[None]:
 def decode(
     stored: Any,
     where: str,
-    mend: str = "replace it, or leave such images out with --skip-bad-images",
+    mend: str = _LEAVE_OUT,
 ) -> Image.Image:
     """Return the RGB image held by `stored`.
 
@@ -195,10 +196,11 @@ def decode_mask(stored: Any, where: str) -> Image.Image | np.ndarray:
             return mask
 
 
-def lying_of(content: Content) -> tuple[int, tuple[int, int]]:
+def lying_of(content: Content, where: str) -> tuple[int, tuple[int, int]]:
     """Return how EXIF says that a picture is to be turned, and its (width, height) before that."""
     stored = content if isinstance(content, Path) else bytes(content)
-    with naming_the_unreadable("an image", "replace it"), open_picture(stored) as image:
+    name = f"image {content}" if isinstance(content, Path) else where
+    with naming_the_unreadable(name, _LEAVE_OUT), open_picture(stored) as image:
         return _orientation(image), image.size
 
 

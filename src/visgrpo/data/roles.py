@@ -577,7 +577,7 @@ def _grid(table: datasets.Dataset, column: str, where: str, row: int) -> Any:
 def _check_lies_alike(table: Table, row: int, ids: np.ndarray) -> None:
     """Refuse a mask that lies as its image does without EXIF, or may do so."""
     parts = table.images.content(row) if isinstance(table.images, LazySequence) else ()
-    turned, size = lying_of(parts[0]) if parts else (1, (0, 0))
+    turned, size = lying_of(parts[0], f"{table.where(row)}: its image") if parts else (1, (0, 0))
     # An oblong mask that stands as its image does after a quarter turn was made for it.
     if turned != 1 and not (turned > 4 and ids.shape == size != size[::-1]):
         raise UserError(

@@ -151,6 +151,8 @@ def kills(bench: Bench, scale: float, seed: int) -> list[Row]:
             run(words_of(bench, name, output), bench.folder, send=after)
             times.add(*goes_on(bench, name, output))
             shutil.rmtree(bench.folder / f"late-{turn}")
+        events.tell(name)
+        times.tell(name)
     return rows_of(events, times)
 
 

@@ -209,6 +209,7 @@ def damage(bench: Bench, scale: float, seed: int) -> list[Row]:
         for change in rng.sample(listed, min(len(listed), round(60 * scale))):
             ended, left = read(bench, reader, original, change)
             count.add(*outcome(ended, plain, left == whole, f"{change[1]} {change[0]}"))
+        count.tell(name)
         counts.append(count)
     return rows_of(*counts)
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "golden"), str(ROOT / 
 
 from runs import RUNS, Workshop, blank_plots  # noqa: E402
 
-LIMIT = 120.0  # seconds that a child may take
+LIMIT = 600.0  # seconds that a child may take
 Row = dict[str, Any]
 
 
@@ -63,6 +63,11 @@ class Count:
         self.ends[end] = self.ends.get(end, 0) + 1
         if wrong:
             self.wrong.append(wrong)
+            print(f"  {self.what}: {wrong}", file=sys.stderr)
+
+    def tell(self, after: str) -> None:
+        """Say how far it is."""
+        print(f"  after {after}: {self.what}: {self.ends}", file=sys.stderr)
 
     @property
     def row(self) -> Row:
@@ -208,7 +213,4 @@ class Bench(Workshop):
 
 
 def rows_of(*counts: Count) -> list[Row]:
-    for count in counts:
-        for wrong in count.wrong:
-            print(f"  {count.what}: {wrong}", file=sys.stderr)
     return [count.row for count in counts]

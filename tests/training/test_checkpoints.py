@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from visgrpo.errors import UserError
@@ -206,3 +207,19 @@ def test_an_optimiser_goes_on_as_if_never_saved(tmp_path: Path) -> None:
     step(optimizer, first, 3.0)
     step(other, second, 3.0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_full_disk_leaves_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"model": {"w": torch.ones(3)}}
+    save_checkpoint(tmp_path / "best", tensors, {"step": 1})
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match=r"best cannot be written: the disk has .* are needed"):
+        save_checkpoint(tmp_path / "best", tensors, {"step": 2})
+    assert load_checkpoint(tmp_path / "best").state["step"] == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["best"]

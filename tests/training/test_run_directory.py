@@ -8,7 +8,13 @@ import pytest
 import yaml
 
 from visgrpo.errors import UserError
-from visgrpo.training.run_directory import RunDirectory, check_free, free_name, read_config
+from visgrpo.training.run_directory import (
+    RunDirectory,
+    check_free,
+    check_place,
+    free_name,
+    read_config,
+)
 
 
 def test_a_new_or_empty_folder_is_free(tmp_path: Path) -> None:
@@ -121,3 +127,11 @@ def test_the_summary_is_json(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert stored == {"method": "grpo", "after": {"accuracy": 0.5}}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, target: str, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="link is a link that leads nowhere"):
+        check_place(tmp_path / "link" / below)

@@ -19,7 +19,7 @@ from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.tasks.task import Task
 from visgrpo.terminal import say, show
-from visgrpo.training.checkpoints import Checkpoint, newest_good, step_folders
+from visgrpo.training.checkpoints import Checkpoint, load_checkpoint, newest_good, step_folders
 from visgrpo.training.metrics import peak_memory_bytes, reset_peak_memory
 from visgrpo.training.optimizer import RateOf
 from visgrpo.training.options import Loop, TrainingOptions
@@ -34,7 +34,7 @@ from visgrpo.training.run_directory import (
 from visgrpo.training.trainer import Trainer, TrainResult
 
 # Settings that may differ between a run and its continuation: they do not change its numbers.
-_FREE_TO_CHANGE = {"resume", "output", "device", "workers", "cache", "report", "report_to"}
+_FREE_TO_CHANGE = {"resume", "output", "keep", "device", "workers", "cache", "report", "report_to"}
 
 Moment = Literal["before", "after"]
 
@@ -369,4 +369,9 @@ def _checkpoint(config: Loop, run: RunDirectory) -> Checkpoint | None:
         say(f"warning: {complaint}")
     if complaints:
         say(f"warning: going on from {checkpoint.path.name} instead.")
+    if config.keep == "best" and checkpoint.state.get("best"):
+        try:
+            load_checkpoint(run.checkpoints / "best")
+        except UserError as error:
+            raise UserError(f"{error} --keep last goes on without it.") from error
     return checkpoint

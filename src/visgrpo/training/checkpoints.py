@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
-from visgrpo.files import read_json
+from visgrpo.files import read_json, sync_folder, writing
 
 STATE_FILE = "state.json"
 
@@ -44,9 +46,29 @@ def save_checkpoint(
     """Write a folder of safetensors files and state.json, under a temporary name until complete.
 
     Checksums of the tensor files, and of the state itself, go into state.json, which is written
-    last.
+    last. Where there is no room the checkpoints of before stay as they are.
+
+    Raises:
+        UserError: it cannot be written, with the space that it needs.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    needed = sum(value.nbytes for group in tensors.values() for value in group.values())
+    with writing(path, needed):
+        try:
+            _write(path, temporary, tensors, state)
+        except SafetensorError as error:  # which says the number of the system's error alone
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    path: Path,
+    temporary: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     sums = {}
@@ -60,12 +82,14 @@ def save_checkpoint(
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+    sync_folder(temporary)
     # A folder cannot be replaced in one move: the old one steps aside whole, then is deleted.
     aside = path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if path.exists():
         path.rename(aside)
     temporary.rename(path)
+    sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -92,6 +92,9 @@ def _is_leftover(file: Path) -> bool:
 
 def check_place(path: Path) -> None:
     """Raise UserError where no folder can be made, or none can be written."""
+    for each in (path, *path.parents):
+        if each.is_symlink() and not each.exists():
+            raise UserError(f"--output {path} cannot be made: {each} is a link that leads nowhere.")
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path} is a file; name a folder.")
     parent = next(p for p in (path, *path.parents) if p.exists())

@@ -6,10 +6,12 @@ It knows neither models nor outputs. A *method* turns a batch into groups and in
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from visgrpo.training.checkpoints import (
     optimizer_tensors,
     prune,
     save_checkpoint,
+    step_folders,
 )
 from visgrpo.training.metrics import MetricMeans, Silence
 from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
@@ -380,6 +383,10 @@ class Trainer:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         self._run.rewind(self._step)
+        if self._run.writes:  # a kill may have left one more, and damaged ones are of no use
+            for newer in takewhile(checkpoint.path.__ne__, step_folders(self._run.checkpoints)):
+                shutil.rmtree(newer)
+            prune(self._run.checkpoints, KEPT_CHECKPOINTS)
 
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:

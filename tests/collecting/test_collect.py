@@ -220,9 +220,11 @@ def test_learning_knows_the_data_s_classes_alone(tmp_path: Path, tiny_clip_folde
 
 
 def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "png")
-    images = [{"bytes": buffer.getvalue(), "path": None}] * 6
+    images = []
+    for row in range(6):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (row, 0, 0)).save(buffer, "png")
+        images.append({"bytes": buffer.getvalue(), "path": None})
     labels = ["cat", "dog", "apple"] * 2
     pq.write_table(pa.table({"image": images, "label": labels, **columns}), path)
     return path

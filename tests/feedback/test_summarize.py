@@ -63,7 +63,7 @@ def test_coverage_of_a_folder_of_images(
         for n in range(10):
             file = tmp_path / "photos" / label / f"{n}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 4), label).save(file)
+            Image.new("RGB", (4 + n, 4), label).save(file)
     log.write_text(
         "image,label,clicked\nred/1.png,red,1\nphotos/blue/2.png,Red,0\nlost.png,red,1\n"
     )
@@ -98,7 +98,7 @@ def test_escapes_in_labels_are_shown_and_not_obeyed(
     for number in range(20):
         file = tmp_path / "photos" / ("red" if number % 2 else "blue") / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(file)
+        Image.new("RGB", (4 + number, 4)).save(file)
     log.write_text("image,label,clicked\n\x1b[31mlost.png,red,1\n1.png,red,1\n")
     summarize(SummarizeConfig(events=str(log), data=str(tmp_path / "photos")))
     assert r'not in the data: "\x1b[31mlost.png" (1)' in capsys.readouterr().out

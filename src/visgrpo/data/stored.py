@@ -229,6 +229,9 @@ def find_column(
             raise UserError(f'{name} has no column "{given}". {nearest(given, columns)}')
         return given
     found = [column for column in columns if column.lower() in usual]
+    # Pictures themselves come before paths, which may only be what they are called.
+    texts = datasets.Value("string"), datasets.Value("large_string")
+    found = [column for column in found if table.features[column] not in texts] or found
     if len(found) == 1:
         return found[0]
     problem = f"{' and '.join(found)} could each be" if found else "none is called like"

@@ -61,7 +61,7 @@ def test_training_rows_are_not_measured_on(run: Path, counts: Path, capsys: Capt
     assert own["accuracy"] == pytest.approx(after["accuracy"])
     assert own["majority"] == pytest.approx(after["majority"])
     whole = evaluate(capsys, run, counts, "--max-new-tokens", 32)["model"]
-    assert whole["examples"] == 12  # a fifth of 60
+    assert whole["examples"] == 7  # of a fifth of the 17 pictures
 
 
 def test_two_styles_stand_beside_each_other(run: Path, other_counts: Path, capsys: Capture) -> None:
@@ -77,7 +77,7 @@ def test_a_table_for_people(run: Path, seer: Path, counts: Path, capsys: Capture
     words = ["evaluate", run, "--data", counts, "--start", seer, "--max-new-tokens", 8]
     main([*map(str, words), "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "12 questions, --style reasoning" in printed
+    assert "7 questions, --style reasoning" in printed
     for word in ("accuracy", "sampled", "unparsed", "majority", "│ start ", "│ model "):
         assert word in printed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,8 @@ class MetricMeans:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, Tensor | float] = {}
+        self.of_nothing: tuple[str, ...] = ()
+        """The metrics that were a mean over nothing when they were last taken."""
 
     def add(
         self,
@@ -56,10 +58,12 @@ class MetricMeans:
         self._sums, self._counts = {}, {}
         every = gather(own)
         means = {}
-        for name in dict.fromkeys(name for totals in every for name in totals):
+        of_all = dict.fromkeys(name for totals in every for name in totals)
+        for name in of_all:
             sums, counts = zip(*(totals[name] for totals in every if name in totals), strict=True)
             if sum(counts):
                 means[name] = sum(sums) / sum(counts)
+        self.of_nothing = tuple(name for name in of_all if name not in means)
         return means
 
     def copy(self) -> MetricMeans:
@@ -127,6 +131,22 @@ class Silence:
 
     def __init__(self, allowed: int) -> None:
         self.steps, self._allowed, self._warned = 0, allowed, False
+        self._unpaid: set[str] = set()
+
+    def unpaid(self, of_nothing: Iterable[str], step: int) -> list[str]:
+        """Return what to say of rewards that applied to no output, of each once in a run.
+
+        Args:
+            of_nothing: metrics that were means over nothing.
+            step: the last of the steps that they were taken over.
+        """
+        found = {name for name in of_nothing if name.startswith("rewards/")} - self._unpaid
+        self._unpaid |= found
+        return [
+            f'warning: up to step {step} reward "{name.split("/")[1]}" applied to nothing: it was '
+            "None for every output. Look at the columns that it asks for."
+            for name in sorted(found)
+        ]
 
     def mind(self, means: Mapping[str, float], steps: int, step: int) -> str | None:
         """Look at the means of some steps; return what to say of them, once in a run.

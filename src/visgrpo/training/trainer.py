@@ -277,9 +277,11 @@ class Trainer:
             means.update(self._memory.metrics() if self._memory else {})
             self._log(means)
             seen.update(means)
-            remark = self._silence.mind(means, options.steps_since_log(self._step), self._step)
-            if remark:
+            for remark in self._silence.unpaid(self._means.of_nothing, self._step):
                 display.say(remark)
+            unmoved = self._silence.mind(means, options.steps_since_log(self._step), self._step)
+            if unmoved:
+                display.say(unmoved)
             if groups is not None:
                 self._log_samples(batch, groups)
         if last or (options.eval_every and self._step % options.eval_every == 0):

@@ -87,7 +87,7 @@ def test_a_sweep_leaves_runs_and_one_table(
     shown = f"{cell['mean']:.3f} ± {cell['spread']:.3f}"
 
     # stdout holds the one table, and the page.
-    assert captured.out.startswith("clip: mean ± standard deviation over seeds (n - 1) ")
+    assert captured.out.startswith("clip: mean ± standard deviation over seeds (n - 1)\n")
     assert shown in captured.out
     assert captured.out.splitlines()[-1] == str(output / "compare.html")
     assert "2 seeds" in (output / "compare.html").read_text()

@@ -46,7 +46,7 @@ class Drawing(Stub):
     def loss(self, model: Any, batch: Any, groups: Any, step: int) -> Any:
         self.learned.append(groups)
         loss = model(batch.inputs).square().mean()
-        return SimpleNamespace(loss=loss, metrics={}, groups=groups)
+        return SimpleNamespace(loss=loss, metrics={}, groups=groups, weights={})
 
 
 SEQUENCES = {"draws_sequences": True}
@@ -129,7 +129,9 @@ class Remembering(Drawing):
 
     def loss(self, model: Any, batch: Any, groups: Any, step: int) -> Any:
         result = super().loss(model, batch, groups, step)
-        return SimpleNamespace(loss=result.loss * self._memory.count, metrics={}, groups=groups)
+        return SimpleNamespace(
+            loss=result.loss * self._memory.count, metrics={}, groups=groups, weights={}
+        )
 
 
 def remembering(folder: Path, fails_at: int | None = None, **settings: Any) -> Any:

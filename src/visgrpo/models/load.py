@@ -218,7 +218,7 @@ def _clip(name: str) -> Parts:
     tokenizer = load_tokenizer(name)
     parts = Parts(name, model, tokenizer, processor=load_images(name), info=read_info(name))
     side = model.config.vision_config.image_size
-    height, width = parts.preprocess(Image.new("RGB", (2 * side, side))).shape[-2:]
+    height, width = parts.preprocess(Image.new("RGB", (side, side))).shape[-2:]
     if (height, width) != (side, side):
         raise UserError(
             f'The image processor of "{name}" makes {height} × {width} pixels, the model takes '

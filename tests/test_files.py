@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing_extensions import TypedDict
 
 from visgrpo import files
 from visgrpo.errors import UserError
+from visgrpo.models.parts import read_info
 
 
 class Inner(TypedDict):
@@ -109,3 +111,10 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     with pytest.raises(UserError, match=r"loop/summary\.json cannot be written"):
         files.write_whole(loop / "summary.json", "")
+
+
+@pytest.mark.parametrize("learned", [{"x": None}, ["shapes"], [{"data": "shapes"}], None])
+def test_what_a_model_learned_from_has_its_shape(tmp_path: Path, learned: Any) -> None:
+    (tmp_path / "visgrpo.json").write_text(json.dumps({"learned": learned}))
+    with pytest.raises(UserError, match=r"visgrpo\.json is damaged \(learned"):
+        read_info(str(tmp_path))

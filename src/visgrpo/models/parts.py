@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +35,15 @@ _BLOCK = re.compile(r".*?(?=\.?\b\d+\.)")  # what stands before the number of a 
 _CONVNEXT_CROPS_BELOW = 384  # pixels: larger images are resized without a crop
 
 
+class Stage(TypedDict):
+    """Data of one stage of a model; see `visgrpo.tasks.lineage.Learned`."""
+
+    data: str
+    seed: int
+    validation_fraction: float
+    train_slice: NotRequired[str | None]
+
+
 class Info(TypedDict, total=False):
     """What visgrpo writes beside a model that it saves, and reads back."""
 
@@ -45,6 +54,7 @@ class Info(TypedDict, total=False):
     pool: str
     reward_mean: float
     reward_std: float
+    learned: list[Stage]
 
 
 @dataclass(frozen=True, repr=False)

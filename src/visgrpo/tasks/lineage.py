@@ -38,7 +38,10 @@ def lineage_of(info: Mapping[str, Any]) -> list[Learned]:
         rest = {name: info[name] for name in Learned._fields[3:] if name in info}
         fraction = info.get("validation_fraction", 0.1)
         return [Learned(info["data"], info.get("seed", 0), fraction, **rest)]
-    return [Learned(**stage) for stage in info.get("learned", ())]
+    return [
+        Learned(**{name: stage[name] for name in Learned._fields if name in stage})
+        for stage in info.get("learned", ())
+    ]
 
 
 def stages_of(model: str) -> list[Learned]:

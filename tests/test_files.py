@@ -104,6 +104,7 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(
     with pytest.raises(UserError, match=message):
         files.write_whole(path, "after")
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]  # half a file would fill the disk further
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:

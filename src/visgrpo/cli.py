@@ -85,13 +85,13 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command(
         "write the page and plots of a RUN again",
         "visgrpo.tasks.options:ReportConfig",
-        "visgrpo.tasks.demo:report",
+        "visgrpo.tasks.pages:report",
         positional=("run",),
     ),
     "compare": Command(
         "put several RUNs on one page",
         "visgrpo.tasks.options:CompareConfig",
-        "visgrpo.tasks.demo:compare",
+        "visgrpo.tasks.pages:compare",
         positional=("runs",),
     ),
 }

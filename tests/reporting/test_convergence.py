@@ -15,8 +15,8 @@ from visgrpo.reporting.groups import (
     epochs_to_final,
     group_by_config,
 )
-from visgrpo.tasks.demo import compare
 from visgrpo.tasks.options import CompareConfig
+from visgrpo.tasks.pages import compare
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def _card_alone(folder: Path) -> None:
 
 MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     ("clip", shutil.rmtree, "does not exist"),
-    ("clip", _pickled, "pytorch_model.bin, which needs pickle"),
+    ("clip", _pickled, 'Cannot load model "{model}"'),
     ("clip", _cut, "{model}"),
     ("clip", _vit, "is a vit model; this job needs one of: clip, siglip"),
     ("clip", lambda folder: (folder / "config.json").write_text("{"), "{model}"),

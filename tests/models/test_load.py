@@ -145,7 +145,7 @@ def test_places_without_models(kind: str, tmp_path: Path) -> None:
     assert one_line(kind, tmp_path / "no") == f'Model folder "{tmp_path / "no"}" does not exist.'
     assert one_line(kind, tmp_path).endswith("config.json is missing.")
     message = one_line(kind, "nobody/has-this-model")
-    assert message.startswith('Cannot load model "nobody/has-this-model":')
+    assert message.startswith('Cannot load model "nobody/has-this-model": no such folder is here')
     assert "network" in message
 
 
@@ -160,11 +160,49 @@ def test_a_run_s_folder(kind: str, good: dict[str, Path], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", PLACES)
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "weights.pth"])
-def test_weights_that_need_pickle(kind: str, name: str, spoil: Callable[[str], Path]) -> None:
+def test_weights_of_older_files(kind: str, spoil: Callable[[str], Path]) -> None:
+    """The same model, and a note that says how they were read."""
+    folder = spoil(kind)
+    whole = plain(LOADERS[kind](str(folder))).state_dict()
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    parts = LOADERS[kind](str(folder))
+    again = plain(parts).state_dict()
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    said = "pytorch_model.bin was read by torch.load(weights_only=True), which runs no code of it."
+    assert said in parts.notes[-1]
+
+
+class Harmful:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_code_in_weights_is_not_run(
+    kind: str, spoil: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = spoil(kind)
+    (folder / WEIGHTS).unlink()
+    torch.save({"weight": Harmful(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    assert one_line(kind, folder).startswith(f'Cannot load model "{folder}":')
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "model.bin"])
+def test_weights_that_transformers_does_not_read(
+    kind: str, name: str, spoil: Callable[[str], Path]
+) -> None:
     folder = spoil(kind)
     (folder / WEIGHTS).rename(folder / name)
-    assert f"has its weights in {name}, which needs pickle" in one_line(kind, folder)
+    assert f"has its weights in {name}, which is no file of transformers" in one_line(kind, folder)
 
 
 def test_pickled_weights_beside_safetensors_do_not_matter(spoil: Callable[[str], Path]) -> None:

@@ -181,14 +181,19 @@ def clamp_scale(backbone: Any) -> None:
 def _tokenize(
     tokenizer: Any, backbone: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return ids and mask (K·P, L). SigLIP was trained on padded texts without a mask."""
+    """Return ids and mask (K·P, L).
+
+    SigLIP learned from texts in small letters (those of SigLIP 2 its tokenizer leaves as they are),
+    padded on the right, without a mask.
+    """
     prompts = class_prompts(classes, templates)
     texts = [text for own in prompts for text in own]
     length = backbone.config.text_config.max_position_embeddings
     siglip = backbone.config.model_type == "siglip"
     encoded = tokenizer(
-        texts,
+        [text.lower() for text in texts] if siglip else texts,
         padding="max_length" if siglip else True,
+        padding_side="right",
         truncation=True,
         max_length=length,
         return_tensors="pt",

@@ -35,6 +35,7 @@ from visgrpo.models.parts import (
     load_pretrained,
     load_tokenizer,
     model_folder,
+    pickled_weights,
     pretrained,
     read_info,
 )
@@ -44,7 +45,7 @@ from visgrpo.models.vision_families import SEEING
 from visgrpo.models.vision_language import VisionProcessor
 
 HEAD_FILE = "head.safetensors"
-_DUAL_ENCODERS = ("clip", "siglip")
+DUAL_ENCODERS = ("clip", "siglip")
 # A checkpoint may lack these: a ViT's pooler, and what masked pre-training puts into the input.
 _UNUSED = re.compile(r"pooler\.|embeddings\.mask_token$")
 _CLASSIFIER = re.compile(r"(score|classifier)\b")  # what other models have no weights for
@@ -67,7 +68,7 @@ def load_backbone(name: str) -> Parts:
             weights.
     """
     parts = _load(name, _backbone)
-    is_dual = parts.model.config.model_type in _DUAL_ENCODERS
+    is_dual = parts.model.config.model_type in DUAL_ENCODERS
     return replace(parts, model=parts.model.vision_model) if is_dual else parts
 
 
@@ -181,7 +182,12 @@ def _load(name: str, build: Callable[[str], Parts], *, checkpoints: bool = False
         start_of(name)  # refuses what would not end
         return _merged(name, _load(adapter_base(name), build, checkpoints=checkpoints))
     with in_one_line(name):
-        return build(name)
+        parts = build(name)
+        file = pickled_weights(name)
+    if file is None:
+        return parts
+    note = f'"{name}": {file} was read by torch.load(weights_only=True), which runs no code of it.'
+    return replace(parts, notes=(*parts.notes, note))
 
 
 def _merged(name: str, base: Parts) -> Parts:
@@ -214,7 +220,7 @@ def _merged(name: str, base: Parts) -> Parts:
 
 
 def _clip(name: str) -> Parts:
-    model = _of_kind("AutoModel", name, _DUAL_ENCODERS)
+    model = _of_kind("AutoModel", name, DUAL_ENCODERS)
     tokenizer = load_tokenizer(name)
     parts = Parts(name, model, tokenizer, processor=load_images(name), info=read_info(name))
     side = model.config.vision_config.image_size
@@ -237,7 +243,7 @@ def _clip(name: str) -> Parts:
 
 
 def _backbone(name: str) -> Parts:
-    model = _of_kind("AutoModel", name, (*FAMILIES, *_DUAL_ENCODERS), may_lack=_UNUSED)
+    model = _of_kind("AutoModel", name, (*FAMILIES, *DUAL_ENCODERS), may_lack=_UNUSED)
     return _seeing(Parts(name, model, processor=load_images(name), info=read_info(name)))
 
 
@@ -321,6 +327,11 @@ def _of_kind(
 
 def _config_of_kind(name: str, kinds: Any, refusal: str) -> Any:
     config = pretrained("AutoConfig", name)
+    if config.model_type == "siglip2":
+        raise UserError(
+            f'"{name}" is a NaFlex SigLIP 2 (siglip2), whose images keep their own shapes: take one '
+            "of a fixed size, such as google/siglip2-base-patch16-224."
+        )
     if config.model_type not in kinds:
         ending = refusal or f"; this job needs one of: {', '.join(kinds)}."
         raise UserError(f'"{name}" is a {config.model_type} model{ending}')

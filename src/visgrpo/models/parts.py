@@ -1,12 +1,13 @@
 """A model with everything that belongs to it, and what loading any of them takes.
 
-Safetensors only, in float32, and never code of the checkpoint's own: every `from_pretrained` of
-transformers goes through `pretrained`.
+In float32, and never with code of the checkpoint's own: every `from_pretrained` of transformers
+goes through `pretrained`. Safetensors where there are any; else torch reads weights, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -131,7 +132,8 @@ def check_model_name(name: str) -> None:
     """Refuse a model that is sure to fail, without loading it.
 
     Raises:
-        UserError: for a folder without a model, with a damaged file, or whose weights need pickle.
+        UserError: for a folder without a model, with a damaged file, or whose weights are in a file
+            that transformers does not read.
     """
     path = Path(name)
     if not path.exists():
@@ -150,11 +152,11 @@ def check_model_name(name: str) -> None:
         inside = path / "model"
         hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
         raise UserError(f'"{name}" holds no model: config.json is missing.{hint}')
-    pickled = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
-    if pickled and not list(path.glob("*.safetensors")):
+    others = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
+    if others and not [*path.glob("*.safetensors"), *path.glob("pytorch_model*")]:
         raise UserError(
-            f'"{name}" has its weights in {pickled[0].name}, which needs pickle and could run '
-            "code: convert it to safetensors first (save_pretrained does)."
+            f'"{name}" has its weights in {others[0].name}, which is no file of transformers: '
+            "convert it to safetensors first (save_pretrained does)."
         )
     _check_whole(path)
 
@@ -190,6 +192,8 @@ def in_one_line(name: str) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
+        if isinstance(error, OSError) and not Path(name).exists():
+            said = f"no such folder is here, nor does the Hub give one of this name ({said})."
         raise UserError(
             f'Cannot load model "{name}": {kind}{said} Check the name, the folder or the network.'
         ) from error
@@ -222,6 +226,20 @@ def pretrained(auto: str, name: str, **settings: Any) -> Any:
     return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **settings)
 
 
+def pickled_weights(name: str) -> str | None:
+    """Return the file of weights that torch must unpickle; None where safetensors are there."""
+    from transformers import utils
+
+    def stored(*files: str) -> bool:
+        found = (cached_file(name, f, _raise_exceptions_for_missing_entries=False) for f in files)
+        return any(path is not None for path in found)
+
+    cached_file = utils.cached_file
+    if stored(utils.SAFE_WEIGHTS_NAME, utils.SAFE_WEIGHTS_INDEX_NAME):
+        return None
+    return next((f for f in (utils.WEIGHTS_NAME, utils.WEIGHTS_INDEX_NAME) if stored(f)), None)
+
+
 def _has_one(folder: Path, names: str) -> bool:
     return any((folder / name).exists() for name in names.split())
 
@@ -248,7 +266,9 @@ def load_tokenizer(name: str) -> Any:
 def load_pretrained(
     auto: str, name: str, *, may_lack: re.Pattern[str] | None = None
 ) -> tuple[Any, list[str]]:
-    """Load a model of one of transformers' Auto classes in float32, without pickle.
+    """Load a model of one of transformers' Auto classes in float32.
+
+    Where there are no safetensors, ``torch.load(weights_only=True)`` reads tensors and runs no code.
 
     Args:
         may_lack: matches the names of weights that may be missing.
@@ -260,7 +280,10 @@ def load_pretrained(
         UserError: where others are missing, or are of other shapes than the configuration says.
     """
     report: Any
-    safely: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the Hub in a thread
+    safetensors = pickled_weights(name) is None
+    safely: dict[str, Any] = {"use_safetensors": safetensors, "weights_only": True}
+    safely["output_loading_info"] = True
     with without_progress_bars():
         try:
             model, report = pretrained(auto, name, dtype=torch.float32, **safely)

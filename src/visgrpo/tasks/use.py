@@ -17,7 +17,7 @@ from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import FAMILIES
-from visgrpo.models.load import nanogpt_checkpoint, start_of
+from visgrpo.models.load import DUAL_ENCODERS, nanogpt_checkpoint, start_of
 from visgrpo.models.parts import (
     check_model_name,
     in_one_line,
@@ -219,10 +219,8 @@ def _print_weakest(per_class: Mapping[str, float | None]) -> None:
 def kind_of(name: str) -> str:
     """Return what a folder or Hub name holds, without loading weights.
 
-    Models that are none of the others count as CLIP, whose loader names what it takes.
-
     Raises:
-        UserError: when the model is not there.
+        UserError: when the model is not there, or is of a kind that nothing here takes.
     """
     if nanogpt_checkpoint(name) is not None:
         return "language"
@@ -242,7 +240,13 @@ def kind_of(name: str) -> str:
     for ending, kind in _ARCHITECTURES.items():
         if any(each.endswith(ending) for each in config.architectures or ()):
             return kind
-    return "clip"
+    if config.model_type in DUAL_ENCODERS:
+        return "clip"
+    raise UserError(
+        f'"{name}" is a {config.model_type} model, which nothing here takes: take a dual encoder '
+        f"({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a vision-language model "
+        f"({', '.join(SEEING)}), or a causal language model such as gpt2 or qwen2."
+    )
 
 
 def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> None:

@@ -76,6 +76,7 @@ def load_start(
     """
     torch.manual_seed(config.seed)  # the head's start
     parts = load_backbone(config.model)
+    session.note(*parts.notes)
     model, kept = new(parts), False
     if (Path(config.model) / HEAD_FILE).exists():
         saved, saved_parts = load_representation(config.model)

@@ -178,7 +178,7 @@ def _classifier(
     classifier = ClipClassifier(
         parts.model, parts.tokenizer, classes, config.templates, logit_scale=config.logit_scale
     )
-    session.note(*classifier.notes)
+    session.note(*parts.notes, *classifier.notes)
     torch.manual_seed(config.seed)  # the adapters' start
     adapt(classifier, what_trains(config), config.part(Lora))
     return classifier.to(session.processes.device)

@@ -153,7 +153,7 @@ def _cut(folder: Path) -> None:
 
 def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
 
 
 def _vit(folder: Path) -> None:
@@ -185,7 +185,7 @@ def _card_alone(folder: Path) -> None:
 
 MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     ("clip", shutil.rmtree, "does not exist"),
-    ("clip", _pickled, 'Cannot load model "{model}"'),
+    ("clip", _pickled, "pytorch_model.bin is damaged, or holds more than weights"),
     ("clip", _cut, "{model}"),
     ("clip", _vit, "is a vit model; this job needs one of: clip, siglip"),
     ("clip", lambda folder: (folder / "config.json").write_text("{"), "{model}"),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NotRequired
 
 import torch
@@ -281,12 +282,17 @@ def load_pretrained(
     """
     report: Any
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the Hub in a thread
-    safetensors = pickled_weights(name) is None
-    safely: dict[str, Any] = {"use_safetensors": safetensors, "weights_only": True}
+    pickled = pickled_weights(name)
+    safely: dict[str, Any] = {"use_safetensors": pickled is None, "weights_only": True}
     safely["output_loading_info"] = True
     with without_progress_bars():
         try:
             model, report = pretrained(auto, name, dtype=torch.float32, **safely)
+        except (EOFError, UnpicklingError) as error:
+            raise UserError(
+                f'"{name}": {pickled} is damaged, or holds more than weights: it could run code, and '
+                "nothing of it was. Take safetensors."
+            ) from error
         except RuntimeError as error:  # which prints the shapes, but does not say them
             _, report = pretrained(auto, name, ignore_mismatched_sizes=True, **safely)
             misfits = sorted(report["mismatched_keys"])

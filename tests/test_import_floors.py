@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "texts": {"errors"},
     "options": {"errors"},
     "metrics": set[str](),
-    "locks": {"errors"},
+    "locks": {"errors", "files"},
     "terminal": {"errors"},
     "objectives": CORE,
     "rewards": CORE,

@@ -17,6 +17,7 @@ from kills import goes_on, whole, words_of
 from trials import ROOT, Bench, Count, Row, in_child, rows_of, run, start, wait
 
 MB = 2**20
+LONG = 3600.0  # seconds that a soak or large data may take
 
 
 def full_disk(bench: Bench, scale: float, seed: int) -> list[Row]:
@@ -77,9 +78,9 @@ def soak(bench: Bench, scale: float, seed: int) -> list[Row]:
         except OSError:
             break
         seen.append(int(fields[1]) * os.sysconf("SC_PAGE_SIZE"))
-        if time.monotonic() - begun > 600:
+        if time.monotonic() - begun > LONG:
             break
-    ended = wait(child, words, said, begun, 700)
+    ended = wait(child, words, said, begun, LONG)
     early = seen[len(seen) // 5 : len(seen) * 2 // 5]
     late = seen[len(seen) * 4 // 5 :]
     first, last = (sum(part) / max(len(part), 1) / MB for part in (early, late))
@@ -102,7 +103,7 @@ def scale_up(bench: Bench, scale: float, seed: int) -> list[Row]:
         f"{images:,} images in Parquet": f"{train} --data many-tables --output from-tables",
         f"a log of {log / 1e9:.2f} GB": "feedback summarize many.csv",
     }.items():
-        ended = run(words.split(), bench.folder, limit=580)
+        ended = run(words.split(), bench.folder, limit=LONG)
         count = Count(f"{what}: {ended.seconds:.0f} s")
         peak = f"peak {ended.peak_bytes / MB:.0f} MiB ({base / MB:.0f} of them libraries)"
         count.add(peak, "" if ended.code == 0 else f"{what}: {ended.err[-500:]}")

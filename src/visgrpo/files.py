@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ PLAIN = dict[str, Any]
 Mend = str
 """What to do about a file that is damaged."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_SYSTEM = re.compile(r"os error (\d+)")
 
 
 def read_json(path: Path, shape: Any = PLAIN, mend: Mend = "Restore or remove it.") -> Any:
@@ -134,6 +136,17 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def sync(path: Path) -> None:
+    """Bring a file to the disk, or a folder with all that is in it: names and contents."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            sync(inside)
+        sync_folder(path)
+    else:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, after a rename."""
     if os.name == "posix":
@@ -146,21 +159,26 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Say in one line why a file or folder cannot be written.
+    """Say in one line why a file or folder cannot be written, whichever library writes it.
 
     Args:
         needed: bytes, where they are known.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        told = _OF_SYSTEM.search(str(error))  # by libraries in Rust
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number is None and not isinstance(error, OSError):
+            raise
+        if number in _FULL:
             needs = "" if needed is None else f", and {needed / 1e6:,.1f} MB are needed"
             raise UserError(
                 f"{path} cannot be written: the disk has {_free(path) / 1e6:,.1f} MB left{needs}. "
                 "Make room there; what was written before is whole."
             ) from error
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+        reason = str(error) if number is None else os.strerror(number)
+        raise UserError(f"{path} cannot be written: {reason}.") from error
 
 
 @contextmanager

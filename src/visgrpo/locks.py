@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from visgrpo.errors import UserError
+from visgrpo.files import writing
 
 try:
     import fcntl
@@ -35,7 +36,8 @@ class FolderLock:
         shared: bool = True,
     ) -> None:
         self._made = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._descriptor: int | None = None
         if fcntl is None or (shared and int(os.environ.get("RANK", "0"))):
             return

@@ -370,7 +370,7 @@ def test_an_unreadable_image_of_a_question_is_named_or_left_out(
         ("evaluate CLIP --data PICTURES --start ./none --alpha 0.5", "does not exist"),
         (
             "evaluate CLIP --data PICTURES --json /nowhere/numbers.json",
-            "--json /nowhere/numbers.json cannot be written",
+            "/nowhere/numbers.json cannot be written",
         ),
         ("generate SEER hello", "qwen2_5_vl model, which does not write text"),
         ("language --method sft --model SEER", "qwen2_5_vl model, which does not write text"),

@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,8 +168,6 @@ def finished(start: Path, pictures: Path, tmp_path_factory: pytest.TempPathFacto
 
 def _copy(run: Path, place: Path) -> Path:
     """A copy of a run whose settings name their new place, as if it had been made there."""
-    import shutil
-
     shutil.copytree(run, place)
     config = place / "config.yaml"
     config.write_text(config.read_text().replace(f"output: {run}\n", f"output: {place}\n"))
@@ -188,6 +187,19 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     assert "warning: Checkpoint" in messages
     assert "step-000004 is damaged: model.safetensors is missing or has changed" in messages
     assert "going on from step-000003 instead" in messages
+    assert same_run(run, finished)
+
+
+def test_a_damaged_best_is_found_first_and_can_be_left_behind(
+    finished: Path, tmp_path: Path, no_page: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    (run / "checkpoints" / "best" / "state.json").unlink()
+    again = ["clip", "--resume", "--output", str(run)]
+    line = refused(capsys, [*again, "--keep", "best"])
+    assert line.endswith("--keep last goes on without it.")
+    main([*again, "--keep", "last"])
     assert same_run(run, finished)
 
 

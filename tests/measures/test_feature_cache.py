@@ -295,6 +295,7 @@ def fewer_rows(stored: Path, said: Path) -> None:
         ),
         pytest.param(lambda _, said: said.unlink(), id="without description"),
         pytest.param(lambda _, said: said.write_text("{"), id="no JSON"),
+        pytest.param(lambda _, said: said.write_text("[" * 100_000), id="nested without end"),
     ],
 )
 def test_damaged_files_are_named_and_mended_by_deleting(

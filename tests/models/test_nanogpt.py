@@ -323,8 +323,9 @@ def test_head_of_its_own(tmp_path: Path, nanogpt: NanoGPT) -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ([], 'needs "stoi"'),
-        ({"stoi": {"a": "b"}, "eos": "a"}, 'needs "stoi"'),
+        ([], "meta.json is damaged"),
+        ({"stoi": {"a": "b"}, "eos": "a"}, 'needs "stoi", the id'),
+        ({"stoi": STOI, "eos": 1}, "eos: input should be a valid string"),
         ({"stoi": STOI}, 'needs "eos"'),
         ({"stoi": STOI, "eos": "€"}, 'needs "eos"'),
         ({"stoi": {**STOI, "€": 99}, "eos": "$"}, "has 100 tokens, the model embeddings of"),
@@ -339,4 +340,4 @@ def test_characters_that_do_not_do(
 def test_characters_that_are_not_json(tmp_path: Path, nanogpt: NanoGPT) -> None:
     write(tmp_path, checkpoint_of(nanogpt))
     (tmp_path / "meta.json").write_text("{")
-    assert "is not JSON" in one_line(tmp_path)
+    assert "meta.json is damaged" in one_line(tmp_path)

@@ -22,6 +22,7 @@ from visgrpo.training.checkpoints import (
     optimizer_tensors,
     prune,
     save_checkpoint,
+    tidy,
 )
 
 
@@ -105,6 +106,8 @@ def test_a_cut_while_the_best_is_replaced_never_leaves_a_half_one(
         assert load_checkpoint(tmp_path / "best").state["step"] == 1
     else:
         assert not (tmp_path / "best").exists()
+        tidy(tmp_path)
+        assert load_checkpoint(tmp_path / "best").state["step"] == 1
     save_checkpoint(tmp_path / "best", _tensors(2.0), {"step": 2})
     assert load_checkpoint(tmp_path / "best").state["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -177,6 +180,16 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best", _tensors(), {"step": 1})
     prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "step-000002", "step-000010"]
+
+
+def test_what_a_kill_left_goes(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    for left in (".step-000002.tmp", ".step-000001.old", ".best.tmp"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "model.safetensors").write_bytes(b"half")
+    tidy(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-000001"]
+    tidy(tmp_path / "none")
 
 
 def test_the_state_file_is_json_with_checksums(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,6 +97,24 @@ def test_rewinding_forgets_later_lines_and_a_half_written_one(tmp_path: Path) ->
     assert (tmp_path / "samples.jsonl").read_text().count("\n") == 3
     run.log_metrics({"step": 3})
     assert (tmp_path / "metrics.jsonl").read_text().endswith('{"step": 2}\n{"step": 3}\n')
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda log: log.write_text('{"step": 1}\nx\n')])
+def test_lines_that_are_gone_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        run.log_metrics({"step": step})
+        run.log_sample({"step": step})
+    expected = {name: count - 1 for name, count in run.lines.items()}  # as of step 2
+    damage(tmp_path / "samples.jsonl")
+    again = RunDirectory(tmp_path)
+    again.rewind(2, expected)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'samples.jsonl'} has lost ")
+    assert line.endswith("of its 2 lines up to step 2: the run goes on without them.")
+    assert again.lines["metrics.jsonl"] == 2
 
 
 def test_rewinding_a_line_cut_off_within_a_letter(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from visgrpo.data.roles import ended, prompt_table, require_answers, require_tra
 from visgrpo.data.table import LazySequence, Splits, Table, of_bytes
 from visgrpo.data.text import Prompt, lengths, opened_ids, padded, special_id, token_ids
 from visgrpo.errors import UserError
+from visgrpo.files import write_whole
 
 
 def prompts_from_text(splits: Splits, tokenizer: Any, tokens: int) -> Splits:
@@ -118,9 +119,7 @@ def _beginnings(documents: Sequence[str], tokenizer: Any, tokens: int, where: st
 
 def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows with "prompt", "chosen", "rejected" and what else they hold as jsonl."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+    write_whole(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def encode_pairs(dataset: Table, tokenizer: Any, *, max_tokens: int) -> CachedInputs:

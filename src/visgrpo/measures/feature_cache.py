@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import InputFunction, Made
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
+from visgrpo.files import parse_json
 from visgrpo.measures.over import Team, outputs_of
 
 BATCH_SIZE = 256  # rows that one process encodes at a time
@@ -147,11 +148,11 @@ class _Entry:
     def read(self) -> Tensor:
         """Map the features into memory."""
         try:
-            said = json.loads(self.description.read_text(encoding="utf-8"))
+            said = parse_json(self.description.read_bytes())
             # "c": writable, since torch warns of arrays that are not, but never into the file.
             features = np.load(self.features, mmap_mode="c", allow_pickle=False)
             size = self.features.stat().st_size
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, RecursionError) as error:
             raise self._damaged(str(error)) from error
         found = self._said(features.shape, str(features.dtype), size)
         if said != found or features.shape[0] != self.rows:

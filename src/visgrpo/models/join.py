@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import read_json
 from visgrpo.models.load import load_language
 from visgrpo.models.parts import (
     Parts,
@@ -209,6 +210,12 @@ def _read_weights(name: str) -> dict[str, Tensor]:
     return weights
 
 
+class Index(TypedDict):
+    """Which file of a model in several has each weight."""
+
+    weight_map: dict[str, str]
+
+
 def _weight_files(name: str) -> list[str]:
     """Fetch the files that hold weights of the tower, and return where they are."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -216,7 +223,7 @@ def _weight_files(name: str) -> list[str]:
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
     if index is None:
         return [str(cached_file(name, SAFE_WEIGHTS_NAME))]
-    places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    places = read_json(Path(index), Index, "Save the model again.")["weight_map"]
     files = {file for key, file in places.items() if _IN_TOWER.fullmatch(key)}
     return [str(cached_file(name, file)) for file in sorted(files)]
 

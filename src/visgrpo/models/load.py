@@ -5,7 +5,6 @@ Merging makes "adapter off" mean the start itself when a new adapter is put on t
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Container
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
 from visgrpo.files import read_json
@@ -387,6 +387,12 @@ def _check_scores(parts: Parts) -> None:
         raise refusal
 
 
+class Template(TypedDict):
+    """A chat_template.json: one template, or several by their names."""
+
+    chat_template: str | dict[str, str]
+
+
 def _use_template_of_processor(name: str, tokenizer: Any) -> None:
     """Take the chat template of older checkpoints from the processor's file, where only it is."""
     from transformers.utils import cached_file
@@ -395,7 +401,7 @@ def _use_template_of_processor(name: str, tokenizer: Any) -> None:
         return
     path = cached_file(name, "chat_template.json", _raise_exceptions_for_missing_entries=False)
     if path is not None:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        stored = read_json(Path(path), Template, "Save the model again.")
         tokenizer.chat_template = stored["chat_template"]
 
 

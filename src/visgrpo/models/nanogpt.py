@@ -7,17 +7,18 @@ models, is plain pickle and is not opened: they are read from a ``meta.json``.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
+from visgrpo.files import read_json
 from visgrpo.models.parts import first_misfit, pretrained
 from visgrpo.models.tokenizers import character_tokenizer
 
@@ -31,6 +32,13 @@ _COMPILED = "_orig_mod."  # put before every name by torch.compile
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _CAUSAL_MASK = re.compile(r"\.attn\.bias$")  # a buffer where flash attention was missing
 _BIAS = re.compile(r"\.bias$")
+
+
+class Characters(TypedDict):
+    """A meta.json: the id of every character, and which of them ends a text."""
+
+    stoi: dict[str, int]
+    eos: NotRequired[str]
 
 
 def load_nanogpt(path: Path) -> tuple[Any, Any]:
@@ -158,13 +166,8 @@ def _tokenizer_beside(path: Path, vocabulary: int) -> Any:
 
 
 def _characters(path: Path) -> Any:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f'"{path}" is not JSON: {error}.') from error
-    ids = meta.get("stoi") if isinstance(meta, dict) else None
-    if not isinstance(ids, dict) or not all(isinstance(value, int) for value in ids.values()):
-        raise UserError(f'"{path}" needs "stoi", the id of every character.')
+    meta = read_json(path, Characters, 'It needs "stoi", the id of every character.')
+    ids = meta["stoi"]
     if meta.get("eos") not in ids:
         raise UserError(
             f'"{path}" needs "eos": nanoGPT\'s characters have no end of text, so name one of '

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
+from visgrpo.files import sync, sync_folder, writing
 from visgrpo.metrics import metric, ordered
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.clip import ClipClassifier
@@ -33,22 +36,26 @@ def save(
         model: one of ours, or the transformers or peft model itself.
         parts: what was loaded with its start.
         info: of the run; of a reward model ``reward_mean`` and ``reward_std`` are in it.
+
+    Raises:
+        UserError: it cannot be written, with the space that its weights need.
     """
     plain = merged(_encoder(model))
-    with without_progress_bars():
-        plain.save_pretrained(folder)
-    if plain.can_generate():
-        generation_settings(plain, parts.tokenizer).save_pretrained(folder)
-    scores = isinstance(model, RewardModel)
-    tokenizer = with_own_padding(parts.tokenizer) if scores else parts.tokenizer
-    for part in (tokenizer, parts.processor):
-        if part is not None:
-            part.save_pretrained(folder)
-    write_info(folder, {**_own_info(model), **info})
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    if isinstance(model, RepresentationClassifier | Segmenter):
-        head = {name: t.detach().contiguous().cpu() for name, t in model.head.state_dict().items()}
-        save_file(head, folder / HEAD_FILE)
+    with _on_the_disk(folder, plain.state_dict().values()):
+        with without_progress_bars():
+            plain.save_pretrained(folder)
+        if plain.can_generate():
+            generation_settings(plain, parts.tokenizer).save_pretrained(folder)
+        scores = isinstance(model, RewardModel)
+        tokenizer = with_own_padding(parts.tokenizer) if scores else parts.tokenizer
+        for part in (tokenizer, parts.processor):
+            if part is not None:
+                part.save_pretrained(folder)
+        if isinstance(model, RepresentationClassifier | Segmenter):
+            head = {name: t.contiguous().cpu() for name, t in model.head.state_dict().items()}
+            save_file(head, folder / HEAD_FILE)
+        write_info(folder, {**_own_info(model), **info})
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_adapter(model: Any, folder: Path, **info: Any) -> None:
@@ -59,8 +66,20 @@ def save_adapter(model: Any, folder: Path, **info: Any) -> None:
     Args:
         info: what else it knows.
     """
-    _encoder(model).save_pretrained(str(folder), save_embedding_layers=False)
-    write_info(folder, {**_own_info(model), **info})
+    encoder = _encoder(model)
+    adapter = (weight for name, weight in encoder.named_parameters() if "lora_" in name)
+    with _on_the_disk(folder, adapter):
+        encoder.save_pretrained(str(folder), save_embedding_layers=False)
+        write_info(folder, {**_own_info(model), **info})
+
+
+@contextmanager
+def _on_the_disk(folder: Path, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Say what hinders libraries from writing into a folder, which is on the disk at the end."""
+    with writing(folder, sum(weight.nbytes for weight in weights)):
+        yield
+        sync(folder)
+        sync_folder(folder.parent)
 
 
 def merged(encoder: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from visgrpo.files import write_whole
 from visgrpo.metrics import Metric, Subject, metric, ordered
 from visgrpo.reporting.run import Across, Run, across, metric_keys, positions, series
 
@@ -128,13 +129,10 @@ def plot_curves(run: Run, out_dir: Path | str) -> list[Path]:
 
     "eval/accuracy" becomes ``eval_accuracy.png``.
     """
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    folder, paths = Path(out_dir), []
     for key in curve_keys(run):
         path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.png"
-        path.write_bytes(png_bytes(curve_figure(run, key)))
-        paths.append(path)
+        paths.append(write_whole(path, png_bytes(curve_figure(run, key))))
     return paths
 
 

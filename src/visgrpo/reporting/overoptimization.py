@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from visgrpo.files import write_whole
 from visgrpo.metrics import metric
 from visgrpo.reporting.figures import (
     LIGHT,
@@ -89,8 +90,7 @@ def overoptimization(groups: Sequence[RunGroup], png: Path | None = None) -> Plo
         return None
     light = png_bytes(overoptimization_figure(groups))
     if png is not None:
-        png.parent.mkdir(exist_ok=True)
-        png.write_bytes(light)
+        write_whole(png, light)
     title = " and ".join(REWARDS[key].lower() for key in keys) + " against KL"
     return both_themes(title, partial(overoptimization_figure, groups), light=light)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -85,10 +86,15 @@ def save_picture(session: Session, images: Sequence[Image.Image], index: int) ->
     if not path.exists():
         image = images[index].copy()
         image.thumbnail((224, 224))
-        content = BytesIO()
-        image.save(content, "png")
-        write_whole(path, content.getvalue())
+        write_png(path, image)
     return str(path.relative_to(session.run.path))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture, whole."""
+    content = BytesIO()
+    image.save(content, "png")
+    write_whole(path, content.getvalue())
 
 
 def run_stem(data: str) -> str:

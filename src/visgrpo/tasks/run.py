@@ -19,7 +19,13 @@ from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.tasks.task import Task
 from visgrpo.terminal import say, show
-from visgrpo.training.checkpoints import Checkpoint, load_checkpoint, newest_good, step_folders
+from visgrpo.training.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    newest_good,
+    step_folders,
+    tidy,
+)
 from visgrpo.training.metrics import peak_memory_bytes, reset_peak_memory
 from visgrpo.training.optimizer import RateOf
 from visgrpo.training.options import Loop, TrainingOptions
@@ -319,9 +325,11 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
         )
         reset_peak_memory(processes.device)
         run = RunDirectory(output, writes=processes.is_main)
-        checkpoint = _checkpoint(config, run) if has_checkpoints else None
+        if run.writes:
+            tidy(run.checkpoints)
         with processes.together(output):
             processes.wait()  # every process has seen the folder free before one fills it
+        checkpoint = _checkpoint(config, run) if has_checkpoints else None
     except BaseException:
         lock.release()
         raise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
-from visgrpo.files import read_json, sync_folder, writing
+from visgrpo.files import read_json, sync, sync_folder, writing
 
 STATE_FILE = "state.json"
 
@@ -56,9 +53,6 @@ def save_checkpoint(
     with writing(path, needed):
         try:
             _write(path, temporary, tensors, state)
-        except SafetensorError as error:  # which says the number of the system's error alone
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else 0, str(error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -79,10 +73,7 @@ def _write(
     content = {**state, "files": sums}
     content["checksum"] = _checksum(content)
     (temporary / STATE_FILE).write_text(json.dumps(content, indent=1))
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    sync_folder(temporary)
+    sync(temporary)
     # A folder cannot be replaced in one move: the old one steps aside whole, then is deleted.
     aside = path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -143,6 +134,18 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest checkpoints."""
     for path in step_folders(folder)[keep:]:
         shutil.rmtree(path)
+
+
+def tidy(folder: Path) -> None:
+    """Put right what a kill left half done: the old one takes its place again, or goes."""
+    for aside in folder.glob(".*.old"):
+        path = folder / aside.name[1 : -len(".old")]
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
+    for half in folder.glob(".*.tmp"):
+        shutil.rmtree(half)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

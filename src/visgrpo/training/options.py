@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visgrpo.errors import UserError
+from visgrpo.files import writing
 from visgrpo.options import Options, check_within, option, override
 from visgrpo.terminal import json_text, show_json
 
@@ -179,11 +180,9 @@ class Printing(Options):
         if self.json == "-":
             show_json(results)
         elif self.json:
-            try:
-                Path(self.json).write_text(json_text(results), encoding="utf-8")
-            except OSError as error:
-                problem = f"--json {self.json} cannot be written: {error.strerror}."
-                raise UserError(problem) from error
+            text = json_text(results)
+            with writing(Path(self.json), len(text)):  # it may be a device, which has no other name
+                Path(self.json).write_text(text, encoding="utf-8")
         return self.json == "-"
 
 

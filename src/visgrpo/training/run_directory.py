@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from visgrpo.errors import UserError
-from visgrpo.files import parse_json, read_yaml, write_whole, writing
+from visgrpo.files import parse_json, read_yaml, sync, write_whole, writing
+from visgrpo.terminal import say
 
 CONFIG_FILE = "config.yaml"
+METRICS, SAMPLES = _LOGS = ("metrics.jsonl", "samples.jsonl")
 NOT_OPTIONS = ("recipe", "versions")  # recorded in config.yaml, left out when it is read back
 _LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -29,6 +31,7 @@ class RunDirectory:
     def __init__(self, path: Path | str, *, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self.lines = dict.fromkeys(_LOGS, 0)
         self.checkpoints = self.path / "checkpoints"
 
     def ensure(self, settings: Mapping[str, Any]) -> None:
@@ -45,35 +48,56 @@ class RunDirectory:
 
     def log_metrics(self, entry: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        self._append("metrics.jsonl", entry)
+        self._append(METRICS, entry)
 
     def log_sample(self, entry: Mapping[str, Any]) -> None:
         """Append one group to samples.jsonl."""
-        self._append("samples.jsonl", entry)
+        self._append(SAMPLES, entry)
+
+    def sync(self) -> None:
+        """Bring the logs to the disk, before something is written that counts on them."""
+        for name, count in self.lines.items():
+            if count:
+                with writing(self.path / name):
+                    sync(self.path / name)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         if self.writes:
+            self.sync()
             text = json.dumps(summary, indent=1, allow_nan=False)
             write_whole(self.path / "summary.json", text)
 
-    def rewind(self, step: int) -> None:
-        """Forget lines of metrics and samples after a step, before a run goes on from there."""
+    def rewind(self, step: int, expected: Mapping[str, int] = {}) -> None:
+        """Forget lines of metrics and samples after a step, before a run goes on from there.
+
+        Args:
+            expected: how many lines each log had at that step; fewer are said.
+        """
         if not self.writes:
             return
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in _LOGS:
             path = self.path / name
+            lines = []
             if path.exists():
                 # A kill may cut the last line off anywhere, even within a letter.
                 text = path.read_text(encoding="utf-8", errors="replace")
                 lines = [line for line in text.split("\n") if _step_of(line) <= step]
                 write_whole(path, "".join(line + "\n" for line in lines))
+            self.lines[name] = len(lines)
+            lost = expected.get(name, 0) - len(lines)
+            if lost > 0:
+                say(
+                    f"warning: {path} has lost {lost} of its {expected[name]} lines up to step "
+                    f"{step}: the run goes on without them."
+                )
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         if self.writes:
             line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
             with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
                 file.write(line)
+            self.lines[name] += 1
 
 
 def check_free(path: Path) -> None:

@@ -338,8 +338,10 @@ class Trainer:
                 "means": self._means.state(),
                 "memory": self._memory.state() if self._memory else None,
                 "silent_steps": self._silence.steps,
+                "lines": self._run.lines,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
+            self._run.sync()
             save_checkpoint(self._run.checkpoints / f"step-{self._step:06d}", tensors, state)
             prune(self._run.checkpoints, KEPT_CHECKPOINTS)
         self._processes.wait()
@@ -384,7 +386,7 @@ class Trainer:
         scaler = self._processes.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
-        self._run.rewind(self._step)
+        self._run.rewind(self._step, state.get("lines", {}))
         if self._run.writes:  # a kill may have left one more, and damaged ones are of no use
             for newer in takewhile(checkpoint.path.__ne__, step_folders(self._run.checkpoints)):
                 shutil.rmtree(newer)

@@ -40,7 +40,14 @@ from visgrpo.tasks.backbone.shared import (
     rate_of,
     refresh_every,
 )
-from visgrpo.tasks.images import data_summary, info_of, load_data, run_stem, training_of
+from visgrpo.tasks.images import (
+    data_summary,
+    info_of,
+    load_data,
+    run_stem,
+    training_of,
+    write_png,
+)
 from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
 from visgrpo.tasks.run import Job, Moment, Seen, Session
@@ -240,7 +247,6 @@ class Pictures:
         if not run.writes:
             return
         classes = self._held_out.dataset.classes
-        (run.path / "samples").mkdir(exist_ok=True)
         lines = [
             json.dumps(self._one(run, row, before_HW, after_HW))
             for row, before_HW, after_HW in zip(
@@ -267,7 +273,7 @@ class Pictures:
         line: dict[str, Any] = {"index": row}
         for what, picture in pictures.items():
             name = f"samples/test-{row}{'' if what == 'image' else f'-{what}'}.png"
-            picture.save(run.path / name)
+            write_png(run.path / name, picture)
             line[what] = name
         line["iou"] = {
             "before": self._mean_iou(before_HW, truth_HW),

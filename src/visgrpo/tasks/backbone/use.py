@@ -29,6 +29,7 @@ from visgrpo.measures.probes import Labelled, feature_measures
 from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Segmenter
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
+from visgrpo.tasks.images import write_png
 from visgrpo.tasks.use import division_of, kind_of, models_of, rows_of, splits_of
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.terminal import say
@@ -254,11 +255,5 @@ def _free_places(config: PredictConfig) -> dict[str, _Files]:
 
 def _write(place: _Files, ids_HW: np.ndarray, image: Image.Image, classes: tuple[str, ...]) -> None:
     dtype = np.uint8 if len(classes) <= BYTE_CLASSES else np.uint16
-    try:
-        place.mask.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(ids_HW.astype(dtype)).save(place.mask)
-        Image.blend(image, colour_mask(ids_HW, classes), 0.5).save(place.overlay)
-    except OSError as error:
-        raise UserError(
-            f"--output {place.mask.parent} cannot be written: {error.strerror}."
-        ) from error
+    write_png(place.mask, Image.fromarray(ids_HW.astype(dtype)))
+    write_png(place.overlay, Image.blend(image, colour_mask(ids_HW, classes), 0.5))

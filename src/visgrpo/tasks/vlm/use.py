@@ -171,7 +171,6 @@ def join_models(config: JoinConfig) -> Parts:
         max_pixels=config.max_pixels,
         seed=config.seed,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     halves = [stage for name in (config.vision, config.language) for stage in stages_of(name)]
     origin = {
         "vision": config.vision,

@@ -89,7 +89,7 @@ def full_disk(number: int) -> Any:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"the disk has .* MB left, and 0\.0 MB are needed\. Make room"),
+        (errno.ENOSPC, r"the disk has .* MB left, and 5 bytes are needed\. Make room"),
         (errno.EDQUOT, "the disk has"),
         (errno.EACCES, "cannot be written: Permission denied"),
         (errno.EROFS, "cannot be written: Read-only file system"),

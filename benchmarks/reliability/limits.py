@@ -9,56 +9,91 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kills import goes_on, whole, words_of
+from kills import STORIES, chosen, goes_on, watching, whole, words_of
 from trials import ROOT, Bench, Count, Row, in_child, rows_of, run, start, wait
 
 MB = 2**20
 LONG = 3600.0  # seconds that a soak or large data may take
 
 
-def full_disk(bench: Bench, scale: float, seed: int) -> list[Row]:
-    """Run on a tmpfs too small for the run; go on once it has been made larger."""
-    rng = random.Random(seed)
-    count = Count("a full disk")
-    place = bench.folder / "disk"
+def bad_disk(bench: Bench, scale: float, seed: int) -> list[Row]:
+    """Fill a run's disk, a tmpfs, at a file event, or make it read-only; go on once it is well."""
+    rng, place = random.Random(seed), bench.folder / "disk"
     place.mkdir(exist_ok=True)
-    if not mounted(place, MB):
-        count.add("skipped: not the rights to mount a tmpfs")
-        return rows_of(count)
+    counts = {act: Count(f"a disk that is {what}") for act, what in HURTS.items()}
+    if not mount(place, "-t", "tmpfs", "tmpfs"):
+        counts[fill].add("skipped: not the rights to mount a tmpfs")
+        return rows_of(counts[fill])
     subprocess.run(["umount", place], check=True)
-    names = ("clip-sampled", "pretrain-backbone", "representation-full", "segmentation",
-             "language-grpo", "language-preferences", "vlm-sft", "sweep")  # fmt: skip
-    for name in names if scale >= 1 else names[:1]:
-        path, _, _ = whole(bench, name)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        for _ in range(max(1, round(4 * scale))):
-            mounted(place, max(4096, int(size * rng.uniform(0, 0.9))))
-            try:
-                output = f"disk/{name}"
-                ended = run(words_of(bench, name, output), bench.folder)
-                subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
-                what = f"{name}: code {ended.code} {ended.err[-400:]}"
-                if ended.broke:
-                    count.add("with a traceback", what)
-                elif ended.code == 0:
-                    count.add("there was room")
-                elif not ended.told or "disk" not in ended.err.splitlines()[-1]:
-                    count.add("otherwise", what)
-                else:
-                    end, wrong = goes_on(bench, name, output)
-                    count.add(f"said in a line, then {end}", wrong)
-            finally:
-                subprocess.run(["umount", place], check=True)
-    return rows_of(count)
+    for name in chosen(scale):
+        _, total, _ = whole(bench, name)
+        few = scale / 2 if name in STORIES else scale
+        for act, count in counts.items():
+            for number in rng.sample(range(1, total + 1), min(total, max(1, round(2 * few)))):
+                mount(place, "-t", "tmpfs", "-o", "size=64m", "tmpfs")
+                try:
+                    count.add(*hurt(bench, name, place, act, number))
+                finally:
+                    subprocess.run(["umount", place], check=True)
+        for count in counts.values():
+            count.tell(name)
+    return rows_of(*counts.values())
 
 
-def mounted(place: Path, size: int) -> bool:
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+def hurt(
+    bench: Bench, name: str, place: Path, act: Callable[[Path], bool], number: int
+) -> tuple[str, str]:
+    """Run on a disk that something happens to at a file event, or at the next where it cannot."""
+    output, done = f"disk/{name}", []
+
+    def seen_by(seen: int) -> None:
+        if seen >= number and not done and act(place):
+            done.append(seen)
+
+    ended = run(words_of(bench, name, output), bench.folder, watching(place / name, seen_by))
+    mount(place, "-o", "remount,rw")
+    (place / "ballast").unlink(missing_ok=True)
+    what = f"{name}, event {number}: code {ended.code} {ended.err[-400:]}"
+    if ended.broke:
+        return "with a traceback", what
+    if ended.code == 0:
+        return "needed nothing any more", ""
+    said = ended.err.splitlines()[-1]
+    if not ended.told or f"disk/{name}" not in said or "written" not in said:
+        return "otherwise", what
+    if act is fill and " left" not in said:
+        return "without a word on space", what
+    end, wrong = goes_on(bench, name, output)
+    return f"said in a line, then {end}", wrong
+
+
+def fill(place: Path) -> bool:
+    """Leave no page free."""
+    handle = os.open(bytes(place / "ballast"), os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(handle, bytes(MB))
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def close(place: Path) -> bool:
+    """Let nobody write; not while a file is open for that."""
+    return mount(place, "-o", "remount,ro")
+
+
+HURTS = {fill: "full from a file event on", close: "read-only from a file event on"}
+
+
+def mount(place: Path, *words: str) -> bool:
+    given = ["mount", *words, str(place)]
+    return subprocess.run(given, capture_output=True, check=False).returncode == 0
 
 
 def soak(bench: Bench, scale: float, seed: int) -> list[Row]:

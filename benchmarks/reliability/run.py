@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kills import PLAN, STORIES, kills, signals
-from limits import full_disk, scale_up, soak
+from limits import bad_disk, scale_up, soak
 from mistakes import READ, damage, wrong_lines
 from pairs import one_of_two, two_are_one
 from server import attacks
@@ -32,7 +32,7 @@ PARTS: dict[str, Callable[[Bench, float, int], list[Row]]] = {
     "damage": damage,
     "pair": one_of_two,
     "processes": two_are_one,
-    "disk": full_disk,
+    "disk": bad_disk,
     "attacks": attacks,
     "soak": soak,
     "scale": scale_up,

@@ -172,9 +172,9 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
         if number is None and not isinstance(error, OSError):
             raise
         if number in _FULL:
-            needs = "" if needed is None else f", and {needed / 1e6:,.1f} MB are needed"
+            needs = "" if needed is None else f", and {_size(needed)} are needed"
             raise UserError(
-                f"{path} cannot be written: the disk has {_free(path) / 1e6:,.1f} MB left{needs}. "
+                f"{path} cannot be written: the disk has {_size(_free(path))} left{needs}. "
                 "Make room there; what was written before is whole."
             ) from error
         reason = str(error) if number is None else os.strerror(number)
@@ -198,6 +198,10 @@ def _reading(what: Path | str, mend: Mend) -> Iterator[None]:
 def _free(path: Path) -> int:
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     return shutil.disk_usage(there).free
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
 
 
 def _refuse_constant(name: str) -> float:

@@ -95,7 +95,8 @@ class RunDirectory:
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         if self.writes:
             line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
-            with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+            path = self.path / name
+            with writing(path, len(line)), path.open("a", encoding="utf-8") as file:
                 file.write(line)
             self.lines[name] += 1
 

@@ -174,7 +174,7 @@ def _clip(folder: Path) -> dict[str, Any]:
     settings = {
         **{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True},
         **{"bos_token": "<|startoftext|>", "errors": "replace"},
-        **{key: "<|endoftext|>" for key in ("eos_token", "unk_token", "pad_token")},
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
     }
     _write(folder / "tokenizer_config.json", settings)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)

@@ -12,7 +12,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def kills(bench: Bench, scale: float, seed: int) -> list[Row]:
     """Kill every recipe at file events of its folder and at random times."""
     rng = random.Random(seed)
     events, times = Count("kill -9 at a file event"), Count("kill -9 at a random time")
-    for name in chosen(scale):
+    for name in chosen(bench, scale):
         _, total, seconds = whole(bench, name)
         few = scale / 2 if name in STORIES else scale  # they take as long as ten others
         for number in rng.sample(range(1, total + 1), min(total, max(1, round(4 * few)))):
@@ -162,7 +162,8 @@ def signals(bench: Bench, scale: float, seed: int) -> list[Row]:
     counts, seconds = [], dict[str, float]()
     for turn, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
         count = Count(f"{number.name} at a random time")
-        for name in chosen(scale)[turn::3] if scale >= 1 else chosen(scale):
+        names = chosen(bench, scale)
+        for name in names[turn::3] if scale >= 1 else names:
             if name not in seconds:
                 seconds[name] = whole(bench, name)[2]
             output = f"{number.name}/{name}"
@@ -183,6 +184,7 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def chosen(scale: float) -> list[str]:
-    """All recipes, or a few of every kind for a short form."""
-    return list(NAMES) if scale >= 1 else ["clip-sampled", "language-best-of-n"]
+def chosen(bench: Bench, scale: float) -> Sequence[str]:
+    """The recipes that are asked for, or all, or a few of every kind for a short form."""
+    few = NAMES if scale >= 1 else ("clip-sampled", "language-best-of-n")
+    return [name for name in NAMES if name in bench.only] or few

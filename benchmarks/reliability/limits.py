@@ -29,7 +29,7 @@ def bad_disk(bench: Bench, scale: float, seed: int) -> list[Row]:
         counts[fill].add("skipped: not the rights to mount a tmpfs")
         return rows_of(counts[fill])
     subprocess.run(["umount", place], check=True)
-    for name in chosen(scale):
+    for name in chosen(bench, scale):
         _, total, _ = whole(bench, name)
         few = scale / 2 if name in STORIES else scale
         for act, count in counts.items():

@@ -199,6 +199,8 @@ def damage(bench: Bench, scale: float, seed: int) -> list[Row]:
     rng = random.Random(seed)
     counts = []
     for name, reader in READERS.items():
+        if bench.only and name not in bench.only:
+            continue
         count = Count(f"damaged, then read: {name}")
         original = bench.folder / reader.of
         if not original.exists():

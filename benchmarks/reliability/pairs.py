@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kills import NAMES, STORIES, words_of
+from kills import STORIES, chosen, words_of
 from trials import Bench, Count, Ended, Row, in_child, rows_of, run, start, wait
 
 CLOSE = 1e-5
@@ -52,7 +52,7 @@ def _becomes(rank: int, port: int) -> Callable[[], None]:
 def two_are_one(bench: Bench, scale: float, seed: int) -> list[Row]:
     """Train every recipe on one process and on two; compare weights and every logged number."""
     count = Count(f"two processes against one: within {CLOSE:g}")
-    for name in [name for name in NAMES if name not in STORIES][:: 1 if scale >= 1 else 9]:
+    for name in [name for name in chosen(bench, scale) if name not in STORIES]:
         one, two = f"one/{name}", f"two/{name}"
         for each in (one, two):
             shutil.rmtree(bench.folder / each, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Kills, signals, damaged files, wrong words, …: how often something was lost, silent, a traceback.
 
     python benchmarks/reliability/run.py [PART …] [--scale 1] [--seed 0] [--folder DIR]
-                                         [--json FILE]
+                                         [--json FILE] [--only NAME …]
 
 Without parts, all of them. Everything is bounded and drawn from the seed; trials are children of
 this process, which loads the libraries once. What went wrong is printed to standard error, a table
@@ -46,11 +46,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="work here, and leave it")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", default=(), help="these recipes, or damaged kinds")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="visgrpo-reliability-") as scratch:
         folder = (given.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        rows = measure(given.parts or list(PARTS), Bench(folder), given.scale, given.seed)
+        bench = Bench(folder)
+        bench.only = given.only
+        rows = measure(given.parts or list(PARTS), bench, given.scale, given.seed)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
     sys.exit(any(row["wrong"] for row in rows))

@@ -187,7 +187,13 @@ def in_child(work: Callable[[], Any], file: Path) -> Any:
 
 
 class Bench(Workshop):
-    """Golden runs as words: data and the runs that others start from are made in a child."""
+    """Golden runs as words: data and the runs that others start from are made in a child.
+
+    Attributes:
+        only: the recipes, or kinds of what is damaged, that are tried; all where none is named.
+    """
+
+    only: Sequence[str] = ()
 
     @property
     def scratch(self) -> Path:

@@ -25,8 +25,10 @@ from visgrpo.data.preprocess import majority_labels
 from visgrpo.errors import UserError
 from visgrpo.methods import closed_form
 from visgrpo.methods.closed_form import Part
+from visgrpo.methods.counts import INPUT, Counting, Credit
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics, WithoutGroups
+from visgrpo.objectives.counts import Counts
 from visgrpo.objectives.losses import gaussian_potential
 
 NUMBERS_AT_ONCE = 2**20
@@ -148,10 +150,12 @@ class OldPolicy:
     Attributes:
         answers: the batch, with the old policy's logits in the place of its inputs.
         step: which batch of the run this is.
+        credit: what scores of counts pay; None without any.
     """
 
     answers: Batch
     step: int
+    credit: Credit | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -160,7 +164,8 @@ class OldPolicy:
 
     def select(self, rows: Tensor) -> OldPolicy:
         """Return the part of some inputs, for a minibatch."""
-        return OldPolicy(self.answers.select(rows), self.step)
+        credit = self.credit and self.credit.select(rows)
+        return OldPolicy(self.answers.select(rows), self.step, credit)
 
 
 @dataclass(frozen=True)
@@ -172,17 +177,25 @@ class ClassSetGRPO:
         view: what a row is.
         feature_uniformity: weight of the Gaussian potential of the features, see
             :mod:`visgrpo.objectives.losses`; it is taken over the batch as a whole.
+        counting: makes payments of rewards that are scores of counts.
 
     Raises:
         UserError: for groups that are drawn or compared with each other: what is done for some
-            inputs must not depend on the rest of the batch.
+            inputs must not depend on the rest of the batch; and for scores of counts without the
+            exact estimator.
     """
 
     policy: LabelGRPO
     view: View = ImageView()
     feature_uniformity: float = 0.0
+    counting: Counting | None = None
 
     def __post_init__(self) -> None:
+        if self.counting is not None and self.policy.estimator != "exact":
+            raise UserError(
+                f'Reward "{next(iter(self.policy.rewards.counted))}" takes --estimator exact: '
+                "classes weighted by the policy are what its counts are expected under."
+            )
         if self.policy.estimator == "sampled" or not self.policy.groups_stand_alone:
             raise UserError(
                 "Groups that are the class set take the uniform or the exact estimator, and "
@@ -193,7 +206,7 @@ class ClassSetGRPO:
     def rollout(self, old_model: Model, batch: Batch, step: int, *, chunk: int) -> OldPolicy:
         """Run the old policy over this process's share of a batch, ``chunk`` inputs at a time."""
         logits = torch.cat([old_model(inputs) for inputs in batch.inputs.split(chunk)])
-        return OldPolicy(replace(batch, inputs=logits), step)
+        return OldPolicy(replace(batch, inputs=logits), step, self._credit(logits, batch))
 
     def loss(
         self, model: ModelWithFeatures, batch: Batch, groups: OldPolicy | None, step: int
@@ -203,18 +216,19 @@ class ClassSetGRPO:
             logits, features_ND = model(batch.inputs, with_features=True)
         else:
             logits = model(batch.inputs)
-        decided: list[int] = []
+        credit = groups.credit if groups is not None else self._credit(logits.detach(), batch)
+        policy, decided = self._paid(credit), list[int]()
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
             now = self.view.rows(some_logits, batch.labels_N[some])
             decided.append(len(now.inputs_R.unique()))
             if not len(now.labels_R):
                 return _nothing_to_decide(some_logits)
-            rows = _batch_of_rows(batch, some, now)
+            rows = _batch_of_rows(batch, some, now, paid=credit is not None)
             if groups is not None:
                 old = self.view.rows(groups.logits[some], batch.labels_N[some])
-                return self._later_pass(now, old.logits_RK, rows, step)
-            return self._first_pass(now, rows, step)
+                return _later_pass(policy, now, old.logits_RK, rows, step)
+            return _first_pass(policy, now, rows, step)
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         metrics, weights = _over_decided(metrics, sum(decided), len(batch))
@@ -222,43 +236,70 @@ class ClassSetGRPO:
             potential = gaussian_potential(features_ND)
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
-        old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step)
+        if credit is not None and metrics:
+            metrics = credit.logged(metrics, policy.rewards)
+        old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step, credit)
         return LossResult(loss, metrics, old, weights)
 
-    def _first_pass(self, now: Rows, rows: Batch, step: int) -> tuple[Tensor, Metrics]:
-        if closed_form.is_known(self.policy, rows):
+    @torch.no_grad()
+    def _credit(self, logits: Tensor, batch: Batch) -> Credit | None:
+        """Return what scores of counts pay a policy with these logits; None without such scores."""
+        if self.counting is None:
+            return None
+        parts, decisions = [], []
+        at_once = inputs_at_once(self.view, logits, batch)
+        for some, labels in zip(logits.split(at_once), batch.labels_N.split(at_once), strict=True):
+            rows = self.view.rows(some, labels)
+            p_RK = self.policy.log_probs(rows.logits_RK).exp()
+            parts.append(Counts.of(p_RK, rows.labels_R, rows.inputs_R, len(some)).stacked())
+            decisions.append(torch.bincount(rows.inputs_R, minlength=len(some)))
+        return self.counting.credit(Counts(*torch.cat(parts, dim=1)), torch.cat(decisions))
 
-            def part(
-                logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
-            ) -> tuple[Tensor, Metrics]:
-                some = _rows(rows, these), step, now.weights(these)
-                return closed_form.first_pass(self.policy, logits_RK, *some, gradient_RK, share)
-
-            return without_graph(part, now.logits_RK, rows_at_once(now, IN_CACHE))
-
-        def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
-            first = self.policy.first_pass(logits_RK, _rows(rows, these), step, now.weights(these))
-            return first.loss, first.metrics
-
-        return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
-
-    def _later_pass(
-        self, now: Rows, old_RK: Tensor, rows: Batch, step: int
-    ) -> tuple[Tensor, Metrics]:
-        def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
-            some = _rows(rows, these), step, now.weights(these)
-            return self.policy.loss_of(logits_RK, self.policy.groups(old_RK[these], *some))
-
-        return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
+    def _paid(self, credit: Credit | None) -> LabelGRPO:
+        """Return the policy whose rewards are what is paid, in the place of scores of counts."""
+        if credit is None:
+            return self.policy
+        return replace(self.policy, rewards=self.policy.rewards.replaced(credit.paid))
 
     def samples(self, groups: OldPolicy, rows: int) -> list[dict[str, Any]]:
         """Return the first groups as plain data; pixels are shown as pictures elsewhere."""
         if not isinstance(self.view, ImageView):
             return []
         first = groups.select(torch.arange(min(rows, len(groups.answers))))
-        return self.policy.samples(
-            self.policy.groups(first.logits, first.answers, groups.step), rows
-        )
+        policy, answers = self._paid(first.credit), first.answers
+        if first.credit is not None:
+            columns: dict[str, Any] = dict(answers.columns)
+            columns[INPUT] = torch.arange(len(answers), device=answers.labels_N.device)
+            answers = replace(answers, columns=columns)
+        return policy.samples(policy.groups(first.logits, answers, groups.step), rows)
+
+
+def _first_pass(policy: LabelGRPO, now: Rows, rows: Batch, step: int) -> tuple[Tensor, Metrics]:
+    if closed_form.is_known(policy, rows):
+
+        def part(
+            logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
+        ) -> tuple[Tensor, Metrics]:
+            some = _rows(rows, these), step, now.weights(these)
+            return closed_form.first_pass(policy, logits_RK, *some, gradient_RK, share)
+
+        return without_graph(part, now.logits_RK, rows_at_once(now, IN_CACHE))
+
+    def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+        first = policy.first_pass(logits_RK, _rows(rows, these), step, now.weights(these))
+        return first.loss, first.metrics
+
+    return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
+
+
+def _later_pass(
+    policy: LabelGRPO, now: Rows, old_RK: Tensor, rows: Batch, step: int
+) -> tuple[Tensor, Metrics]:
+    def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
+        some = _rows(rows, these), step, now.weights(these)
+        return policy.loss_of(logits_RK, policy.groups(old_RK[these], *some))
+
+    return in_chunks(loss_of, now.logits_RK, rows_at_once(now))
 
 
 @dataclass(frozen=True)
@@ -321,13 +362,19 @@ def _rows(batch: Batch, these: slice) -> Batch:
     )
 
 
-def _batch_of_rows(batch: Batch, some: slice, rows: Rows) -> Batch:
-    """The rows of some inputs as a batch of their own; other columns belong to whole images."""
-    columns: dict[str, list[Any]] = {}
+def _batch_of_rows(batch: Batch, some: slice, rows: Rows, *, paid: bool = False) -> Batch:
+    """The rows of some inputs as a batch of their own; other columns belong to whole images.
+
+    Args:
+        paid: whether rows say which input of the whole batch they belong to.
+    """
+    columns: dict[str, Any] = {}
     positions_N = None
     if rows.one_per_input:
         columns = {name: column[some] for name, column in batch.columns.items()}
         positions_N = None if batch.positions_N is None else batch.positions_N[some]
+    if paid:
+        columns[INPUT] = rows.inputs_R + some.start
     indices_R = batch.indices_N[some][rows.inputs_R]
     return Batch(indices_R, rows.logits_RK, rows.labels_R, columns, positions_N)
 

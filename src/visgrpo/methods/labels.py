@@ -85,7 +85,7 @@ class LabelGRPO:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.rewards.validate(self.objective.scope)
+        self.rewards.validate(self.objective.scope, counted=True)  # whoever counts masks asks first
         if self.beta and self.reference is None:
             raise UserError("A KL weight (beta) needs a reference.")
         if self.rewards.masks and self.objective.baseline == "leave_one_out":

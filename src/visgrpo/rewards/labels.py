@@ -6,6 +6,7 @@ follows its colon. Users' own functions have the same signature, see `LabelRewar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -278,7 +279,48 @@ WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelRewar
 }
 """The others: an example of what follows their colon, and what makes a reward of it."""
 
-LABEL_REWARDS: tuple[str, ...] = (*PLAIN, *WITH_ARGUMENT)
+
+@dataclass(frozen=True)
+class CountReward:
+    """A score of a whole mask, or batch, that is made of counts: no single label earns it.
+
+    What a label of one pixel or image changes of it, methods find out that look at all of them;
+    `numbers` are those of `visgrpo.objectives.counts.CountScore`.
+    """
+
+    numbers: tuple[float, float, float]
+
+    def __call__(self, outputs_NG: Tensor, /, **_: Any) -> Tensor:
+        raise TypeError("A score of counts pays no label by itself.")
+
+
+COUNTED = ("miou", "dice", "macro-f1", "fbeta")
+"""The rewards that are scores of counts; macro-F1 is Dice by the name that it has for images."""
+
+
+def count_reward(name: str, argument: str) -> CountReward:
+    """Return a score of counts, one of `COUNTED`.
+
+    Raises:
+        UserError: an argument is missing, superfluous or wrong.
+    """
+    if name == "fbeta":
+        try:
+            beta = float(argument)
+        except ValueError:
+            beta = math.nan
+        if not 0 < beta < math.inf:
+            raise UserError(
+                f'Reward "fbeta:{argument}": write for example "fbeta:2", which counts a missed '
+                "pixel for more than a wrong one; 1 is Dice."
+            )
+        return CountReward((1 + beta**2, beta**2, 0.0))
+    if argument:
+        raise UserError(f'Reward "{name}" takes no argument: write "{name}".')
+    return CountReward((1.0, 1.0, -1.0) if name == "miou" else (2.0, 1.0, 0.0))
+
+
+LABEL_REWARDS: tuple[str, ...] = (*PLAIN, *WITH_ARGUMENT, *COUNTED)
 """Names of the built-in rewards."""
 
 
@@ -293,6 +335,8 @@ def label_reward(name: str, argument: str, classes: Sequence[str]) -> LabelRewar
     Raises:
         UserError: an argument is missing, superfluous or wrong.
     """
+    if name in COUNTED:
+        return count_reward(name, argument)
     if name in PLAIN:
         if argument:
             raise UserError(f'Reward "{name}" takes no argument: write "{name}".')

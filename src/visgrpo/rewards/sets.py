@@ -14,6 +14,7 @@ from visgrpo.errors import UserError
 from visgrpo.rewards.functions import ARGUMENTS, CustomReward, user_function
 from visgrpo.rewards.labels import (
     LABEL_REWARDS,
+    CountReward,
     Known,
     LabelReward,
     PartialReward,
@@ -123,6 +124,12 @@ class RewardSet(WeightedRewards):
             return None
         return [make(label_N1, true_N1, n_classes) for make in makers]  # type: ignore[misc]
 
+    @property
+    def counted(self) -> dict[str, CountReward]:
+        """The parts, by name, that are scores of a whole mask or batch, made of counts."""
+        pairs = zip(self.names, self.functions, strict=True)
+        return {name: part for name, part in pairs if isinstance(part, CountReward)}
+
     def replaced(self, made: Mapping[str, LabelReward]) -> Self:
         """Return the set with other functions under some of its names."""
         functions = zip(self.names, self.functions, strict=True)
@@ -164,11 +171,14 @@ class RewardSet(WeightedRewards):
         total_N = weights_NK.sum(dim=-1).clamp(min=torch.finfo(weights_NK.dtype).tiny)
         return (weights_NK * rewards_NK).sum(dim=-1) / total_N, known.usable_NK.any(dim=-1)
 
-    def validate(self, scope: str, columns: Iterable[str] | None = None) -> None:
+    def validate(
+        self, scope: str, columns: Iterable[str] | None = None, *, counted: bool = False
+    ) -> None:
         """Check before any model is loaded that the rewards fit the run.
 
         Args:
             scope: what advantages are taken over, "group" or "batch".
+            counted: whether there is somebody to count whole masks or batches.
             columns: names of the data set's columns that calls will pass; None leaves them
                 unchecked.
 
@@ -177,6 +187,12 @@ class RewardSet(WeightedRewards):
                 or a function that needs a column which the data does not have.
         """
         names = None if columns is None else list(columns)
+        if self.counted and not counted:
+            raise UserError(
+                f'Reward "{next(iter(self.counted))}" is a score of whole masks or batches, and '
+                "groups here are of single labels: it is for visgrpo segmentation and "
+                "representation, with --estimator exact."
+            )
         for name, part in zip(self.names, self.functions, strict=True):
             if scope_of(part) == "batch" and scope != "batch":
                 raise UserError(

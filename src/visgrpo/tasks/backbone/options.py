@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from visgrpo.data.options import Masks
 from visgrpo.methods.options import Policy
@@ -20,7 +20,7 @@ Shift = Literal["blur", "noise", "jpeg", "grey"]
 class BackboneRunConfig(Adapt, Policy, RunConfig):
     """What both jobs with a backbone and a head have in common."""
 
-    combination = scope = advantage_baseline = temperature = override(hidden=True)
+    combination = advantage_baseline = temperature = override(hidden=True)
 
     model: str = override(
         "facebook/dinov2-small",
@@ -42,14 +42,22 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
     )
     reward = override(
         ("hard", "uniformity"),
-        "hard (the accuracy reward), uniformity, uniformity-wrong, spread, or any reward of clip.",
+        "hard (the accuracy reward), uniformity, uniformity-wrong, spread, or any reward of clip; "
+        "with --estimator exact also miou, dice, macro-f1 or fbeta:B, scores of whole masks.",
     )
     reward_weights = override(
         help="One number for each reward; by default 1. That of hard is the c of GRPO-RM."
     )
+    scope: Literal["image", "batch", "running"] | None = override(  # type: ignore[assignment]
+        None,
+        "What miou, dice, macro-f1 and fbeta are the score of: each image, the batch, or (the "
+        "default) the last ten batches or so.",
+        choices=("image", "batch", "running"),
+    )
     scale = override(
-        "std",
-        "What advantages are divided by: std makes them z-scores over the classes.",
+        None,
+        "What advantages are divided by: by default std, which makes them z-scores over the "
+        "classes, and none where a score of counts is among the rewards.",
         choices=("std", "none"),
     )
     epsilon_low = override(0.2, "The ratio is clipped below 1 - this.")
@@ -81,6 +89,10 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
             yield "--baseline is for grpo-rm: this run is the baseline itself."
         if self.refresh_every != "epoch" and not _is_count(self.refresh_every):
             yield f'--refresh-every takes a number of steps or "epoch", not "{self.refresh_every}".'
+
+    def changes(self) -> dict[str, Any]:
+        """Return what these options change of the objective; --scope is of scores of counts."""
+        return {name: value for name, value in super().changes().items() if name != "scope"}
 
     def resolved_learning_rate(self) -> float:
         """The head's learning rate, or its default."""

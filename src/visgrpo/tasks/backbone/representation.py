@@ -18,6 +18,7 @@ from visgrpo.measures.held_out import HeldOut
 from visgrpo.measures.over import logits_of
 from visgrpo.measures.probes import Labelled, feature_measures, retention_measure
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone, RepresentationClassifier
@@ -29,6 +30,7 @@ from visgrpo.rewards.sets import parse_rewards
 from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
+    counting_of,
     load_start,
     objective_of,
     policy_of,
@@ -73,8 +75,13 @@ class RepresentationTask(Task):
         splits = load_data(images, session)
         classes = splits.train.classes
         rewards = parse_rewards(options.reward, options.reward_weights, classes)
-        rewards.validate("group", batch_columns(splits.train))
-        check_objective(objective_of(options), options.estimator, options.group_size)
+        rewards.validate("group", batch_columns(splits.train), counted=True)
+        counting = counting_of(options, rewards, session)
+        if options.scope == "image":
+            raise UserError(
+                "--scope image is of masks: an image has one label here; take batch or running."
+            )
+        check_objective(objective_of(options, rewards), options.estimator, options.group_size)
         policy = policy_of(options, rewards, classes, session)
         each = refresh_every(options, splits.train)
         training = training_of(
@@ -96,14 +103,13 @@ class RepresentationTask(Task):
                 "at 0."
             )
         held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
+        inputs = held_out.inputs["train"]
         folder, info = session.run.path / "model", info_of(options, parts, images)
         return Job(
             model=classifier,
-            method=_method(
-                options, policy, classifier, splits.train, held_out.inputs["train"], session
-            ),
+            method=_method(options, policy, counting, classifier, splits.train, inputs, session),
             rows=splits.train,
-            inputs=held_out.inputs["train"],
+            inputs=inputs,
             training=training,
             validate=held_out.validation.scalars,
             look=held_out.look,
@@ -113,12 +119,14 @@ class RepresentationTask(Task):
             chosen_method=options.method,
             image_of=lambda index: save_picture(session, splits.train.images, index),
             rate_of=rate_of(options),
+            memory=counting,
         )
 
 
 def _method(
     config: RepresentationConfig,
     policy: LabelGRPO,
+    counting: Counting | None,
     classifier: RepresentationClassifier,
     train: Table,
     inputs: InputFunction,
@@ -132,7 +140,8 @@ def _method(
         policy = replace(policy, beta=config.beta, reference=reference)
     if config.estimator == "sampled":
         return policy
-    return ClassSetGRPO(policy, feature_uniformity=config.feature_uniformity)
+    uniformity = config.feature_uniformity
+    return ClassSetGRPO(policy, feature_uniformity=uniformity, counting=counting)
 
 
 class _HeldOut:

@@ -26,6 +26,7 @@ from visgrpo.measures.masks import (
     segmentation_measures,
 )
 from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, PixelView
+from visgrpo.methods.counts import Counting
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.parts import Parts, check_model_name
@@ -35,6 +36,7 @@ from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.options import SegmentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
+    counting_of,
     load_start,
     policy_of,
     rate_of,
@@ -77,6 +79,7 @@ class SegmentationTask(Task):
         splits = load_data(images, session, "masks", **named)
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
+        counting = counting_of(options, rewards, session)
         session.note(*background_notes(options, classes))
         each = refresh_every(options, splits.train)
         training = training_of(
@@ -105,7 +108,7 @@ class SegmentationTask(Task):
         info |= {"image_size": options.image_size, "ignore_index": options.ignore_index}
         return Job(
             model=segmenter,
-            method=_method(options, rewards, segmenter, splits.train, session),
+            method=_method(options, rewards, counting, segmenter, splits.train, session),
             rows=splits.train,
             inputs=inputs["train"],
             training=training,
@@ -117,6 +120,7 @@ class SegmentationTask(Task):
             chosen_method=options.method,
             selection="miou",
             rate_of=rate_of(options),
+            memory=counting,
         )
 
 
@@ -127,7 +131,7 @@ def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSe
         UserError: for an unknown reward or background class.
     """
     rewards = parse_rewards(config.reward, config.reward_weights, classes)
-    rewards.validate("group", ())
+    rewards.validate("group", (), counted=True)
     background = _background(config, classes)
     if background is None:
         return rewards
@@ -212,6 +216,7 @@ def _say_padding(
 def _method(
     config: SegmentationConfig,
     rewards: RewardSet,
+    counting: Counting | None,
     segmenter: Segmenter,
     train: Table,
     session: Session,
@@ -221,7 +226,8 @@ def _method(
     )
     if config.method == "supervised":
         return ClassSetSupervised(view)
-    return ClassSetGRPO(policy_of(config, rewards, train.classes, session), view)
+    policy = policy_of(config, rewards, train.classes, session)
+    return ClassSetGRPO(policy, view, counting=counting)
 
 
 class Pictures:

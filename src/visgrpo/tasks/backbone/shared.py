@@ -15,6 +15,7 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features, weights_key
 from visgrpo.measures.over import outputs_of
+from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
@@ -29,9 +30,34 @@ from visgrpo.tasks.run import Session
 BackboneModel = RepresentationClassifier | Segmenter
 
 
-def objective_of(config: BackboneRunConfig) -> Objective:
-    """Return GRPO's objective with the options that override it."""
-    return preset("grpo", **config.changes())
+def objective_of(config: BackboneRunConfig, rewards: RewardSet) -> Objective:
+    """Return GRPO's objective with the options that override it.
+
+    What a score of counts pays is a difference of scores: divided by its deviation it is none.
+    """
+    scale = {"scale": "none"} if rewards.counted else {}
+    return preset("grpo", **{**scale, **config.changes()})
+
+
+def counting_of(config: BackboneRunConfig, rewards: RewardSet, session: Session) -> Counting | None:
+    """Return what counts masks or batches, where a reward is a score of them.
+
+    Raises:
+        UserError: for a scope that nothing is the score of, and an estimator that cannot count.
+    """
+    if not rewards.counted:
+        if config.scope is not None:
+            raise UserError(
+                f"--scope {config.scope} is what miou, dice, macro-f1 and fbeta:B are the score "
+                "of: name one with --reward."
+            )
+        return None
+    if config.estimator != "exact":
+        raise UserError(
+            f'Reward "{next(iter(rewards.counted))}" takes --estimator exact: classes weighted by '
+            "the policy are what its counts are expected under."
+        )
+    return Counting(rewards, config.scope or "running", session.processes)
 
 
 def policy_of(
@@ -41,7 +67,7 @@ def policy_of(
     return config.part(
         LabelGRPO,
         rewards=rewards,
-        objective=objective_of(config),
+        objective=objective_of(config, rewards),
         classes=classes,
         shards=session.processes,
         beta=0.0,

@@ -11,7 +11,7 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-CORE = {"errors", "files", "texts", "options", "metrics", "locks", "terminal"}
+CORE = {"errors", "files", "texts", "options", "metrics", "locks", "terminal", "progress", "help"}
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
 TASKS = METHODS | {"training", "measures", "reporting", "arguments"}
@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "metrics": set[str](),
     "locks": {"errors", "files"},
     "terminal": {"errors"},
+    "progress": {"errors", "metrics", "terminal"},
+    "help": {"arguments", "options"},
     "objectives": CORE,
     "rewards": CORE,
     "data": CORE,
@@ -37,7 +39,8 @@ MAY_IMPORT = {
     "feedback/worth": CORE | {"feedback/source"},
     "feedback": TASKS | {"tasks", "feedback/source", "feedback/worth"},
     "collecting": TASKS | {"tasks", "feedback", "feedback/source"},
-    "cli": CORE | {"arguments", "tasks", "feedback", "training"},
+    "commands": TASKS | {"tasks", "feedback"},
+    "cli": CORE | {"arguments", "commands", "training"},
     "__main__": {"cli"},
 }
 EXTENSION = "tasks/extension.py"

@@ -20,8 +20,8 @@ from visgrpo.metrics import (
     remove,
 )
 from visgrpo.models.save import label_card
+from visgrpo.progress import Bar
 from visgrpo.reporting import compare_runs, print_measures, write_report
-from visgrpo.training.progress import ProgressDisplay
 from visgrpo.training.run_directory import RunDirectory
 
 
@@ -130,7 +130,7 @@ def blue():
 
 
 def test_one_row_shows_everywhere(blue, tmp_path, capsys):
-    with ProgressDisplay("train", 4) as display:
+    with Bar("train", 4, training=True) as display:
         display.log(4, {"blueness": 0.5, "eval/blueness": 0.75})
     assert "blue 0.500  validation blue 0.750" in capsys.readouterr().err
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.help import flag as _flag
+from visgrpo.help import help_text
 from visgrpo.options import Declared, Options, declared, options_of
-from visgrpo.terminal import say, show
+from visgrpo.terminal import note, show
 
 T = TypeVar("T", bound=Options)
 Given = dict[str, list[str]]  # by option, the words that are its value
 # A run's config.yaml records these beside its options.
 NOT_OPTIONS = ("recipe", "versions")
-_FILE_HELP = "--config FILE takes options from YAML (option: value); flags override it."
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -47,8 +45,15 @@ class Taken:
             raise UserError(f"{flag} needs a value.")
         if self.count not in (None, len(words)):
             raise UserError(f"{flag} takes {self.count} values, not {len(words)}.")
+        if self.separable:
+            words = [part for word in words for part in word.split(",") if part or word == ""]
         values = tuple(self._one(flag, word) for word in words)
         return values[0] if self.count == 1 and not isinstance(self.default, tuple) else values
+
+    @property
+    def separable(self) -> bool:
+        """Whether commas stand between values: "kl,reward"."""
+        return self.count is None and (self.of is not str or self.declared.commas)
 
     def _one(self, flag: str, word: str) -> Any:
         if isinstance(self.of, tuple):
@@ -87,10 +92,12 @@ def parse(
         UserError: for whatever cannot be understood.
         SystemExit: with code 0, after --help.
     """
-    if {"-h", "--help"} & set(words):
-        show(_help(config_class, command, positional))
-        raise SystemExit(0)
     taken = takes(config_class)
+    asked = {"help"} if list(words) == ["help"] else {"-h", "--help", "--help-all"} & set(words)
+    if asked:
+        everything = "--help-all" in asked
+        show(help_text(config_class, taken, command, positional, all_options=everything))
+        raise SystemExit(0)
     given: Given = {}
     old: list[str] = []
     try:
@@ -110,7 +117,7 @@ def parse(
         _check_recipe(given["output"][-1], content.get("recipe"), command)
         typed = {**_values(content, config_class, f"--config {saved}", []), **typed}
     for remark in dict.fromkeys(old):
-        say(f"note: {remark}")
+        note(remark)
     return config_class(**typed)
 
 
@@ -210,9 +217,8 @@ def _sorted_words(
         switched_off = name not in taken and _is_switch(taken.get(positive))
         current, meant = _meant(positive if switched_off else name, taken)
         if not current:
-            hint = nearest(flag.replace("_", "-"), [_flag(name)[2:] for name in taken])
-            hint = hint.replace('"', "").replace("Did you mean ", " Did you mean --")
-            hint = hint if "Did you" in hint else ""
+            hint = _nearest_option(flag, taken).replace('"', "").replace("mean ", "mean --")
+            hint = f" {hint}" if "Did you" in hint else ""
             raise UserError(f"Unknown option --{flag.replace('_', '-')}.{hint}")
         if current != (positive if switched_off else name):
             now = " ".join([_flag(current), *([meant] if meant else [])])
@@ -261,6 +267,15 @@ def _meant(name: str, taken: Mapping[str, Taken]) -> tuple[str, str | None]:
     return "", None
 
 
+def _nearest_option(written: str, taken: Mapping[str, Taken]) -> str:
+    """Return a hint at what was meant: --lr has the first letters of --learning-rate."""
+    initials = ["".join(word[0] for word in name.split("_")) for name in taken]
+    meant = dict(zip(reversed(initials), reversed(list(taken)), strict=True)).get(written)
+    if meant and len(written) > 1:
+        return f'Did you mean "{_flag(meant)[2:]}"?'
+    return nearest(written.replace("_", "-"), [_flag(name)[2:] for name in taken])
+
+
 def _is_switch(known: Taken | None) -> bool:
     return known is not None and known.of is bool
 
@@ -289,8 +304,7 @@ def _words_of(
         written = str(key).replace("-", "_")
         name, meant = _meant(written, taken)
         if not name:
-            known = [_flag(name)[2:] for name in taken]
-            raise UserError(f'{origin}: unknown option "{key}". {nearest(str(key), known)}')
+            raise UserError(f'{origin}: unknown option "{key}". {_nearest_option(str(key), taken)}')
         if name != written:
             if meant is not None and not value:
                 continue  # a switch of an earlier version that was off
@@ -330,37 +344,3 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config {file} must hold lines of the form option: value.")
     return values
-
-
-def _help(config_class: type[Options], command: str, positional: Sequence[str]) -> str:
-    """Return the text of --help: what the command is for, and its options under their headings."""
-    width = min(shutil.get_terminal_size().columns, 100) - 2
-    usage = " ".join(["visgrpo", command, *(name.upper() for name in positional)])
-    taken = takes(config_class)
-    file_help = "" if "config" in taken else f"\n\n{_FILE_HELP}"
-    parts = [f"usage: {usage} [--option value …]\n\n{inspect.getdoc(config_class)}{file_help}"]
-    own = (config_class.__doc__ or "").partition("\n")[0].rstrip(".")
-    groups: dict[str, list[str]] = {own: []}
-    for name, known in taken.items():
-        lines = groups.setdefault(known.declared.group, [])
-        off = f", {_flag(f'no_{name}')}" if _is_switch(known) else ""
-        lines.append(f"  {_flag(name)}{off} {known.shown()}".rstrip())
-        text = " ".join(known.declared.help.split()) + _default_text(known)
-        lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    for heading, lines in groups.items():
-        if lines:
-            parts.append("\n".join(["Options:" if heading == own else f"{heading}:", *lines]))
-    return "\n\n".join(parts)
-
-
-def _default_text(known: Taken) -> str:
-    default = known.default
-    if default is MISSING or default in (None, "", ()):
-        return ""
-    if isinstance(default, bool):
-        return f" (default: {'on' if default else 'off'})"
-    return f" (default: {' '.join(map(str, default if isinstance(default, tuple) else [default]))})"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -4,113 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import Any
 
-from visgrpo import feedback
 from visgrpo.arguments import parse
+from visgrpo.commands.table import COMMANDS as COMMANDS
+from visgrpo.commands.table import commands
 from visgrpo.errors import Interrupted, UserError, nearest, printable
-from visgrpo.tasks.task import TASKS, Place, train
-from visgrpo.terminal import say, show
+from visgrpo.terminal import forget_notes, say, show
 
 USER_ERROR, INTERRUPTED = 2, 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its options, the function that does the work, and what comes without a flag.
-
-    Options and function may be named as "module:attribute", which is loaded when it is used.
-    """
-
-    about: str
-    config: str | type
-    function: str | Callable[[Any], Any]
-    positional: tuple[str, ...] = ()
-
-
-def task_command(name: str) -> Command:
-    """Return the command that trains by a task."""
-    task = TASKS[name]
-    options = task.options_at if isinstance(task, Place) else task.options
-    return Command(task.about, options, train)
-
-
-COMMANDS: Mapping[str, Command] = {
-    "demo": Command(
-        "the whole story on built-in data, in minutes",
-        "visgrpo.tasks.options:DemoConfig",
-        "visgrpo.tasks.demo:demo",
-    ),
-    "clip": task_command("clip"),
-    "representation": task_command("representation"),
-    "segmentation": task_command("segmentation"),
-    "language": task_command("language"),
-    "generate": Command(
-        "complete a PROMPT with a language MODEL",
-        "visgrpo.tasks.language.options:GenerateConfig",
-        "visgrpo.tasks.language.use:generate_text",
-        positional=("model", "prompt"),
-    ),
-    "join": Command(
-        "join a vision tower and a language model to one that sees",
-        "visgrpo.tasks.vlm.options:JoinConfig",
-        "visgrpo.tasks.vlm.use:join_models",
-    ),
-    "vlm": task_command("vlm"),
-    "pretrain clip": task_command("pretrain clip"),
-    "pretrain backbone": task_command("pretrain backbone"),
-    **{name: Command(*row) for name, row in feedback.COMMANDS.items()},
-    "sweep": Command(
-        "train with many settings and seeds: one table, mean ± spread",
-        "visgrpo.tasks.sweep_plan:SweepConfig",
-        "visgrpo.tasks.sweep:sweep",
-        positional=("command_words",),
-    ),
-    "evaluate": Command(
-        "evaluate a saved MODEL on any data set",
-        "visgrpo.tasks.use_options:EvaluateConfig",
-        "visgrpo.tasks.use:evaluate",
-        positional=("model",),
-    ),
-    "predict": Command(
-        "classify, segment or ask about image files: predict MODEL IMAGE…",
-        "visgrpo.tasks.use_options:PredictConfig",
-        "visgrpo.tasks.use:predict",
-        positional=("model", "images"),
-    ),
-    "report": Command(
-        "write the page and plots of a RUN again",
-        "visgrpo.tasks.options:ReportConfig",
-        "visgrpo.tasks.pages:report",
-        positional=("run",),
-    ),
-    "compare": Command(
-        "put several RUNs on one page",
-        "visgrpo.tasks.options:CompareConfig",
-        "visgrpo.tasks.pages:compare",
-        positional=("runs",),
-    ),
-}
-
-
-def commands() -> dict[str, Command]:
-    """Return all commands: those above, and tasks that were registered elsewhere."""
-    return {**COMMANDS, **{name: task_command(name) for name in TASKS if name not in COMMANDS}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 2 for the user's mistakes, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in ("-h", "--help"):
         show(_overview())
         return
     if words[0] == "--version":
         show(f"visgrpo {version('visgrpo')}")
         return
+    forget_notes()
     try:
         name, rest = _split_command(words)
         command = commands()[name]
@@ -146,7 +65,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "visgrpo COMMAND --help lists the options of a command.",
+            "visgrpo COMMAND --help lists the options of a command; --help-all explains them all.",
             "Start with: visgrpo demo",
         ]
     )

@@ -33,6 +33,7 @@ class Declared:
         was: words of earlier versions that mean the same, with the value that one without a value
             stood for, or None.
         bare: the value that the option has where it is given without one.
+        commas: whether several texts may stand in one word, with commas between.
         hidden: whether it is a setting of the part, but no option of this command.
         group: the heading of --help that it stands under.
     """
@@ -44,6 +45,7 @@ class Declared:
     of: type | None = None
     was: Mapping[str, str | None] = field(default_factory=dict)
     bare: str | None = None
+    commas: bool = False
     hidden: bool = False
     group: str = ""
 
@@ -85,15 +87,24 @@ class Options:
     Attributes:
         users: options that only some values of another option make use of: the other option, all
             of its values and, by option, those that do. See `users`.
+        heading: that --help has over the options that a class declares; by default the first line
+            of its docstring.
+        common: of a command, the options that are most used, with spaces between, in the order
+            of --help.
+        example: of a command, a line to try.
     """
 
     users: ClassVar[Users | None] = None
+    heading: ClassVar[str] = ""
+    common: ClassVar[str] = ""
+    example: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         """Turn every `override` into a field of its own, before dataclass collects them."""
         super().__init_subclass__()
         annotations = inspect.get_annotations(cls)
-        heading = {"group": (cls.__doc__ or "").partition("\n")[0].rstrip(".")}
+        first_line = (cls.__doc__ or "").partition("\n")[0].rstrip(".")
+        heading = {"group": vars(cls).get("heading", first_line)}
         for name, own in list(vars(cls).items()):
             if isinstance(own, Override):
                 group: Any = own.group or _declaring(cls, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -129,15 +130,41 @@ def uncropped(start: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_predict_refuses_an_image_that_the_model_cannot_take(
+def test_predict_leaves_out_images_that_the_model_cannot_take(
     uncropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     square, wide = tmp_path / "square.png", tmp_path / "wide.png"
     picture(0, 0).save(square)
     picture(0, 0).resize((24, 16)).save(wide)
-    line = refused(capsys, ["predict", uncropped, square, wide, "--device", "cpu"])
+    main(["predict", str(uncropped), str(square), str(wide), "--device", "cpu"])
+    said = capsys.readouterr()
+    assert f'left out: Image "{wide}" is 24 × 16 pixels' in said.err
+    assert "the model takes 16 × 16" in said.err
+    assert str(square) in said.out
+    line = refused(capsys, ["predict", uncropped, wide, "--device", "cpu"])  # none is left
     assert f'Image "{wide}" is 24 × 16 pixels' in line
-    assert "the model takes 16 × 16" in line
+
+
+def test_predict_takes_a_folder_and_writes_a_table(
+    start: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "photos", tmp_path / "answers.csv"
+    shutil.copytree(pictures / "test", folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    words = ["predict", str(start), str(folder), "--top-k", "2", "--device", "cpu"]
+    main([*words, "--table", str(table), "--json", "-"])
+    answers = json.loads(capsys.readouterr().out)
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == len(answers) == 1 + len(list(pictures.glob("test/*/*.png")))
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["image"] == answer["image"]
+        if "error" in answer:
+            assert row["image"] == str(folder / "broken.png")
+            assert row["error"] == answer["error"]
+            continue
+        assert [row["classes 1"], row["classes 2"]] == answer["classes"]
+        assert float(row["probabilities 2"]) == answer["probabilities"][1]
+    assert "ends in .csv, .tex, .md" in refused(capsys, [*words, "--table", "answers.xls"])
 
 
 def test_predict_takes_images_one_by_one(

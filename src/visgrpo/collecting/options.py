@@ -34,6 +34,9 @@ class CollectConfig(LabelledByModel):
     log for --feedback as it stands.
     """
 
+    example = "visgrpo feedback collect --model runs/start --data photos/ --store judged.db"
+    common = "model data store ask group_size learn open host port"
+
     model: str = like(
         Adapt,
         "",

@@ -15,6 +15,7 @@ from visgrpo.data.names import SYNSET, as_read, class_names, split_of
 from visgrpo.data.roles import image_table, mask_table
 from visgrpo.data.table import LazySequence, Table, of_files
 from visgrpo.errors import UserError, nearest
+from visgrpo.progress import Bar
 from visgrpo.texts import composed, names_in
 
 EXTENSIONS = frozenset(
@@ -93,10 +94,13 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def image_files(folder: Path) -> list[Path]:
     """Return the image files below `folder`, sorted, hidden ones and hidden folders left out."""
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        paths = (Path(place, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    with Bar(f"images in {folder}") as bar:
+        for place, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            for path in (Path(place, name) for name in files if not name.startswith(".")):
+                if path.suffix.lower() in EXTENSIONS and path.is_file():
+                    found.append(path)
+                    bar.to(len(found))
     return sorted(found)
 
 

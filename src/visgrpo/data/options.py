@@ -12,6 +12,8 @@ from visgrpo.options import Options, option, override
 class Columns(Options):
     """Columns of a table, where their names are not usual ones."""
 
+    heading = "Columns of a table"
+
     image_column: str | None = option(
         None, "Column of the images, where its name is not a usual one."
     )
@@ -36,6 +38,8 @@ class Columns(Options):
 @dataclass(frozen=True)
 class Data(Options):
     """Where rows come from, and how they are divided."""
+
+    heading = "Data"
 
     data: str = option(
         "digits",
@@ -69,6 +73,8 @@ class ImageData(Data, Columns):
 class Masks(Options):
     """What masks say."""
 
+    heading = "Masks"
+
     classes_file: str | None = option(
         None, "Class names, one on each line; by default the classes.txt beside the data."
     )
@@ -81,6 +87,8 @@ class Masks(Options):
 @dataclass(frozen=True)
 class Questions(Options):
     """How a model is asked about images."""
+
+    heading = "Questions"
 
     style: Literal["reasoning", "direct"] = option(
         "reasoning", "Ask for reasoning before the answer, or for the answer alone."

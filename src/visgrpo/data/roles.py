@@ -18,6 +18,7 @@ from visgrpo.data.images import TURNED, decode, decode_mask, lying_of, picture_c
 from visgrpo.data.table import IGNORE_INDEX, LazySequence, Role, Table, check_classes
 from visgrpo.data.text import Message, Prompt, as_prompt
 from visgrpo.errors import UserError, nearest
+from visgrpo.progress import tracked
 from visgrpo.texts import composed
 
 if TYPE_CHECKING:
@@ -469,7 +470,8 @@ def class_counts_MK(table: Table, threads: int = 8, *, ignored: bool = False) ->
         return np.append(counts, ids.size - counts.sum()) if ignored else counts
 
     with ThreadPoolExecutor(threads) as pool:
-        counts = list(pool.map(counts_K, range(len(table))))
+        found = pool.map(counts_K, range(len(table)))
+        counts = list(tracked(found, f"counting classes of {table.name}", len(table)))
     return np.array(counts, dtype=np.int64).reshape(len(table), classes + ignored)
 
 

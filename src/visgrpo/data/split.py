@@ -18,6 +18,7 @@ from visgrpo.data.roles import class_counts_MK
 from visgrpo.data.table import Content, LazySequence, Splits, Table
 from visgrpo.data.text import prompt_key
 from visgrpo.errors import UserError, nearest
+from visgrpo.progress import tracked
 
 TEST_FRACTION = 0.2
 TEST_SEED = 20240917  # fixed: a test split made from the rows must not move with a run's seed
@@ -201,7 +202,8 @@ def same_content(contents_M: Sequence[Sequence[Content]]) -> np.ndarray:
         with ThreadPoolExecutor(8) as pool:
             many = [place for place, key in enumerate(keys) if alike[key] > 1]
             found = pool.map(read, [parts[place] for place in many])
-            for place, more in zip(many, found, strict=True):
+            seen = tracked(found, "looking for equal pictures", len(many))
+            for place, more in zip(many, seen, strict=True):
                 keys[place] = (keys[place], more)
     leader = np.arange(len(contents_M))
 

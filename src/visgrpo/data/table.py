@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.errors import UserError
+from visgrpo.progress import tracked
 
 T = TypeVar("T")
 IGNORE_INDEX = 255
@@ -301,7 +302,8 @@ class Table:
             return None
 
         with ThreadPoolExecutor(threads) as pool:
-            found = enumerate(pool.map(problem, range(len(self))))
+            tries = pool.map(problem, range(len(self)))
+            found = enumerate(tracked(tries, f"looking at {self.name}", len(self)))
             return {row: said for row, said in found if said is not None}
 
 

@@ -85,6 +85,8 @@ class FeedbackLearning(Extension):
         UserError: for tables, options and data that do not go together.
     """
 
+    few_images = True
+
     def __init__(self, config: ClipConfig, splits: Splits, session: Session) -> None:
         self._config, self._session = config, session
         parts = (splits.train, splits.validation, splits.test)

@@ -26,6 +26,8 @@ _OF_VOTES = ("votes", "log-votes")
 class TableOptions(Options):
     """How a table of what people did is read."""
 
+    heading = "Feedback"
+
     query: str | None = option(
         None,
         "SQL that makes the table: in the database, or on a file, which is called events there.",
@@ -38,6 +40,8 @@ class TableOptions(Options):
 @dataclass(frozen=True)
 class ImageColumns(Options):
     """How the images of a data set are found and called."""
+
+    heading = "Columns of a table"
 
     image_column = like(Columns)
     label_column = like(Columns)
@@ -57,6 +61,8 @@ class ImageColumns(Options):
 class LabelledByModel(ImageColumns):
     """Which images models answer about, with which labels."""
 
+    heading = "Data"
+
     data: str | None = like(Data, None, "Images, in whatever visgrpo clip takes.")
     split = like(Data, "train", "Rows of data that is stored in splits, perhaps sliced.")
     classes = like(Prompts)
@@ -73,6 +79,8 @@ class LabelledByModel(ImageColumns):
 @dataclass(frozen=True)
 class FeedbackOptions(TableOptions):
     """Where feedback comes from, and what it is taken to be worth."""
+
+    heading = "Feedback"
 
     feedback: str | None = option(
         None,
@@ -184,6 +192,8 @@ class FeedbackOptions(TableOptions):
 class SummarizeConfig(Printing, TableOptions, ImageColumns):
     """Say what is in a table of feedback, what it is good for and what it lacks."""
 
+    example = "visgrpo feedback summarize clicks.csv --data photos/"
+
     events: str = option(
         "",
         'CSV, JSONL, Parquet, a folder or glob of such files, "sqlite:///app.db?table=votes" '
@@ -208,6 +218,8 @@ class ReplayConfig(Printing, TableOptions, LabelledByModel):
     A model is taken to draw labels by its probabilities, as the log's policy drew by its
     propensities. Images that a model learned from the clicks of make it look better than it is.
     """
+
+    example = "visgrpo feedback replay --model runs/a runs/b --log clicks.parquet --data photos/"
 
     model: tuple[str, ...] = like(
         Adapt,

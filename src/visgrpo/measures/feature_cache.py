@@ -25,6 +25,7 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.files import parse_json
 from visgrpo.measures.over import Team, outputs_of
+from visgrpo.progress import tracked
 
 BATCH_SIZE = 256  # rows that one process encodes at a time
 
@@ -195,7 +196,8 @@ def _blocks(
 ) -> Iterator[Tensor]:
     """Yield the features (n, …) of one batch of all processes after another, to all of them."""
     size, shape = BATCH_SIZE * processes.world_size, None
-    for start in range(0, len(dataset), size):
+    starts = range(0, len(dataset), size)
+    for start in tracked(starts, f"features of {dataset.name}, batches of {size}"):
         rows = np.arange(start, min(start + size, len(dataset)))
         block = outputs_of(
             function, dataset.subset(rows), partial(_later, inputs, start), processes

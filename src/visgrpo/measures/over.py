@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import Batch, Collating, InputFunction, sequential
 from visgrpo.data.table import Table
 from visgrpo.methods.method import Shards
+from visgrpo.progress import Bar
 
 Inputs = InputFunction | Collating
 
@@ -33,9 +34,15 @@ class Team(Shards, Protocol):
 def batches(
     dataset: Table, inputs: Inputs, team: Team, size: int, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """Yield some rows, on the device, with their places in the data set; by default all of them."""
-    for batch in sequential(dataset, inputs, size, rows=rows):
-        yield replace(batch, positions_N=batch.indices_N).to(team.device)
+    """Yield some rows, on the device, with their places in the data set; by default all of them.
+
+    A bar counts them, where they are more than one batch.
+    """
+    total = len(dataset) if rows is None else len(rows)
+    with Bar(f"measuring {dataset.name}", total, shown=team.is_main and total > size) as bar:
+        for batch in sequential(dataset, inputs, size, rows=rows):
+            yield replace(batch, positions_N=batch.indices_N).to(team.device)
+            bar.to(bar.done + len(batch))
 
 
 @torch.no_grad()

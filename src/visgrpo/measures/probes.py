@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import check_finite, check_ids
+from visgrpo.progress import tracked
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -102,7 +103,7 @@ def softmax_regression(
     model = LogisticRegression(max_iter=max_iterations, tol=TOLERANCE, warm_start=True)
     validation_accuracy: dict[float, float] = {}
     tried = []
-    for C in sorted(set(grid)):
+    for C in tracked(sorted(set(grid)), "softmax regression, penalties"):
         converged = _fit(model.set_params(C=C), train_x, train_y)
         validation_accuracy[C] = float(model.score(validation_x, validation_y))
         accuracy = float(model.score(test_x, test_y))

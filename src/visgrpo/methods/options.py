@@ -12,6 +12,8 @@ from visgrpo.options import Options, like, option
 class SamplingOptions(Options):
     """How text is drawn."""
 
+    heading = "How text is drawn"
+
     max_new_tokens: int | None = option(
         None,
         "Longest completion; by default 64, 256 for models from elsewhere (tiny 24, small 128).",
@@ -31,6 +33,8 @@ class SamplingOptions(Options):
 @dataclass(frozen=True)
 class Policy(Options):
     """How a policy learns from rewards."""
+
+    heading = "Method and rewards"
 
     method: str = option("grpo", "How it learns.")
     reward: tuple[str, ...] = option((), "What outputs earn.")

@@ -12,6 +12,8 @@ from visgrpo.options import Options, like, option
 class Lora(Options):
     """Low-rank adapters."""
 
+    heading = "Low-rank adapters"
+
     lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
     lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
 
@@ -20,6 +22,8 @@ class Lora(Options):
 class Adapt(Lora):
     """The start, and what of it trains."""
 
+    heading = "Model"
+
     model: str | None = option("", "Run, folder or Hub name of the start.")
     train: str | tuple[str, ...] = option((), "What trains.")
 
@@ -27,6 +31,8 @@ class Adapt(Lora):
 @dataclass(frozen=True)
 class Prompts(Options):
     """Classes as text."""
+
+    heading = "Classes as text"
 
     templates: tuple[str, ...] = option(
         ("a photo of a {}.",),

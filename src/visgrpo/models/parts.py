@@ -152,6 +152,9 @@ def check_model_name(name: str) -> None:
     if not (path / "config.json").exists():
         inside = path / "model"
         hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
+        runs = sorted(file.parent.parent.name for file in path.glob("*/model/config.json"))
+        if runs:  # a story or a sweep
+            hint = f" It holds runs that do: name {path / runs[0]}, or one of {', '.join(runs)}."
         raise UserError(f'"{name}" holds no model: config.json is missing.{hint}')
     others = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
     if others and not [*path.glob("*.safetensors"), *path.glob("pytorch_model*")]:

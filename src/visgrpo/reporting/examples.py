@@ -136,7 +136,7 @@ def _example(run: Run, index: str, logged: list[dict[str, Any]]) -> Example:
     image, label, prompt = last.get("image"), last.get("label"), last.get("prompt")
     shown = [first, last] if _steps_differ(logged) else [first]
     return Example(
-        index=index,
+        index=str(last.get("file", index)),
         label=None if label is None else str(label),
         prompt=None if prompt is None else str(prompt),
         picture=None if image is None else picture(run.path, str(image)),

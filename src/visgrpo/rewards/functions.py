@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 import threading
 import traceback
@@ -150,6 +151,28 @@ def user_function(
         f'Unknown reward "{name}". {nearest(name, built_in)} '
         'A function of your own is written "file.py:function".'
     )
+
+
+def check_functions(specs: Iterable[str]) -> None:
+    """Look for the functions in files among some rewards, before anything that takes time.
+
+    A file is not run yet, unless it seems not to have the function.
+
+    Raises:
+        UserError, RewardError: as `load_function`.
+    """
+    for spec in specs:
+        file, _, name = spec.rpartition(":")
+        if file.endswith(".py") and name not in _words_of(Path(file).expanduser()):
+            load_function(spec)
+
+
+def _words_of(path: Path) -> set[str]:
+    """Return the words of a file's code; of one that cannot be read, none."""
+    try:
+        return set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return set()
 
 
 def load_function(spec: str) -> Callable[..., Any]:

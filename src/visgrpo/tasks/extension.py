@@ -38,7 +38,10 @@ class Extension:
         splits: the data of the job.
         rewards: by name, those that a job may ask for beside the built-in ones.
         facts: what the summary says of them.
+        few_images: whether there may be fewer images than a usual batch has.
     """
+
+    few_images = False
 
     def __init__(self, splits: Splits) -> None:
         self.splits = splits

@@ -62,18 +62,32 @@ def say_notes(session: Session, splits: Splits) -> None:
 
 
 def training_of(
-    config: RunConfig, rate: float, train: Table, session: Session, **more: Any
+    config: RunConfig,
+    rate: float,
+    train: Table,
+    session: Session,
+    *,
+    capped: bool = False,
+    **more: Any,
 ) -> TrainingOptions:
     """Turn epochs into steps, and "by default" into numbers; see that batches can be divided.
 
     Args:
+        capped: whether a batch may be smaller than asked for, where there are fewer images.
         more: options that are to be others.
     """
-    per_epoch = len(train) // config.batch_size
+    size = config.batch_size
+    if capped and size > len(train):
+        size = max(len(train), 1)
+        session.note(f"there are {len(train)} training images, so a step takes {size}, not "
+                     f"--batch-size {config.batch_size}.")  # fmt: skip
+    per_epoch = len(train) // size
     if per_epoch == 0:
         raise UserError(
-            f"--batch-size {config.batch_size} is larger than the {len(train)} training images."
+            f"--batch-size {size} is larger than the {len(train)} training images: take "
+            f"--batch-size {len(train)} or less."
         )
+    more = {"batch_size": size, **more}
     steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     options = config.resolved(steps, rate, **more)
     options.check_batches(session.processes.world_size)

@@ -11,12 +11,14 @@ from visgrpo.errors import UserError
 from visgrpo.methods.options import Policy, SamplingOptions
 from visgrpo.models.options import Adapt, Prompts, Sizes
 from visgrpo.options import Options, like, option, override
-from visgrpo.training.options import Loop
+from visgrpo.training.options import Loop, Tables
 
 
 @dataclass(frozen=True)
 class RunConfig(Loop, ImageData):
     """How a run on images is optimised."""
+
+    heading = "Training"
 
     silent_steps = override(hidden=True)
 
@@ -30,6 +32,8 @@ class RunConfig(Loop, ImageData):
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """What both ways of pre-training have in common."""
+
+    heading = "Data"
 
     inner_passes = minibatches = refresh_every = override(hidden=True)
     more_data: tuple[str, ...] = option(
@@ -53,6 +57,12 @@ class PretrainConfig(RunConfig):
 class PretrainClipConfig(Sizes, PretrainConfig):
     """Pre-train a small CLIP from random weights on captions, or on class names as captions."""
 
+    example = "visgrpo pretrain clip --data photos/ --epochs 20 --output runs/start"
+    common = (
+        "data caption_column image_size width layers epochs batch_size learning_rate "
+        "output seed resume"
+    )
+
     caption_column: str = option(
         "caption", "Column of the captions; without it class names are put into the templates."
     )
@@ -67,6 +77,9 @@ class PretrainClipConfig(Sizes, PretrainConfig):
 @dataclass(frozen=True)
 class PretrainBackboneConfig(Sizes, PretrainConfig):
     """Pre-train a small vision encoder from random weights on pairs of changed images."""
+
+    example = "visgrpo pretrain backbone --data photos/ --family dinov2 --epochs 50"
+    common = "data family positives image_size epochs batch_size learning_rate output seed resume"
 
     vocabulary = override(hidden=True)
 
@@ -136,6 +149,8 @@ class Budget(NamedTuple):
 @dataclass(frozen=True)
 class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     """How a policy over completions learns from rewards, in one or several stages."""
+
+    heading = "Method and rewards"
 
     estimator = override(hidden=True)
 
@@ -236,6 +251,8 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 class DemoConfig(Options):
     """The whole story on built-in data: a weak CLIP, tuned with GRPO and, beside it, supervised."""
 
+    example = "visgrpo demo --output runs/demo"
+
     output = like(Loop, help="Folder for the runs; by default a free name under runs/.")
     seed = like(Loop, help="Of everything random.")
 
@@ -244,15 +261,21 @@ class DemoConfig(Options):
 class ReportConfig(Options):
     """Write report.html and the plots of a run again."""
 
+    example = "visgrpo report runs/tuned"
+
     run: str = option("", "Run directory.", required="the run: visgrpo report RUN")
 
 
 @dataclass(frozen=True)
-class CompareConfig(Options):
+class CompareConfig(Tables):
     """Put several runs on one page; runs that differ only in their seed become one band."""
+
+    example = "visgrpo compare runs/grpo runs/supervised --metric accuracy,kl"
 
     runs: tuple[str, ...] = option(
         (), "Run directories.", required="the runs: visgrpo compare RUN RUN"
     )
-    metric: tuple[str, ...] = option((), "Metric to draw, such as reward, kl or eval/accuracy.")
+    metric: tuple[str, ...] = option(
+        (), "Metrics to draw, such as reward, kl or eval/accuracy.", commas=True
+    )
     output = like(Loop, "compare.html", "The page.")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visgrpo.metrics import metric
-from visgrpo.reporting import Run, compare_runs, print_measures, read_runs, write_report
-from visgrpo.reporting.console import print_cells
+from visgrpo.reporting import Run, compare_runs, read_runs, write_report
+from visgrpo.reporting.console import print_cells, table_of, write_table
 from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_by_config
 from visgrpo.tasks.options import CompareConfig, ReportConfig
-from visgrpo.terminal import show
+from visgrpo.terminal import show, show_table
 
 
 def report(config: ReportConfig) -> Path:
@@ -26,7 +26,10 @@ def compare(config: CompareConfig) -> Path:
     config.check()
     page = compare_runs(config.runs, list(config.metric) or None, Path(config.output))
     runs = read_runs(config.runs)
-    print_measures("Held-out", {run.name: run.after for run in runs})
+    held_out = table_of({run.name: run.after for run in runs})
+    if config.table:
+        write_table(config.table, *held_out)
+    show_table(*held_out, title="Held-out", width=120)
     _print_convergence(runs, config.metric)
     show(str(page))
     return page

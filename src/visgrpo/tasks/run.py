@@ -17,8 +17,9 @@ from visgrpo.locks import FolderLock
 from visgrpo.methods.method import Memory, Method
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
+from visgrpo.rewards.functions import check_functions
 from visgrpo.tasks.task import Task
-from visgrpo.terminal import say, show
+from visgrpo.terminal import note, say, show
 from visgrpo.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -297,7 +298,7 @@ def print_notes(decisions: Iterable[str], processes: Processes) -> None:
     """Print what was decided on the way on stderr, once."""
     for decision in decisions:
         if processes.is_main:
-            say(f"note: {printable(decision)}")
+            note(decision)
 
 
 def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = True) -> Session:
@@ -310,6 +311,7 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
         UserError: for anything that would fail later; nothing heavy was loaded by then.
     """
     config.check()
+    check_functions(getattr(config, "reward", ()))
     output = Path(config.output) if config.output else free_name(Path("runs") / default_output)
     if config.resume:
         read_config(output)  # a folder that holds no run is none to be made

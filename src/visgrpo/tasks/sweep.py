@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 from visgrpo.errors import Interrupted, UserError, nearest
 from visgrpo.files import write_whole
 from visgrpo.locks import FolderLock
-from visgrpo.metrics import added, number
+from visgrpo.metrics import added, duration, number
 from visgrpo.reporting import compare_runs, ended
+from visgrpo.reporting.console import markdown, write_table
 from visgrpo.reporting.run import flatten
 from visgrpo.tasks.run import settings_of
 from visgrpo.tasks.sweep_plan import (
@@ -32,7 +34,7 @@ from visgrpo.tasks.sweep_plan import (
     value_text,
 )
 from visgrpo.tasks.task import TASKS, Task, task_named
-from visgrpo.terminal import say, show, show_table
+from visgrpo.terminal import note, say, show, show_table
 from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import (
     CONFIG_FILE,
@@ -105,10 +107,14 @@ def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[
     _begin(config, output, file)
     repeat = _command_line(config, file, output)
     summaries: dict[tuple[str, int], Summary] = {}
+    began, ran, waiting = time.perf_counter(), 0, sum(not job.finished for job in jobs)
     for place, job in enumerate(jobs, start=1):
         state = ": finished before" if job.finished else ": going on" if job.config.resume else ""
-        say(f"[{place}/{len(jobs)}] {job.title}{state}")
+        left = (time.perf_counter() - began) / max(ran, 1) * (waiting - ran)
+        about = f", about {duration(left)} left" if ran and ran < waiting else ""
+        say(f"run {place} of {len(jobs)}{about}: {job.title}{state}")
         summaries[job.key] = _summary(job, task, output)
+        ran += not job.finished
         # Without probes, say, no run has their measures: no columns of dashes by default.
         shown = [*added("sweep"), *task.shown]
         measures = config.measure or measured(summaries.values(), shown)
@@ -116,7 +122,7 @@ def _sweep(config: SweepConfig, task: Task, command: str, output: Path) -> list[
         write_rows(output, repeat, rows)
         if place == 1:  # perhaps a later run has it, but a typo is best seen now
             for complaint in complaints(summaries.values(), config.measure):
-                say(f"note: {complaint}")
+                note(complaint)
     page = _page(jobs, output)
     for complaint in complaints(summaries.values(), config.measure):
         raise UserError(f"{complaint} The runs are done: --resume with another --measure.")
@@ -267,14 +273,15 @@ def complaints(summaries: Collection[Summary], measures: Sequence[str]) -> list[
 
 
 def write_rows(folder: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write sweep.json, and table.md with the command that repeats it."""
+    """Write sweep.json, and the table: table.md with the command that repeats it, .csv and .tex."""
     content = {"command": command, "spread": SPREAD, "rows": rows}
     write_whole(folder / ROWS, json.dumps(content, indent=1, allow_nan=False))
     header, *body = _cells(rows)
-    lines = [header, ["---"] * len(header), *body]
-    table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    for other in (".csv", ".tex"):
+        write_table((folder / TABLE).with_suffix(other), header, body)
     curves = f"; their curves: {PAGE}" if (folder / PAGE).exists() else ""
-    text = f"    {command}\n\n{table}\n\nMean ± {SPREAD}. Options of the runs: {PLAN}{curves}.\n"
+    notes = f"Mean ± {SPREAD}. Options of the runs: {PLAN}{curves}."
+    text = f"    {command}\n\n{markdown(header, body)}\n{notes}\n"
     write_whole(folder / TABLE, text)
 
 
@@ -326,7 +333,3 @@ def _mean_and_spread(cell: Mapping[str, Any]) -> str:
         return "–"
     mean = number(cell["mean"])
     return mean if cell["spread"] is None else f"{mean} ± {number(cell['spread'])}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

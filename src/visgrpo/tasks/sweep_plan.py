@@ -19,7 +19,8 @@ from visgrpo.training.options import Loop
 from visgrpo.training.run_directory import CONFIG_FILE
 
 # What a sweep writes into its folder, beside one folder for each combination.
-PLAN, ROWS, TABLE, PAGE = FILES = ("sweep.yaml", "sweep.json", "table.md", "compare.html")
+PLAN, ROWS, TABLE, PAGE = ("sweep.yaml", "sweep.json", "table.md", "compare.html")
+FILES = (PLAN, ROWS, TABLE, "table.csv", "table.tex", PAGE)
 _SET_BY_THE_SWEEP = {"seed": "--seeds", "output": "--output", "resume": "--resume"}
 _LONGEST_NAME = 120  # most file systems allow 255 bytes
 
@@ -166,6 +167,8 @@ def _check_names(names: list[str], origin: str) -> None:
 class SweepConfig(Options):
     """Train with every combination of some options and several seeds, and print one table."""
 
+    example = "visgrpo sweep clip --config sweep.yaml --seeds 3"
+
     command_words: tuple[str, ...] = option(
         (),
         "The command to run: clip, pretrain clip and so on.",
@@ -182,6 +185,7 @@ class SweepConfig(Options):
         (),
         "Measure of the tuned model to put into the table, such as accuracy or knn.20, or any "
         "other number of a run's summary, such as before.accuracy.",
+        commas=True,
     )
     output = like(Loop, help="Folder for the runs; by default a free name under runs/.")
     resume = like(

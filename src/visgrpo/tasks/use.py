@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visgrpo.data.folders import image_files
 from visgrpo.data.images import decode
 from visgrpo.data.read import read, read_split
 from visgrpo.data.split import parse_split, sliced
@@ -27,13 +28,15 @@ from visgrpo.models.parts import (
     read_info,
 )
 from visgrpo.models.vision_families import SEEING
+from visgrpo.progress import tracked
 from visgrpo.reporting import print_measures
+from visgrpo.reporting.console import table_of, write_table
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.lineage import Learned, learned_from
 from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.task import Kind, kinds, loaded
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
-from visgrpo.terminal import show, show_table
+from visgrpo.terminal import say, show, show_table
 from visgrpo.training.processes import Processes
 
 # How transformers' classes are called that write text, and those that score it.
@@ -192,6 +195,8 @@ def _check(config: EvaluateConfig, kind: Kind, start: Kind | None) -> None:
 
 def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> None:
     """Print JSON, or a table of all rows; write the JSON file that was asked for."""
+    if config.table:
+        write_table(config.table, *table_of(_with_shifts(results)))
     if config.printed(results):
         return
     print_measures(title, _with_shifts(results))
@@ -268,10 +273,10 @@ def refuse_other_options(config: EvaluateConfig | PredictConfig, kind: str) -> N
 
 
 class Prediction(Protocol):
-    """A model that says something about images: made of options, images and processes.
+    """A model that says something about images: made of options and processes.
 
-    That refuses what cannot work and loads the model. Images are answered one by one: any number
-    of large ones fits in memory, and they may differ in size.
+    That refuses what cannot work and loads the model. Images are opened and answered one by one:
+    any number of large ones fits in memory, and they may differ in size.
     """
 
     def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
@@ -281,12 +286,15 @@ class Prediction(Protocol):
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Return for each image its most probable classes, its pixels' or an answer; print them.
 
+    Of an image that cannot be answered there is the "error" instead, and the others follow.
+
     Raises:
-        UserError: for an image that cannot be read, a model that knows no class names, and options
-            that do not go with the model.
+        UserError: for images of which none can be answered, a model that knows no class names, and
+            options that do not go with the model.
     """
     config.check()
-    config = replace(config, model=model_folder(config.model))
+    files = tuple(file for name in config.images for file in _files_of(name))
+    config = replace(config, model=model_folder(config.model), images=files)
     name = kind_of(config.model)
     kind = kinds()[name]
     if kind.prediction is None:
@@ -294,16 +302,50 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     refuse_other_options(config, name)
     if kind.labels:
         classes_of(config)
-    images = [_open(path) for path in config.images]
-    prediction: Prediction = loaded(kind.prediction)(config, images, Processes(config.device))
-    with torch.no_grad():
-        answers = [
-            {"image": path, **prediction(path, image)}
-            for path, image in zip(config.images, images, strict=True)
-        ]
+    prediction: Prediction = loaded(kind.prediction)(config, Processes(config.device))
+    answers = [_answer(prediction, path) for path in tracked(config.images, "images")]
+    if all("error" in answer for answer in answers):
+        raise UserError(answers[0]["error"])
+    if config.table:
+        write_table(config.table, *_as_table(answers))
     if not config.printed(answers):
         _show_answers(answers)
     return answers
+
+
+def _files_of(name: str) -> list[str]:
+    """Return an image, or those below a folder."""
+    if not Path(name).is_dir():
+        if not Path(name).is_file():
+            raise UserError(f'Image "{name}" does not exist.')
+        return [name]
+    files = list(map(str, image_files(Path(name))))
+    if not files:
+        raise UserError(f'Folder "{name}" holds no images.')
+    return files
+
+
+@torch.no_grad()
+def _answer(prediction: Prediction, path: str) -> dict[str, Any]:
+    try:
+        image = decode(path, f'Image "{path}"', mend="replace it, or leave it out")
+        return {"image": path, **prediction(path, image)}
+    except UserError as error:
+        return {"image": path, "error": str(error)}
+
+
+def _as_table(answers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and a row for each image; of lists, such as classes, a column for each."""
+    flat = [
+        {
+            f"{key} {place}" if isinstance(value, list) else key: "" if each is None else str(each)
+            for key, value in answer.items()
+            for place, each in enumerate(value if isinstance(value, list) else [value], start=1)
+        }
+        for answer in answers
+    ]
+    headings = list(dict.fromkeys(key for row in flat for key in row))
+    return headings, [[row.get(heading, "") for heading in headings] for row in flat]
 
 
 def classes_of(config: PredictConfig) -> tuple[str, ...]:
@@ -327,15 +369,12 @@ def most_probable(logits_1K: Tensor, classes: Sequence[str], top_k: int) -> dict
     }
 
 
-def _open(path: str) -> Image.Image:
-    if not Path(path).is_file():
-        raise UserError(f'Image "{path}" does not exist.')
-    return decode(path, f'Image "{path}"', mend="replace it, or leave it out")
-
-
 def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
     """Print the classes of every image and the numbers that belong to them, or its answer."""
     for answer in answers:
+        if "error" in answer:
+            say(f"left out: {answer['error']}")
+            continue
         if "completion" in answer:
             show(answer["image"])
             if answer["answer"] is not None:

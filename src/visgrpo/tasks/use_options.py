@@ -12,15 +12,18 @@ from visgrpo.models.options import Adapt, Prompts
 from visgrpo.options import like, option
 from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.language.options import LanguageConfig
-from visgrpo.training.options import Loop, Printing
+from visgrpo.training.options import Loop, Printing, Tables
 
 Probe = Literal["knn", "softmax-regression"]
 Style = Literal["reasoning", "direct"]
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Printing):
+class EvaluateConfig(Printing, Tables):
     """Evaluate a saved model on any data set."""
+
+    example = "visgrpo evaluate runs/tuned --data photos/ --start openai/clip-vit-base-patch32"
+    common = "data split start json table"
 
     model: str = like(
         Adapt,
@@ -161,14 +164,19 @@ class EvaluateConfig(Printing):
 
 
 @dataclass(frozen=True)
-class PredictConfig(Printing):
+class PredictConfig(Printing, Tables):
     """Classify images with a saved model, find a class for every pixel, or ask about them."""
+
+    example = "visgrpo predict runs/tuned photos/"
+    common = "classes top_k ask json table"
 
     model: str = like(
         Adapt, "", "Folder or Hub name.", required="the model: visgrpo predict MODEL photo.jpg"
     )
     images: tuple[str, ...] = option(
-        (), "Image files.", required="at least one image: visgrpo predict MODEL photo.jpg"
+        (),
+        "Image files, and folders of them.",
+        required="at least one image: visgrpo predict MODEL photo.jpg",
     )
     classes = like(Prompts)
     templates = like(

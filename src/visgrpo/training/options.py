@@ -25,6 +25,8 @@ class TrainingOptions(Options):
     update into that many forward and backward passes without changing its result.
     """
 
+    heading = "Training"
+
     steps: int = option(help="Steps of one batch each, instead of epochs.", within="> 0")
     batch_size: int = option(help="Inputs of a step, over all processes.", within="> 0")
     learning_rate: float = option(help="Of AdamW, at its highest.", within="> 0")
@@ -99,10 +101,6 @@ class TrainingOptions(Options):
         """Optimiser updates that the outputs of one rollout serve, before they are drawn anew."""
         return self.inner_passes * self.minibatches * self.refresh_every
 
-    def logs_after(self, step: int) -> bool:
-        """Return whether a line of the log follows ``step`` steps."""
-        return step == self.steps or step % self.log_every == 0
-
     def steps_since_log(self, step: int) -> int:
         """Return how many steps the log line after ``step`` steps is the mean of."""
         return step % self.log_every or self.log_every
@@ -127,6 +125,8 @@ class Loop(TrainingOptions):
     Numbers that follow from data and model are None by default; whoever knows them makes the
     trainer's options with `resolved`.
     """
+
+    heading = "The run"
 
     output: str | None = option(None, "Run directory; by default a free name under runs/.")
     steps = override(None)
@@ -166,8 +166,27 @@ class Loop(TrainingOptions):
 
 
 @dataclass(frozen=True)
+class Tables(Options):
+    """What a command that prints a table says, and where."""
+
+    heading = "Output"
+
+    table: str | None = option(
+        None, "Write the table to this file, too: .csv, .tex (LaTeX) or .md (Markdown)."
+    )
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        endings = (".csv", ".tex", ".md")
+        if self.table and Path(self.table).suffix not in endings:
+            yield f"--table {self.table}: name a file that ends in {', '.join(endings)}."
+
+
+@dataclass(frozen=True)
 class Printing(Options):
     """What a command that measures says, and where."""
+
+    heading = "Output"
 
     json: str | None = option(
         None,

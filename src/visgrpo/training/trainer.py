@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from visgrpo.data.batches import Batch, BatchLoader
 from visgrpo.errors import Interrupted, UserError
 from visgrpo.methods.method import Memory, Method
+from visgrpo.progress import Bar
+from visgrpo.terminal import say
 from visgrpo.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -33,7 +35,6 @@ from visgrpo.training.metrics import MetricMeans, Silence
 from visgrpo.training.optimizer import RateOf, build_optimizer, set_learning_rate
 from visgrpo.training.options import TrainingOptions
 from visgrpo.training.processes import Processes, StopRequest
-from visgrpo.training.progress import ProgressDisplay
 from visgrpo.training.run_directory import RunDirectory
 
 KEPT_CHECKPOINTS = 2  # one to go on from, and one before it in case that one is damaged
@@ -130,8 +131,12 @@ class Trainer:
             self._restore(checkpoint)
         options = self._options
         self._run.ensure({"method": self._title, **asdict(options)})
-        display = ProgressDisplay(
-            self._title, options.steps, start=self._step, shown=self._processes.is_main
+        display = Bar(
+            self._title,
+            options.steps,
+            start=self._step,
+            training=True,
+            shown=self._processes.is_main,
         )
         with display, self._stop.listening():
             if self._step == 0:
@@ -156,11 +161,11 @@ class Trainer:
             options.steps, self._seconds, examples, int(self._best["step"]), self._sign * reached
         )
 
-    def _one_step(self, batch: Batch, began: float, display: ProgressDisplay) -> None:
+    def _one_step(self, batch: Batch, began: float, display: Bar) -> None:
         options, step = self._options, self._step
         self._means_before, self._updated = self._means.copy(), False
         self._memory_before = self._memory.state() if self._memory else {}
-        batch = replace(batch.to(self._processes.device), logged=options.logs_after(step + 1))
+        batch = batch.to(self._processes.device)
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
         learning_rate = options.learning_rate_at(step)
@@ -174,7 +179,7 @@ class Trainer:
         step_time = time.perf_counter() - began
         self._seconds += step_time
         self._means.add({"learning_rate": learning_rate, "step_time": step_time})
-        display.step(self._step)
+        display.to(self._step)
         self._housekeeping(batch, groups, display)
 
     def _rollout(self, batch: Batch, step: int) -> Any:
@@ -267,21 +272,23 @@ class Trainer:
             "train more."
         )
 
-    def _housekeeping(self, batch: Batch, groups: Any, display: ProgressDisplay) -> None:
+    def _housekeeping(self, batch: Batch, groups: Any, display: Bar) -> None:
         """Log, evaluate, save: whatever is due after this step."""
         options = self._options
         last = self._step == options.steps
         seen: dict[str, float] = {}
-        if options.logs_after(self._step):
+        if last or self._step % options.log_every == 0:
             means = self._means.take(self._processes.gather_any)
             means.update(self._memory.metrics() if self._memory else {})
             self._log(means)
-            seen.update(means)
+            # A surrogate that is its own old policy's is 0, which says nothing.
+            quiet = {"loss"} if groups is not None and abs(means["loss"]) < 0.0005 else set()
+            seen.update({name: value for name, value in means.items() if name not in quiet})
             for remark in self._silence.unpaid(self._means.of_nothing, self._step):
-                display.say(remark)
+                self._say(remark)
             unmoved = self._silence.mind(means, options.steps_since_log(self._step), self._step)
             if unmoved:
-                display.say(unmoved)
+                self._say(unmoved)
             if groups is not None:
                 self._log_samples(batch, groups)
         if last or (options.eval_every and self._step % options.eval_every == 0):
@@ -290,6 +297,10 @@ class Trainer:
             display.log(self._step, seen)
         if last or (options.save_every and self._step % options.save_every == 0):
             self._save()
+
+    def _say(self, line: str) -> None:
+        if self._processes.is_main:
+            say(line)
 
     def _evaluate_and_log(self) -> dict[str, float]:
         self._model.eval()
@@ -315,9 +326,11 @@ class Trainer:
     def _log_samples(self, batch: Batch, groups: Any) -> None:
         if not self._run.writes:
             return
+        files = self._loader.dataset.columns.get("file")
         for row, sample in enumerate(self._method.samples(groups, SAMPLED_GROUPS)):
             index = int(batch.indices_N[row])
             picture = {} if self._image_of is None else {"image": self._image_of(index)}
+            picture |= {"file": str(files[index])} if files is not None else {}
             self._run.log_sample({"step": self._step, "index": index, **picture, **sample})
 
     def _save(self) -> None:

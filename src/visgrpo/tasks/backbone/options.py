@@ -20,6 +20,8 @@ Shift = Literal["blur", "noise", "jpeg", "grey"]
 class BackboneRunConfig(Adapt, Policy, RunConfig):
     """What both jobs with a backbone and a head have in common."""
 
+    heading = "Backbone and head"
+
     combination = advantage_baseline = temperature = override(hidden=True)
 
     model: str = override(
@@ -107,6 +109,11 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
 class RepresentationConfig(BackboneRunConfig):
     """Fine-tune a vision backbone and a projection head for classification, by GRPO-RM."""
 
+    example = "visgrpo representation --model facebook/dinov2-small --data photos/ --train lora"
+    common = (
+        "data model method train reward epochs batch_size learning_rate baseline output seed resume"
+    )
+
     batch_size = override(1024, "Images of a step, over all processes.")
     pool: Literal["cls", "mean", "both"] = option(
         "cls", "Features of an image: the class token, the mean of its patches, or both."
@@ -168,6 +175,11 @@ class RepresentationConfig(BackboneRunConfig):
 @dataclass(frozen=True)
 class SegmentationConfig(Masks, BackboneRunConfig):
     """Fine-tune a vision backbone and a decoder for a class at every pixel, by GRPO-RM."""
+
+    example = "visgrpo segmentation --model facebook/dinov2-small --data scans/ --train last-blocks"
+    common = (
+        "data model method train reward epochs batch_size learning_rate baseline output seed resume"
+    )
 
     mask_column = override(hidden=False)
     group_size = beta = override(hidden=True)

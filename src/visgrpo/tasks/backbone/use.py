@@ -5,7 +5,6 @@ A backbone without a head, or with one for other classes, is judged by probes on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -197,9 +196,7 @@ class MaskPrediction:
     without a pixel are left out.
     """
 
-    def __init__(
-        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
-    ) -> None:
+    def __init__(self, config: PredictConfig, processes: Processes) -> None:
         self._places, self._top_k = _free_places(config), config.top_k
         model, parts = load_representation(config.model)
         self._segmenter = cast(Segmenter, model).to(processes.device)

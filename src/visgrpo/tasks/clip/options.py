@@ -19,6 +19,12 @@ ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinfo
 class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     """Fine-tune a CLIP or SigLIP zero-shot classifier with rewards over class labels."""
 
+    example = "visgrpo clip --model openai/clip-vit-base-patch32 --data photos/ --train lora"
+    common = (
+        "data model method reward train epochs batch_size learning_rate beta baseline "
+        "output seed resume"
+    )
+
     templates = like(Prompts)
 
     model: str = override(

@@ -72,7 +72,13 @@ class ClipTask(Task):
         if not supervised:
             check_objective(objective, options.estimator, options.group_size)
         retained = {name: read_split(name, "test", seed=options.seed) for name in options.retention}
-        training = training_of(run, options.resolved_learning_rate(), splits.train, session)
+        training = training_of(
+            run,
+            options.resolved_learning_rate(),
+            splits.train,
+            session,
+            capped=extension.few_images,
+        )
 
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)

@@ -103,9 +103,7 @@ def prompts_of(parts: Parts, templates: Sequence[str] | None) -> tuple[str, ...]
 class Prediction:
     """The most probable classes of an image."""
 
-    def __init__(
-        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
-    ) -> None:
+    def __init__(self, config: PredictConfig, processes: Processes) -> None:
         self._classes, self._top_k = classes_of(config), config.top_k
         classifier, parts = load_labeller(config.model, self._classes, config.templates)
         self._classifier = classifier.to(processes.device).eval()

@@ -19,6 +19,7 @@ from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.parts import Parts
 from visgrpo.objectives import weighted_sum
+from visgrpo.progress import Bar, tracked
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.judge import can_be_compared, prefer_first
 from visgrpo.rewards.texts import TextRewards
@@ -110,16 +111,18 @@ def _pairs(
     steps = math.ceil(MOST_ROUNDS * config.pairs / size)
     rows: list[dict[str, Any]] = []
     left_out = 0
-    for step, batch in enumerate(loader.batches(0, steps)):
-        batch = batch.to(session.processes.device)
-        with session.processes.autocast():
-            groups = rollouts.draw(model, batch, step, chunk=size)
-        drawn = list(_chosen(groups, config, step))
-        fitting = _fitting(drawn, parts)
-        left_out += len(drawn) - len(fitting)
-        rows += fitting
-        if len(rows) >= config.pairs:
-            return rows[: config.pairs], left_out
+    with Bar("preference pairs", config.pairs) as bar:
+        for step, batch in enumerate(loader.batches(0, steps)):
+            batch = batch.to(session.processes.device)
+            with session.processes.autocast():
+                groups = rollouts.draw(model, batch, step, chunk=size)
+            drawn = list(_chosen(groups, config, step))
+            fitting = _fitting(drawn, parts)
+            left_out += len(drawn) - len(fitting)
+            rows += fitting
+            bar.to(len(rows))
+            if len(rows) >= config.pairs:
+                return rows[: config.pairs], left_out
     too_long = f", but {left_out} more are too long when encoded again" if left_out else ""
     raise UserError(
         f"Only {len(rows)} of {steps * size} pairs of completions differ in text and score"
@@ -200,7 +203,9 @@ def _best_of_n(config: LanguageConfig, session: Session) -> dict[str, Any]:
     began = time.perf_counter()
     proxies: list[Tensor] = []
     golds: list[Tensor] = []
-    for step, batch in enumerate(sequential(job.splits.test, job.inputs["test"], PROMPTS_AT_ONCE)):
+    drawn = sequential(job.splits.test, job.inputs["test"], PROMPTS_AT_ONCE)
+    batches = tracked(drawn, "best of n", math.ceil(len(job.splits.test) / PROMPTS_AT_ONCE))
+    for step, batch in enumerate(batches):
         with session.processes.autocast():
             on_device = batch.to(session.processes.device)
             groups = rollouts.draw(model, on_device, step, chunk=PROMPTS_AT_ONCE)

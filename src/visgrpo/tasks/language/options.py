@@ -127,6 +127,12 @@ Preset = Literal["tiny", "nano", "small"]
 class LanguageConfig(TokenPolicyConfig):
     """A small language model: SFT, a learned reward model, then GRPO, PPO and others beside."""
 
+    example = "visgrpo language --data book.txt --preset nano --output runs/story"
+    common = (
+        "data method model preset reward steps batch_size learning_rate beta group_size "
+        "output seed resume"
+    )
+
     learning_rate = override(
         help="By default the preset's for the stage, 20 times as much with --train lora."
     )
@@ -308,6 +314,9 @@ class LanguageConfig(TokenPolicyConfig):
 @dataclass(frozen=True)
 class GenerateConfig(Printing, SamplingOptions):
     """Complete a prompt with a language model: visgrpo generate MODEL PROMPT."""
+
+    example = 'visgrpo generate runs/story/grpo "The list"'
+    common = "samples temperature max_new_tokens seed"
 
     model = like(
         Adapt,

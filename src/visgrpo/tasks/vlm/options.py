@@ -58,6 +58,12 @@ FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(
 class VlmConfig(TokenPolicyConfig):
     """A vision-language model: SFT on answers, then GRPO on what its own answers earn."""
 
+    example = "visgrpo vlm --method grpo --model runs/seer/sft --data questions.jsonl"
+    common = (
+        "data method model train reward style steps batch_size learning_rate beta "
+        "group_size output seed resume"
+    )
+
     method: Stage = override(
         "all",
         "One stage, or all: sft, then grpo from it, in RUN/sft and RUN/grpo, and one page.",
@@ -197,6 +203,8 @@ def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
 @dataclass(frozen=True)
 class JoinConfig(Options):
     """Join a vision tower and a language model to one model that sees."""
+
+    example = "visgrpo join Qwen/Qwen2.5-VL-3B-Instruct Qwen/Qwen2.5-0.5B-Instruct --output joined"
 
     vision: str = option(
         "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +98,7 @@ def _questions(config: EvaluateConfig, processes: Processes) -> Table:
 class Prediction:
     """The model's likeliest words about an image, and the answer in them."""
 
-    def __init__(
-        self, config: PredictConfig, images: Sequence[Image.Image], processes: Processes
-    ) -> None:
+    def __init__(self, config: PredictConfig, processes: Processes) -> None:
         if not config.ask:
             raise UserError(
                 f'"{config.model}" is a vision-language model: ask it something, with --ask "How '
@@ -115,13 +112,10 @@ class Prediction:
         self._processor, self._processes = parts.processor, processes
         self._model = _model(parts, processes)
         self._messages = _messages(config.ask, config.style or parts.info.get("style"))
-        files = zip(config.images, images, strict=True)
-        smaller = [path for path, image in files if parts.processor.resizes(image)]
-        if smaller:
-            more = f" and {len(smaller) - 1} more" if len(smaller) > 1 else ""
-            print_notes([f"{smaller[0]}{more}: made smaller for the model."], processes)
 
     def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
+        if self._processor.resizes(image):
+            print_notes(["large images are made smaller for the model."], self._processes)
         pictures = (self._processor.picture(image),)
         ids = self._processor.prompt_ids(self._messages, pictures)
         if len(ids) > self._room:

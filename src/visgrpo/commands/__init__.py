@@ -1,0 +1,1 @@
+"""The commands of the house itself: what there is, and what a machine and a folder hold."""

@@ -1,4 +1,4 @@
-"""Published layouts, from twins.py: every job that takes one trains it, and transformers reloads it.
+"""Published layouts, from twins.py: every job that takes one trains it; transformers reloads it.
 
 What is trained and saved is loaded again by plain transformers (and peft), which must say the same.
 """

@@ -329,8 +329,8 @@ def _config_of_kind(name: str, kinds: Any, refusal: str) -> Any:
     config = pretrained("AutoConfig", name)
     if config.model_type == "siglip2":
         raise UserError(
-            f'"{name}" is a NaFlex SigLIP 2 (siglip2), whose images keep their own shapes: take one '
-            "of a fixed size, such as google/siglip2-base-patch16-224."
+            f'"{name}" is a NaFlex SigLIP 2 (siglip2), whose images keep their own shapes: take '
+            "one of a fixed size, such as google/siglip2-base-patch16-224."
         )
     if config.model_type not in kinds:
         ending = refusal or f"; this job needs one of: {', '.join(kinds)}."

@@ -1,7 +1,8 @@
 """A model with everything that belongs to it, and what loading any of them takes.
 
 In float32, and never with code of the checkpoint's own: every `from_pretrained` of transformers
-goes through `pretrained`. Safetensors where there are any; else torch reads weights, and nothing else.
+goes through `pretrained`. Safetensors where there are any; else torch reads weights, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -272,7 +273,8 @@ def load_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load a model of one of transformers' Auto classes in float32.
 
-    Where there are no safetensors, ``torch.load(weights_only=True)`` reads tensors and runs no code.
+    Where there are no safetensors, ``torch.load(weights_only=True)`` reads tensors, and runs no
+    code.
 
     Args:
         may_lack: matches the names of weights that may be missing.
@@ -293,8 +295,8 @@ def load_pretrained(
             model, report = pretrained(auto, name, dtype=torch.float32, **safely)
         except (EOFError, UnpicklingError) as error:
             raise UserError(
-                f'"{name}": {pickled} is damaged, or holds more than weights: it could run code, and '
-                "nothing of it was. Take safetensors."
+                f'"{name}": {pickled} is damaged, or holds more than weights: it could run code, '
+                "and nothing of it was. Take safetensors."
             ) from error
         except RuntimeError as error:  # which prints the shapes, but does not say them
             _, report = pretrained(auto, name, ignore_mismatched_sizes=True, **safely)

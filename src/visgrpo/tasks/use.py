@@ -249,8 +249,8 @@ def kind_of(name: str) -> str:
         return "clip"
     raise UserError(
         f'"{name}" is a {config.model_type} model, which nothing here takes: take a dual encoder '
-        f"({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a vision-language model "
-        f"({', '.join(SEEING)}), or a causal language model such as gpt2 or qwen2."
+        f"({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a vision-language "
+        f"model ({', '.join(SEEING)}), or a causal language model such as gpt2 or qwen2."
     )
 
 

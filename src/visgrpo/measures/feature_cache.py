@@ -1,29 +1,23 @@
-"""Features of a frozen model, encoded once and kept in memory-mapped files."""
+"""Features of a frozen model: each image is encoded once, whatever the run, split and seed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visgrpo.data.batches import InputFunction, Made
+from visgrpo.data.kept import Kept, picture_names
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
-from visgrpo.files import parse_json
 from visgrpo.measures.over import Team, outputs_of
 from visgrpo.progress import tracked
 
@@ -39,142 +33,125 @@ def cached_features(
     key: Mapping[str, str],
     folder: Path | None = None,
 ) -> Tensor:
-    """Return what a frozen function makes of every image, (M, …) float32, encoding it only once.
+    """Return what a frozen function makes of every image, (M, …) float32, encoding each only once.
 
-    A first call encodes batch by batch into a file; later ones map that file into memory, whatever
-    process they run in, and call neither `function` nor `inputs`. The tensor is then read from disk
-    as it is used; writing to it changes this process's copy only. Values are those that an uncached
-    call computes, bit for bit. A data set of unknown identity is encoded into memory every time.
+    Features are kept by what an image is (`visgrpo.data.kept`): other runs, splits and seeds find
+    them, and neither call `function` nor `inputs` for it. The tensor lies in a file without a name
+    and is read from disk as it is used; writing to it changes this process's copy only. Values are
+    those of an uncached call, up to the rounding that differs with the batch an image is in.
 
-    The processes of one run share the folder: the main one writes, the others wait.
+    The processes of one run share the folder: the main one writes, and what one lacks all encode.
 
     Args:
         function: from inputs (N, …) to features (N, …), in evaluation mode.
-        dataset: the rows; `dataset.identity` is a part of the key.
+        dataset: the rows.
         inputs: makes the input of one row; nothing about it may be random.
         processes: the processes, and the precision they compute in.
         key: everything else that the features depend on, by name: `weights_key`, the model's
             configuration, the preprocessing, the pooling and the precision.
-        folder: where files are kept; `default_folder()` if None.
+        folder: where they are kept; see `Kept`.
 
     Raises:
-        UserError: if the folder cannot be written or is full, a file in it is damaged, or the
-            features of two batches differ in shape.
+        UserError: if the folder cannot be written or is full, the file in it is damaged, or the
+            features of two images differ in shape.
     """
-    blocks = _blocks(function, dataset, inputs, processes)
-    if not dataset.identity:
-        return _in_memory(blocks, len(dataset))
-    entry = _Entry({**key, "data": dataset.identity}, len(dataset), folder or default_folder())
-    # All take the same branch, even where one of them has not seen a new file yet.
-    if processes.any(not entry.features.exists()):
-        if processes.is_main:
-            entry.write(blocks)
-        else:
-            for _ in blocks:  # its share of the rows goes to the main process
-                pass
-        processes.wait()
-    return entry.read()
+    kept, names = Kept(folder, key), picture_names(dataset.images)
+    rows_of: dict[bytes, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of.setdefault(name, []).append(row)
+    with _Rows(dataset.name, len(dataset), kept.folder) as found:
+        _fill(found, rows_of, kept, function, dataset, inputs, processes)
+        return found.tensor()
 
 
-def weights_key(module: nn.Module) -> str:
-    """Return a hash of all parameters and buffers: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def default_folder() -> Path:
-    """Return $VISGRPO_CACHE, or ~/.cache/visgrpo/features."""
-    return Path(os.environ.get("VISGRPO_CACHE") or "~/.cache/visgrpo/features").expanduser()
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One array of features: a .npy file, and a .json file beside it that says what it is."""
-
-    key: Mapping[str, str]
-    rows: int
-    folder: Path
-
-    @property
-    def features(self) -> Path:
-        return self.folder / f"{self._digest}.npy"
-
-    @property
-    def description(self) -> Path:
-        return self.folder / f"{self._digest}.json"
-
-    @property
-    def _digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-
-    def write(self, blocks: Iterable[Tensor]) -> None:
-        """Write the blocks under a name that nobody reads, then give the files their own names."""
-        part = self.folder / f".{self._digest}.{uuid.uuid4().hex}.part"
-        said = part.with_suffix(".json")
-        with self._disk():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = part.open("xb")
-        try:
-            with file:
-                shape = self._write_array(file, blocks)
-                size = file.tell()
-            with self._disk():
-                said.write_text(json.dumps(self._said(shape, "float32", size), indent=1), "utf-8")
-                # In this order, so that features which have their name are never undescribed.
-                os.replace(said, self.description)
-                os.replace(part, self.features)
-        finally:
-            part.unlink(missing_ok=True)
-            said.unlink(missing_ok=True)
-
-    def _write_array(self, file: BinaryIO, blocks: Iterable[Tensor]) -> tuple[int, ...]:
-        """Write a .npy file, in order: on a full disk a memory map would kill the process."""
-        shape: tuple[int, ...] = ()
-        for block in blocks:
-            with self._disk():
-                if not shape:
-                    shape = (self.rows, *block.shape[1:])
-                    self._check_space(4 * math.prod(shape))
-                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(block.numpy(), dtype="<f4").data)
-        with self._disk():
-            file.flush()
-            os.fsync(file.fileno())
-        return shape
-
-    def read(self) -> Tensor:
-        """Map the features into memory."""
-        try:
-            said = parse_json(self.description.read_bytes())
-            # "c": writable, since torch warns of arrays that are not, but never into the file.
-            features = np.load(self.features, mmap_mode="c", allow_pickle=False)
-            size = self.features.stat().st_size
-        except (OSError, ValueError, EOFError, RecursionError) as error:
-            raise self._damaged(str(error)) from error
-        found = self._said(features.shape, str(features.dtype), size)
-        if said != found or features.shape[0] != self.rows:
-            raise self._damaged(f"it does not agree with {self.description.name}")
-        return torch.from_numpy(features)
-
-    def _said(self, shape: tuple[int, ...], dtype: str, size: int) -> dict[str, Any]:
-        return {"key": dict(self.key), "shape": list(shape), "dtype": dtype, "bytes": size}
-
-    def _damaged(self, reason: str) -> UserError:
-        return UserError(
-            f"The cached features {self.features} cannot be used ({reason}); delete the file, and "
-            "they are made again."
+def _fill(
+    found: _Rows,
+    rows_of: Mapping[bytes, list[int]],
+    kept: Kept,
+    function: Callable[[Tensor], Tensor],
+    dataset: Table,
+    inputs: InputFunction,
+    processes: Team,
+) -> None:
+    """Put the features of all images into their rows: those that are kept, then the others."""
+    lacking = dict.fromkeys(rows_of, True)
+    for name, features in kept.read(list(rows_of)):
+        found.put(rows_of[name], features)
+        lacking[name] = False
+    flags = torch.tensor(list(lacking.values()), device=processes.device, dtype=torch.uint8)
+    missing = [
+        name
+        for name, one_lacks in zip(rows_of, processes.gather(flags[None]).any(dim=0), strict=True)
+        if one_lacks
+    ]
+    size = BATCH_SIZE * processes.world_size
+    starts = range(0, len(missing), size)
+    for start in tracked(starts, f"features of {dataset.name}, batches of {size}"):
+        some = missing[start : start + size]
+        rows = np.array([rows_of[name][0] for name in some])
+        made = outputs_of(
+            function, dataset.subset(rows), partial(_made_of, inputs, rows), processes
         )
+        for name, features in zip(some, made, strict=True):
+            found.put(rows_of[name], features)
+        if processes.is_main:
+            kept.write(dict(zip(some, made, strict=True)))
+    processes.wait()
+
+
+def _made_of(inputs: InputFunction, rows: np.ndarray, index: int, rng: np.random.Generator) -> Made:
+    return inputs(int(rows[index]), rng)
+
+
+class _Rows:
+    """The features of M rows, in a file without a name: it is gone when nobody uses it."""
+
+    def __init__(self, what: str, rows: int, folder: Path) -> None:
+        self._what, self._rows, self._folder = what, rows, folder
+        self._shape: tuple[int, ...] | None = None
+        with self._disk():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # a map of it stays
+
+    def put(self, rows: list[int], features: Tensor) -> None:
+        """Write the features of an image to all rows that have it."""
+        if self._shape is None:
+            self._shape = tuple(features.shape)
+            self._check_space(4 * self._rows * math.prod(self._shape))
+        if tuple(features.shape) != self._shape:
+            raise UserError(
+                f"{self._what}: features of shape {tuple(features.shape)} follow features of "
+                f"shape {self._shape}; resize or crop every image to one size."
+            )
+        content = np.ascontiguousarray(features.float().numpy()).data
+        for row in rows:  # on a full disk a memory map would kill the process
+            with self._disk():
+                self._file.seek(row * content.nbytes)
+                self._file.write(content)
+
+    def tensor(self) -> Tensor:
+        """Map all rows into memory."""
+        if self._shape is None:
+            return torch.empty(0)
+        with self._disk():
+            self._file.flush()
+        shape = (self._rows, *self._shape)
+        # "c": writable, since torch warns of arrays that are not, but never into the file.
+        return torch.from_numpy(np.memmap(self._file, np.float32, "c", shape=shape))
 
     def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
-                f"The features need {needed / 1e9:.1f} GB and {self.folder} has {free / 1e9:.1f} "
-                "GB left; make room, or name another folder with --cache."
+                f"The features need {needed / 1e9:.1f} GB and {self._folder} has "
+                f"{free / 1e9:.1f} GB left; make room, or name another folder "
+                "(--cache or VISGRPO_CACHE)."
             )
 
     @contextmanager
@@ -183,43 +160,6 @@ class _Entry:
             yield
         except OSError as error:
             raise UserError(
-                f"Features cannot be kept in {self.folder} ({error.strerror}); make room there, "
-                "or name another folder with --cache."
+                f"Features cannot be kept in {self._folder} ({error.strerror}); make room there, "
+                "or name another folder (--cache or VISGRPO_CACHE)."
             ) from error
-
-
-def _blocks(
-    function: Callable[[Tensor], Tensor],
-    dataset: Table,
-    inputs: InputFunction,
-    processes: Team,
-) -> Iterator[Tensor]:
-    """Yield the features (n, …) of one batch of all processes after another, to all of them."""
-    size, shape = BATCH_SIZE * processes.world_size, None
-    starts = range(0, len(dataset), size)
-    for start in tracked(starts, f"features of {dataset.name}, batches of {size}"):
-        rows = np.arange(start, min(start + size, len(dataset)))
-        block = outputs_of(
-            function, dataset.subset(rows), partial(_later, inputs, start), processes
-        )
-        shape = block.shape[1:] if shape is None else shape
-        if block.shape[1:] != shape:
-            raise UserError(
-                f"{dataset.name}: features of shape {tuple(block.shape[1:])} follow features of "
-                f"shape {tuple(shape)}; resize or crop every image to one size."
-            )
-        yield block
-
-
-def _later(inputs: InputFunction, start: int, index: int, rng: np.random.Generator) -> Made:
-    return inputs(start + index, rng)
-
-
-def _in_memory(blocks: Iterable[Tensor], rows: int) -> Tensor:
-    whole, start = torch.empty(0), 0
-    for block in blocks:
-        if start == 0:
-            whole = torch.empty(rows, *block.shape[1:])
-        whole[start : start + len(block)] = block
-        start += len(block)
-    return whole

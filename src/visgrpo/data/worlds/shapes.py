@@ -115,7 +115,7 @@ class _Pictures:
             name=self._name,
             classes=CLASSES,
             labels=self._labels,
-            images=LazySequence(self.image, rows),
+            images=LazySequence(self.image, rows, contents=self._content),
             columns={
                 "caption": [f"a photo of {with_article(name)}" for name in names],
                 "shape": [name.split()[1] for name in names],
@@ -128,6 +128,9 @@ class _Pictures:
 
     def image(self, index: int) -> Image.Image:
         return self._draw(index)[0]
+
+    def _content(self, index: int) -> list[bytes]:
+        return [f"{self._identity} {index}".encode()]
 
     def mask(self, index: int) -> np.ndarray:
         return self._draw(index)[1]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from visgrpo.data.batches import InputFunction
+from visgrpo.data.kept import weights_key
 from visgrpo.data.preprocess import Preprocess
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
-from visgrpo.measures.feature_cache import cached_features, weights_key
+from visgrpo.measures.feature_cache import cached_features
 from visgrpo.measures.over import outputs_of
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO

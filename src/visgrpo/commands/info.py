@@ -75,7 +75,7 @@ def _caches() -> dict[str, Path]:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from visgrpo.measures.feature_cache import default_folder
+    from visgrpo.data.kept import default_folder
 
     return {
         "features": default_folder(),

@@ -145,6 +145,8 @@ _IN_ORDER: tuple[Metric, ...] = (
     Metric("feedback/coverage", "Judged by people", "share of the policy", SAME, SHARE,
            about="the policy's probability of labels that feedback is known of"),
     Metric("reward", "Reward", "mean reward", UP, shown="bar validation console"),
+    Metric("cost", "Cost of the answers", "mean cost", DOWN, word="cost",
+           shown="validation console card compare", about="what the answers cost in the mean"),
     Metric("loss", "Loss", "loss", shown="bar"),
     Metric("frac_reward_zero_std", "Groups without a signal", "share of groups", SAME, SHARE,
            about="groups whose rewards are all equal teach nothing"),
@@ -275,7 +277,7 @@ _READ: dict[str, str] = {
         accuracy sampled_accuracy mean_absolute_error unparsed sampled_unparsed format
         sampled_format""",
     "console": """
-        accuracy sampled_accuracy reward ece nll entropy kl people_kl people_cross_entropy
+        accuracy sampled_accuracy reward cost ece nll entropy kl people_kl people_cross_entropy
         people_accuracy disagreed_accuracy softmax_regression knn miou pixel_accuracy
         mean_class_accuracy gold_reward length perplexity bits_per_byte margin format unparsed
         mean_absolute_error majority""",

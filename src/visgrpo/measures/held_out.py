@@ -15,6 +15,7 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import evaluate_logits, scalar_measures
 from visgrpo.measures.over import Team, logits_of
+from visgrpo.objectives.counts import Counts, CountScore
 from visgrpo.rewards.sets import RewardSet
 
 _OF_POLICY = ("entropy", "entropy_normalized", "kl")
@@ -88,6 +89,11 @@ class HeldOut:
         if self.rewards is not None:
             reward = expected_reward(self.rewards, policy_MK, self.dataset)
             measures |= {} if reward is None else {"reward": reward}
+            costs_KK = self.rewards.costs()
+            if costs_KK is not None:
+                measures["cost"] = (
+                    costs_KK.cpu()[labels_M, logits_MK.argmax(dim=1).cpu()].mean().item()
+                )
         if self.votes_MK is not None and self.votes_MK.any():
             measures |= agreement(logits_MK, self.votes_MK, labels_M)
         return measures
@@ -96,11 +102,21 @@ class HeldOut:
 def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> float | None:
     """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
 
-    Images of which nobody has judged any label are left out; None if that is all of them.
+    Scores of counts are those of all images together, of the expected counts. Images of which
+    nobody has judged any label are left out; None if that is all of them.
 
     Args:
         logits_MK: of every row of the data set, in its order.
     """
+    scored = 0.0
+    if rewards.counted:
+        labels_M = torch.from_numpy(dataset.labels)
+        p_MK = logits_MK.softmax(dim=-1).cpu()
+        counts = Counts.of(p_MK, labels_M, torch.zeros_like(labels_M), 1)
+        scored = score_of_counts(rewards, counts)
+        if rewards.of_labels is None:
+            return scored
+        rewards = rewards.of_labels
     total, images = 0.0, 0
     for batch in sequential(dataset, _no_input, 256):
         expected_N, decided_N = rewards.expected(
@@ -113,7 +129,16 @@ def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> fl
             expected_N = expected_N[decided_N]
         total += float(expected_N.sum())
         images += len(expected_N)
-    return total / images if images else None
+    return total / images + scored if images else None
+
+
+def score_of_counts(rewards: RewardSet, counts: Counts) -> float:
+    """Return the weighted sum of the scores that are made of counts, of one scope."""
+    weights = dict(zip(rewards.names, rewards.weights, strict=True))
+    return sum(
+        weights[name] * CountScore(*reward.numbers).scores(counts).item()
+        for name, reward in rewards.counted.items()
+    )
 
 
 def _no_input(index: int, rng: np.random.Generator) -> Tensor:

@@ -16,8 +16,11 @@ from visgrpo.data.batches import Batch, InputFunction
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import check_names
+from visgrpo.measures.held_out import score_of_counts
 from visgrpo.measures.over import Team, batches, sums_over
 from visgrpo.models.backbone import Segmenter
+from visgrpo.objectives.counts import Counts
+from visgrpo.rewards.sets import RewardSet
 
 LOGITS_AT_ONCE = 2**24
 """Logits of pixels that exist at one time: 64 MiB of float32."""
@@ -109,6 +112,34 @@ def segmentation_measures(confusion_KK: Tensor, classes: Sequence[str]) -> dict[
     }
 
 
+def rewards_of_answers(
+    rewards: RewardSet, confusion_KK: Tensor, classes: Sequence[str]
+) -> dict[str, float]:
+    """Return what answers earn: `reward`, and `cost` where a reward is one.
+
+    Rewards of labels are means over pixels; scores of counts are of all pixels together.
+    """
+    counts_KK, reward = confusion_KK.cpu().double(), 0.0
+    if rewards.counted:
+        counts = counts_KK.diagonal(), counts_KK.sum(dim=1), counts_KK.sum(dim=0)
+        reward += score_of_counts(rewards, Counts(*(each[None] for each in counts)))
+    if rewards.of_labels is not None:
+        every_K = torch.arange(len(classes))
+        table_KKR = rewards.of_labels(
+            every_K.expand(len(classes), -1),
+            label=every_K,
+            probabilities=torch.eye(len(classes)),
+            classes=classes,
+        )
+        table_KK = (table_KKR @ rewards.of_labels.weights_R).double()
+        reward += ((counts_KK * table_KK).sum() / counts_KK.sum()).item()
+    costs_KK = rewards.costs()
+    if costs_KK is None:
+        return {"reward": reward}
+    cost = (counts_KK * costs_KK.cpu()).sum() / counts_KK.sum()
+    return {"reward": reward, "cost": cost.item()}
+
+
 def _check_ids(ids_P: Tensor, what: str, K: int) -> None:
     outside_P = (ids_P < 0) | (ids_P >= K)
     if outside_P.any():
@@ -125,12 +156,14 @@ class HeldOutMasks:
 
     Attributes:
         inputs: makes what the segmenter takes together with the mask.
+        rewards: that answers are measured by; None for none.
     """
 
     segmenter: Segmenter
     dataset: Table
     inputs: InputFunction
     processes: Team
+    rewards: RewardSet | None = None
 
     def now(self) -> dict[str, Any]:
         """Return all measures: those of `segmentation_measures`, `nll`, nats per pixel, and
@@ -144,6 +177,8 @@ class HeldOutMasks:
         )
         self.segmenter.train(training)
         measures = segmentation_measures(confusion_KK, self.dataset.classes)
+        if self.rewards is not None:
+            measures |= rewards_of_answers(self.rewards, confusion_KK, self.dataset.classes)
         return {
             "examples": len(self.dataset),
             **measures,
@@ -153,10 +188,8 @@ class HeldOutMasks:
     def scalars(self) -> dict[str, float]:
         """Return the measures of now that are one number."""
         measures = self.now()
-        return {
-            name: measures[name]
-            for name in ("miou", "pixel_accuracy", "mean_class_accuracy", "nll")
-        }
+        names = ("miou", "pixel_accuracy", "mean_class_accuracy", "reward", "cost", "nll")
+        return {name: measures[name] for name in names if name in measures}
 
     @torch.no_grad()
     def answers(self, rows: Sequence[int]) -> list[np.ndarray]:

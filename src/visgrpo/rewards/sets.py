@@ -20,6 +20,7 @@ from visgrpo.rewards.labels import (
     PartialReward,
     Scope,
     Shape,
+    TableReward,
     label_reward,
     scope_of,
 )
@@ -129,6 +130,22 @@ class RewardSet(WeightedRewards):
         """The parts, by name, that are scores of a whole mask or batch, made of counts."""
         pairs = zip(self.names, self.functions, strict=True)
         return {name: part for name, part in pairs if isinstance(part, CountReward)}
+
+    @property
+    def of_labels(self) -> Self | None:
+        """The set without scores of counts; None where nothing is left."""
+        kept = [i for i, part in enumerate(self.functions) if not isinstance(part, CountReward)]
+        chosen = (
+            tuple(values[i] for i in kept) for values in (self.names, self.functions, self.weights)
+        )
+        return type(self)(*chosen) if kept else None
+
+    def costs(self) -> Tensor | None:
+        """Return what an answer costs, (K, K) with rows of truth, where a reward is a cost."""
+        for name, part in zip(self.names, self.functions, strict=True):
+            if name == "cost" and isinstance(part, TableReward):
+                return 0 - part.table_KK
+        return None
 
     def replaced(self, made: Mapping[str, LabelReward]) -> Self:
         """Return the set with other functions under some of its names."""

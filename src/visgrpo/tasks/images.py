@@ -94,6 +94,11 @@ def training_of(
     return options
 
 
+def selection_of(select: str) -> str:
+    """Return the metric of --select as `Job.selection` has it: of NLL the lowest."""
+    return "-nll" if select == "nll" else select
+
+
 def save_picture(session: Session, images: Sequence[Image.Image], index: int) -> str:
     """Keep the image of a sampled group; returns its path within the run."""
     path = session.run.path / "samples" / f"{index:06d}.png"

@@ -140,7 +140,24 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
         blocks=job.training.minibatches,
         workers=getattr(options, "workers", 0),
     )
-    trainer = Trainer(
+    trainer = _trainer(job, loader, session)
+    before = job.look("before")
+    begin(session, options, task.name)  # only now: whatever was wrong has left no folder behind
+    job.begun()
+    baseline = supervised_baseline(task, options, session)
+    if task.baseline is not None and options.tune > 1:
+        job = tuned(task, options, session, job)
+        trainer = _trainer(job, loader, session)
+    session.processes.start_trackers(settings_of(options))
+    result = trainer.train(session.checkpoint)
+    job.model.eval()
+    after = job.look("after")
+    loop = options.part(Loop)
+    return finish(task, job, loop, session, result, before, after, baseline)
+
+
+def _trainer(job: Job, loader: BatchLoader, session: Session) -> Trainer:
+    return Trainer(
         job.model,
         job.method,
         loader,
@@ -156,34 +173,58 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
         memory=job.memory,
         inputs_are=job.inputs_are,
     )
-    before = job.look("before")
-    begin(session, options, task.name)  # only now: whatever was wrong has left no folder behind
-    job.begun()
-    baseline = supervised_baseline(task, options, session)
-    session.processes.start_trackers(settings_of(options))
-    result = trainer.train(session.checkpoint)
-    job.model.eval()
-    after = job.look("after")
-    loop = options.part(Loop)
-    return finish(task, job, loop, session, result, before, after, baseline)
+
+
+def tuned(task: Task, options: Any, session: Session, job: Job) -> Job:
+    """Return the job at the learning rate that is best on validation data, of some around its own.
+
+    Each rate is a run of its own, in OUTPUT/tune; a baseline tunes itself in the same way.
+    """
+    sign = -1 if job.selection.startswith("-") else 1
+    tried: dict[float, float] = {}
+    for power in range(options.tune):
+        rate = job.training.learning_rate * 3.0 ** (power - (options.tune - 1) // 2)
+        folder = session.run.path / "tune" / f"{rate:.3g}"
+        changes = {"tune": 1, "baseline": False, "baseline_learning_rate": None, "report": False}
+        summary = _inner(task, options, session, folder, learning_rate=rate, **changes)
+        tried[rate] = summary["validation"]
+    best = max(tried, key=lambda rate: sign * tried[rate])
+    session.note(
+        f"learning rate {best:.3g} is the best of "
+        + ", ".join(f"{rate:.3g} ({value:.4g})" for rate, value in tried.items())
+        + f" by {job.selection.removeprefix('-')} on validation data."
+    )
+    found = {"tuned": {"learning_rate": best, "tried": {f"{r:.3g}": v for r, v in tried.items()}}}
+    more = job.more
+    return replace(
+        job,
+        training=replace(job.training, learning_rate=best),
+        more=lambda result: {**more(result), **found},
+    )
+
+
+def _inner(
+    task: Task, options: Any, session: Session, folder: Path, **changes: Any
+) -> dict[str, Any]:
+    """Train a run that belongs to another one; being stopped, it is that one that goes on."""
+    changes |= {
+        "output": str(folder),
+        "resume": options.resume and (folder / "config.yaml").exists(),
+    }
+    try:
+        return train(task, replace(options, **changes))
+    except Interrupted as stopped:
+        raise Interrupted(stopped.step, session.run.path) from None
 
 
 def supervised_baseline(task: Task, options: Any, session: Session) -> dict[str, Any] | None:
     """Train the same budget by cross-entropy in OUTPUT/baseline; None if it was not asked for."""
     if task.baseline is None or not options.baseline or options.method == "supervised":
         return None
-    folder = session.run.path / "baseline"
-    changes = {
-        "method": "supervised",
-        "baseline": False,
-        "output": str(folder),
-        "resume": options.resume and (folder / "config.yaml").exists(),
-        **task.baseline,
-    }
-    try:
-        summary = train(task, replace(options, **changes))
-    except Interrupted as stopped:  # what goes on is the whole run
-        raise Interrupted(stopped.step, session.run.path) from None
+    rate = options.baseline_learning_rate or options.learning_rate
+    changes = {"method": "supervised", "baseline": False, "baseline_learning_rate": None}
+    changes |= {"learning_rate": rate, **task.baseline}
+    summary = _inner(task, options, session, session.run.path / "baseline", **changes)
     return {"name": "supervised", "after": summary["after"]}
 
 

@@ -13,6 +13,9 @@ from visgrpo.options import like, option, override
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.options import RunConfig
 
+Loss = Literal["ce", "gce", "weighted", "balanced", "smooth", "dice", "jaccard", "lovasz"]
+OF_SETS = {"dice", "jaccard", "lovasz"}
+OF_GRPO_RM = {"hard", "uniformity", "uniformity-wrong", "spread"}
 Shift = Literal["blur", "noise", "jpeg", "grey"]
 
 
@@ -33,6 +36,19 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
         "GRPO over the class set, or cross-entropy as the baseline: same head, data and budget.",
     )
     baseline = like(ClipConfig)
+    baseline_learning_rate = like(ClipConfig)
+    tune = like(ClipConfig)
+    loss: tuple[Loss, ...] = option(
+        ("ce",),
+        "What --method supervised and the baseline minimise, several added up: cross-entropy, "
+        "generalised (robust to wrong labels), with classes weighted or balanced, smoothed; dice, "
+        "jaccard and lovasz of whole masks or batches.",
+    )
+    select: Literal["reward", "accuracy", "nll"] | None = option(
+        None,
+        "What decides the best step on validation data; by default mIoU of masks, and of images "
+        "accuracy where the rewards are those of GRPO-RM and in supervised runs, else the reward.",
+    )
     epochs = override(20.0, "Passes over the training images.")
     learning_rate = override(
         help="The head's; by default 1e-3 for a batch of 256 images and in proportion for others."
@@ -89,12 +105,27 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
         yield from super().rules()
         if self.baseline and self.method == "supervised":
             yield "--baseline is for grpo-rm: this run is the baseline itself."
+        if self.baseline_learning_rate and not self.baseline:
+            yield "--baseline-learning-rate is of --baseline, which is not asked for."
+        if self.loss != ("ce",) and not (self.baseline or self.method == "supervised"):
+            yield "--loss is for --method supervised, or the --baseline."
+        whole = OF_SETS & set(self.loss)
+        if whole and (self.accumulation > 1 or self.minibatches > 1):
+            yield (
+                f"--loss {min(whole)} is of a whole batch: it does not go with --accumulation or "
+                "--minibatches."
+            )
         if self.refresh_every != "epoch" and not _is_count(self.refresh_every):
             yield f'--refresh-every takes a number of steps or "epoch", not "{self.refresh_every}".'
 
     def changes(self) -> dict[str, Any]:
         """Return what these options change of the objective; --scope is of scores of counts."""
         return {name: value for name, value in super().changes().items() if name != "scope"}
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether labels are the point: in supervised runs, and of the rewards of GRPO-RM."""
+        return self.method == "supervised" or OF_GRPO_RM.issuperset(self.reward)
 
     def resolved_learning_rate(self) -> float:
         """The head's learning rate, or its default."""

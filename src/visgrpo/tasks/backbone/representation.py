@@ -17,7 +17,7 @@ from visgrpo.errors import UserError
 from visgrpo.measures.held_out import HeldOut
 from visgrpo.measures.over import logits_of
 from visgrpo.measures.probes import Labelled, feature_measures, retention_measure
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised
+from visgrpo.methods.class_set import ClassSetGRPO, ImageView
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
@@ -26,8 +26,8 @@ from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.save import label_card, save
 from visgrpo.objectives import check_objective
-from visgrpo.rewards.sets import parse_rewards
-from visgrpo.tasks.backbone.options import RepresentationConfig
+from visgrpo.rewards.sets import RewardSet, parse_rewards
+from visgrpo.tasks.backbone.options import OF_GRPO_RM, RepresentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
     counting_of,
@@ -36,6 +36,7 @@ from visgrpo.tasks.backbone.shared import (
     policy_of,
     rate_of,
     refresh_every,
+    supervised_of,
 )
 from visgrpo.tasks.images import (
     data_summary,
@@ -43,6 +44,7 @@ from visgrpo.tasks.images import (
     load_data,
     run_stem,
     save_picture,
+    selection_of,
     training_of,
 )
 from visgrpo.tasks.lineage import divided
@@ -102,7 +104,10 @@ class RepresentationTask(Task):
                 "learning; start from a model that visgrpo tuned on these classes, or leave --beta "
                 "at 0."
             )
-        held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained)
+        asked = None if OF_GRPO_RM.issuperset(options.reward) else rewards
+        if options.select == "reward":
+            asked = rewards
+        held_out = _HeldOut(options, session, classifier, parts.preprocess, splits, retained, asked)
         inputs = held_out.inputs["train"]
         folder, info = session.run.path / "model", info_of(options, parts, images)
         return Job(
@@ -118,6 +123,9 @@ class RepresentationTask(Task):
             start=options.model,
             chosen_method=options.method,
             image_of=lambda index: save_picture(session, splits.train.images, index),
+            selection=selection_of(
+                options.select or ("accuracy" if options.by_labels else "reward")
+            ),
             rate_of=rate_of(options),
             memory=counting,
         )
@@ -133,7 +141,7 @@ def _method(
     session: Session,
 ) -> Method:
     if config.method == "supervised":
-        return ClassSetSupervised()
+        return supervised_of(config, train, session, ImageView())
     if config.beta:
         logits_MK = logits_of(classifier, train, inputs, session.processes)
         reference = CachedReference(logits_MK.to(session.processes.device))
@@ -149,6 +157,7 @@ class _HeldOut:
 
     Args:
         retained: data sets that are not tuned on, whose features are measured too.
+        rewards: that answers are measured by; None for none.
     """
 
     def __init__(
@@ -159,6 +168,7 @@ class _HeldOut:
         preprocess: Preprocess,
         splits: Splits,
         retained: Mapping[str, Splits],
+        rewards: RewardSet | None = None,
     ) -> None:
         self._config, self._processes = config, session.processes
         self._classifier, self._preprocess = classifier, preprocess
@@ -168,7 +178,9 @@ class _HeldOut:
         self._measured: dict[str, Any] | None = None
         self.inputs = {name: self._inputs_of(name) for name in SPLITS}
         self.validation, self._test = (
-            HeldOut.at_start(classifier, self._parts[name], self.inputs[name], session.processes)
+            HeldOut.at_start(
+                classifier, self._parts[name], self.inputs[name], session.processes, rewards
+            )
             for name in ("validation", "test")
         )
 

@@ -25,7 +25,7 @@ from visgrpo.measures.masks import (
     hex_palette,
     segmentation_measures,
 )
-from visgrpo.methods.class_set import ClassSetGRPO, ClassSetSupervised, PixelView
+from visgrpo.methods.class_set import ClassSetGRPO, PixelView
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone, Segmenter
@@ -33,7 +33,7 @@ from visgrpo.models.parts import Parts, check_model_name
 from visgrpo.models.save import label_card, save
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
-from visgrpo.tasks.backbone.options import SegmentationConfig
+from visgrpo.tasks.backbone.options import OF_GRPO_RM, SegmentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
     counting_of,
@@ -41,6 +41,7 @@ from visgrpo.tasks.backbone.shared import (
     policy_of,
     rate_of,
     refresh_every,
+    supervised_of,
 )
 from visgrpo.tasks.images import (
     data_summary,
@@ -58,6 +59,7 @@ from visgrpo.training.run_directory import RunDirectory
 
 BACKGROUND_NAMES = ("background", "null")
 BACKGROUND_REWARD = 0.5  # c/2, as in GRPO-RM
+SELECTIONS = {None: "miou", "accuracy": "pixel_accuracy", "nll": "-nll", "reward": "reward"}
 
 
 class SegmentationTask(Task):
@@ -91,9 +93,10 @@ class SegmentationTask(Task):
 
         segmenter, parts, _ = load_start(options, new, session)
         preprocess = parts.preprocess.for_dense(options.image_size)
+        asked = measured_rewards(options, rewards)
         inputs = _inputs(segmenter, splits, preprocess, options, session)
         validation, test = (
-            HeldOutMasks(segmenter, getattr(splits, name), inputs[name], session.processes)
+            HeldOutMasks(segmenter, getattr(splits, name), inputs[name], session.processes, asked)
             for name in ("validation", "test")
         )
         _say_padding(segmenter, splits, preprocess, session)
@@ -118,7 +121,7 @@ class SegmentationTask(Task):
             data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
-            selection="miou",
+            selection=SELECTIONS[options.select],
             rate_of=rate_of(options),
             memory=counting,
         )
@@ -144,6 +147,21 @@ def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSe
         for name, function in zip(rewards.names, rewards.functions, strict=True)
     )
     return replace(rewards, functions=functions)
+
+
+def measured_rewards(config: SegmentationConfig, rewards: RewardSet) -> RewardSet | None:
+    """Return the rewards if answers can be measured by them: those of GRPO-RM are of policies.
+
+    Raises:
+        UserError: where they cannot, and are to decide the best step.
+    """
+    of_policies = (OF_GRPO_RM - {"hard"}) & set(config.reward)
+    if config.select == "reward" and of_policies:
+        raise UserError(
+            f"--select reward: {min(of_policies)} is paid for how unsure a policy is, which is no "
+            "measure of its masks; select by accuracy, nll or, without --select, mIoU."
+        )
+    return None if of_policies else rewards
 
 
 def background_notes(config: SegmentationConfig, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,7 +243,7 @@ def _method(
         segmenter.backbone.stride, train.ignore_index, segmenter.upsample, config.decide_at
     )
     if config.method == "supervised":
-        return ClassSetSupervised(view)
+        return supervised_of(config, train, session, view)
     policy = policy_of(config, rewards, train.classes, session)
     return ClassSetGRPO(policy, view, counting=counting)
 

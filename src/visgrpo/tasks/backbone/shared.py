@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.feature_cache import cached_features
 from visgrpo.measures.over import outputs_of
+from visgrpo.methods.class_set import ClassSetSupervised, View
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
@@ -25,7 +27,7 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
 from visgrpo.rewards.sets import RewardSet
-from visgrpo.tasks.backbone.options import BackboneRunConfig
+from visgrpo.tasks.backbone.options import OF_SETS, BackboneRunConfig
 from visgrpo.tasks.run import Session
 
 BackboneModel = RepresentationClassifier | Segmenter
@@ -46,6 +48,8 @@ def counting_of(config: BackboneRunConfig, rewards: RewardSet, session: Session)
     Raises:
         UserError: for a scope that nothing is the score of, and an estimator that cannot count.
     """
+    if config.method == "supervised":
+        return None
     if not rewards.counted:
         if config.scope is not None:
             raise UserError(
@@ -73,6 +77,33 @@ def policy_of(
         shards=session.processes,
         beta=0.0,
     )
+
+
+def supervised_of(
+    config: BackboneRunConfig, train: Table, session: Session, view: View
+) -> ClassSetSupervised:
+    """Return what learns from labels by the losses that were asked for.
+
+    Raises:
+        UserError: for a loss of whole batches in several processes.
+    """
+    whole = OF_SETS & set(config.loss)
+    if whole and session.processes.world_size > 1:
+        raise UserError(f"--loss {min(whole)} is of a whole batch: it runs in one process.")
+    shares_K = None
+    if {"weighted", "balanced"} & set(config.loss):
+        shares_K = _shares(train).to(session.processes.device)
+    return ClassSetSupervised(view, tuple(config.loss), shares_K, config.scope == "image")
+
+
+def _shares(train: Table) -> Tensor:
+    """Return the share of each class among the training labels, (K,), of pixels or images."""
+    counts_K = np.zeros(len(train.classes))
+    labels = train.masks if "masks" in train.values else [train.labels]
+    for ids in labels:
+        known = ids[ids != train.ignore_index] if "masks" in train.values else ids
+        counts_K += np.bincount(known.ravel(), minlength=len(counts_K))
+    return torch.from_numpy(counts_K / counts_K.sum()).float()
 
 
 def refresh_every(config: BackboneRunConfig, train: Table) -> int:

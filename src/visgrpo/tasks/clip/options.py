@@ -35,6 +35,15 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     baseline: bool = option(
         False, "First train the supervised baseline of the same budget, into OUTPUT/baseline."
     )
+    baseline_learning_rate: float | None = option(
+        None, "Of the supervised baseline; by default the same as this run's.", within="> 0"
+    )
+    tune: int = option(
+        1,
+        "Try so many learning rates, three times apart, around the given one, each a run of its "
+        "own in OUTPUT/tune; validation data choose. The baseline tries as many. 1 tries none.",
+        within="> 0",
+    )
     reward = override(
         ("hard",),
         "hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f; "
@@ -76,10 +85,10 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
         "auto",
         "Reference log-probs: computed once, or in every step; auto caches unless augmenting.",
     )
-    select: Literal["accuracy", "reward", "objective"] | None = option(
+    select: Literal["accuracy", "reward", "objective", "nll"] | None = option(
         None,
         "What decides the best step on validation data: the expected reward, or that with the "
-        "entropy bonus and the KL term (objective). By default accuracy where the reward is "
+        "entropy bonus and the KL term (objective); or accuracy, or the NLL. By default accuracy where the reward is "
         "hard and in supervised runs, else the reward, and with an entropy bonus the "
         "objective.",
     )
@@ -97,6 +106,8 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
             yield "--warm-start is for GRPO methods: supervised training needs none."
         if self.baseline and self.method == "supervised":
             yield "--baseline is for GRPO methods: this run is the baseline itself."
+        if self.baseline_learning_rate and not self.baseline:
+            yield "--baseline-learning-rate is of --baseline, which is not asked for."
         if len(self.sides) > 1:
             yield f"--train takes one of {', '.join(self.sides)}, and lora beside it."
         if self.last_blocks and self.side not in ("image", "full"):

@@ -34,6 +34,7 @@ from visgrpo.tasks.images import (
     info_of,
     run_stem,
     save_picture,
+    selection_of,
     training_of,
 )
 from visgrpo.tasks.lineage import divided
@@ -122,7 +123,7 @@ class ClipTask(Task):
             data=data_summary(options.data, splits),
             start=options.model,
             chosen_method=options.method,
-            selection=options.resolved_select(),
+            selection=selection_of(options.resolved_select()),
             begun=extension.begin,
             image_of=lambda index: save_picture(session, splits.train.images, index),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from sklearn.metrics import jaccard_score
@@ -82,7 +84,7 @@ def test_lovasz_is_an_integral_over_thresholds() -> None:
         true_R = labels_R == c
         errors_R = (true_R.double() - p_RK[:, c]).abs()
         edges = [0.0, *sorted(errors_R.tolist())]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             wrong_R = errors_R > (low + high) / 2
             answered_R = true_R ^ wrong_R
             iou = (true_R & answered_R).sum() / (true_R | answered_R).sum()

@@ -134,11 +134,10 @@ class RewardSet(WeightedRewards):
     @property
     def of_labels(self) -> Self | None:
         """The set without scores of counts; None where nothing is left."""
-        kept = [i for i, part in enumerate(self.functions) if not isinstance(part, CountReward)]
-        chosen = (
-            tuple(values[i] for i in kept) for values in (self.names, self.functions, self.weights)
-        )
-        return type(self)(*chosen) if kept else None
+        parts = zip(self.names, self.functions, self.weights, strict=True)
+        kept = [part for part in parts if not isinstance(part[1], CountReward)]
+        pairs = [(name, function) for name, function, _ in kept]
+        return self.of(pairs, [weight for _, _, weight in kept]) if kept else None
 
     def costs(self) -> Tensor | None:
         """Return what an answer costs, (K, K) with rows of truth, where a reward is a cost."""

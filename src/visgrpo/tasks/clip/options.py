@@ -87,9 +87,9 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     )
     select: Literal["accuracy", "reward", "objective", "nll"] | None = option(
         None,
-        "What decides the best step on validation data: the expected reward, or that with the "
-        "entropy bonus and the KL term (objective); or accuracy, or the NLL. By default accuracy where the reward is "
-        "hard and in supervised runs, else the reward, and with an entropy bonus the "
+        "What decides the best step on validation data: the expected reward, that with the "
+        "entropy bonus and the KL term (objective), accuracy or NLL. By default accuracy where the "
+        "reward is hard and in supervised runs, else the reward, and with an entropy bonus the "
         "objective.",
     )
     retention: tuple[str, ...] = option(

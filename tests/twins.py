@@ -32,7 +32,7 @@ SMOL = "HuggingFaceTB--SmolVLM2-500M-Video-Instruct"
 SMOL_SMALL = "HuggingFaceTB--SmolVLM2-256M-Video-Instruct"  # of which no config.json is known
 DUAL = (CLIP, CLIP_NEW, LAION, SIGLIP, SIGLIP2)
 BACKBONES = (DINOV2, DINOV3, VIT, RESNET)
-WRITING, SEEING = (GPT2, QWEN), (QWEN_VL, SMOL)
+WRITING, SEEING = (GPT2, QWEN), (QWEN_VL, QWEN3_VL, SMOL)
 
 _TOWER = {
     **{"hidden_size": 32, "intermediate_size": 64},

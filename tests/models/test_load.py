@@ -600,11 +600,14 @@ def test_an_adapter_whose_base_is_gone(tiny_clip_folder: Path, tmp_path: Path) -
 
 
 def test_a_vision_language_model_with_sliding_windows(spoil: Callable[[str], Path]) -> None:
-    """Its completions would be scored otherwise than transformers scores them."""
+    """It sees as many tokens as the window has; with other kinds of layers it is refused."""
     folder = spoil("vision")
     config = json.loads((folder / "config.json").read_text())
     layers = config["text_config"]["num_hidden_layers"]
     config["text_config"] |= {"use_sliding_window": True, "sliding_window": 4}
     config["text_config"] |= {"max_window_layers": 0, "layer_types": ["sliding_attention"] * layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert context_of(load_vision_language(str(folder)).model) == 4
+    config["text_config"]["layer_types"] = ["chunked_attention"] * layers
     (folder / "config.json").write_text(json.dumps(config))
     assert "see a part of the context only" in one_line("vision", folder)

@@ -24,7 +24,9 @@ from vision_models import (
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
-from visgrpo.models.vision_families import QwenVision, TileVision, family_of, mrope_section
+from visgrpo.models.vision_families import family_of, mrope_section
+from visgrpo.models.vision_families.qwen import QwenVision
+from visgrpo.models.vision_families.tiles import TileVision
 
 CLOSE = 1e-5
 TILED = ("smolvlm", "idefics3")
@@ -53,12 +55,12 @@ def test_features_of_qwen_are_transformers_own_image_by_image() -> None:
     states = family.states(model, pictures)
     assert [len(each) for each in features] == [30, 6, 40]
     assert [each.shape for each in states] == [(30, 4, 16), (6, 4, 16), (40, 4, 16)]
-    for i, image in enumerate(family.bridged(model, states)):
+    for i, image in enumerate(family.bridged(model, states, pictures)):
         alone = pictures.images([i])
         (theirs,) = model.get_image_features(alone.pixels, alone.grids_I3).pooler_output
         torch.testing.assert_close(image, theirs, atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(features[i], theirs, atol=1e-4, rtol=1e-5)
-        assert family.tokens(model, pictures.rows_I[i]) == len(theirs)
+        assert pictures.tokens_I[i] == len(theirs)
 
 
 @pytest.mark.parametrize("kind", TILED)
@@ -68,12 +70,12 @@ def test_features_of_tiles_are_transformers_own_image_by_image(kind: str) -> Non
     states = family.states(model, pictures)
     assert [tuple(each.shape) for each in states] == [(5, 16, 16), (3, 16, 16), (5, 16, 16)]
     features = family.features(model, pictures)
-    for i, image in enumerate(family.bridged(model, states)):
+    for i, image in enumerate(family.bridged(model, states, pictures)):
         tiles = pictures.images([i]).pixels[None]
         (theirs,) = model.model.get_image_features(tiles).pooler_output
         torch.testing.assert_close(image, theirs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(features[i], theirs, atol=1e-5, rtol=1e-5)
-        assert family.tokens(model, pictures.rows_I[i]) == len(theirs)
+        assert pictures.tokens_I[i] == len(theirs)
 
 
 @pytest.mark.parametrize("kind", TILED)

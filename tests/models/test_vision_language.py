@@ -26,7 +26,7 @@ from vision_models import (
 from visgrpo.errors import UserError
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
-from visgrpo.models.vision_families import QwenVision
+from visgrpo.models.vision_families.qwen import QwenVision
 from visgrpo.models.vision_language import VisionLanguageModel
 from visgrpo.objectives.token_distribution import TokenDistribution
 

@@ -120,7 +120,10 @@ def scene(
     """Prompts about images of some sizes; the default has one, two and none, of 3 to 30 tokens."""
     processor = (parts or qwen()).processor
     pictures = [
-        [processor.picture(noise(*size, seed=10 * n + i)) for i, size in enumerate(sizes)]
+        [
+            processor.picture(noise(*size, seed=10 * n + i), len(sizes) == 1)
+            for i, size in enumerate(sizes)
+        ]
         for n, sizes in enumerate(sizes_N)
     ]
     questions = ["How many?" + "!" * (5 * n if ragged else 0) for n in range(len(pictures))]
@@ -200,19 +203,37 @@ def differences(ours: Answer, theirs: Answer) -> Differences:
     )
 
 
+def seen_by(lm: Any, tokens_1S: torch.Tensor, pictures: list[Any]) -> dict[str, Any]:
+    """What transformers' own model takes of one sequence with images, beside its tokens."""
+    kind = lm.config.model_type
+    pixels = torch.cat([picture.pixels for picture in pictures])
+    places_1S = (tokens_1S == lm.config.image_token_id).int()
+    if kind.startswith("qwen"):
+        grids = torch.tensor([picture.grid for picture in pictures])
+        return {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": places_1S}
+    if kind == "gemma3":
+        return {"pixel_values": pixels, "token_type_ids": places_1S}
+    if kind == "internvl":
+        return {"pixel_values": pixels}
+    if kind.startswith("llava"):
+        most = max(len(picture.pixels) for picture in pictures)
+        padded = [
+            torch.cat([p.pixels, p.pixels.new_zeros(most - len(p.pixels), *p.pixels.shape[1:])])
+            for p in pictures
+        ]
+        sizes = torch.tensor([picture.grid[1:] for picture in pictures])
+        seen = {"pixel_values": torch.stack(padded), "image_sizes": sizes}
+        if kind == "llava_onevision":
+            seen["batch_num_images"] = torch.tensor([len(pictures)])
+        return seen
+    return {"pixel_values": pixels[None]}
+
+
 def _logits(lm: Any, ids: np.ndarray, pictures: list[Picture], completion_T: Tensor) -> Tensor:
     tokens_1S = torch.cat([torch.tensor(ids, dtype=torch.long), completion_T])[None]
     seen: dict[str, Any] = {}
     if pictures:
-        pixels = torch.cat([picture.pixels for picture in pictures])
-        if lm.config.model_type == "qwen2_5_vl":
-            places_1S = torch.zeros_like(tokens_1S, dtype=torch.int32)
-            places_1S[tokens_1S == lm.config.image_token_id] = 1
-            seen["image_grid_thw"] = torch.tensor([picture.grid for picture in pictures])
-            seen["mm_token_type_ids"] = places_1S
-        else:
-            pixels = pixels[None]
-        seen["pixel_values"] = pixels
+        seen = seen_by(lm, tokens_1S, pictures)
     return lm(input_ids=tokens_1S, **seen, use_cache=False).logits[0, len(ids) - 1 : -1]
 
 

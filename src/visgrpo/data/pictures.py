@@ -34,6 +34,7 @@ class Pictures:
         pixels: (S, …) rows of pixels of all images, one after another.
         grids_I3: the grid of each image, int64.
         rows_I: rows of pixels of each image.
+        tokens_I: places that each takes in a prompt.
         counts_N: images of each prompt.
         keys: a name for the content of each image, by which its features may be kept; "" where
             they may not.
@@ -42,6 +43,7 @@ class Pictures:
     pixels: Tensor
     grids_I3: Tensor
     rows_I: tuple[int, ...]
+    tokens_I: tuple[int, ...]
     counts_N: tuple[int, ...]
     keys: tuple[str, ...]
 
@@ -67,6 +69,7 @@ class Pictures:
             torch.cat([picture.pixels for picture in each]),
             torch.tensor([picture.grid for picture in each]),
             tuple(len(picture.pixels) for picture in each),
+            tuple(picture.tokens for picture in each),
             tuple(map(len, pictures_N)),
             tuple(key for keys in keys_N for key in keys),
         )
@@ -99,6 +102,7 @@ class Pictures:
             torch.cat([parts[i] for i in indices]),
             self.grids_I3[torch.tensor(indices, device=self.grids_I3.device)],
             tuple(self.rows_I[i] for i in indices),
+            tuple(self.tokens_I[i] for i in indices),
             (1,) * len(indices),
             tuple(self.keys[i] for i in indices),
         )

@@ -194,7 +194,7 @@ class Processor(Protocol):
     def tokenizer(self) -> Any: ...
     @property
     def placeholder_ids(self) -> tuple[int, ...]: ...
-    def picture(self, image: Image.Image) -> Picture: ...
+    def picture(self, image: Image.Image, alone: bool = True) -> Picture: ...
     def prompt_ids(self, messages: Messages, pictures: Sequence[Picture]) -> np.ndarray: ...
 
 
@@ -340,7 +340,8 @@ class VisualInputs:
     def _make(self, index: int) -> VisualRow:
         images = self.dataset.images[index]  # of an unreadable one the message names the place
         try:
-            pictures = tuple(map(self.processor.picture, images))
+            alone = len(images) == 1
+            pictures = tuple(self.processor.picture(image, alone) for image in images)
             messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
             with _TOKENIZING:
                 ids = self.processor.prompt_ids(messages, pictures)

@@ -325,6 +325,8 @@ def critic_of(model: Any, kind: CriticKind) -> Critic:
 def context_of(model: Any) -> int:
     """Return the greatest number of positions, of prompt and completion together.
 
+    Where layers see a window of the last tokens only, it is the window: within it they see all.
+
     Raises:
         UserError: for a model that has no such number.
     """
@@ -335,7 +337,11 @@ def context_of(model: Any) -> int:
             f"A {config.model_type} model does not say how long its context is: set "
             '"max_position_embeddings" in its config.json.'
         )
-    return int(positions)
+    windows = [config.sliding_window] if getattr(config, "sliding_window", None) else []
+    kinds = getattr(config, "layer_types", None)
+    if kinds and "sliding_attention" not in kinds:
+        windows = []
+    return min([int(positions), *windows])
 
 
 def stop_tokens(parts: Parts) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def load_language(name: str) -> Parts:
 
 
 def load_vision_language(name: str, *, max_pixels: int | None = None) -> Parts:
-    """Load Qwen2.5-VL, a joined model, SmolVLM or Idefics3; a run's folder, too.
+    """Load a model of a family that sees, or a joined one; a run's folder, too.
 
     Args:
         max_pixels: images with more are made smaller; by default as the model's settings say.
@@ -348,13 +348,12 @@ def _checked(parts: Parts) -> Parts:
 
 
 def _check_sees_all(name: str, config: Any) -> None:
-    """Refuse layers whose tokens see a part of the context only."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
+    """Refuse layers that see a part of the context only, but for windows: see `context_of`."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
         raise UserError(
             f'"{name}" has layers that see a part of the context only, with which completions '
-            "cannot share their prompt: take a model without sliding windows."
+            "cannot share their prompt: take a model whose layers all have attention."
         )
 
 

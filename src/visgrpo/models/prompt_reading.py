@@ -65,21 +65,29 @@ def text_positions(lengths_N: Tensor, padded: int) -> Tensor:
 
 
 def read_prompts(
-    trunk: Any, lengths_N: Tensor, positions: Tensor, next_N: Tensor, **inputs: Tensor
+    trunk: Any,
+    lengths_N: Tensor,
+    positions: Tensor,
+    next_N: Tensor,
+    ahead_NPP: Tensor | None = None,
+    **inputs: Tensor,
 ) -> ReadPrompts:
     """Run N prompts through a transformer.
 
     Args:
         positions: (N, P), or (3, N, P) of time, rows and columns.
-        inputs: ``input_ids`` (N, P) or ``inputs_embeds`` (N, P, D).
+        ahead_NPP: which later places a place sees all the same; none by default.
+        inputs: ``input_ids`` (N, P) or ``inputs_embeds`` (N, P, D), and more that it takes.
     """
     from transformers import DynamicCache
 
     padded = positions.shape[-1]
     mask = None
-    if is_ragged(lengths_N, padded):
+    if is_ragged(lengths_N, padded) or ahead_NPP is not None:
         steps = torch.arange(padded, device=lengths_N.device)
         later = steps[None, :] > steps[:, None]
+        if ahead_NPP is not None:
+            later = (later & ~ahead_NPP)[:, None]
         mask = additive(later | padding(lengths_N, padded)[:, None, None], trunk.dtype)
     out = trunk(
         **inputs,

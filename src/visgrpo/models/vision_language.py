@@ -98,7 +98,8 @@ class VisionLanguageModel(LanguageModel):
         if frozen == "nothing":
             return list(family.features(model, pictures))
         if frozen == "states":
-            return list(family.bridged(model, tuple(self._kept(pictures, family.states))))
+            states = tuple(self._kept(pictures, family.states))
+            return list(family.bridged(model, states, pictures))
         return self._kept(pictures, family.features)
 
     def frozen(self) -> Frozen:
@@ -129,12 +130,14 @@ class VisionLanguageModel(LanguageModel):
         embeds_NPD = trunk.get_input_embeddings()(prompts_NP)
         places_NP = prompts_NP == model.config.image_token_id
         self._check_places(places_NP, pictures)
+        inputs, ahead_NPP = {"inputs_embeds": embeds_NPD}, None
         if pictures is not None:
             features = torch.cat(self.features(pictures)).to(embeds_NPD.dtype)
-            embeds_NPD = embeds_NPD.masked_scatter(places_NP.unsqueeze(-1), features)
+            inputs = self.family.inputs(embeds_NPD, places_NP, features)
+            ahead_NPP = self.family.ahead(places_NP)
         mask_NP = (~padding(lengths_N, prompts_NP.shape[1])).long()
         positions, next_N = self.family.positions(model, prompts_NP, mask_NP, pictures)
-        read = read_prompts(trunk, lengths_N, positions, next_N, inputs_embeds=embeds_NPD)
+        read = read_prompts(trunk, lengths_N, positions, next_N, ahead_NPP, **inputs)
         if read.padded != prompts_NP.shape[1]:
             raise UserError(
                 "Gradient checkpointing keeps no cache of prompts while a model trains: take "
@@ -169,8 +172,7 @@ class VisionLanguageModel(LanguageModel):
             return [0] * prompts
         counts, image = [], 0
         for number in pictures.counts_N:
-            rows = pictures.rows_I[image : image + number]
-            counts.append(sum(self.family.tokens(self.plain, each) for each in rows))
+            counts.append(sum(pictures.tokens_I[image : image + number]))
             image += number
         return counts
 
@@ -210,13 +212,16 @@ class VisionProcessor:
         processor._check_template()
         return processor
 
-    def picture(self, image: Image.Image) -> Picture:
+    def picture(self, image: Image.Image, alone: bool = True) -> Picture:
         """Return an image as the vision tower takes it: what the image processor makes of it.
+
+        Args:
+            alone: whether it is the only one of its prompt.
 
         Raises:
             UserError: for an image so thin that whole tokens would distort it.
         """
-        return self._family.picture(self.images, image)
+        return self._family.picture(self.images, image, alone)
 
     def resizes(self, image: Image.Image) -> bool:
         """Return whether an image is larger than the model takes, and will be made smaller."""
@@ -255,7 +260,7 @@ class VisionProcessor:
     def save_pretrained(self, folder: Path) -> None:
         """Write the image processor and its settings, as plain transformers loads them."""
         self.images.save_pretrained(folder)
-        settings = json.dumps(self._family.settings(), indent=1)
+        settings = json.dumps(dict(self._family.settings), indent=1)
         (folder / "processor_config.json").write_text(settings, encoding="utf-8")
 
     def _rendered(self, messages: Messages, pictures: Sequence[Picture]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from visgrpo.data.batches import Batch
 from visgrpo.methods import closed_form
+from visgrpo.methods.class_set import without_graph
 from visgrpo.objectives import Objective
 
 R, K = 6, 5
@@ -96,12 +98,22 @@ def test_gradient_is_that_of_the_definition(
         loss, metrics = closed_form.first_pass(
             policy, logits_RK, batch, 0, weights_R, gradient_RK, 1.0
         )
+        between_lines = torch.empty(R, K)
+        others = closed_form.first_pass(
+            policy, logits_RK, replace(batch, logged=False), 0, weights_R, between_lines, 1.0
+        )
+        assert torch.equal(between_lines, gradient_RK)
+        assert torch.equal(others[0], loss)
+        assert {"frac_reward_zero_std"} <= others[1].keys() < metrics.keys()
         leaf = logits_RK.double().requires_grad_()
         each_R = defined(policy, names, leaf, labels_R)
         expected = (each_R * (WEIGHTS_R.double() if weighted else 1)).mean()
         (theirs,) = torch.autograd.grad(expected, leaf)
         scale_of = theirs.abs().max()
         assert (gradient_RK - theirs).abs().max() < 2e-6 * scale_of + 1e-8
+        precise_RK = torch.empty(R, K, dtype=torch.float64)
+        closed_form.first_pass(policy, leaf.detach(), batch, 0, weights_R, precise_RK, 1.0)
+        assert (precise_RK - theirs).abs().max() < 1e-6 * scale_of + 1e-10
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=2e-6)
         general = policy.first_pass(logits_RK, batch, 0, weights_R).metrics
         assert metrics.keys() == general.keys()
@@ -112,13 +124,43 @@ def test_gradient_is_that_of_the_definition(
 def test_cross_entropy_is_that_of_torch() -> None:
     logits_RK, labels_R = 3 * random(R, K), torch.arange(R) % K
     gradient_RK = torch.empty(R, K)
-    loss, _ = closed_form.cross_entropy(logits_RK, labels_R, WEIGHTS_R, gradient_RK, 0.5)
+    batch = Batch(torch.arange(R), logits_RK, labels_R, {})
+    loss, _ = closed_form.cross_entropy(logits_RK, batch, WEIGHTS_R, gradient_RK, 0.5)
     leaf = logits_RK.double().requires_grad_()
     each_R = F.cross_entropy(leaf, labels_R, reduction="none")
     expected = 0.5 * (each_R * WEIGHTS_R).mean()
     (theirs,) = torch.autograd.grad(expected, leaf)
     torch.testing.assert_close(gradient_RK.double(), theirs, rtol=1e-5, atol=1e-8)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["uniform", "exact", None])
+def test_places_of_masks_are_rows_wherever_they_lie(estimator: Any) -> None:
+    """Inputs, places and classes, class by class in memory: as the rows, in parts of any size."""
+    lying_NKP, labels_NP = 2 * random(3, K, 4), torch.arange(12).view(3, 4) % K
+    logits_NPK, weights_NP = lying_NKP.movedim(1, -1), random(3, 4, seed=2).abs()
+    policy = estimator and grpo(
+        rewards=("hard", "uniformity"), n_classes=K, estimator=estimator, entropy_weight=0.1
+    )
+
+    def outcome(logits: Tensor, labels: Tensor, weights: Tensor, numbers: int) -> Any:
+        def part(some_logits: Tensor, some: Any, gradient: Tensor, share: float) -> Any:
+            batch = Batch(labels[some], some_logits, labels[some], {})
+            if policy is None:
+                return closed_form.cross_entropy(some_logits, batch, weights[some], gradient, share)
+            weighted = weights[some]
+            return closed_form.first_pass(policy, some_logits, batch, 0, weighted, gradient, share)
+
+        leaf = logits.clone().requires_grad_()
+        loss, metrics = without_graph(part, leaf, numbers)
+        return {"loss": loss.detach(), **metrics}, torch.autograd.grad(loss, leaf)[0]
+
+    flat = logits_NPK.reshape(12, K), labels_NP.flatten(), weights_NP.flatten()
+    metrics, gradient = outcome(*flat, 10**6)
+    for numbers in (1, 2 * K, 4 * K, 9 * K, 10**6):
+        ours, theirs = outcome(logits_NPK, labels_NP, weights_NP, numbers)
+        torch.testing.assert_close(ours, metrics, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(theirs.reshape(12, K), gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_equal_rewards_teach_nothing_however_they_round() -> None:

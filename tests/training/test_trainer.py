@@ -30,6 +30,7 @@ from toy import (
 
 from visgrpo.data.batches import BatchLoader
 from visgrpo.errors import Interrupted, UserError
+from visgrpo.methods.class_set import ClassSetGRPO
 from visgrpo.methods.method import LossResult
 from visgrpo.training.checkpoints import load_checkpoint, newest_good
 
@@ -182,6 +183,30 @@ def test_a_training_line_holds_the_mean_since_the_last_one(tmp_path: Path) -> No
     assert some == pytest.approx([sum(each[:4]) / 4, sum(each[4:]) / 2])
     steps = [line["step"] for line in read_lines(tmp_path / "some" / "metrics.jsonl")]
     assert steps == [0, 4, 6, 6]  # the start, two training lines, the last evaluation
+
+
+def test_batches_know_whether_their_step_is_logged(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def loss_of(model: nn.Module, batch: Any, step: int) -> Tensor:
+        seen.append(batch.logged)
+        return model(batch.inputs).square().mean()
+
+    toy_trainer(tmp_path, Stub(loss_of), steps=6, log_every=4, accumulation=2).train()
+    assert seen == [False] * 6 + [True] * 2 + [False] * 2 + [True] * 2
+
+
+def test_what_only_the_log_needs_is_of_the_logged_steps(tmp_path: Path) -> None:
+    """Of class sets entropy and accuracy; the loss is a mean over all steps."""
+    every, some = tmp_path / "each", tmp_path / "some"
+    policy = grpo(estimator="uniform", entropy_weight=0.1)
+    for folder, log_every in ((every, 1), (some, 4)):
+        toy_trainer(folder, ClassSetGRPO(policy), steps=8, log_every=log_every).train()
+    accuracy, accuracy_of_some = (training_values(at, "accuracy") for at in (every, some))
+    assert accuracy_of_some == [accuracy[3], accuracy[7]]
+    loss, loss_of_some = (training_values(at, "loss") for at in (every, some))
+    expected = [sum(loss[:4]) / 4, sum(loss[4:]) / 4]
+    assert loss_of_some == pytest.approx(expected, abs=1e-7)
 
 
 def test_every_line_says_step_epoch_and_seconds(tmp_path: Path) -> None:
@@ -403,6 +428,11 @@ RESUMED: dict[str, dict[str, Any]] = {
     "plain": {},
     "logged between saves": {"log_every": 3, "save_every": 2, "eval_every": 4},
     "stale": {"minibatches": 2, "inner_passes": 2, "refresh_every": 4, "save_every": 3},
+    "class sets": {
+        "method": ClassSetGRPO(grpo(estimator="uniform")),
+        "log_every": 3,
+        "save_every": 2,
+    },
     "best kept": {"keep": "best", "weight_decay": 0.1, "accumulation": 2},
 }
 
@@ -414,6 +444,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
 ) -> None:
     settings = {"steps": 10, "save_every": 2, "eval_every": 2, **RESUMED[name]}
 
+    settings = {"method": grpo(), **settings}
+
     def run(folder: Path, power_cut_in: int | None = None) -> nn.Module:
         model = toy_model(dropout=0.3)
 
@@ -421,7 +453,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
             with torch.no_grad():
                 return {"accuracy": -float(model(toy_inputs()).square().mean())}
 
-        trainer = toy_trainer(folder, grpo(), model=model, evaluate=evaluate, **settings)
+        trainer = toy_trainer(folder, model=model, evaluate=evaluate, **settings)
         checkpoint = None
         if power_cut_in is None and any(folder.glob("checkpoints/step-*")):
             checkpoint = newest_good(folder / "checkpoints")[0]

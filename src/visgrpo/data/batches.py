@@ -49,6 +49,7 @@ class Batch:
     pictures: Pictures | None = None
     answers_NT: Tensor | None = None
     lengths_N: Tensor = _NONE
+    logged: bool = True
 
     def __len__(self) -> int:
         return len(self.indices_N)

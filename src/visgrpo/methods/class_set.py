@@ -13,7 +13,7 @@ that of cross-entropy, and what is new is that every image pulls equally hard. W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.preprocess import majority_labels
 from visgrpo.errors import UserError
 from visgrpo.methods import closed_form
-from visgrpo.methods.closed_form import Part
+from visgrpo.methods.closed_form import Part, Piece
 from visgrpo.methods.counts import INPUT, Counting, Credit
 from visgrpo.methods.groups import mean_over_inputs, policy_metrics
 from visgrpo.methods.labels import LabelGRPO, Model
@@ -37,6 +37,7 @@ NUMBERS_AT_ONCE = 2**20
 """Logits worked on at one time: 4 MiB in each of the tensors between logits and loss."""
 IN_CACHE = 2**18
 """The same where the gradient is known, and what lies between stays in the processor's cache."""
+FEW_CLASSES = 64
 
 
 # How the output of a model asks for decisions: one for each image, or one for each pixel. A view
@@ -49,14 +50,16 @@ Upsample = Callable[[Tensor, Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Rows:
-    """R decisions of N inputs.
+    """R decisions of N inputs; of all places of masks (N, P) in the place of R.
 
     Attributes:
         logits_RK: with the gradient of the logits they were made from.
-        labels_R: true class ids, int64.
+        labels_R: true class ids, int64; 0 at places without a label.
         inputs_R: which of the N inputs a row belongs to, int64.
         weights_R: how much each row counts, so that the mean over rows of value × weight is the
-            mean over inputs of their own means; None where that is the plain mean.
+            mean over inputs of their own means; None where that is the plain mean. 0 at places
+            without a label.
+        decided: how many of the N inputs have a row.
         one_per_input: whether row n is input n.
     """
 
@@ -64,17 +67,23 @@ class Rows:
     labels_R: Tensor
     inputs_R: Tensor
     weights_R: Tensor | None
+    decided: int
     one_per_input: bool = False
 
-    def weights(self, these: slice) -> Tensor | None:
+    def weights(self, these: Piece) -> Tensor | None:
         return None if self.weights_R is None else self.weights_R[these]
 
 
 class View(Protocol):
     """What a decision is about."""
 
-    def rows(self, logits: Tensor, labels: Tensor) -> Rows:
-        """Return the rows of some inputs."""
+    def rows(self, logits: Tensor, labels: Tensor, *, whole: bool = False) -> Rows:
+        """Return the rows of some inputs.
+
+        Args:
+            whole: take all places as they lie in memory, which copies nothing. Those without a
+                label weigh 0, and are no use to what asks for more than a row's own numbers.
+        """
 
     def numbers_of_one(self, logits: Tensor, labels: Tensor) -> int:
         """Return how many logits the rows of one input hold."""
@@ -84,9 +93,9 @@ class View(Protocol):
 class ImageView:
     """One class for each image: logits (N, K), labels (N,)."""
 
-    def rows(self, logits: Tensor, labels: Tensor) -> Rows:
+    def rows(self, logits: Tensor, labels: Tensor, *, whole: bool = False) -> Rows:
         inputs_R = torch.arange(len(labels), device=labels.device)
-        return Rows(logits, labels, inputs_R, None, one_per_input=True)
+        return Rows(logits, labels, inputs_R, None, len(labels), one_per_input=True)
 
     def numbers_of_one(self, logits: Tensor, labels: Tensor) -> int:
         return logits.shape[1]
@@ -112,29 +121,53 @@ class PixelView:
     upsample: Upsample
     decide_at: DecideAt = "patch"
 
-    def rows(self, logits: Tensor, labels: Tensor) -> Rows:
+    def rows(self, logits: Tensor, labels: Tensor, *, whole: bool = False) -> Rows:
         n_inputs, n_classes = len(logits), logits.shape[-1]
         if self.decide_at == "patch":
             labels = majority_labels(labels, self.stride, self.ignore_index, n_classes)
         else:
             logits = self.upsample(logits, labels.shape[1:])
-        labelled = labels != self.ignore_index
-        counts_N = labelled.flatten(1).sum(dim=1)
-        inputs_R = torch.repeat_interleave(counts_N)
-        total = len(inputs_R)
-        equal = bool((counts_N == counts_N[0]).all()) and total > 0
+        labels_NP = labels.flatten(1)
+        labelled_NP = labels_NP != self.ignore_index
+        counts_N = labelled_NP.sum(dim=1)
+        total, decided = int(counts_N.sum()), int((counts_N > 0).sum())
+        inputs_NP = torch.arange(n_inputs, device=labels.device)[:, None].expand_as(labels_NP)
+        everywhere = total == labels_NP.numel()
+        if whole:
+            weights_NP = None
+            if not everywhere:
+                each_N = labels_NP.shape[1] / counts_N.clamp(min=1).float()
+                weights_NP = labelled_NP * each_N[:, None]
+                labels_NP = labels_NP.where(labelled_NP, 0)
+            return Rows(_by_class(logits), labels_NP, inputs_NP, weights_NP, decided)
+
+        def chosen(values_NP: Tensor) -> Tensor:
+            return values_NP.flatten(0, 1) if everywhere else values_NP[labelled_NP]
+
+        inputs_R = chosen(inputs_NP)
+        equal = total > 0 and bool((counts_N == counts_N[0]).all())
         weights_N = total / (n_inputs * counts_N.clamp(min=1).float())
-        whole = total == labels.numel()
         return Rows(
-            logits.reshape(-1, n_classes) if whole else logits[labelled],
-            labels.flatten() if whole else labels[labelled],
+            chosen(logits.flatten(1, 2)),
+            chosen(labels_NP),
             inputs_R,
             None if equal else weights_N[inputs_R],
+            decided,
         )
 
     def numbers_of_one(self, logits: Tensor, labels: Tensor) -> int:
         places = logits[0, ..., 0] if self.decide_at == "patch" else labels[0]
         return places.numel() * logits.shape[-1]
+
+
+def _by_class(logits_NHWK: Tensor) -> Tensor:
+    """Return logits (N, P, K) that lie class by class in memory if classes are few.
+
+    So lie upsampled masks anyway; sums over a few classes that are neighbours are slow.
+    """
+    if logits_NHWK.stride(-1) == 1 and logits_NHWK.shape[-1] < FEW_CLASSES:
+        logits_NHWK = logits_NHWK.movedim(-1, 1).contiguous().movedim(1, -1)
+    return logits_NHWK.flatten(1, 2)
 
 
 class ModelWithFeatures(Protocol):
@@ -222,9 +255,11 @@ class ClassSetGRPO:
         policy, decided = self._paid(credit), list[int]()
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
-            now = self.view.rows(some_logits, batch.labels_N[some])
-            decided.append(len(now.inputs_R.unique()))
-            if not len(now.labels_R):
+            whole = groups is None and closed_form.is_known(policy, batch)
+            whole = whole and closed_form.has_shapes(policy)
+            now = self.view.rows(some_logits, batch.labels_N[some], whole=whole)
+            decided.append(now.decided)
+            if not now.decided:
                 return _nothing_to_decide(some_logits)
             rows = _batch_of_rows(batch, some, now, paid=credit is not None)
             if groups is not None:
@@ -238,7 +273,7 @@ class ClassSetGRPO:
             potential = gaussian_potential(features_ND)
             metrics["feature_uniformity"] = potential.detach()
             loss = loss + self.feature_uniformity * potential
-        if credit is not None and metrics:
+        if credit is not None and metrics and batch.logged:
             metrics = credit.logged(metrics, policy.rewards)
         old = groups or OldPolicy(replace(batch, inputs=logits.detach()), step, credit)
         return LossResult(loss, metrics, old, weights)
@@ -280,12 +315,12 @@ def _first_pass(policy: LabelGRPO, now: Rows, rows: Batch, step: int) -> tuple[T
     if closed_form.is_known(policy, rows):
 
         def part(
-            logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
+            logits_RK: Tensor, these: Piece, gradient_RK: Tensor, share: float
         ) -> tuple[Tensor, Metrics]:
             some = _rows(rows, these), step, now.weights(these)
             return closed_form.first_pass(policy, logits_RK, *some, gradient_RK, share)
 
-        return without_graph(part, now.logits_RK, rows_at_once(now, IN_CACHE))
+        return without_graph(part, now.logits_RK, IN_CACHE)
 
     def loss_of(logits_RK: Tensor, these: slice) -> tuple[Tensor, Metrics]:
         first = policy.first_pass(logits_RK, _rows(rows, these), step, now.weights(these))
@@ -332,7 +367,7 @@ class ClassSetSupervised(WithoutGroups):
         parts = [self._part(name, rows, len(batch)) for name in self.losses]
         log_probs_RK = rows.logits_RK.detach().log_softmax(dim=1)
         metrics = policy_metrics(log_probs_RK, rows.labels_R, rows.weights_R)
-        metrics, weights = _over_decided(metrics, len(rows.inputs_R.unique()), len(batch))
+        metrics, weights = _over_decided(metrics, rows.decided, len(batch))
         return LossResult(torch.stack(parts).sum(), metrics, weights=weights)
 
     def _part(self, name: str, rows: Rows, inputs: int) -> Tensor:
@@ -349,18 +384,21 @@ class ClassSetSupervised(WithoutGroups):
         decided: list[int] = []
 
         def loss_of(some_logits: Tensor, some: slice) -> tuple[Tensor, Metrics]:
-            rows = self.view.rows(some_logits, batch.labels_N[some])
-            decided.append(len(rows.inputs_R.unique()))
-            if not len(rows.labels_R):
+            rows = self.view.rows(some_logits, batch.labels_N[some], whole=True)
+            decided.append(rows.decided)
+            if not rows.decided:
                 return _nothing_to_decide(some_logits)
 
             def part(
-                logits_RK: Tensor, these: slice, gradient_RK: Tensor, share: float
+                logits_RK: Tensor, these: Piece, gradient_RK: Tensor, share: float
             ) -> tuple[Tensor, Metrics]:
-                labels_R, weights_R = rows.labels_R[these], rows.weights(these)
-                return closed_form.cross_entropy(logits_RK, labels_R, weights_R, gradient_RK, share)
+                some_rows, weights_R = _rows(of_rows, these), rows.weights(these)
+                return closed_form.cross_entropy(
+                    logits_RK, some_rows, weights_R, gradient_RK, share
+                )
 
-            return without_graph(part, rows.logits_RK, rows_at_once(rows, IN_CACHE))
+            of_rows = _batch_of_rows(batch, some, rows)
+            return without_graph(part, rows.logits_RK, IN_CACHE)
 
         loss, metrics = in_chunks(loss_of, logits, inputs_at_once(self.view, logits, batch))
         metrics, weights = _over_decided(metrics, sum(decided), len(batch))
@@ -381,12 +419,12 @@ def inputs_at_once(view: View, logits: Tensor, batch: Batch) -> int:
     return max(1, NUMBERS_AT_ONCE // view.numbers_of_one(logits, batch.labels_N))
 
 
-def rows_at_once(rows: Rows, numbers: int | None = None) -> int:
+def rows_at_once(rows: Rows) -> int:
     """Return how many rows a chunk takes, one at least: an image has many pixels."""
-    return max(1, min(NUMBERS_AT_ONCE, numbers or NUMBERS_AT_ONCE) // rows.logits_RK.shape[1])
+    return max(1, NUMBERS_AT_ONCE // rows.logits_RK.shape[1])
 
 
-def _rows(batch: Batch, these: slice) -> Batch:
+def _rows(batch: Batch, these: Any) -> Batch:
     """Some rows of a batch, without copying them."""
     return Batch(
         batch.indices_N[these],
@@ -394,6 +432,7 @@ def _rows(batch: Batch, these: slice) -> Batch:
         batch.labels_N[these],
         {name: column[these] for name, column in batch.columns.items()},
         None if batch.positions_N is None else batch.positions_N[these],
+        logged=batch.logged,
     )
 
 
@@ -410,8 +449,14 @@ def _batch_of_rows(batch: Batch, some: slice, rows: Rows, *, paid: bool = False)
         positions_N = None if batch.positions_N is None else batch.positions_N[some]
     if paid:
         columns[INPUT] = rows.inputs_R + some.start
-    indices_R = batch.indices_N[some][rows.inputs_R]
-    return Batch(indices_R, rows.logits_RK, rows.labels_R, columns, positions_N)
+    indices_R = batch.indices_N[some]
+    if rows.inputs_R.ndim == 2:
+        indices_R = indices_R[:, None].expand_as(rows.inputs_R)
+    elif not rows.one_per_input:
+        indices_R = indices_R[rows.inputs_R]
+    return Batch(
+        indices_R, rows.logits_RK, rows.labels_R, columns, positions_N, logged=batch.logged
+    )
 
 
 def _nothing_to_decide(logits: Tensor) -> tuple[Tensor, Metrics]:
@@ -447,24 +492,23 @@ def in_chunks(loss_of: LossOfSome, logits: Tensor, inputs_at_once: int) -> tuple
             gradient[:] = torch.autograd.grad(loss * share, leaf)[0]
         return loss.detach() * share, {name: value * share for name, value in metrics.items()}
 
-    return without_graph(part, logits, inputs_at_once)
+    return without_graph(part, logits, inputs_at_once * logits[0].numel())
 
 
-def without_graph(part: Part, logits: Tensor, rows_at_once: int) -> tuple[Tensor, Metrics]:
-    """Return the mean loss over N rows, and metrics, from parts that know their gradient.
+def without_graph(part: Part, logits: Tensor, numbers_at_once: int) -> tuple[Tensor, Metrics]:
+    """Return the mean loss over rows, and metrics, from parts that know their gradient.
 
     Args:
         part: see `visgrpo.methods.closed_form.Part`; it is given float32 and writes float32.
-        logits: (N, …), with gradient.
-        rows_at_once: of one part.
+        logits: (R, K) or (N, P, K), or any (N, …) whose parts are some N; with gradient.
+        numbers_at_once: logits of one part, of one row at least.
     """
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(logits)
     parts: list[Metrics] = []
     with torch.no_grad():
-        for start in range(0, len(logits), rows_at_once):
-            some = slice(start, min(start + rows_at_once, len(logits)))
+        for some in _pieces(logits, min(numbers_at_once, NUMBERS_AT_ONCE)):
             here = gradient[some].float()  # itself, where it is float32 already
-            share = len(here) / len(logits)
+            share = here.numel() / logits.numel()
             loss, metrics = part(logits[some].detach().float(), some, here, share)
             if here.dtype != gradient.dtype:
                 gradient[some] = here
@@ -475,6 +519,21 @@ def without_graph(part: Part, logits: Tensor, rows_at_once: int) -> tuple[Tensor
         name: torch.stack([metrics.get(name, zero) for metrics in parts]).sum() for name in names
     }
     return _WithGradient.apply(logits, sums.pop("loss"), gradient), sums
+
+
+def _pieces(logits: Tensor, numbers_at_once: int) -> Iterator[Piece]:
+    """Yield pieces of some inputs; or of some places of one, where one has too many numbers."""
+    inputs = max(1, numbers_at_once // logits[0].numel())
+    places = logits.shape[1]
+    if logits.ndim == 3:
+        places = max(1, numbers_at_once // logits.shape[2])
+    for first in range(0, len(logits), inputs):
+        some = slice(first, first + inputs)
+        if logits.ndim != 3 or places >= logits.shape[1]:
+            yield some
+        else:
+            for place in range(0, logits.shape[1], places):
+                yield some, slice(place, place + places)
 
 
 class _WithGradient(torch.autograd.Function):

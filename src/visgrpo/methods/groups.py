@@ -156,16 +156,21 @@ def mean_over_inputs(values_N: Tensor, input_weights_N: Tensor | None) -> Tensor
     return values_N.mean() if input_weights_N is None else (values_N * input_weights_N).mean()
 
 
+def policy_measures(entropy_N: Tensor, right_N: Tensor, n_classes: int) -> Metrics:
+    """Return entropy, entropy/log K and whether the likeliest class is true, each of N inputs."""
+    return {
+        "entropy": entropy_N,
+        "entropy_normalized": entropy_N / math.log(n_classes),
+        "accuracy": right_N.to(entropy_N.dtype),
+    }
+
+
 def policy_metrics(
     log_probs_NK: Tensor, labels_N: Tensor, input_weights_N: Tensor | None = None
 ) -> Metrics:
-    """Return entropy, entropy/log K and training accuracy of a batch."""
-    entropy_N = entropy(log_probs_NK)
-    each = {
-        "entropy": entropy_N,
-        "entropy_normalized": entropy_N / math.log(log_probs_NK.shape[-1]),
-        "accuracy": (log_probs_NK.argmax(dim=-1) == labels_N).float(),
-    }
+    """Return the means of `policy_measures` over a batch."""
+    right_N = log_probs_NK.argmax(dim=-1) == labels_N
+    each = policy_measures(entropy(log_probs_NK), right_N, log_probs_NK.shape[-1])
     return {name: mean_over_inputs(value, input_weights_N) for name, value in each.items()}
 
 
@@ -207,6 +212,13 @@ def reward_metrics(groups: LabelGroups, rewards: RewardSet) -> Metrics:
     if groups.coverage_N is not None:  # of all images, those without any feedback too
         metrics["feedback/coverage"] = groups.coverage_N.mean()
     return metrics
+
+
+def silent_share(groups: LabelGroups, rewards: RewardSet) -> Metrics:
+    """Return the share of groups whose outputs earned the same, as `reward_metrics` does."""
+    silent_N = all_equal(weighted_sum(groups.rewards_NGR, rewards.weights_R), groups.weights_NG)
+    share = mean_over_inputs(silent_N.float(), groups.metric_weights_N)
+    return {"frac_reward_zero_std": share}
 
 
 def conditioned(log_probs_NK: Tensor, usable_NK: Tensor) -> Tensor:

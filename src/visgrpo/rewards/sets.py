@@ -113,17 +113,20 @@ class RewardSet(WeightedRewards):
         masked = [known.usable_NK for known in found if known.usable_NK is not None]
         return Known(observed_NK, torch.stack(masked).all(dim=0) if masked else None)
 
-    def shapes(self, label_N1: Tensor, true_N1: Tensor, n_classes: int) -> list[Shape] | None:
-        """Return the rewards as shapes of the policy, None where some reward is none.
+    @property
+    def have_shapes(self) -> bool:
+        """Whether every reward is a shape of the policy."""
+        return all(getattr(part, "shape", None) is not None for part in self.functions)
+
+    def shapes(self, label_N1: Tensor, true_N1: Tensor, n_classes: int) -> list[Shape]:
+        """Return the rewards as shapes of the policy, which they have to be.
 
         Args:
             label_N1: the true classes.
             true_N1: the policy's probability of them.
         """
-        makers = [getattr(part, "shape", None) for part in self.functions]
-        if None in makers:
-            return None
-        return [make(label_N1, true_N1, n_classes) for make in makers]  # type: ignore[misc]
+        parts: tuple[Any, ...] = self.functions
+        return [part.shape(label_N1, true_N1, n_classes) for part in parts]
 
     @property
     def counted(self) -> dict[str, CountReward]:

@@ -101,6 +101,10 @@ class TrainingOptions(Options):
         """Optimiser updates that the outputs of one rollout serve, before they are drawn anew."""
         return self.inner_passes * self.minibatches * self.refresh_every
 
+    def logs_after(self, step: int) -> bool:
+        """Return whether a line of the log follows ``step`` steps."""
+        return step == self.steps or step % self.log_every == 0
+
     def steps_since_log(self, step: int) -> int:
         """Return how many steps the log line after ``step`` steps is the mean of."""
         return step % self.log_every or self.log_every

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -165,7 +165,7 @@ class Trainer:
         options, step = self._options, self._step
         self._means_before, self._updated = self._means.copy(), False
         self._memory_before = self._memory.state() if self._memory else {}
-        batch = batch.to(self._processes.device)
+        batch = replace(batch.to(self._processes.device), logged=options.logs_after(step + 1))
         # Dropout and the like depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + self._processes.rank)
         learning_rate = options.learning_rate_at(step)
@@ -277,7 +277,7 @@ class Trainer:
         options = self._options
         last = self._step == options.steps
         seen: dict[str, float] = {}
-        if last or self._step % options.log_every == 0:
+        if options.logs_after(self._step):
             means = self._means.take(self._processes.gather_any)
             means.update(self._memory.metrics() if self._memory else {})
             self._log(means)

@@ -32,6 +32,13 @@ def test_a_resumed_run_has_its_own_settings(form: str, first: bool, tmp_path: Pa
     assert (config.beta, config.output, config.resume) == (0.5, str(tmp_path / "run"), True)
 
 
+@pytest.mark.parametrize("text", ["a: " + "[" * 100_000, "a: 2026-13-01", "a: 1: 2", "\x00"])
+def test_a_file_that_is_no_yaml(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml is not YAML: ") as error:
+        parse(ClipConfig, "clip", ["--config", write(tmp_path, text)])
+    assert "\n" not in str(error.value)
+
+
 def test_a_resume_without_a_run_is_left_to_the_recipe(tmp_path: Path) -> None:
     config = parse(ClipConfig, "clip", ["--resume", "--output", str(tmp_path / "none")])
     assert config == ClipConfig(resume=True, output=str(tmp_path / "none"))

@@ -110,8 +110,18 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(UserError, match=r"loop/summary\.json cannot be written"):
+    with pytest.raises(UserError, match=r"cannot be written: .*/loop is a link that leads nowhere"):
         files.write_whole(loop / "summary.json", "")
+
+
+@pytest.mark.parametrize("error", ["(os error 28)", "(os error 30)", "of another kind"])
+def test_what_libraries_say_of_the_disk(tmp_path: Path, error: str) -> None:
+    """Those in Rust raise errors of their own, which name the system's by its number."""
+    expected = {"28": "the disk has .* left, and 4.0 MB are needed", "30": "Read-only file system"}
+    said = next((text for number, text in expected.items() if number in error), None)
+    with pytest.raises(UserError if said else RuntimeError, match=said or error):  # noqa: SIM117
+        with files.writing(tmp_path / "model", 4_000_000):
+            raise RuntimeError(f"I/O error {error}")
 
 
 @pytest.mark.parametrize("learned", [{"x": None}, ["shapes"], [{"data": "shapes"}], None])

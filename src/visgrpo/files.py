@@ -178,6 +178,8 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
                 "Make room there; what was written before is whole."
             ) from error
         reason = str(error) if number is None else os.strerror(number)
+        if dead_link(path):
+            reason = f"{dead_link(path)} is a link that leads nowhere"
         raise UserError(f"{path} cannot be written: {reason}.") from error
 
 
@@ -193,6 +195,12 @@ def _reading(what: Path | str, mend: Mend) -> Iterator[None]:
     except (ValueError, RecursionError) as error:
         reason = "nested without end" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{what} is damaged ({reason}). {mend}") from error
+
+
+def dead_link(path: Path) -> Path | None:
+    """Return the link on the way to a path that leads nowhere, or to itself; mostly None."""
+    above = (path, *path.parents)
+    return next((each for each in above if each.is_symlink() and not each.exists()), None)
 
 
 def _free(path: Path) -> int:

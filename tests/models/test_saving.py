@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     CLIPProcessor,
 )
 
+from visgrpo.errors import UserError
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.load import load_clip
 from visgrpo.models.save import label_card, merged, save, save_adapter
@@ -41,6 +43,25 @@ def tuned(folder: Path, choice: Sequence[str], logit_scale: Any = "trainable") -
 
 def saved(classifier: ClipClassifier, start: Path, folder: Path, **info: Any) -> None:
     save(classifier, load_clip(str(start)), folder, "# a card\n", info)
+
+
+def saved_adapter(classifier: ClipClassifier, start: Path, folder: Path) -> None:
+    save_adapter(classifier, folder)
+
+
+@pytest.mark.parametrize("size", [0, 1000])  # of a file: the settings' or the weights' is larger
+@pytest.mark.parametrize("write", [saved, saved_adapter])
+def test_no_room_is_said_in_one_line(
+    tiny_clip_folder: Path, tmp_path: Path, write: Callable[..., None], size: int
+) -> None:
+    classifier = classifier_from(tiny_clip_folder, ("full", "lora"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"/m cannot be written: the disk .* are needed\."):
+            write(classifier, tiny_clip_folder, tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @torch.no_grad()

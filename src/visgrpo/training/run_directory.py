@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from visgrpo.errors import UserError
-from visgrpo.files import parse_json, read_yaml, sync, write_whole, writing
+from visgrpo.files import dead_link, parse_json, read_yaml, sync, write_whole, writing
 from visgrpo.terminal import say
 
 CONFIG_FILE = "config.yaml"
@@ -117,9 +117,9 @@ def _is_leftover(file: Path) -> bool:
 
 def check_place(path: Path) -> None:
     """Raise UserError where no folder can be made, or none can be written."""
-    for each in (path, *path.parents):
-        if each.is_symlink() and not each.exists():
-            raise UserError(f"--output {path} cannot be made: {each} is a link that leads nowhere.")
+    dead = dead_link(path)
+    if dead:
+        raise UserError(f"--output {path} cannot be made: {dead} is a link that leads nowhere.")
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path} is a file; name a folder.")
     parent = next(p for p in (path, *path.parents) if p.exists())

@@ -9,6 +9,7 @@ import csv
 import errno
 import glob
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,9 @@ def reading(name: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise UserError(f"{name}: {first_line(str(error))}") from error
+        is_full = os.strerror(errno.ENOSPC) in str(error)
+        mend = ". Set TMPDIR to a folder with room" if is_full else ""
+        raise UserError(f"{name}: {first_line(str(error))}{mend}") from error
 
 
 def first_line(message: str) -> str:

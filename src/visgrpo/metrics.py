@@ -116,6 +116,9 @@ _IN_ORDER: tuple[Metric, ...] = (
            table=FEATURES, shown="validation"),
     Metric("knn/*", "kNN accuracy, k = *", "share of images", UP, SHARE, short="kNN, k = *",
            word="kNN *", table=FEATURES, shown="console compare"),
+    Metric("knn_weighted/*", "Weighted kNN accuracy, k = *", "share of images", UP, SHARE,
+           short="weighted kNN, k = *", word="weighted kNN *", table=FEATURES,
+           shown="console compare", about="votes weigh exp(similarity / 0.07)"),
     # Either alone is best for features of no use: all alike, or without any order.
     Metric("alignment", "Alignment", "mean squared distance", table=FEATURES, shown="compare",
            about="squared distance between features of one class; 0 where they coincide"),
@@ -156,6 +159,7 @@ _IN_ORDER: tuple[Metric, ...] = (
 )
 _AS_LOGGED: tuple[Metric, ...] = (
     Metric("balanced_accuracy", "Balanced accuracy", "mean over classes", UP, SHARE),
+    Metric("macro_f1", "Macro F1", "mean over classes", UP, SHARE),
     Metric("top5_accuracy", "Top-5 accuracy", "share of images", UP, SHARE),
     Metric("advantage_abs", "Size of the advantages", "mean |A|"),
     Metric("ratio_mean", "Probability ratio to the old policy", "mean ratio"),
@@ -364,8 +368,13 @@ def main_keys() -> list[str]:
 
 def scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the measures of an evaluation that are one number; kNN's for each k as "knn/5"."""
-    nested = values.get("knn")
-    flat = {f"knn/{k}": value for k, value in nested.items()} if isinstance(nested, dict) else {}
+    nested = {name: values.get(name) for name in ("knn", "knn_weighted")}
+    flat = {
+        f"{name}/{k}": value
+        for name, by_k in nested.items()
+        if isinstance(by_k, dict)
+        for k, value in by_k.items()
+    }
     return {key: float(value) for key, value in {**values, **flat}.items() if is_number(value)}
 
 

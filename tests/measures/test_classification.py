@@ -167,3 +167,21 @@ def test_mistakes() -> None:
         scalar_measures(broken_MK, labels_M)
     with pytest.raises(UserError, match=r"\(300, 7\) do not fit"):
         scalar_measures(logits_MK, labels_M, reference_MK[:, 1:])
+
+
+def test_the_report_is_scikit_learn_s() -> None:
+    """Also of a class that was never answered, and one without examples."""
+    labels, answers = [0, 0, 1, 1, 1, 2, 2, 0], [0, 1, 1, 1, 0, 0, 1, 0]
+    names = ["a", "b", "c", "d"]
+    confusion = [[0] * 4 for _ in names]
+    for label, answer in zip(labels, answers, strict=True):
+        confusion[label][answer] += 1
+    expected = skm.classification_report(
+        labels, answers, labels=range(4), target_names=names, output_dict=True, zero_division=0
+    )
+    accuracy = expected.pop("micro avg", None) or {"precision": expected.get("accuracy")}
+    expected["accuracy"] = accuracy["precision"]
+    found = classification.classification_report(confusion, names)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values), name

@@ -148,6 +148,21 @@ def answer(train: list[list[float]], labels: list[int], k: int) -> int:
     return only
 
 
+@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_weighted_votes_as_in_a_loop_and_in_scikit_learn(k: int, temperature: float) -> None:
+    def unit(rows: Labelled) -> np.ndarray:
+        x = rows.features_MD.double().numpy()
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    # Of unit vectors ‖x - y‖² = 2 - 2 x·y.
+    near = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / temperature))
+    near.fit(unit(TRAIN), TRAIN.labels_M)
+    expected = near.score(unit(TEST), TEST.labels_M)
+    found = knn(TRAIN, TEST, classes=CLASSES, ks=[k], temperature=temperature)
+    assert found[k] == pytest.approx(expected)
+
+
 def test_a_majority_beats_the_nearest() -> None:
     assert answer([[1.0, 0], [1, 1], [1, 1]], [0, 2, 2], k=3) == 2
 

@@ -123,7 +123,9 @@ def test_another_kind_of_model_is_refused() -> None:
     config = BertConfig(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    with pytest.raises(UserError, match=r"A bert model is no backbone; use one of: clip_vision"):
+    with pytest.raises(
+        UserError, match=r"A bert model is no backbone: it makes no tokens of square patches"
+    ):
         Backbone(BertModel(config))
 
 

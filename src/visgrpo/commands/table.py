@@ -70,6 +70,12 @@ COMMANDS: Mapping[str, Command] = {
         "visgrpo.tasks.use:evaluate",
         positional=("model",),
     ),
+    "features": Command(
+        "write what a backbone MODEL makes of images into a file",
+        "visgrpo.tasks.use_options:FeaturesConfig",
+        "visgrpo.tasks.backbone.features:write_features",
+        positional=("model",),
+    ),
     "predict": Command(
         "classify, segment or ask about image files: predict MODEL IMAGE…",
         "visgrpo.tasks.use_options:PredictConfig",

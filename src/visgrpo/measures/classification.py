@@ -111,6 +111,44 @@ def evaluate_logits(
     return report
 
 
+def classification_report(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return precision, recall and F1 of every class, in the shape of scikit-learn's report.
+
+    Args:
+        confusion: K × K counts, rows are the truth, columns the answers.
+
+    Returns:
+        {class: {"precision", "recall", "f1-score", "support"}}, and the same of "macro avg" (every
+        class counts alike) and "weighted avg" (by its support), and "accuracy". What would divide
+        by 0 is 0, as there.
+    """
+    counts_KK = torch.tensor(confusion, dtype=torch.float64)
+    right_K, answered_K, support_K = counts_KK.diag(), counts_KK.sum(0), counts_KK.sum(1)
+    columns = {
+        "precision": (right_K / answered_K).nan_to_num(0.0),
+        "recall": (right_K / support_K).nan_to_num(0.0),
+        "f1-score": (2 * right_K / (answered_K + support_K)).nan_to_num(0.0),
+    }
+    shares_K, total = support_K / support_K.sum(), int(support_K.sum())
+    means = {
+        "macro avg": {key: float(each.mean()) for key, each in columns.items()},
+        "weighted avg": {key: float((shares_K * each).sum()) for key, each in columns.items()},
+    }
+    return {
+        **{
+            name: {
+                **{key: float(each[k]) for key, each in columns.items()},
+                "support": int(support_K[k]),
+            }
+            for k, name in enumerate(classes)
+        },
+        "accuracy": float(right_K.sum() / total),
+        **{name: {**mean, "support": total} for name, mean in means.items()},
+    }
+
+
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """95 % score interval for a proportion (Wilson 1927).
 

@@ -26,6 +26,8 @@ MAX_ITERATIONS = 1000
 TOLERANCE = 1e-6
 """Of the gradient; at scikit-learn's 1e-4 a fit with a strong penalty ends too early."""
 NEIGHBOURS = (1, 5, 20)
+TEMPERATURE = 0.07
+"""Of weighted votes, as DINO's."""
 RETENTION_NEIGHBOURS = 20
 SIMILARITIES_AT_ONCE = 2**24
 """Similarities of queries and training rows that exist at one time: 64 MiB of float32."""
@@ -117,6 +119,7 @@ def knn(
     *,
     classes: int,
     ks: Sequence[int] = NEIGHBOURS,
+    temperature: float | None = None,
 ) -> dict[int, float]:
     """Return the accuracy of k-nearest-neighbour votes by cosine similarity, {k: accuracy}.
 
@@ -129,6 +132,8 @@ def knn(
         queries: rows to classify.
         classes: K; labels are 0 to K - 1.
         ks: numbers of neighbours.
+        temperature: T, by which a vote weighs exp(similarity / T) (Wu et al. 2018,
+            arXiv:1805.01978, eq. 9; DINO's kNN has T = .07); None for votes that all weigh 1.
 
     Raises:
         UserError: features are NaN, infinite or zero, shapes or labels do not fit, or a k is below
@@ -153,7 +158,7 @@ def knn(
         similarity_NJ, row_NJ = _nearest(query_ND @ train_MD.T, max(ks))
         labels_NJ = train_labels_M[row_NJ]
         for k in ks:
-            answers_N = _vote(similarity_NJ[:, :k], labels_NJ[:, :k])
+            answers_N = _vote(similarity_NJ[:, :k], labels_NJ[:, :k], temperature)
             right[k] += int((answers_N == labels_N).sum())
     return {k: hits / len(query_MD) for k, hits in right.items()}
 
@@ -174,10 +179,13 @@ def _nearest(similarity_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values_NJ, rows_NJ.gather(1, order_NJ)
 
 
-def _vote(similarity_NJ: Tensor, labels_NJ: Tensor) -> Tensor:
+def _vote(similarity_NJ: Tensor, labels_NJ: Tensor, temperature: float | None) -> Tensor:
     """Return the class (N,) with most of the J votes; no tensor has a dimension of K classes."""
     same_NJJ = labels_NJ[:, :, None] == labels_NJ[:, None, :]
-    votes_NJ = same_NJJ.sum(dim=2)
+    weights_NJ = torch.ones_like(similarity_NJ)
+    if temperature is not None:  # the nearest weighs 1
+        weights_NJ = ((similarity_NJ - similarity_NJ[:, :1]) / temperature).exp()
+    votes_NJ = (same_NJJ * weights_NJ[:, None, :]).sum(dim=2)
     leads_NJ = votes_NJ == votes_NJ.amax(dim=1, keepdim=True)
     sums_NJ = (same_NJJ * similarity_NJ[:, None, :]).sum(dim=2)
     sums_NJ = sums_NJ.masked_fill(~leads_NJ, -torch.inf)
@@ -232,23 +240,27 @@ def feature_measures(
         validation: rows that softmax regression's penalty is chosen on.
         test: rows to report on.
         classes: K; labels are 0 to K - 1.
-        probes: of "knn" and "softmax-regression".
+        probes: of "knn", "knn-weighted" and "softmax-regression".
         device: where kNN compares features.
 
     Returns:
         Plain numbers, ready for JSON: `uniformity`, `alignment` (unless every class has one test
-        image), and as asked for `knn`, {k: accuracy} for every k of 1, 5 and 20 that there are
-        train rows for, `softmax_regression` (accuracy) and `softmax_regression_fit` (C, converged).
+        image), and as asked for `knn` and `knn_weighted`, {k: accuracy} for every k of 1, 5 and 20
+        that there are train rows for, `softmax_regression` (accuracy) and
+        `softmax_regression_fit` (C, converged).
 
     Raises:
         UserError: as the probes.
     """
     measures: dict[str, Any] = {}
-    if "knn" in probes:
+    for probe, temperature in (("knn", None), ("knn-weighted", TEMPERATURE)):
+        if probe not in probes:
+            continue
         ks = [k for k in NEIGHBOURS if k <= len(train.labels_M)]
         votes = Labelled(train.features_MD.to(device), train.labels_M)
-        accuracies = knn(votes, test, classes=classes, ks=ks)
-        measures["knn"] = {str(k): accuracy for k, accuracy in accuracies.items()}
+        accuracies = knn(votes, test, classes=classes, ks=ks, temperature=temperature)
+        by_k = {str(k): accuracy for k, accuracy in accuracies.items()}
+        measures[probe.replace("-", "_")] = by_k
     if "softmax-regression" in probes:
         result = softmax_regression(train, validation, test, classes=classes)
         measures["softmax_regression"] = result.accuracy

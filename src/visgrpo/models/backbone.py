@@ -10,10 +10,15 @@
 | resnet | pooled output: mean of the cells | cells |
 
 Register tokens are left out. A ViT's tanh pooler, made for its own pre-training, is not used.
+Of any other encoder a pass with noise tells which of these it is like: a feature map, or tokens
+whose last ones are a square of patches; its pooled output stands for a class token, if it says
+anything.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -49,25 +54,35 @@ class _Family:
         first_tokens: tokens before the patches, registers not counted; None where the output is a
             feature map (N, D, H, W).
         class_token_is_pooled: it is the pooler's output, not the first token.
-        must_interpolate: position embeddings fit other image sizes only when asked to.
     """
 
     first_tokens: int | None
     class_token_is_pooled: bool = True
-    must_interpolate: bool = False
 
 
 FAMILIES = {
-    "clip_vision_model": _Family(1, must_interpolate=True),
+    "clip_vision_model": _Family(1),
     "convnext": _Family(None),
+    "deit": _Family(2, class_token_is_pooled=False),
     "dinov2": _Family(1, class_token_is_pooled=False),
     "dinov2_with_registers": _Family(1, class_token_is_pooled=False),
     "dinov3_convnext": _Family(1),
     "dinov3_vit": _Family(1, class_token_is_pooled=False),
     "resnet": _Family(None),
-    "siglip_vision_model": _Family(0, must_interpolate=True),
-    "vit": _Family(1, class_token_is_pooled=False, must_interpolate=True),
+    "siglip_vision_model": _Family(0),
+    "vit": _Family(1, class_token_is_pooled=False),
 }
+
+
+def encodes_images(kind: str) -> bool:
+    """Whether models of a kind, by `model_type`, are vision encoders, as far as is known here."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    others = {*MODEL_FOR_BACKBONE_MAPPING_NAMES, *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
+    return kind in FAMILIES or kind in others - {"clip", "siglip", "siglip2", "timm_backbone"}
 
 
 class Backbone(nn.Module):
@@ -78,26 +93,29 @@ class Backbone(nn.Module):
     `Segmenter.upsample` cuts it off again.
 
     Args:
-        encoder: of one of `FAMILIES`.
+        encoder: of one of `FAMILIES`, or another that makes tokens or a feature map of pixels.
 
     Raises:
-        UserError: for another kind of model.
+        UserError: for a model that makes neither.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder: Any = encoder
         config = self.plain.config
-        if config.model_type not in FAMILIES:
-            raise UserError(
-                f"A {config.model_type} model is no backbone; use one of: {', '.join(FAMILIES)}."
-            )
-        self._family = FAMILIES[config.model_type]
-        self._interpolate = (
-            {"interpolate_pos_encoding": True} if self._family.must_interpolate else {}
-        )
-        self.width: int = _width(config)
-        self.stride: int = _stride(config)
+        # Positions of some families fit other image sizes only when asked to.
+        asks = "interpolate_pos_encoding" in inspect.signature(self.plain.forward).parameters
+        self._interpolate = {"interpolate_pos_encoding": True} if asks else {}
+        known = FAMILIES.get(config.model_type)
+        self.width: int
+        self.stride: int
+        if known is None:
+            known, self.width, self.stride, self._class_width = self._measured()
+        else:
+            self.width, self.stride = _width(config), _stride(config)
+            pools = getattr(config, "vision_use_head", True) is not False
+            self._class_width = self.width if pools else 0
+        self._family = known
         self._resting: list[nn.Module] = []
         self.note_what_trains()
 
@@ -114,20 +132,22 @@ class Backbone(nn.Module):
     @property
     def has_class_token(self) -> bool:
         """Whether there is a class token, or a pooled output that stands for it."""
-        return getattr(self.plain.config, "vision_use_head", True) is not False
+        return self._class_width > 0
 
     def forward(self, pixels: Tensor) -> Features:
         """Return the features of pixels (N, 3, H, W), padded to multiples of the stride."""
         padded = pad_to_multiple(pixels, self.stride)
         output = self.plain(pixel_values=padded, **self._interpolate)
         last = output.last_hidden_state
+        pooled = output.get("pooler_output") if self._family.class_token_is_pooled else last[:, 0]
+        if pooled is not None:
+            pooled = pooled.flatten(1)
         if self._family.first_tokens is None:
-            return Features(output.pooler_output.flatten(1), last.permute(0, 2, 3, 1))
+            return Features(pooled, last.permute(0, 2, 3, 1))
         first = self._family.first_tokens + getattr(self.plain.config, "num_register_tokens", 0)
         rows, columns = (side // self.stride for side in padded.shape[-2:])
         patches_NHWD = last[:, first:].unflatten(1, (rows, columns))
-        pooled = self._family.class_token_is_pooled
-        return Features(output.pooler_output if pooled else last[:, 0], patches_NHWD)
+        return Features(pooled, patches_NHWD)
 
     def pooled(self, pixels: Tensor, pool: Pool) -> Tensor:
         """Return the class token (N, D), the mean of the patches (N, D), or both (N, 2D).
@@ -155,7 +175,9 @@ class Backbone(nn.Module):
                 f"--pool {pool}: this {self.plain.config.model_type} has no class token and no "
                 "pooling head; choose --pool mean."
             )
-        return 2 * self.width if pool == "both" else self.width
+        return {"cls": 0, "mean": self.width, "both": self.width}[pool] + (
+            0 if pool == "mean" else self._class_width
+        )
 
     def dense(self, pixels: Tensor) -> Tensor:
         """Return patch features (N, H, W, D), padding included.
@@ -172,6 +194,48 @@ class Backbone(nn.Module):
                 "(--image-size) or a backbone with smaller patches."
             )
         return patches_NHWD
+
+    @torch.no_grad()
+    def _measured(self) -> tuple[_Family, int, int, int]:
+        """Return what an encoder of no known family is like, its width and stride.
+
+        The last number is the class token's width: 0 where there is none, and where the pooler says
+        the same of two images, because its weights are not those of a checkpoint.
+        """
+        config, training = self.plain.config, self.plain.training
+        side = getattr(config, "image_size", None) or 224
+        side = side if isinstance(side, int) else side[0]
+        if self.plain.config.model_type == "efficientnet":  # 600 pixels make 19 cells of 32
+            side -= side % 32
+        noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+        weight = next(self.plain.parameters())
+        try:
+            self.plain.eval()
+            output, again = (
+                self.plain(pixel_values=noise.to(weight), **self._interpolate) for _ in range(2)
+            )
+            last, pooled = output.last_hidden_state, output.get("pooler_output")
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise self._no_backbone() from error
+        finally:
+            self.plain.train(training)
+        if last.ndim == 4:
+            first, (width, rows) = None, last.shape[1:3]
+        else:
+            rows, width = math.isqrt(last.shape[1]), last.shape[2]
+            first = last.shape[1] - rows**2
+        if side % rows or not torch.equal(last, again.last_hidden_state):  # ViT-MAE draws patches
+            raise self._no_backbone()
+        says = pooled is not None and not torch.equal(pooled[0], pooled[1])
+        if says:
+            return _Family(first), width, side // rows, pooled.flatten(1).shape[1]
+        return _Family(first, not first), width, side // rows, width if first else 0
+
+    def _no_backbone(self) -> UserError:
+        return UserError(
+            f"A {self.plain.config.model_type} model is no backbone: it makes no tokens of square "
+            f"patches and no feature map of pixels alone. Take one such as {', '.join(FAMILIES)}."
+        )
 
     def note_what_trains(self) -> None:
         """Decide which parts stay in evaluation mode; call it after changing what trains.

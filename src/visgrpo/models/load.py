@@ -20,13 +20,20 @@ from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
 from visgrpo.files import read_json
-from visgrpo.models.backbone import FAMILIES, Backbone, RepresentationClassifier, Segmenter
+from visgrpo.models.backbone import (
+    FAMILIES,
+    Backbone,
+    RepresentationClassifier,
+    Segmenter,
+    encodes_images,
+)
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.nanogpt import CHECKPOINT, load_nanogpt
 from visgrpo.models.parts import (
     ADAPTER_FILE,
     INFO_FILE,
     Parts,
+    StoredSettings,
     check_model_name,
     first_misfit,
     in_one_line,
@@ -243,13 +250,29 @@ def _clip(name: str) -> Parts:
 
 
 def _backbone(name: str) -> Parts:
-    model = _of_kind("AutoModel", name, (*FAMILIES, *DUAL_ENCODERS), may_lack=_UNUSED)
+    kind = pretrained("AutoConfig", name).model_type
+    kinds = (kind,) if encodes_images(kind) else (*FAMILIES, *DUAL_ENCODERS)
+    refusal = (
+        f"; this job needs one of: {', '.join(kinds)}, or another encoder by which transformers "
+        "classifies images."
+    )
+    model = _of_kind("AutoModel", name, kinds, refusal=refusal, may_lack=_UNUSED)
     return _seeing(Parts(name, model, processor=load_images(name), info=read_info(name)))
 
 
 def _seeing(parts: Parts) -> Parts:
-    """Return parts whose image processor is understood."""
-    assert parts.preprocess is not None
+    """Return parts whose image processor is understood: its settings say all that it does."""
+    preprocess = parts.preprocess
+    if isinstance(parts.processor, StoredSettings):
+        return parts
+    image = Image.effect_noise((60, 40), 80).convert("RGB")
+    theirs = parts.processor(images=[image], return_tensors="pt")["pixel_values"][0].float()
+    ours = preprocess(image)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
+        raise UserError(
+            f'"{parts.name}": its {type(parts.processor).__name__} does more to images than its '
+            "settings say: use a checkpoint with a CLIP, SigLIP, BiT or ViT image processor."
+        )
     return parts
 
 

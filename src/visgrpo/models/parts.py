@@ -112,13 +112,16 @@ class StoredSettings:
 
 
 def preprocess_of(processor: Any) -> Preprocess:
-    """Read an image processor's settings, ConvNeXt's crop fraction too.
+    """Read an image processor's settings, ConvNeXt's crop and EfficientNet's deviation too.
 
     Raises:
         UserError: if a setting is not understood, by name.
     """
     settings = dict(processor.to_dict())
     fraction = settings.pop("crop_pct", None)
+    if settings.pop("include_top", None) and settings.get("image_std") is not None:
+        # EfficientNetImageProcessor divides by the deviation a second time.
+        settings["image_std"] = [deviation**2 for deviation in settings["image_std"]]
     edge = (settings.get("size") or {}).get("shortest_edge")
     if fraction is not None and edge is not None:  # what ConvNextImageProcessor makes of them
         square = {"height": edge, "width": edge}

@@ -17,7 +17,8 @@ from visgrpo.data.read import read, read_split
 from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import FAMILIES
+from visgrpo.measures.classification import classification_report
+from visgrpo.models.backbone import FAMILIES, encodes_images
 from visgrpo.models.load import DUAL_ENCODERS, nanogpt_checkpoint, start_of
 from visgrpo.models.parts import (
     check_model_name,
@@ -97,6 +98,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for row, name in models_of(config):
         results |= evaluation.measures(row, name)
+    for measures in results.values():
+        if "confusion" in measures and "per_class_accuracy" in measures:
+            classes = list(measures["per_class_accuracy"])
+            report = classification_report(measures["confusion"], classes)
+            measures["macro_f1"] = report["macro avg"]["f1-score"]
+            measures["classification_report"] = report
     _show(results, config, evaluation.title)
     return results
 
@@ -238,7 +245,7 @@ def kind_of(name: str) -> str:
         return kind if kind in ("language", "vision-language") else "clip"
     with in_one_line(name):
         config = pretrained("AutoConfig", name)
-    if config.model_type in FAMILIES:
+    if encodes_images(config.model_type):
         return "backbone"
     if config.model_type in SEEING:
         return "vision-language"

@@ -9,12 +9,12 @@ from typing import Literal
 from visgrpo.data.options import Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Adapt, Prompts
-from visgrpo.options import like, option
+from visgrpo.options import Options, like, option
 from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.language.options import LanguageConfig
 from visgrpo.training.options import Loop, Printing, Tables
 
-Probe = Literal["knn", "softmax-regression"]
+Probe = Literal["knn", "knn-weighted", "softmax-regression"]
 Style = Literal["reasoning", "direct"]
 
 
@@ -120,9 +120,10 @@ class EvaluateConfig(Printing, Tables):
     probe = like(
         RepresentationConfig,
         (),
-        "Classifiers that judge a backbone's features, knn or softmax-regression; by default "
-        "both where the model has no head for these classes.",
-        choices=("knn", "softmax-regression"),
+        "Classifiers that judge a backbone's features: knn, knn-weighted (votes by similarity, "
+        "T = .07) or softmax-regression; by default the first and last where the model has no "
+        "head for these classes.",
+        choices=("knn", "knn-weighted", "softmax-regression"),
     )
     shifts = like(
         RepresentationConfig,
@@ -203,3 +204,44 @@ class PredictConfig(Printing, Tables):
         Loop, help="Segmentation: folder for NAME-mask.png and NAME-overlay.png; by default masks/."
     )
     device = like(Loop)
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(Options):
+    """Write what a backbone makes of images into a file, with their labels."""
+
+    example = "visgrpo features facebook/dinov2-small --data photos/ --output photos.npz"
+    common = "data split output pool"
+
+    model: str = like(
+        Adapt,
+        "",
+        "Folder or Hub name of a backbone, or of a CLIP, whose image tower it is.",
+        required="the model: visgrpo features MODEL --data … --output features.npz",
+    )
+    data = like(
+        Data,
+        help="Built-in (digits, shapes), a folder, a parquet file, or the name of a Hub data set.",
+    )
+    split = like(Data)
+    image_column = like(Columns)
+    label_column = like(Columns)
+    skip_bad_images = like(Data)
+    pool = like(
+        RepresentationConfig,
+        "cls",
+        "The class token, the mean of the patches, or both; of a model with a head its own.",
+    )
+    output: str = option(
+        "",
+        "File to write: .npz holds features (M, D), labels (M,) and classes; .parquet a row for "
+        "each image, with features, label and class.",
+        required="a file: --output features.npz or features.parquet",
+    )
+    batch_size = like(EvaluateConfig)
+    device = like(Loop)
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if self.output and not self.output.endswith((".npz", ".parquet")):
+            yield f"--output {self.output}: name a file that ends in .npz or .parquet."

@@ -166,7 +166,7 @@ class RepresentationConfig(BackboneRunConfig):
         "Weight of the log mean Gaussian potential of the features before the last layer.",
         within=">= 0",
     )
-    probe: tuple[Literal["knn", "softmax-regression", "none"], ...] = option(
+    probe: tuple[Literal["knn", "knn-weighted", "softmax-regression", "none"], ...] = option(
         ("knn", "softmax-regression"),
         "Classifiers that judge the backbone's own features, before and after.",
     )

@@ -58,7 +58,7 @@ class Evaluation:
         self.title = f"{rows.name}, {len(rows)} images"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
-        encoder = _Encoder(name, self._pool, self._config.batch_size, self._processes)
+        encoder = Encoder(name, self._pool, self._config.batch_size, self._processes)
         rows, labels_M = self._rows, torch.from_numpy(self._rows.labels)
         features_MP = encoder.features(rows)
         logits_MK = encoder.answers(features_MP, rows)
@@ -104,7 +104,7 @@ class Evaluation:
         return rows
 
 
-class _Encoder:
+class Encoder:
     """A backbone with the head that it was saved with, if that is for whole images.
 
     Args:

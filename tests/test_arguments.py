@@ -14,6 +14,7 @@ from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.language.options import LanguageConfig
 from visgrpo.tasks.options import CompareConfig
 from visgrpo.tasks.use_options import EvaluateConfig
+from visgrpo.terminal import forget_notes
 
 
 def write(folder: Path, text: str) -> str:
@@ -114,6 +115,7 @@ def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
 def test_words_of_before_mean_the_same_and_are_noted_once(
     now: str, before: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    forget_notes()  # those of the case before
     configs = []
     for line in (now, before):
         name, *words = line.split()

@@ -237,6 +237,37 @@ _AS_LOGGED: tuple[Metric, ...] = (
            shown="console compare"),
 
     # Of answers to questions.
+    Metric("mean_iou", "Mean IoU", "intersection over union", UP, of="answers", main=True,
+           word="mean IoU", shown="bar validation console compare",
+           about="overlap of answered and true boxes, 0 without an answer"),
+    Metric("sampled_mean_iou", "Sampled IoU", "intersection over union", UP, short="sampled",
+           of="answers", shown="validation console compare",
+           about="overlap of sampled answers"),
+    Metric("found_50", "Found at IoU .5", "share of true boxes", UP, SHARE, short="IoU ≥ .5",
+           word="IoU ≥ .5",
+           of="answers", shown="console compare",
+           about="share of true boxes that an answer overlaps by half or more"),
+    Metric("found_75", "Found at IoU .75", "share of true boxes", UP, SHARE, short="IoU ≥ .75",
+           word="IoU ≥ .75",
+           of="answers", shown="console compare",
+           about="share of true boxes that an answer overlaps by three quarters or more"),
+    Metric("sampled_found_75", "Found at IoU .75, sampled", "share of true boxes", UP, SHARE,
+           of="answers"),
+    Metric("ap50", "AP50", "average precision", UP, of="answers", shown="compare",
+           about="COCO's average precision at an IoU of .5"),
+    Metric("ap75", "AP75", "average precision", UP, of="answers", shown="compare",
+           about="COCO's average precision at an IoU of .75"),
+    Metric("ap", "AP", "average precision", UP, of="answers", shown="console compare",
+           about="COCO's average precision, mean over IoUs of .5 to .95"),
+    Metric("hit", "Hits", "share of questions", UP, SHARE, of="answers", main=True,
+           shown="bar validation console compare",
+           about="share of answered points that lie in the true box"),
+    Metric("sampled_hit", "Sampled hits", "share of completions", UP, SHARE, short="sampled",
+           of="answers", shown="validation console compare"),
+    Metric("distance", "Distance", "units of the answers", DOWN, of="answers",
+           shown="console compare",
+           about="how far answered points are from the middle of the true box"),
+    Metric("sampled_distance", "Distance, sampled", "units of the answers", DOWN, of="answers"),
     Metric("accuracy", "Accuracy", "share of questions", UP, SHARE, of="answers",
            shown="bar validation console compare",
            about="share of questions that the likeliest completion answers right"),
@@ -278,10 +309,12 @@ _READ: dict[str, str] = {
         explained_variance frac_reward_zero_std advantage_abs ratio_mean clip_ratio/region_mean
         value_clip_ratio kl_coefficient grad_norm learning_rate""",
     "answers": """
-        accuracy sampled_accuracy mean_absolute_error unparsed sampled_unparsed format
-        sampled_format""",
+        accuracy sampled_accuracy mean_iou sampled_mean_iou found_50 found_75 sampled_found_75 ap50
+        ap75 ap hit sampled_hit distance sampled_distance mean_absolute_error unparsed
+        sampled_unparsed format sampled_format""",
     "console": """
-        accuracy sampled_accuracy reward cost ece nll entropy kl people_kl people_cross_entropy
+        accuracy mean_iou found_50 found_75 ap hit distance sampled_accuracy sampled_mean_iou
+        sampled_hit reward cost ece nll entropy kl people_kl people_cross_entropy
         people_accuracy disagreed_accuracy softmax_regression knn miou pixel_accuracy
         mean_class_accuracy gold_reward length perplexity bits_per_byte margin format unparsed
         mean_absolute_error majority""",

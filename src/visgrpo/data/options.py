@@ -85,6 +85,23 @@ class Masks(Options):
 
 
 @dataclass(frozen=True)
+class Boxes(Options):
+    """How true boxes are stored, and how boxes are answered."""
+
+    box_format: Literal["xyxy", "xywh"] = option(
+        "xyxy",
+        "What four numbers of a true box are: left, top, right, bottom, or left, top, width, "
+        "height.",
+    )
+    coordinates: str | None = option(
+        None,
+        "Units of answered boxes and points: pixels of the image, permille of its sides, or "
+        "bins:N from side to side; by default as the model learned it, bins:56 for a new one, "
+        "else pixels.",
+    )
+
+
+@dataclass(frozen=True)
 class Questions(Options):
     """How a model is asked about images."""
 

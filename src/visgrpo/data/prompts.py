@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -180,6 +180,7 @@ HOW_TO_ANSWER: Mapping[Style, str] = {
     "reasoning": "Think in <think> </think>, then answer with a number in <answer> </answer>.",
     "direct": "Answer with a number in <answer> </answer>.",
 }
+QUESTION = "{question}"  # its place in a template
 Messages = Sequence[Mapping[str, Any]]  # of a chat; their content names the places of images
 AFTER_THE_END = -1  # no token
 CACHE_BYTES = 2**30
@@ -228,21 +229,22 @@ class _Kept:
         return _Kept, ()
 
 
-def visual_prompts(dataset: Table, style: Style) -> tuple[Prompt, ...]:
+def visual_prompts(dataset: Table, style: Style, template: str = "") -> tuple[Prompt, ...]:
     """Return the words of every row's prompt as a chat, as reward functions are given them."""
     return tuple(
-        ({"role": "user", "content": asked(question, style)},) for question in dataset.questions
+        ({"role": "user", "content": asked(question, style, template)},)
+        for question in dataset.questions
     )
 
 
-def asked(question: str, style: Style) -> str:
-    """Return a question with how it is to be answered."""
-    return f"{question} {HOW_TO_ANSWER[style]}"
+def asked(question: str, style: Style, template: str = "") -> str:
+    """Return a question with how it is to be answered: by the template, else with a number."""
+    return (template or f"{QUESTION} {HOW_TO_ANSWER[style]}").replace(QUESTION, question)
 
 
-def seeing_prompt(question: str, images: int, style: Style) -> Messages:
+def seeing_prompt(question: str, images: int, style: Style, template: str = "") -> Messages:
     """Return a user's message: some images, then the question and how to answer it."""
-    words = {"type": "text", "text": asked(question, style)}
+    words = {"type": "text", "text": asked(question, style, template)}
     return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), words]}]
 
 
@@ -273,14 +275,19 @@ def all_made(table: Table, inputs: Sequence[VisualInputs], *, skip: bool) -> Tab
     return table
 
 
-def answer_targets(dataset: Table, style: Style) -> tuple[str, ...]:
+def answer_targets(
+    dataset: Table, style: Style, write: Callable[[str], str] = str
+) -> tuple[str, ...]:
     """Return what a model is to write to every row.
+
+    Args:
+        write: makes the words of an answer of a true one.
 
     Raises:
         UserError: where the data has no answer, or no reasoning that could be imitated.
     """
     require_answers(dataset)
-    written = [f"<answer>{answer}</answer>" for answer in dataset.answers]
+    written = [f"<answer>{write(answer)}</answer>" for answer in dataset.answers]
     if style == "direct":
         return tuple(written)
     require_traces(dataset)
@@ -298,7 +305,7 @@ class VisualInputs:
     Rows differ in shape, so it collates them itself. What was made is kept within a budget.
 
     Attributes:
-        style: how the questions are to be answered.
+        style: how the questions are to be answered; template has other words for it.
         targets: what is to be written to every row; None where nothing is imitated.
         max_tokens: of prompt and answer together, or of the prompt alone.
     """
@@ -309,6 +316,7 @@ class VisualInputs:
     max_tokens: int
     targets: Sequence[str] | None = None
     budget_bytes: int = CACHE_BYTES
+    template: str = ""
     # Features of a frozen tower are kept by keys, which must not name another data set's images.
     _number: int = field(default_factory=lambda: next(_NUMBERS), init=False, repr=False)
     _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
@@ -342,7 +350,8 @@ class VisualInputs:
         try:
             alone = len(images) == 1
             pictures = tuple(self.processor.picture(image, alone) for image in images)
-            messages = seeing_prompt(self.dataset.questions[index], len(pictures), self.style)
+            question = self.dataset.questions[index]
+            messages = seeing_prompt(question, len(pictures), self.style, self.template)
             with _TOKENIZING:
                 ids = self.processor.prompt_ids(messages, pictures)
         except UserError as error:

@@ -456,16 +456,24 @@ def _masked(world: Callable[[Reading], Splits]) -> Callable[[Reading], Splits]:
     return made
 
 
+def rows_drawn(world: str, reading: Reading) -> dict[str, int]:
+    """Return how many rows of a split a world of questions need make, where not its usual number.
+
+    Raises:
+        UserError: where columns are named: it has none.
+    """
+    for word, column in _given(reading.columns).items():
+        raise UserError(
+            f"--{word}-column {column}: {world} is drawn, and no table with columns; leave "
+            f"--{word}-column out."
+        )
+    return {"train": 1, "validation": 1} if reading.only_test else {}
+
+
 def _counting(reading: Reading) -> Splits:
     from visgrpo.data.worlds.counting import counting_splits
 
-    for word, column in _given(reading.columns).items():
-        raise UserError(
-            f"--{word}-column {column}: shapes is drawn, and no table with columns; leave "
-            f"--{word}-column out."
-        )
-    only_test = {"train": 1, "validation": 1} if reading.only_test else {}
-    return counting_splits(reading.seed, **only_test)
+    return counting_splits(reading.seed, **rows_drawn("shapes", reading))
 
 
 def _topics(reading: Reading) -> Splits:

@@ -194,7 +194,7 @@ def _question(value: Any, where: str) -> str:
     return value
 
 
-def _answer(value: Any, where: str) -> str:
+def answer_text(value: Any, where: str) -> str:
     """Return an answer as text, "" for null; a whole number is written without a fraction."""
     if isinstance(value, list):
         if len(set(map(str, value))) > 1:
@@ -281,7 +281,7 @@ ANSWERS = Role(
     "answers",
     "answer",
     ("answer", "answers", "solution", "ground_truth"),
-    _answer,
+    answer_text,
     optional=True,
     kept=True,
     column="answer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ from visgrpo.rewards.answers import answer_of, has_format, meaning, whole_number
 
 PROMPTS_AT_ONCE = 64
 ANSWERS_AT_ONCE = 16  # with gradient-free passes over prompt and answer together
-_OF_SAMPLES = ("accuracy", "unparsed", "format")  # measures that sampled answers have too
+
+Measure = Callable[..., dict[str, float]]
+"""Makes measures of texts and true answers; `direct` says whether reasoning was asked for."""
 
 
 def answer_measures(
@@ -90,6 +92,14 @@ def counting_measures(
     if errors:
         measures["mean_absolute_error"] = sum(errors) / len(errors)
     return measures
+
+
+def plain_measures(
+    texts: Sequence[str], answers: Sequence[str], *, direct: bool = False
+) -> dict[str, float]:
+    """`counting_measures` where all true answers are whole numbers, else `answer_measures`."""
+    counting = all(whole_number(answer) is not None for answer in answers)
+    return (counting_measures if counting else answer_measures)(texts, answers, direct=direct)
 
 
 def confusion(texts: Sequence[str], answers: Sequence[str]) -> dict[str, Any] | None:
@@ -165,6 +175,7 @@ class HeldOutAnswers:
         rollouts: how completions are sampled and what they earn; it remembers nothing of the run.
         dataset: the questions; inputs makes their prompts and images.
         direct: whether the answer alone is asked for, without reasoning.
+        measure: makes measures of greedy answers; sampled names those that drawn ones have too.
     """
 
     rollouts: TokenRollouts
@@ -172,6 +183,8 @@ class HeldOutAnswers:
     inputs: VisualInputs
     direct: bool
     processes: Team
+    measure: Measure = plain_measures
+    sampled: tuple[str, ...] = ("accuracy", "unparsed", "format")
 
     def measures(self, model: LanguageModel) -> dict[str, float]:
         """Return the numbers of `look`."""
@@ -182,10 +195,9 @@ class HeldOutAnswers:
         """Answer every question; each process answers its share.
 
         Returns:
-            Measures of `answer_measures`, or of `counting_measures` where all true answers are
-            whole numbers, of the greedy answers; ``sampled_accuracy`` and so on of the sampled
-            ones, whose mean reward, length and KL (in nats) stand beside them. Rows without a true
-            answer count in the latter alone.
+            Measures of the greedy answers; ``sampled_accuracy`` and so on of the sampled ones,
+            whose mean reward, length and KL (in nats) stand beside them. Rows without a true answer
+            count in the latter alone.
         """
         rollouts, total = self.rollouts, len(self.dataset)
         names = completion_sums_of(rollouts)
@@ -224,12 +236,11 @@ class HeldOutAnswers:
         if not known:
             return {}
         answers = [self.dataset.answers[row] for row in known]
-        counting = all(whole_number(answer) is not None for answer in answers)
-        measure = counting_measures if counting else answer_measures
         each = [(text, self.dataset.answers[row]) for row in known for text in sampled_MG[row]]
-        sampled = measure(*map(list, zip(*each, strict=True)), direct=self.direct)
-        greedy = measure([greedy_M[row] for row in known], answers, direct=self.direct)
-        return {**greedy, **{f"sampled_{name}": sampled[name] for name in _OF_SAMPLES}}
+        sampled = self.measure(*map(list, zip(*each, strict=True)), direct=self.direct)
+        greedy = self.measure([greedy_M[row] for row in known], answers, direct=self.direct)
+        both = {f"sampled_{name}": sampled[name] for name in self.sampled if name in sampled}
+        return {**greedy, **both}
 
 
 @torch.no_grad()

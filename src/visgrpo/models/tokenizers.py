@@ -18,6 +18,7 @@ VISION_TOKENS = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 
 # Messages whose content is a list of parts become messages of plain text, as any ChatML template
 # takes them; the language model's own template follows and keeps its system prompt.
+_PLACE = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
 _PARTS_AS_TEXT = (
     "{%- set plain = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
@@ -27,7 +28,7 @@ _PARTS_AS_TEXT = (
     "{%- set text = namespace(value='') -%}"
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}"
-    f"{{%- set text.value = text.value + '{VISION_START}{IMAGE_PAD}{VISION_END}' -%}}"
+    f"{{%- set text.value = text.value + '{_PLACE}' -%}}"
     "{%- else -%}"
     "{%- set text.value = text.value + part['text'] -%}"
     "{%- endif -%}"
@@ -100,13 +101,14 @@ def character_tokenizer(
     )
 
 
-def with_image_places(template: str | None) -> str:
+def with_image_places(template: str | None, place: str = _PLACE) -> str:
     """Return a chat template that also takes images among the parts of a message's content.
 
     Args:
         template: of a language model, which takes strings; None for ChatML without a system prompt.
+        place: what is written for an image.
     """
-    return _PARTS_AS_TEXT + (CHATML if template is None else template)
+    return _PARTS_AS_TEXT.replace(_PLACE, place) + (CHATML if template is None else template)
 
 
 def vision_token_ids(tokenizer: Any) -> dict[str, Any]:

@@ -165,10 +165,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Segment:
-    """One held-out image: the picture itself, the true mask, the masks before and after."""
+    """One held-out image: the picture itself, the truth, and the answers before and after.
+
+    ``question`` is what was asked about it, where boxes are answered and not masks.
+    """
 
     index: str
     panels: list[Panel]
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,13 +183,18 @@ class Segments:
     logged: int
     legend: dict[str, str]
 
+    @property
+    def title(self) -> str:
+        return "Boxes" if any(row.question for row in self.rows) else "Masks"
+
 
 def segments(run: Run) -> Segments | None:
-    """Return the masks that a run wrote, None when it wrote none.
+    """Return the masks or boxes that a run wrote, None when it wrote none.
 
     ``segments.jsonl`` has one line for each image: ``index``, the files ``image``, ``truth``,
     ``before`` and ``after`` (while a run is going on perhaps without ``after``), and ``iou`` with
-    ``before`` and ``after``. ``palette.json`` gives the colour of each class.
+    ``before`` and ``after``. ``palette.json`` gives the colour of each class. Of boxes, which are
+    drawn on the image, a line has the ``question`` too.
 
     Raises:
         UserError: One of the two files is damaged.
@@ -206,7 +215,7 @@ def _segment(run: Run, line: dict[str, Any], colours: set[str]) -> Segment:
     for heading in ("image", *_MASKS):
         if heading not in line:
             continue
-        file, is_mask = line[heading], heading in _MASKS
+        file, is_mask = line[heading], heading in _MASKS and "question" not in line
         opened = open_picture(run.path, file)
         if opened is not None and is_mask:
             colours |= _colours(opened)
@@ -218,7 +227,7 @@ def _segment(run: Run, line: dict[str, Any], colours: set[str]) -> Segment:
                 iou="" if iou is None else metric("iou").text(iou),
             )
         )
-    return Segment(str(line.get("index", "–")), panels)
+    return Segment(str(line.get("index", "–")), panels, line.get("question", ""))
 
 
 def _colours(mask: Image.Image) -> set[str]:
@@ -245,6 +254,8 @@ def _check_segment(line: dict[str, Any]) -> None:
     for key in ("image", *_MASKS):
         if not isinstance(line.get(key, ""), str):
             raise ValueError(f'"{key}" must be the name of a file')
+    if not isinstance(line.get("question", ""), str):
+        raise ValueError('"question" must be text')
     if "image" not in line or "truth" not in line:
         raise ValueError('"image" and "truth" must be there')
     iou = line.get("iou", {})

@@ -108,7 +108,10 @@ class Place:
 _IMAGES = ("image_column", "seed", "skip_bad_images", "top_k", "train_slice")
 _LABELLED = (*_IMAGES, "batch_size", "label_column")
 _MASKED = (*_IMAGES, "classes_file", "ignore_index", "image_size", "mask_column", "output")
-_QUESTIONS = ("image_column", "question_column", "answer_column", "seed", "skip_bad_images", "task")
+_QUESTIONS = (
+    *("image_column", "question_column", "answer_column", "seed", "skip_bad_images", "task"),
+    *("box_format", "coordinates"),
+)
 
 TASKS: dict[str, Place | Task] = {
     "clip": Place(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visgrpo.data.folders import image_files
 from visgrpo.data.images import decode
-from visgrpo.data.read import read, read_split
+from visgrpo.data.read import DataKind, read, read_split
 from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
@@ -157,7 +157,9 @@ def rows_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Table:
     return read_split(config.data, config.split, kind, **_asked(config), **division, **more)
 
 
-def rows_apart(config: EvaluateConfig, kind: str, fraction: float, processes: Processes) -> Table:
+def rows_apart(
+    config: EvaluateConfig, kind: DataKind | str, fraction: float, processes: Processes
+) -> Table:
     """Read rows that share nothing with those of other splits; say how they were divided.
 
     Args:

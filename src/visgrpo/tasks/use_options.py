@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visgrpo.data.options import Columns, Data, Masks, Questions
+from visgrpo.data.options import Boxes, Columns, Data, Masks, Questions
 from visgrpo.methods.options import SamplingOptions
 from visgrpo.models.options import Adapt, Prompts
 from visgrpo.options import Options, like, option
@@ -52,9 +52,13 @@ class EvaluateConfig(Printing, Tables):
         Columns,
         help="Vision-language model: column of the answers, where its name is not a usual one.",
     )
-    task: Literal["counting"] | None = option(
-        None, "Vision-language model: refuse true answers that are no counts."
+    task: Literal["counting", "boxes", "points", "text"] | None = option(
+        None,
+        "Vision-language model: what answers are, by default as the model learned it; counting "
+        "refuses true answers that are no counts.",
     )
+    box_format = like(Boxes, help="Boxes: what four numbers are, edges or corner and size.")
+    coordinates = like(Boxes, help="Boxes: units of the answers; by default as it learned them.")
     styles: tuple[Style, ...] = option(
         (),
         "Vision-language model: ask for reasoning before the answer, or for the answer alone "

@@ -57,6 +57,14 @@ def _outline(shape: str) -> np.ndarray:
     return (corners + np.array((0, 0.26))) / 1.27
 
 
+def box_of(item: SceneObject, side: int) -> tuple[float, float, float, float]:
+    """Return the left, top, right and bottom edge of an object, in pixels of the image's side."""
+    corners_P2 = np.reshape(_to_canvas(item, _outline(item.shape), side), (-1, 2))
+    left, top = corners_P2.min(axis=0).tolist()
+    right, bottom = corners_P2.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
 def _on_circle(points: int) -> np.ndarray:
     """Return points (P, 2) evenly around the unit circle, clockwise from the top."""
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)

@@ -14,6 +14,7 @@ from visgrpo.errors import UserError
 from visgrpo.models.vision_families.base import VisionFamily, as_weights, check_equal, check_tile
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
+TILE_TOKENS = ("<image>", _FAKE, _GLOBAL)  # of Idefics3: of an image in one piece
 _MOST_TILES = 6  # a side, that Idefics3 and SmolVLM have tokens for
 
 

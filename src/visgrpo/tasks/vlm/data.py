@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from visgrpo.data.boxed import BoxFormat, boxed_questions, check_boxes, in_units
 from visgrpo.data.prompts import (
-    Style,
     VisualInputs,
     all_made,
     answer_targets,
     asked,
     visual_prompts,
 )
-from visgrpo.data.read import read, read_test
+from visgrpo.data.read import DataKind, read, read_test
 from visgrpo.data.roles import require_answers
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
@@ -26,15 +28,17 @@ from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.load import load_vision_language
 from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
-from visgrpo.models.small_vision import SIZES, build_vision_language
+from visgrpo.models.small_vision import PLACING_SIZES, SIZES, build_vision_language
 from visgrpo.models.trains import TrainedPart, adapt, trained_parts
 from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
-from visgrpo.rewards.answers import ANSWER_REWARDS, Exact, Ordinal, whole_number
+from visgrpo.rewards.answers import Exact, Ordinal, whole_number
+from visgrpo.rewards.boxes import BoxReward
 from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.run import Session, print_notes
 from visgrpo.tasks.tokens import prompt_room
+from visgrpo.tasks.vlm.answering import REWARDS, Asking
 from visgrpo.tasks.vlm.options import VlmConfig
 from visgrpo.terminal import show_table
 from visgrpo.training.processes import Processes
@@ -45,16 +49,17 @@ GIBIBYTE = 2**30
 LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
 
 
-def load_questions(config: VlmConfig, session: Session) -> Splits:
+def load_questions(config: VlmConfig, asking: Asking, session: Session) -> Splits:
     """Load questions in three splits and out of distribution; say what was decided about them.
 
     What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
     they were then: by another seed, most of what is held out would be rows that it knows.
     """
     division = divided(config, config.model, session)
+    kind = kind_of(asking, config.box_format)
     splits = read(
         config.data,
-        "questions",
+        kind,
         columns=columns_of(config),
         validation_fraction=division.validation_fraction,
         seed=division.seed,
@@ -63,38 +68,76 @@ def load_questions(config: VlmConfig, session: Session) -> Splits:
     shifts = dict(splits.shifts)
     if config.shifts is not None:
         elsewhere = read_test(
-            config.shifts, "questions", seed=config.seed, skip_bad_images=config.skip_bad_images
+            config.shifts, kind, seed=config.seed, skip_bad_images=config.skip_bad_images
         )
         require_answers(elsewhere)
         shifts = {"out": elsewhere}
     session.note(*splits.notes)
     for part in (splits.train, splits.validation, splits.test, *shifts.values()):
         say_left_out(part, session.processes)
+    most, skip, noise = config.eval_images, config.skip_bad_images, config.box_noise
     return replace(
         splits,
-        validation=splits.validation.first(config.eval_images),
-        test=splits.test.first(config.eval_images),
-        shifts={name: rows.first(config.eval_images) for name, rows in shifts.items()},
+        train=with_boxes(splits.train, asking, skip=skip, noise=noise, seed=config.seed),
+        validation=with_boxes(
+            splits.validation.first(most), asking, skip=skip, noise=noise, seed=config.seed
+        ),
+        test=with_boxes(splits.test.first(most), asking, skip=skip),
+        shifts={
+            name: with_boxes(rows.first(most), asking, skip=skip) for name, rows in shifts.items()
+        },
     )
 
 
+def kind_of(asking: Asking, form: BoxFormat) -> DataKind | str:
+    """Return the kind of data that is asked about."""
+    return "questions" if asking.units is None else boxed_questions(form)
+
+
+def with_boxes(
+    table: Table, asking: Asking, *, skip: bool, noise: float = 0.0, seed: int = 0
+) -> Table:
+    """Return rows with true boxes as the model answers them; others as they are.
+
+    Args:
+        skip: leave rows out whose boxes, or images, cannot be used.
+        noise: of the boxes, with the seed that it is drawn by.
+    """
+    units = asking.units
+    if units is None:
+        return table
+    if skip:
+        table = table.without_bad_rows(lambda rows, row: check_boxes(rows, row, units))
+    return in_units(table, units, noise=noise, seed=seed)
+
+
 def usable(
-    config: VlmConfig, questions: Splits, parts: Parts, longest: int, session: Session
+    config: VlmConfig,
+    questions: Splits,
+    asking: Asking,
+    parts: Parts,
+    longest: int,
+    session: Session,
 ) -> Splits:
     """Return the questions that all can be read, seen and answered by the model; say of others.
 
     Args:
         longest: tokens of a prompt and its answer, where answers are imitated.
     """
-    style, room = config.style, prompt_room(config, parts)
+    room, ask = (
+        prompt_room(config, parts),
+        partial(
+            VisualInputs, style=asking.style, processor=parts.processor, template=asking.template
+        ),
+    )
 
     def kept(part: Table, *, held_out: bool) -> Table:
         made = []
         if config.method == "sft":
-            targets = answer_targets(part, style)
-            made.append(VisualInputs(part, style, parts.processor, longest, targets))
+            targets = answer_targets(part, asking.style, asking.write)
+            made.append(ask(part, max_tokens=longest, targets=targets))
         if held_out or not made:
-            made.append(VisualInputs(part, style, parts.processor, room))
+            made.append(ask(part, max_tokens=room))
         rest = all_made(part, made, skip=config.skip_bad_images)
         if rest is not part:
             new = replace(rest, notes=(), skipped=rest.skipped[len(part.skipped) :])
@@ -136,16 +179,18 @@ def say_resized(
                 return
 
 
-def load_start(config: VlmConfig, questions: Splits, session: Session) -> Parts:
+def load_start(config: VlmConfig, questions: Splits, asking: Asking, session: Session) -> Parts:
     """Load the model that a stage starts from, or build a new one; say what was decided."""
     if config.model is None:
-        parts = _new_model(config, questions.train)
+        parts = _new_model(config, questions.train, asking)
     else:
         parts = load_vision_language(config.model, max_pixels=config.max_pixels)
         session.note(*parts.notes)
-        style = parts.info.get("style", config.style)
-        if style != config.style:
-            session.note(f"{config.model} learned to answer in --style {style}.")
+        asked_as = {"style": asking.style, "coordinates": config.coordinates}
+        for option, now in asked_as.items():
+            before = parts.info.get(option) or now
+            if before != now:
+                session.note(f"{config.model} learned to answer in --{option} {before}.")
     datasets = (questions.train, *questions.shifts.values())
     say_resized(datasets, parts.processor, session.processes)
     return parts
@@ -173,10 +218,10 @@ def rewards_of(config: VlmConfig, train: Table) -> TextRewards:
     Raises:
         UserError: for a reward that is not there, or needs a column that the data lacks.
     """
-    rewards = parse_text_rewards(config.reward, config.reward_weights, ANSWER_REWARDS)
+    rewards = parse_text_rewards(config.reward, config.reward_weights, REWARDS)
     rewards.validate(train.columns)
     for name, function in zip(rewards.names, rewards.functions, strict=True):
-        if isinstance(function, Exact | Ordinal) and not any(train.answers):
+        if isinstance(function, Exact | Ordinal | BoxReward) and not any(train.answers):
             raise UserError(
                 f'{train.name}: no row has an answer, so that reward "{name}" is paid to none; '
                 f"name the column of the answers with --answer-column ({', '.join(train.columns)})."
@@ -189,7 +234,7 @@ def held_out_of(
     parts: Parts,
     rollouts: TokenRollouts,
     dataset: Table,
-    style: Style,
+    asking: Asking,
     processes: Processes,
 ) -> HeldOutAnswers:
     """Return what measures a model on a data set, as these rollouts draw and reward.
@@ -197,9 +242,18 @@ def held_out_of(
     Raises:
         UserError: where --max-new-tokens leaves no room for a prompt.
     """
-    apart = rollouts.apart(visual_prompts(dataset, style), group_size=1)
-    inputs = VisualInputs(dataset, style, parts.processor, prompt_room(config, parts))
-    return HeldOutAnswers(apart, dataset, inputs, style == "direct", processes)
+    prompts = visual_prompts(dataset, asking.style, asking.template)
+    room, template = prompt_room(config, parts), asking.template
+    inputs = VisualInputs(dataset, asking.style, parts.processor, room, template=template)
+    return HeldOutAnswers(
+        rollouts.apart(prompts, group_size=1),
+        dataset,
+        inputs,
+        asking.direct,
+        processes,
+        asking.answering.measure,
+        asking.answering.sampled,
+    )
 
 
 def confusions(datasets: Mapping[str, Table], seen: Mapping[str, SeenAnswers]) -> dict[str, Any]:
@@ -225,16 +279,25 @@ def _is_count(answer: str) -> bool:
     return number is not None and number >= 0
 
 
-def _new_model(config: VlmConfig, train: Table) -> Parts:
-    """Build a tokenizer of the training rows' words, and a model with random weights for it."""
-    sizes = SIZES[config.preset]
+def _new_model(config: VlmConfig, train: Table, asking: Asking) -> Parts:
+    """Build a tokenizer of the training rows' words, and a model with random weights for it.
+
+    Where places are answered, whatever number may be in an answer is one token.
+    """
+    sizes = (SIZES if asking.units is None else PLACING_SIZES)[config.preset]
     if config.max_pixels is not None:
         sizes = replace(sizes, max_pixels=config.max_pixels)
     rows = train.first(TOKENIZED)
-    questions = (asked(question, config.style) for question in rows.questions)
-    answers = answer_targets(rows, "direct" if rows.traces is None else config.style)
+    questions = (asked(question, asking.style, asking.template) for question in rows.questions)
+    style = "direct" if rows.traces is None else asking.style
+    answers = answer_targets(rows, style, asking.write)
+    if asking.units is not None:
+        most = asking.units.sides or max(map(int, re.findall(r"\d+", " ".join(answers))))
+        sizes = replace(sizes, numbers=most + 1)
+        answers = tuple(re.sub(r"\d+", "0", answer) for answer in answers)
     parts = build_vision_language([*questions, *answers], sizes, seed=config.seed)
-    return replace(parts, name=f"{config.preset} Qwen2.5-VL", info={"preset": config.preset})
+    name = "Qwen2.5-VL" if asking.units is None else "Idefics3"
+    return replace(parts, name=f"{config.preset} {name}", info={"preset": config.preset})
 
 
 def _print_trained(rows: Sequence[TrainedPart]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from visgrpo.data.options import Columns, Data, Questions
+from visgrpo.data.options import Boxes, Columns, Data, Questions
 from visgrpo.options import Options, like, option, override, users
 from visgrpo.tasks.backbone.options import RepresentationConfig
 from visgrpo.tasks.options import Budget, TokenPolicyConfig
 from visgrpo.training.options import Loop
 
+QUESTION = "{question}"  # its place in a prompt
+Style = Literal["reasoning", "direct"]
 Stage = Literal[
     "all",
     "sft",
@@ -50,6 +52,13 @@ PRESETS: Mapping[str, Defaults] = {
     "tiny": Defaults(max_new_tokens=64, sft=Budget(1300, 16, 4e-3), policy=Budget(100, 16, 5e-5)),
     "small": Defaults(max_new_tokens=96, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
 }
+PLACING = ("boxes", "points")  # tasks that are answered by places in an image
+PLACING_PRESETS: Mapping[str, Defaults] = {
+    "tiny": Defaults(max_new_tokens=32, sft=Budget(1500, 16, 3e-3), policy=Budget(200, 16, 2e-4)),
+    "small": Defaults(max_new_tokens=96, sft=Budget(3000, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
+}
+REWARDED: Mapping[str, str] = {"boxes": "iou", "points": "inside"}  # by default; exact of others
+NEW_COORDINATES, COORDINATES = "bins:56", "pixels"  # of a new model, and of one from elsewhere
 # Of models that were not made here, such as those of the Hub.
 FOREIGN = Defaults(max_new_tokens=256, sft=Budget(500, 16, 2e-5), policy=Budget(200, 8, 1e-6))
 
@@ -78,8 +87,8 @@ class VlmConfig(TokenPolicyConfig):
     data = like(
         Data,
         "shapes",
-        "Built-in (shapes: count what is in a picture), a .parquet or .jsonl file or a folder "
-        "of them, or the name of a Hub data set.",
+        "Built-in (shapes: count what is in a picture; boxes, detection: find it), a .parquet or "
+        ".jsonl file or a folder of them, or the name of a Hub data set.",
         required="the --data: shapes, a file, a folder or a data set",
     )
     image_column = like(
@@ -95,6 +104,23 @@ class VlmConfig(TokenPolicyConfig):
     trace_column: str | None = option(
         None, "Column of the reasoning that SFT imitates, where its name is not a usual one."
     )
+    task: Literal["counting", "boxes", "points", "text"] = option(
+        "counting",
+        "What answers are: numbers, boxes in the image, a point in it, or any words.",
+    )
+    coordinates: str | None = like(Boxes)
+    box_format = like(Boxes)
+    box_noise: float = option(
+        0.0,
+        "Boxes: move every edge of the boxes to learn from by up to this share of its side, as "
+        "if people had drawn them; test boxes stay.",
+        within="[0, 0.5]",
+    )
+    prompt: str | None = option(
+        None,
+        "The prompt, with {question} where the question goes; by default the task's words after "
+        "the question.",
+    )
     shifts: str | None = like(
         RepresentationConfig,
         None,
@@ -109,7 +135,12 @@ class VlmConfig(TokenPolicyConfig):
         within="(0, 0.5)",
     )
     skip_bad_images = like(Data)
-    style = like(Questions)
+    style: Style | None = like(
+        Questions,
+        None,
+        "Ask for reasoning before the answer, or for the answer alone; by default reasoning for "
+        "counting, else direct.",
+    )
     max_pixels = like(Questions)
     train: tuple[str, ...] = override(
         ("all",),
@@ -142,8 +173,8 @@ class VlmConfig(TokenPolicyConfig):
         help="Longest completion; by default 256 (new models: tiny 64, small 96)."
     )
     reward = override(
-        help="format, exact, ordinal:K, length:N, random, file.py:f or module:f; by default format "
-        "and exact.",
+        help="format, exact, ordinal:K, iou, iou:T, boxes, inside, near:R, length:N, random, "
+        "file.py:f or module:f; by default format and exact, of boxes iou, of points inside.",
     )
     max_grad_norm = override(1.0, "Gradients are scaled down to this norm; 0 leaves them alone.")
     kl_in = override(help="Where KL weighs; by default in the reward with rloo, else in the loss.")
@@ -173,15 +204,51 @@ class VlmConfig(TokenPolicyConfig):
         yield from self.idle(
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
             ("lora_rank lora_alpha", "lora" not in self.train, "is for --train lora"),
+            (
+                "coordinates box_format box_noise",
+                self.task not in PLACING,
+                "is for --task boxes and points",
+            ),
         )
+        if self.prompt is not None and QUESTION not in str(self.prompt):
+            yield f'--prompt "{self.prompt}": write {QUESTION} where the question goes.'
         if self.method == "all" and self.group_size == 1:
             yield "--group-size 1 leaves grpo nothing to compare: take 2 or more."
 
 
-def defaults_of(info: Mapping[str, Any]) -> Defaults:
-    """Return what holds by default for a model, by what visgrpo knows of it."""
+def defaults_of(info: Mapping[str, Any], task: str | None = None) -> Defaults:
+    """Return what holds by default for a model, by what visgrpo knows of it.
+
+    Args:
+        task: of a new stage; by default what the model has learned.
+    """
     preset = info.get("preset")
-    return PRESETS[preset] if preset else FOREIGN
+    if not preset:
+        return FOREIGN
+    return (PLACING_PRESETS if (task or info.get("answers")) in PLACING else PRESETS)[preset]
+
+
+def of_task(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
+    """Return the options with what a task's words and units are by default filled in.
+
+    Args:
+        info: what visgrpo knows of the model to start from; empty for a new one or a foreign one.
+    """
+    usual_style: Style = "reasoning" if config.task == "counting" else "direct"
+    style: Style = config.style or info.get("style") or usual_style
+    places = config.task in PLACING
+    usual = COORDINATES if config.model else NEW_COORDINATES
+    coordinates = config.coordinates or info.get("coordinates") or usual
+    # Words that were learned in another style, or of other units, would ask for something else.
+    as_learned = (config.task, style, coordinates if places else None)
+    same = as_learned == tuple(info.get(name) for name in ("answers", "style", "coordinates"))
+    learned = info.get("prompt") if same else None
+    return replace(
+        config,
+        style=style,
+        coordinates=coordinates if places else None,
+        prompt=config.prompt or learned,
+    )
 
 
 def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
@@ -190,13 +257,16 @@ def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
     Args:
         info: what visgrpo knows of the model to start from; empty for a model from elsewhere.
     """
-    defaults = defaults_of(info)
+    defaults = defaults_of(info, config.task)
     return config.filled(
         defaults.sft if config.method == "sft" else defaults.policy,
         adapters_alone=config.train == ("lora",),
         max_new_tokens=defaults.max_new_tokens,
         inner_passes=1,
-        reward=("format:direct" if config.style == "direct" else "format", "exact"),
+        reward=(
+            "format:direct" if config.style == "direct" else "format",
+            REWARDED.get(config.task, "exact"),
+        ),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -13,6 +12,10 @@ from visgrpo.data.table import LazySequence, Table
 from visgrpo.measures.answers import answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
+from visgrpo.models.parts import model_folder, read_info
+from visgrpo.rewards.answers import Exact, Ordinal
+from visgrpo.rewards.boxes import BoxReward
+from visgrpo.rewards.texts import TextRewards
 from visgrpo.tasks.images import save_picture
 from visgrpo.tasks.run import Job, Moment, Seen, Session
 from visgrpo.tasks.story import StagedTask, Summaries
@@ -30,6 +33,7 @@ from visgrpo.tasks.tokens import (
     save_run,
     training_of,
 )
+from visgrpo.tasks.vlm.answering import Asking
 from visgrpo.tasks.vlm.data import (
     adapted,
     confusions,
@@ -39,11 +43,12 @@ from visgrpo.tasks.vlm.data import (
     rewards_of,
     usable,
 )
-from visgrpo.tasks.vlm.options import VlmConfig, resolved
+from visgrpo.tasks.vlm.options import VlmConfig, of_task, resolved
+from visgrpo.tasks.vlm.pictures import write_pictures
 
 # Below these a start was seen to get worse instead of better: of eight completions too few are
 # right, and what is learned first is to write in the form that is paid for.
-LEAST_SAMPLED_ACCURACY = 0.3
+LEAST_EARNED = 0.3
 LEAST_FORMAT = 0.9
 
 
@@ -60,33 +65,44 @@ class VlmTask(StagedTask):
 
     def set_up(self, options: VlmConfig, session: Session) -> Job:
         """Imitate answers with sft, and learn from rewards with the others."""
-        imitates, style = options.method == "sft", options.style
+        imitates = options.method == "sft"
         if not imitates:
             objective_of(options)  # refuses what cannot be taken, before anything is loaded
-        questions = load_questions(options, session)
+        start = read_info(model_folder(options.model)) if options.model else {}
+        options = of_task(options, start)
+        assert options.style is not None
+        asking = Asking.of(
+            options.task, options.style, prompt=options.prompt, coordinates=options.coordinates
+        )
+        style, template = asking.style, asking.template
+        questions = load_questions(options, asking, session)
         rows = {name: getattr(questions, name) for name in SPLITS}
-        targets = {name: answer_targets(part, style) for name, part in rows.items() if imitates}
-        parts = load_start(options, questions, session)
+        if imitates:
+            targets_of(rows, asking)  # refuses what cannot be imitated
+        parts = load_start(options, questions, asking, session)
         full = resolved(options, parts.info)
         training = training_of(full, session)
         control = kl_control_of(full, training)
         longest = context_of(parts.model) if imitates else prompt_room(full, parts)
-        questions = usable(full, questions, parts, longest, session)
+        questions = usable(full, questions, asking, parts, longest, session)
         rows = {name: getattr(questions, name) for name in SPLITS}
-        targets = {name: answer_targets(part, style) for name, part in rows.items() if imitates}
+        targets = targets_of(rows, asking) if imitates else {}
         rewards = rewards_of(full, questions.train)
         inputs = {
-            name: VisualInputs(part, style, parts.processor, longest, targets.get(name))
+            name: VisualInputs(
+                part, style, parts.processor, longest, targets.get(name), template=template
+            )
             for name, part in rows.items()
         }
         model = adapted(full, parts, session)
-        prompts, truths = visual_prompts(questions.train, style), questions.train.answers
+        prompts = visual_prompts(questions.train, style, template)
+        truths = questions.train.answers
         rollouts = rollouts_of(full, parts, rewards, prompts, options.seed, truths=truths)
         if not imitates:
             rollouts = learning(rollouts, model, full, control, session)
         tested = {"test": questions.test, **questions.shifts}
         held_out = {
-            name: held_out_of(full, parts, rollouts, part, style, session.processes)
+            name: held_out_of(full, parts, rollouts, part, asking, session.processes)
             for name, part in {**tested, "validation": questions.validation}.items()
         }
         pictures = side_by_side(questions.train)
@@ -96,17 +112,32 @@ class VlmTask(StagedTask):
                 return {}
             return answer_likelihood(model, rows[split], inputs[split], session.processes)
 
+        answers: dict[Moment, list[str]] = {}
+
         def look(moment: Moment) -> Seen:
             seen = {name: held_out[name].look(model) for name in tested}
+            answers[moment] = seen["test"].texts
             measures = {name: each.measures for name, each in seen.items()}
             test = {**nll("test"), **measures.pop("test")}
             if moment == "after":
                 return Seen(test, shifts=measures, more=confusions(tested, seen))
             if not imitates:
-                warn_of_a_weak_start(test, session)
+                warn_of_a_weak_start(test, rewards, session)
             return Seen(test, shifts=measures)
 
-        info = {**info_of(options, parts), "style": style}
+        def keep(summary: Mapping[str, Any]) -> None:
+            save_run(model, parts, session, info, summary)
+            if asking.units is not None:
+                before, after = answers["before"], answers["after"]
+                write_pictures(session.run, questions.test, asking.units, before, after)
+
+        info = {
+            **info_of(options, parts),
+            "answers": options.task,
+            "style": style,
+            "prompt": template,
+            **({"coordinates": options.coordinates} if options.coordinates else {}),
+        }
         job: dict[str, Any] = {
             "model": model,
             "training": training,
@@ -114,7 +145,7 @@ class VlmTask(StagedTask):
             "inputs": inputs["train"],
             "validate": lambda: {**nll("validation"), **held_out["validation"].measures(model)},
             "look": look,
-            "save": partial(save_run, model, parts, session, info),
+            "save": keep,
             "data": data_of(options.data, rows, "images"),
             "start": parts.name,
             "inputs_are": "rows",
@@ -151,17 +182,37 @@ class VlmTask(StagedTask):
         return rows
 
 
-def warn_of_a_weak_start(measures: Mapping[str, float], session: Session) -> None:
-    """Say that there is too little to learn from, where few of a group's answers are right."""
-    if "sampled_accuracy" not in measures:
+def targets_of(rows: Mapping[str, Table], asking: Asking) -> dict[str, tuple[str, ...]]:
+    """Return what is to be written to every row of each split."""
+    return {name: answer_targets(part, asking.style, asking.write) for name, part in rows.items()}
+
+
+def warn_of_a_weak_start(
+    measures: Mapping[str, float], rewards: TextRewards, session: Session
+) -> None:
+    """Say that there is too little to learn from, where a group's answers earn little.
+
+    What counts are the built-in rewards of right answers that are trained.
+    """
+    if "sampled_format" not in measures:
         return
-    accuracy, form = measures["sampled_accuracy"], measures["sampled_format"]
-    if accuracy >= LEAST_SAMPLED_ACCURACY and form >= LEAST_FORMAT:
+    form = measures["sampled_format"]
+    earned = {
+        name: measures[f"rewards/{name}"]
+        for name, function in zip(rewards.names, rewards.functions, strict=True)
+        if isinstance(function, Exact | Ordinal | BoxReward)
+    }
+    best = max(earned, key=lambda name: earned[name], default="")
+    if form >= LEAST_FORMAT and earned.get(best, LEAST_EARNED) >= LEAST_EARNED:
         return
+    right = {
+        "": "",
+        "exact": f"{earned.get(best, 0.0):.0%} are right and ",
+    }.get(best, f"{earned.get(best, 0.0):.0%} of {best} are earned and ")
+    least = f"{LEAST_EARNED:.0%} or " if best else ""
     session.say(
-        f"warning: of sampled answers {accuracy:.0%} are right and {form:.0%} in the format; below "
-        f"{LEAST_SAMPLED_ACCURACY:.0%} or {LEAST_FORMAT:.0%} starts often get worse: train SFT "
-        "longer first."
+        f"warning: of sampled answers {right}{form:.0%} in the format; below "
+        f"{least}{LEAST_FORMAT:.0%} starts often get worse: train SFT longer first."
     )
 
 

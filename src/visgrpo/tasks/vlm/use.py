@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from visgrpo.models.load import load_vision_language
 from visgrpo.models.parts import Parts, read_info
 from visgrpo.models.save import load_with_transformers, save, start_card
 from visgrpo.models.vision_language import VisionLanguageModel
-from visgrpo.rewards.answers import ANSWER_REWARDS, answer_of
+from visgrpo.rewards.answers import answer_of
 from visgrpo.rewards.texts import parse_text_rewards
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.lineage import stages_of, with_stages
@@ -31,13 +32,16 @@ from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.tokens import decoder_of, prompt_room, rollouts_of, sampling_of
 from visgrpo.tasks.use import learned_before, named_split, rows_apart
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
+from visgrpo.tasks.vlm.answering import REWARDS, Asking
 from visgrpo.tasks.vlm.data import (
     confusions,
     held_out_of,
+    kind_of,
     say_left_out,
     say_resized,
+    with_boxes,
 )
-from visgrpo.tasks.vlm.options import JoinConfig, VlmConfig, defaults_of
+from visgrpo.tasks.vlm.options import COORDINATES, PLACING, JoinConfig, VlmConfig, defaults_of
 from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import check_free
@@ -51,10 +55,10 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig, processes: Processes) -> None:
         self._config, self._processes = config, processes
-        self._dataset = _questions(config, processes)
-        learned = read_info(config.model).get("style", "reasoning")
-        self._styles: tuple[Style, ...] = config.styles or (learned,)
-        dataset = self._dataset
+        learned = read_info(config.model)
+        self._styles: tuple[Style, ...] = config.styles or (learned.get("style", "reasoning"),)
+        self._asked = {style: _asking(config, learned, style) for style in self._styles}
+        self._dataset = dataset = _questions(config, self._asked[self._styles[0]], processes)
         self.title = f"{dataset.name}, {len(dataset)} questions, --style {self._styles[0]}"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
@@ -63,36 +67,49 @@ class Evaluation:
         say_resized([self._dataset], parts.processor, self._processes)
         first = self._styles[0]
         return {
-            row if style == first else f"{row}, {style}": self._measures(parts, style)
-            for style in self._styles
+            row if style == first else f"{row}, {style}": self._measures(parts, asking)
+            for style, asking in self._asked.items()
         }
 
-    def _measures(self, parts: Parts, style: Style) -> dict[str, Any]:
+    def _measures(self, parts: Parts, asking: Asking) -> dict[str, Any]:
         dataset, processes = self._dataset, self._processes
         sampling = _longest(self._config, parts)
         seed = self._config.seed or 0
-        rewards = parse_text_rewards(["exact"], None, ANSWER_REWARDS)
-        rollouts = rollouts_of(sampling, parts, rewards, visual_prompts(dataset, style), seed)
-        held_out = held_out_of(sampling, parts, rollouts, dataset, style, processes)
+        # What drawn answers earn has a name of its own among the measures.
+        rewards = parse_text_rewards(["format"], None, REWARDS)
+        prompts = visual_prompts(dataset, asking.style, asking.template)
+        rollouts = rollouts_of(sampling, parts, rewards, prompts, seed)
+        held_out = held_out_of(sampling, parts, rollouts, dataset, asking, processes)
         seen = held_out.look(_model(parts, processes))
-        # What an answer earns is its accuracy here, which has a name of its own.
         measures = {name: value for name, value in seen.measures.items() if "reward" not in name}
         confusion = confusions({"test": dataset}, {"test": seen}).get("confusion", {})
         return {**measures, **({"confusion": confusion["in"]} if confusion else {})}
 
 
-def _questions(config: EvaluateConfig, processes: Processes) -> Table:
+def _asking(config: EvaluateConfig, learned: Mapping[str, Any], style: Style) -> Asking:
+    """Return how a model is asked: by the options, else as it learned."""
+    task = config.task or learned.get("answers", "counting")
+    usual = COORDINATES if task in PLACING else None
+    coordinates = config.coordinates or learned.get("coordinates") or usual
+    as_learned = (task, style, coordinates)
+    same = as_learned == tuple(learned.get(name) for name in ("answers", "style", "coordinates"))
+    prompt = learned.get("prompt") if same else None
+    return Asking.of(task, style, prompt=prompt, coordinates=coordinates)
+
+
+def _questions(config: EvaluateConfig, asking: Asking, processes: Processes) -> Table:
     """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
     split, rows = named_split(config)
+    kind = kind_of(asking, config.box_format)
     if split == "test" and learned_before(config) is None:
         asked = {"columns": columns_of(config), "skip_bad_images": config.skip_bad_images}
-        dataset = sliced(read_test(config.data, "questions", seed=config.seed or 0, **asked), rows)
+        dataset = sliced(read_test(config.data, kind, seed=config.seed or 0, **asked), rows)
     else:
-        dataset = rows_apart(config, "questions", VlmConfig.validation_fraction, processes)
+        dataset = rows_apart(config, kind, VlmConfig.validation_fraction, processes)
     say_left_out(dataset, processes)
     require = require_counts if config.task == "counting" else require_answers
     require(dataset)
-    return dataset
+    return with_boxes(dataset, asking, skip=config.skip_bad_images)
 
 
 class Prediction:
@@ -111,7 +128,7 @@ class Prediction:
         self._room, self._decode = prompt_room(asked, parts), decoder_of(parts)
         self._processor, self._processes = parts.processor, processes
         self._model = _model(parts, processes)
-        self._messages = _messages(config.ask, config.style or parts.info.get("style"))
+        self._messages = _messages(config.ask, config.style, parts.info)
 
     def __call__(self, path: str, image: Image.Image) -> dict[str, Any]:
         if self._processor.resizes(image):
@@ -134,9 +151,11 @@ class Prediction:
         return {"answer": answer_of(text), "completion": text}
 
 
-def _messages(question: str, style: Any) -> Messages:
-    if style is not None:
-        return seeing_prompt(question, 1, style)
+def _messages(question: str, style: Style | None, learned: Mapping[str, Any]) -> Messages:
+    own: Style | None = learned.get("style")
+    if asked := style or own:
+        template = learned.get("prompt", "") if asked == own else ""
+        return seeing_prompt(question, 1, asked, template)
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 

@@ -7,8 +7,9 @@ turns in one process. Ratios are GRPO-RM time / cross-entropy time, both from th
 memory is that of a fresh process that makes three steps of one kind, above what it held before
 them; "logits" is what one tensor of the batch's logits takes.
 
-"losses alone" are forward and backward from logits of masks that lie ready, and torch's own
-cross_entropy beside ours. "features cached" is another question: images per second of training a
+Steps make no metrics, as between two lines of the log. "losses alone" are forward and backward from
+logits of masks that lie ready as upsampling leaves them, and torch's own cross_entropy beside ours;
+"logged" is with metrics. "features cached" is another question: images per second of training a
 head alone, from features computed once / with every image encoded again.
 """
 
@@ -143,29 +144,33 @@ def _losses(classes: int, rounds: int) -> Row:
     view = PixelView(1, IGNORED, lambda logits, size: logits, "pixel")
     case = Case("", classes, 8)
     generator = torch.Generator().manual_seed(0)
-    logits_NHWK = torch.randn(8, 96, 64, classes, generator=generator).requires_grad_()
+    logits_NKHW = torch.randn(8, classes, 96, 64, generator=generator).requires_grad_()
     labels_NHW = torch.randint(classes, (8, 96, 64), generator=generator)
-    batch = Batch(torch.arange(8), logits_NHWK, labels_NHW, {})
-    logits_NKHW = logits_NHWK.detach().permute(0, 3, 1, 2).contiguous().requires_grad_()
 
     def torchs() -> None:
         logits_NKHW.grad = None
         F.cross_entropy(logits_NKHW, labels_NHW).backward()
 
-    def ours(method: Any) -> Callable[[], None]:
+    def ours(method: Any, logged: bool) -> Callable[[], None]:
         def loss() -> None:
-            logits_NHWK.grad = None
+            logits_NKHW.grad = None
+            inputs = logits_NKHW.permute(0, 2, 3, 1)
+            batch = Batch(torch.arange(8), inputs, labels_NHW, {}, logged=logged)
             method.loss(lambda inputs: inputs, batch, None, 0).loss.backward()
 
         return loss
 
-    named = {name: ours(_method(case, name, view)) for name in METHODS}
+    named = {
+        name + ", logged" * logged: ours(_method(case, name, view), logged)
+        for name in METHODS
+        for logged in (False, True)
+    }
     timings = alternate({"torch": torchs, **named}, rounds)
     row: Row = {
         "name": f"pixels, {classes} classes",
         "torch ms": 1000 * timings.median("torch"),
     }
-    for name in METHODS:
+    for name in named:
         row[f"{name} / torch"], row[f"spread of {name}"] = timings.ratio(name, "torch")
     return row
 
@@ -226,7 +231,7 @@ def _task(case: Case, frozen: bool) -> tuple[nn.Module, Batch, View]:
     model.inputs_are_features = case.input == "features"
     adapt(model, ["full" if case.input == "pixels" and not frozen else "frozen"])
     inputs = torch.randn(shape, generator=generator)
-    return model.train(), Batch(torch.arange(n_inputs), inputs, labels, {}), view
+    return model.train(), Batch(torch.arange(n_inputs), inputs, labels, {}, logged=False), view
 
 
 def _method(case: Case, name: MethodName, view: View) -> Method:

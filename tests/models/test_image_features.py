@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +109,24 @@ def test_what_is_kept_holds_no_more_memory_than_it_counts() -> None:
     cache.keep("b", whole)  # too large
     assert cache.bytes == 48
     assert cache.get("") is cache.get("b") is None
+
+
+def test_what_a_frozen_tower_made_serves_other_models_with_it(tmp_path: Path) -> None:
+    """From the disk: of the same tower, whatever the rest learned, and of no other."""
+    batch, model = scene().batch(), seeing("language", folder=tmp_path)
+    passes = Passes(model)
+    before = model.score(**batch)
+    assert len(passes.rows) == 1
+    for other, made in ((seeing("language", folder=tmp_path), 0), (seeing("language"), 1)):
+        passes = Passes(other)
+        assert torch.equal(other.score(**batch), before)
+        assert len(passes.rows) == made
+    moved = seeing("language", folder=tmp_path)
+    with torch.no_grad():
+        next(moved.family.tower(moved.plain).parameters()).mul_(1.5)
+    passes = Passes(moved)
+    assert (moved.score(**batch) - before).abs().max() > 1e-4
+    assert len(passes.rows) == 1
 
 
 def test_images_without_a_key_are_never_kept() -> None:

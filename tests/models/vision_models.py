@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ def seeing(
     engine: Engine = "shared",
     parts: Parts | None = None,
     feature_bytes: int = FEATURE_BYTES,
+    folder: Path | None = None,
 ) -> VisionLanguageModel:
     """A policy of its own weights; adapters, where it has them, are no longer the identity."""
     lm = copy.deepcopy((parts or qwen()).model)
@@ -76,7 +78,7 @@ def seeing(
         for name, weight in lm.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
-    return VisionLanguageModel(lm, engine=engine, feature_bytes=feature_bytes)
+    return VisionLanguageModel(lm, engine=engine, feature_bytes=feature_bytes, folder=folder)
 
 
 @dataclass(frozen=True)

@@ -140,10 +140,17 @@ class Kept:
         )
 
 
-def weights_key(module: nn.Module) -> str:
-    """Return a hash of all parameters and buffers: names, types, shapes and bytes."""
+def weights_key(module: nn.Module, *, but: nn.Module | None = None) -> str:
+    """Return a hash of all parameters and buffers: names, types, shapes and bytes.
+
+    Args:
+        but: a part of it whose weights do not count.
+    """
+    left_out = set(map(id, but.parameters())) if but is not None else set()
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) in left_out:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor)[1])
     return digest.hexdigest()
@@ -155,6 +162,14 @@ def picture_names(images: Sequence[Image.Image]) -> list[bytes]:
     That is the place, size and time of a file, encoded bytes, or else the pixels.
     """
     return [_picture_name(images, row) for row in range(len(images))]
+
+
+def content_name(tensor: Tensor) -> str:
+    """Return what tells a tensor from others: of its type, shape and numbers."""
+    kind, content = _bytes(tensor)
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def _picture_name(images: Sequence[Image.Image], row: int) -> bytes:

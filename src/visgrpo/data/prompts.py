@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.batches import CachedInputs, MadeRows
+from visgrpo.data.kept import content_name
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.roles import ended, prompt_table, require_answers, require_traces
 from visgrpo.data.table import LazySequence, Splits, Table, of_bytes
@@ -184,7 +184,6 @@ QUESTION = "{question}"  # its place in a template
 Messages = Sequence[Mapping[str, Any]]  # of a chat; their content names the places of images
 AFTER_THE_END = -1  # no token
 CACHE_BYTES = 2**30
-_NUMBERS = count()
 _TOKENIZING = Lock()  # a fast tokenizer refuses to be called by two threads at once
 
 
@@ -317,8 +316,6 @@ class VisualInputs:
     targets: Sequence[str] | None = None
     budget_bytes: int = CACHE_BYTES
     template: str = ""
-    # Features of a frozen tower are kept by keys, which must not name another data set's images.
-    _number: int = field(default_factory=lambda: next(_NUMBERS), init=False, repr=False)
     _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> VisualRow:
@@ -358,7 +355,7 @@ class VisualInputs:
             raise UserError(f"{self.dataset.where(index)}: {error}") from error
         answer = None if self.targets is None else self._answer(index, self.targets[index])
         self._check_length(index, len(ids), 0 if answer is None else len(answer))
-        keys = tuple(f"{self._number}/{index}/{place}" for place in range(len(pictures)))
+        keys = tuple(f"{content_name(each.pixels)} {each.grid}" for each in pictures)
         return VisualRow(ids, answer, pictures, keys)
 
     def _answer(self, index: int, target: str) -> np.ndarray:

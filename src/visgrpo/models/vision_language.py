@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visgrpo.data.kept import Kept, weights_key
 from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.text import Prompt, render, token_ids
 from visgrpo.errors import UserError
@@ -29,18 +30,42 @@ class FeatureCache:
     """What a frozen tower makes of images, by their keys, up to a number of bytes.
 
     What comes when it is full is not kept: the first images of a run are those of the first epoch,
-    which come again.
+    which come again. What is kept is on the disk too, for other stages and runs.
+
+    Args:
+        folder: on the disk; None for none.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes, self.bytes = budget_bytes, 0
+    def __init__(self, budget_bytes: int, folder: Path | None = None) -> None:
+        self.budget_bytes, self.bytes, self.folder = budget_bytes, 0, folder
         self._kept: dict[str, Tensor] = {}
         self._holds: Frozen = "nothing"
+        self._disk: Kept | None = None
 
-    def hold(self, frozen: Frozen) -> None:
-        """Forget what was kept when more or less was frozen: it is of another kind, or stale."""
-        if frozen != self._holds:
-            self._kept, self.bytes, self._holds = {}, 0, frozen
+    def hold(self, frozen: Frozen, key: Callable[[], Mapping[str, str]] = dict) -> None:
+        """Forget what was kept when more or less was frozen: it is of another kind, or stale.
+
+        Args:
+            key: says what makes it, see `Kept`; asked for the disk alone.
+        """
+        if frozen == self._holds:
+            return
+        self._kept, self.bytes, self._holds = {}, 0, frozen
+        on_disk = self.folder is not None and self.budget_bytes > 0 and frozen != "nothing"
+        self._disk = Kept(self.folder, key()) if on_disk else None
+
+    def fetch(self, keys: Iterable[str], device: torch.device) -> None:
+        """Take from the disk what is not at hand of some keys."""
+        asked = [key.encode() for key in keys if key and key not in self._kept]
+        if self._disk is not None and asked:
+            for name, tensor in self._disk.read(asked):
+                self.keep(name.decode(), tensor.to(device))
+
+    def store(self, keys: Iterable[str]) -> None:
+        """Bring to the disk what was kept of some keys."""
+        made = {key.encode(): self._kept[key] for key in keys if key in self._kept}
+        if self._disk is not None and made:
+            self._disk.write(made)
 
     def get(self, key: str) -> Tensor | None:
         return self._kept.get(key)
@@ -61,6 +86,7 @@ class VisionLanguageModel(LanguageModel):
 
     Attributes:
         feature_bytes: of features of a frozen tower that are kept, at most.
+        folder: where they are kept for other stages and runs, too; None for nowhere.
     """
 
     def __init__(
@@ -69,17 +95,19 @@ class VisionLanguageModel(LanguageModel):
         critic: Critic | None = None,
         engine: Engine = "shared",
         feature_bytes: int = FEATURE_BYTES,
+        folder: Path | None = None,
     ) -> None:
         super().__init__(lm, critic, engine)
         self.family = family_of(self.plain)
-        self.cache = FeatureCache(feature_bytes)
+        self.cache = FeatureCache(feature_bytes, folder)
 
     def like(self, lm: Any) -> VisionLanguageModel:
         """Return another model that is used in the same way.
 
         It has features of its own, unless what makes them is frozen in both and the same.
         """
-        other = VisionLanguageModel(lm, None, self.engine, self.cache.budget_bytes)
+        budget, folder = self.cache.budget_bytes, self.cache.folder
+        other = VisionLanguageModel(lm, None, self.engine, budget, folder)
         if self.frozen() == other.frozen() == "features":
             other.cache = self.cache
         return other
@@ -94,7 +122,7 @@ class VisionLanguageModel(LanguageModel):
         Of a frozen tower, its states are kept if the bridge behind it trains, else its features.
         """
         model, family, frozen = self.plain, self.family, self.frozen()
-        self.cache.hold(frozen)
+        self.cache.hold(frozen, self._frozen_key)
         if frozen == "nothing":
             return list(family.features(model, pictures))
         if frozen == "states":
@@ -111,9 +139,23 @@ class VisionLanguageModel(LanguageModel):
             return "nothing"
         return "states" if any(p.requires_grad for p in bridge) else "features"
 
+    def _frozen_key(self) -> dict[str, str]:
+        """Return what features or states depend on beside the image."""
+        model, frozen, device = self.plain, self.frozen(), self.device.type
+        tower, bridge = self.family.tower(model), self.family.bridge(model)
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else ""
+        return {
+            "tower": weights_key(tower, but=bridge),
+            "bridge": weights_key(bridge) if frozen == "features" else "",
+            "model": model.config.to_json_string(),
+            "made": frozen,
+            "precision": str(cast),
+        }
+
     @torch.no_grad()
     def _kept(self, pictures: Pictures, make: Any) -> list[Tensor]:
         """Return what a frozen part makes of each image; what is not kept yet is made together."""
+        self.cache.fetch(pictures.keys, self.device)
         found = [self.cache.get(key) for key in pictures.keys]
         missing = [i for i, kept in enumerate(found) if kept is None]
         if missing:
@@ -121,6 +163,7 @@ class VisionLanguageModel(LanguageModel):
             for i, tensor in zip(missing, made, strict=True):
                 self.cache.keep(pictures.keys[i], tensor)
                 found[i] = tensor
+            self.cache.store(pictures.keys[i] for i in missing)
         return [tensor for tensor in found if tensor is not None]
 
     def _read(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from visgrpo.data.boxed import BoxFormat, boxed_questions, check_boxes, in_units
+from visgrpo.data.kept import default_folder
 from visgrpo.data.prompts import (
     VisualInputs,
     all_made,
@@ -205,7 +206,9 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     if config.gradient_checkpointing:
         _checkpoint_activations(parts.model)
     budget = round(config.vision_cache * GIBIBYTE)
-    model = VisionLanguageModel(lm, engine=config.engine, feature_bytes=budget)
+    model = VisionLanguageModel(
+        lm, engine=config.engine, feature_bytes=budget, folder=default_folder()
+    )
     # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
     if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
         model.engine = "plain"

@@ -22,7 +22,7 @@ _LEAST_TOKEN = 8
 # Options of visgrpo clip that follow from what is collected.
 _SET_BY_COLLECT = (
     *("model", "data", "train_slice", "image_column", "label_column", "id_column", "templates"),
-    *("feedback", "query", "output", "resume"),
+    *("feedback", "query", "output", "resume", "dry_run"),
 )
 
 

@@ -80,3 +80,10 @@ class Policy(Options):
             "epsilon_high": self.epsilon_high,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+
+def options_of(objective: Any) -> dict[str, Any]:
+    """Return an objective as the options that it could have been changed by."""
+    names = ("scope", "scale", "epsilon_low", "epsilon_high")
+    found = {name: getattr(objective, name) for name in names}
+    return {**found, "advantage_baseline": objective.baseline}

@@ -36,6 +36,7 @@ class PretrainConfig(RunConfig):
     heading = "Data"
 
     inner_passes = minibatches = refresh_every = override(hidden=True)
+    learning_rate = override(help="Of AdamW, at its highest; by default 1e-3.")
     more_data: tuple[str, ...] = option(
         (), "Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."
     )
@@ -60,7 +61,7 @@ class PretrainClipConfig(Sizes, PretrainConfig):
     example = "visgrpo pretrain clip --data photos/ --epochs 20 --output runs/start"
     common = (
         "data caption_column image_size width layers epochs batch_size learning_rate "
-        "output seed resume"
+        "output seed resume dry_run"
     )
 
     caption_column: str = option(
@@ -79,7 +80,10 @@ class PretrainBackboneConfig(Sizes, PretrainConfig):
     """Pre-train a small vision encoder from random weights on pairs of changed images."""
 
     example = "visgrpo pretrain backbone --data photos/ --family dinov2 --epochs 50"
-    common = "data family positives image_size epochs batch_size learning_rate output seed resume"
+    common = (
+        "data family positives image_size epochs batch_size learning_rate output seed resume "
+        "dry_run"
+    )
 
     vocabulary = override(hidden=True)
 

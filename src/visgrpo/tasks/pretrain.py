@@ -51,7 +51,7 @@ class Contrastive(WithoutGroups):
         columns_N = torch.from_numpy(caption_of_N).to(batch.inputs.device)
         logits_NU = model(batch.inputs, distinct.tolist())
         loss = contrastive_loss(logits_NU.float(), columns_N)
-        return LossResult(loss, {"accuracy": _matched(logits_NU, columns_N)})
+        return LossResult(loss, {"match_rate": _matched(logits_NU, columns_N)})
 
 
 class PretrainClipTask(Task):
@@ -194,7 +194,7 @@ class ContrastiveViews(WithoutGroups):
         ids_N = batch.labels_N if self.by_class else batch.indices_N
         ids_V = ids_N.repeat_interleave(2)
         loss = supervised_contrastive_loss(vectors_VE, ids_V, self.temperature)
-        return LossResult(loss, {"accuracy": _has_its_view(vectors_VE.detach(), ids_V)})
+        return LossResult(loss, {"match_rate": _has_its_view(vectors_VE.detach(), ids_V)})
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -18,6 +19,7 @@ from visgrpo.methods.method import Memory, Method
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.functions import check_functions
+from visgrpo.tasks.plan import print_plan
 from visgrpo.tasks.task import Task
 from visgrpo.terminal import note, say, show
 from visgrpo.training.checkpoints import (
@@ -41,7 +43,9 @@ from visgrpo.training.run_directory import (
 from visgrpo.training.trainer import Trainer, TrainResult
 
 # Settings that may differ between a run and its continuation: they do not change its numbers.
-_FREE_TO_CHANGE = {"resume", "output", "keep", "device", "workers", "cache", "report", "report_to"}
+_FREE_TO_CHANGE = {
+    *("resume", "dry_run", "output", "keep", "device", "workers", "cache", "report", "report_to")
+}
 
 Moment = Literal["before", "after"]
 
@@ -86,9 +90,11 @@ class Job:
         start: what the summary calls the model at the start.
         chosen_method: what the summary calls the method; title is the progress bar's, by default
             the same.
+        by_default: what options became that nobody set, beside those of `training`.
         begun: called when the run's folder is there, before anything trains.
         more: what else the summary says.
         inputs_are: what an input is called in messages.
+        tokenizer: of inputs that are tokens.
         image_of, rate_of, draws_sequences, memory: as the trainer takes them.
     """
 
@@ -105,9 +111,11 @@ class Job:
     chosen_method: str
     title: str | None = None
     selection: str = "accuracy"
+    by_default: Mapping[str, Any] = field(default_factory=dict)
     begun: Callable[[], Any] = nothing
     more: Callable[[TrainResult], Mapping[str, Any]] = nothing
     inputs_are: str = "images"
+    tokenizer: Any = None
     image_of: Callable[[int], str] | None = None
     rate_of: RateOf = lambda name: 1.0
     draws_sequences: bool = False
@@ -141,8 +149,13 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
         workers=getattr(options, "workers", 0),
     )
     trainer = _trainer(job, loader, session)
+    if options.dry_run:
+        if session.processes.is_main:
+            print_plan(task, job, options, session.run.path, loader)
+        return {}
     before = job.look("before")
-    begin(session, options, task.name)  # only now: whatever was wrong has left no folder behind
+    # Only now: whatever was wrong has left no folder behind.
+    begin(session, options, task.name, became(options, job))
     job.begun()
     baseline = supervised_baseline(task, options, session)
     if task.baseline is not None and options.tune > 1:
@@ -379,11 +392,26 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
     return Session(config.resume, processes, run, checkpoint, lock)
 
 
-def begin(session: Session, config: Loop, recipe: str) -> None:
+def became(options: Loop, job: Job) -> dict[str, Any]:
+    """Return what options became that nobody set, or that could not stay as they were."""
+    found = {**vars(job.training), **job.by_default}
+    names = [each.name for each in options_of(options)]
+    values = {name: found[name] for name in names if found.get(name) is not None}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    before = settings_of(options)
+    return {name: value for name, value in values.items() if value != before[name]}
+
+
+def begin(
+    session: Session,
+    config: Loop,
+    recipe: str,
+    by_default: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Create the run directory; from here on the run exists."""
     settings = {**settings_of(config), "output": str(session.run.path), "resume": False}
     if not session.resumed:
-        session.run.create(recipe, settings)
+        session.run.create(recipe, settings, by_default)
 
 
 def settings_of(config: Loop) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from visgrpo.errors import Interrupted, UserError
 from visgrpo.reporting import compare_runs, ended, print_measures
 from visgrpo.tasks.run import Session, begin, open_session, train
 from visgrpo.tasks.task import Task
+from visgrpo.terminal import show
+from visgrpo.training.run_directory import free_name
 
 Summaries = Mapping[str, Mapping[str, Any]]  # by the folder of the stage
 
@@ -35,7 +37,14 @@ class StagedTask(Task):
 
     def train(self, options: Any) -> dict[str, Any]:
         options.check()
-        return self._tell(options) if options.method == "all" else self.train_stage(options)
+        if options.method != "all":
+            return self.train_stage(options)
+        if options.dry_run:  # the later stages start from what the first one makes
+            folder, stage = next(iter(self.stages.items()))
+            story = options.output or free_name(Path("runs") / self.run_name(options))
+            show(f"The first of {len(self.stages)} stages, {stage}:")
+            return self.train_stage(self.stage_options(options, stage, Path(story) / folder))
+        return self._tell(options)
 
     def train_stage(self, options: Any) -> dict[str, Any]:
         """Run one stage and return its summary."""

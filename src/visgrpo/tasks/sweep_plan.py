@@ -21,7 +21,10 @@ from visgrpo.training.run_directory import CONFIG_FILE
 # What a sweep writes into its folder, beside one folder for each combination.
 PLAN, ROWS, TABLE, PAGE = ("sweep.yaml", "sweep.json", "table.md", "compare.html")
 FILES = (PLAN, ROWS, TABLE, "table.csv", "table.tex", PAGE)
-_SET_BY_THE_SWEEP = {"seed": "--seeds", "output": "--output", "resume": "--resume"}
+_SET_BY_THE_SWEEP = {
+    **{"seed": "--seeds", "output": "--output", "resume": "--resume"},
+    "dry_run": "which trains all of them,",
+}
 _LONGEST_NAME = 120  # most file systems allow 255 bytes
 
 Values = Mapping[str, Any]

@@ -12,7 +12,7 @@ from visgrpo.data.text import Prompt
 from visgrpo.errors import UserError
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.method import Method
-from visgrpo.methods.options import SamplingOptions
+from visgrpo.methods.options import SamplingOptions, options_of
 from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import AdaptiveKL, FixedKL, KLControl, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
@@ -143,6 +143,7 @@ def policy_job(
         training=training,
         selection="reward",
         chosen_method=config.method,
+        by_default={**vars(config), **options_of(objective_of(config))},
         draws_sequences=True,
         memory=memory,
         more=more,

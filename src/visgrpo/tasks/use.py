@@ -212,6 +212,10 @@ def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> Non
     for measure in ("per_class_accuracy", "per_class_iou"):
         if measure in results["model"]:
             _print_weakest(results["model"][measure])
+    for each in results["model"].get("weakest_images", ()):
+        show(
+            "Weakest image: {file}, {label}, taken for {answer}, p {probability:.3f}".format(**each)
+        )
 
 
 def _with_shifts(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,6 +371,32 @@ def classes_of(config: PredictConfig) -> tuple[str, ...]:
     if not classes:
         raise UserError(f'"{config.model}" names no classes: give them with --classes.')
     return classes
+
+
+def weakest_images(logits_MK: Tensor, rows: Table) -> dict[str, Any]:
+    """Return the images whose own class is least probable, by their files; {} where none are known.
+
+    Args:
+        logits_MK: of every row.
+    """
+    files = rows.columns.get("file")
+    if files is None:
+        return {}
+    labels_M = torch.from_numpy(rows.labels)
+    own_M = logits_MK.float().softmax(dim=-1)[torch.arange(len(rows)), labels_M]
+    weakest = own_M.argsort(stable=True)[:_WEAKEST].tolist()
+    answers_M = logits_MK.argmax(dim=-1)
+    return {
+        "weakest_images": [
+            {
+                "file": str(files[m]),
+                "label": rows.classes[int(labels_M[m])],
+                "answer": rows.classes[int(answers_M[m])],
+                "probability": float(own_M[m]),
+            }
+            for m in weakest
+        ]
+    }
 
 
 def most_probable(logits_1K: Tensor, classes: Sequence[str], top_k: int) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class TrainingOptions(Options):
     keep: Keep = option(
         "best", "Which weights the run ends with: the best on validation data, or the last."
     )
+    patience: int = option(
+        0,
+        "Stop after so many evaluations in a row that were no better than the best; 0 never stops.",
+        within=">= 0",
+    )
     seed: int = option(
         0,
         "Of everything random: the same seed repeats a run bit for bit on one machine.",
@@ -151,8 +156,16 @@ class Loop(TrainingOptions):
     )
     resume: bool = option(False, "Go on with the run in --output from its last good checkpoint.")
 
+    dry_run: bool = option(
+        False,
+        "Do everything up to step 0 and say what would train: counts of the data, parameters, one "
+        "example as the model gets it. Nothing is written.",
+    )
+
     def rules(self) -> Iterator[str]:
         yield from super().rules()
+        if self.resume and self.dry_run:
+            yield "--dry-run is for a new run: leave --resume out."
         if self.resume and self.output is None:
             yield "--resume needs --output, the run to go on with."
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -18,7 +19,9 @@ from visgrpo.terminal import say
 
 CONFIG_FILE = "config.yaml"
 METRICS, SAMPLES = _LOGS = ("metrics.jsonl", "samples.jsonl")
-NOT_OPTIONS = ("recipe", "versions")  # recorded in config.yaml, left out when it is read back
+# Recorded in config.yaml, left out when it is read back.
+NOT_OPTIONS = ("recipe", "versions", "by_default")
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -39,11 +42,18 @@ class RunDirectory:
         if not (self.path / CONFIG_FILE).exists():
             self.create(None, settings)
 
-    def create(self, recipe: str | None, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml with the recipe and the versions in use."""
+    def create(
+        self, recipe: str | None, config: Mapping[str, Any], by_default: Mapping[str, Any] = _NONE
+    ) -> None:
+        """Make the folder and write config.yaml with the recipe and the versions in use.
+
+        Args:
+            by_default: what options became that nobody set.
+        """
         if not self.writes:
             return
-        content = {"recipe": recipe, **config, "versions": versions()}
+        found = {"by_default": dict(by_default)} if by_default else {}
+        content = {"recipe": recipe, **config, **found, "versions": versions()}
         write_whole(self.path / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False))
 
     def log_metrics(self, entry: Mapping[str, Any]) -> None:

@@ -109,7 +109,8 @@ class Trainer:
         self._optimizer = processes.accelerator.prepare_optimizer(optimizer)
         self._old: dict[str, Tensor] = {}
         self._means = MetricMeans()
-        self._best: dict[str, float] = {"step": 0, "value": float("-inf")}
+        # "since": the step that first reached the value.
+        self._best: dict[str, float] = {"step": 0, "value": float("-inf"), "since": 0}
         self._reached = float("-inf")  # in the evaluation before, with its sign
         self._step, self._seconds = 0, 0.0
         # Within a step: the means before it, and whether it has changed the weights yet.
@@ -142,11 +143,19 @@ class Trainer:
             if self._step == 0:
                 display.log(0, self._evaluate_and_log())
             batches = self._loader.batches(self._step, options.steps)
+            batches = iter(()) if self._is_out_of_patience() else batches
             try:
                 began = time.perf_counter()  # waiting for data is part of a step's time
                 for batch in batches:
                     self._one_step(batch, began, display)
                     began = time.perf_counter()
+                    if self._is_out_of_patience():
+                        self._say(
+                            f"note: {options.patience} evaluations in a row were no better than "
+                            f"that of step {self._best['since']}: stopped after step {self._step}."
+                        )
+                        self._save()
+                        break
                     if self._processes.any(self._stop.asked):
                         self._save()
                         raise Interrupted(self._step, self._run.path)
@@ -155,10 +164,10 @@ class Trainer:
                 raise
         if options.keep == "best":
             self._load_best()
-        examples = options.steps * options.batch_size
+        examples = self._step * options.batch_size
         reached = self._best["value"] if options.keep == "best" else self._reached
         return TrainResult(
-            options.steps, self._seconds, examples, int(self._best["step"]), self._sign * reached
+            self._step, self._seconds, examples, int(self._best["step"]), self._sign * reached
         )
 
     def _one_step(self, batch: Batch, began: float, display: Bar) -> None:
@@ -298,6 +307,11 @@ class Trainer:
         if last or (options.save_every and self._step % options.save_every == 0):
             self._save()
 
+    def _is_out_of_patience(self) -> bool:
+        """Whether so many evaluations as are asked for have brought nothing better."""
+        patience = (self._options.eval_every or 0) * self._options.patience
+        return 0 < patience <= self._step - self._best["since"]
+
     def _say(self, line: str) -> None:
         if self._processes.is_main:
             say(line)
@@ -308,7 +322,8 @@ class Trainer:
         self._model.train()
         value = self._reached = self._sign * values[f"eval/{self._selection}"]
         if value >= self._best["value"]:  # of equals the later: it has learned more
-            self._best = {"step": self._step, "value": value}
+            since = self._step if value > self._best["value"] else self._best["since"]
+            self._best = {"step": self._step, "value": value, "since": since}
             self._save_best()
         self._log(values)
         return values
@@ -390,7 +405,8 @@ class Trainer:
         device = self._processes.device
         self._old = {n: t.to(device) for n, t in checkpoint.tensors["old_policy"].items()}
         self._step, self._seconds = int(state["step"]), float(state["seconds"])
-        self._best = state["best"] or self._best
+        best = state["best"] or self._best
+        self._best = {"since": best["step"], **best}  # which runs of before did not keep
         self._reached = state["reached"] if state["reached"] is not None else self._reached
         self._means.restore(state["means"])
         self._silence.steps = int(state["silent_steps"])

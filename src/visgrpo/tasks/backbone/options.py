@@ -142,7 +142,8 @@ class RepresentationConfig(BackboneRunConfig):
 
     example = "visgrpo representation --model facebook/dinov2-small --data photos/ --train lora"
     common = (
-        "data model method train reward epochs batch_size learning_rate baseline output seed resume"
+        "data model method train reward epochs batch_size learning_rate baseline output seed "
+        "resume dry_run"
     )
 
     batch_size = override(1024, "Images of a step, over all processes.")
@@ -209,7 +210,8 @@ class SegmentationConfig(Masks, BackboneRunConfig):
 
     example = "visgrpo segmentation --model facebook/dinov2-small --data scans/ --train last-blocks"
     common = (
-        "data model method train reward epochs batch_size learning_rate baseline output seed resume"
+        "data model method train reward epochs batch_size learning_rate baseline output seed "
+        "resume dry_run"
     )
 
     mask_column = override(hidden=False)

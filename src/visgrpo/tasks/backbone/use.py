@@ -29,7 +29,7 @@ from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Se
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
 from visgrpo.tasks.images import write_png
-from visgrpo.tasks.use import division_of, kind_of, models_of, rows_of, splits_of
+from visgrpo.tasks.use import division_of, kind_of, models_of, rows_of, splits_of, weakest_images
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.terminal import say
 from visgrpo.training.processes import Processes
@@ -67,6 +67,7 @@ class Evaluation:
         measures: dict[str, Any] = {}
         if logits_MK is not None:
             measures |= evaluate_logits(logits_MK, labels_M, rows.classes, self._start_MK)
+            measures |= weakest_images(logits_MK, rows)
         probed: dict[str, Any] = {}
         if self._splits is not None:
             for split in ("train", "validation"):

@@ -22,7 +22,7 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     example = "visgrpo clip --model openai/clip-vit-base-patch32 --data photos/ --train lora"
     common = (
         "data model method reward train epochs batch_size learning_rate beta baseline "
-        "output seed resume"
+        "output seed resume dry_run"
     )
 
     templates = like(Prompts)

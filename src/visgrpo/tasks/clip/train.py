@@ -17,6 +17,7 @@ from visgrpo.measures.held_out import HeldOut
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
+from visgrpo.methods.options import options_of
 from visgrpo.methods.supervised import Supervised, WarmStart
 from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
@@ -124,6 +125,7 @@ class ClipTask(Task):
             start=options.model,
             chosen_method=options.method,
             selection=selection_of(options.resolved_select()),
+            by_default={"select": options.resolved_select(), **options_of(objective)},
             begun=extension.begin,
             image_of=lambda index: save_picture(session, splits.train.images, index),
         )

@@ -19,7 +19,7 @@ from visgrpo.models.clip import DEFAULT_TEMPLATES, ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip, load_representation
 from visgrpo.models.parts import Parts
 from visgrpo.tasks.extension import votes_on
-from visgrpo.tasks.use import classes_of, kind_of, most_probable, rows_of
+from visgrpo.tasks.use import classes_of, kind_of, most_probable, rows_of, weakest_images
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes
 
@@ -65,6 +65,7 @@ class Evaluation:
     def _measures(self, logits_MK: Tensor) -> dict[str, Any]:
         labels_M = torch.from_numpy(self._dataset.labels)
         measures = evaluate_logits(logits_MK, labels_M, self._dataset.classes, self._start_MK)
+        measures |= weakest_images(logits_MK, self._dataset)
         if self._votes_MK is not None:
             measures.update(agreement(logits_MK, self._votes_MK, labels_M))
         return measures

@@ -48,7 +48,7 @@ OPTIONS = users(
     (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation"),
     ((*_ONE_BY_ONE, "preferences"), "batch_size"),
     ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
-    ((*_ONE_BY_ONE, "all"), "log_every keep report_to"),
+    ((*_ONE_BY_ONE, "all"), "log_every keep report_to dry_run patience"),
     (("sft", *POLICY_STAGES), "train lora_rank lora_alpha"),
     (("sft", "all"), "preset architecture tokenizer vocabulary context"),
     (("sft", "preferences", "reward", *_REWARDED), "model"),
@@ -130,7 +130,7 @@ class LanguageConfig(TokenPolicyConfig):
     example = "visgrpo language --data book.txt --preset nano --output runs/story"
     common = (
         "data method model preset reward steps batch_size learning_rate beta group_size "
-        "output seed resume"
+        "output seed resume dry_run"
     )
 
     learning_rate = override(

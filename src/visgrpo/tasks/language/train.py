@@ -64,6 +64,7 @@ from visgrpo.tasks.tokens import (
 
 VALIDATION_COMPLETIONS = 2  # of each prompt; of a test prompt there are as many as in training
 NORMALISED_ON = 512  # pairs
+LEAST_ACCURACY = 0.6  # of a reward model on pairs; below it a policy learns next to nothing
 
 
 class LanguageTask(StagedTask):
@@ -135,6 +136,8 @@ def next_token(config: LanguageConfig, session: Session) -> Job:
         rows=rows["train"],
         inputs=blocks["train"],
         training=training,
+        by_default={**vars(full), "context": block},
+        tokenizer=parts.tokenizer,
         validate=lambda: measures("validation"),
         look=lambda moment: Seen(measures("test")),
         save=partial(save_run, model, parts, session, info_of(config, parts)),
@@ -174,8 +177,15 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         if moment == "before":
             return Seen(measures("test"))
         normalising = _normalising(model, splits.train, pairs["train"], session)
+        found = measures("test")
+        if found["accuracy"] < LEAST_ACCURACY:
+            session.say(
+                f"warning: the reward model orders {found['accuracy']:.0%} of held-out pairs as "
+                "they were chosen, and chance 50%: what learns from it follows noise. Give it more "
+                "--pairs or --steps, or a larger --preset."
+            )
         more = {**normalising, **_ceiling(splits.test), "memory": memory_of(model)}
-        return Seen(measures("test"), more=more)
+        return Seen(found, more=more)
 
     def keep(summary: Mapping[str, Any]) -> None:
         scale = {name: summary[name] for name in ("reward_mean", "reward_std")}
@@ -190,6 +200,7 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         rows=splits.train,
         inputs=pairs["train"],
         training=training,
+        tokenizer=tokenizer,
         validate=lambda: measures("validation"),
         look=look,
         save=keep,
@@ -234,6 +245,7 @@ def policy(config: LanguageConfig, session: Session) -> Job:
         reward_bytes=reward_bytes_of(rewards),
         rows=job.splits.train,
         inputs=job.inputs["train"],
+        tokenizer=parts.tokenizer,
         validate=lambda: validation.measures(model),
         look=lambda moment: Seen(test.measures(model)),
         save=partial(save_run, model, parts, session, info_of(config, parts)),

@@ -116,5 +116,5 @@ def generate_text(config: GenerateConfig) -> list[dict[str, Any]]:
     for number, each in enumerate(completions, start=1):
         if config.samples > 1:
             show(f"--- {number} of {config.samples}")
-        show(config.prompt + each["completion"] + ("" if each["ended"] else " …"))
+        show(f"{config.prompt} ▸{each['completion']}" + ("" if each["ended"] else " …"))
     return completions

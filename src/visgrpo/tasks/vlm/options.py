@@ -70,7 +70,7 @@ class VlmConfig(TokenPolicyConfig):
     example = "visgrpo vlm --method grpo --model runs/seer/sft --data questions.jsonl"
     common = (
         "data method model train reward style steps batch_size learning_rate beta "
-        "group_size output seed resume"
+        "group_size output seed resume dry_run"
     )
 
     method: Stage = override(

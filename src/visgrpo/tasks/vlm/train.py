@@ -149,6 +149,7 @@ class VlmTask(StagedTask):
             "data": data_of(options.data, rows, "images"),
             "start": parts.name,
             "inputs_are": "rows",
+            "tokenizer": parts.tokenizer,
             "image_of": lambda index: save_picture(session, pictures, index),
         }
         if not imitates:
@@ -156,6 +157,7 @@ class VlmTask(StagedTask):
         return Job(
             method=AnswerTokens(session.processes),
             chosen_method="sft",
+            by_default=vars(full),
             selection="-nll",
             more=lambda result: {"memory": memory_of(model)},
             draws_sequences=True,  # whole batches are looked at first

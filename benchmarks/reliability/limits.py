@@ -61,7 +61,7 @@ def hurt(
     if ended.broke:
         return "with a traceback", what
     if ended.code == 0:
-        return "needed nothing any more", ""
+        return "there was room again", ""
     said = ended.err.splitlines()[-1]
     if not ended.told or f"disk/{name}" not in said or "written" not in said:
         return "otherwise", what

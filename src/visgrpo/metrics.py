@@ -150,6 +150,10 @@ _IN_ORDER: tuple[Metric, ...] = (
     Metric("feedback/coverage", "Judged by people", "share of the policy", SAME, SHARE,
            about="the policy's probability of labels that feedback is known of"),
     Metric("reward", "Reward", "mean reward", UP, shown="bar validation console"),
+    Metric("answered", "Answered", "share of images", SAME, SHARE, word="answered", shown="console",
+           about="share of images whose likeliest class is sure enough for an answer"),
+    Metric("answered_accuracy", "Accuracy of answers", "share of answers", UP, SHARE,
+           word="accuracy of answers", shown="console"),
     Metric("cost", "Cost of the answers", "mean cost", DOWN, word="cost",
            shown="validation console card compare", about="what the answers cost in the mean"),
     Metric("loss", "Loss", "loss", shown="bar"),
@@ -316,10 +320,10 @@ _READ: dict[str, str] = {
         sampled_unparsed format sampled_format""",
     "console": """
         accuracy mean_iou found_50 found_75 ap hit distance sampled_accuracy sampled_mean_iou
-        sampled_hit reward cost ece nll entropy kl people_kl people_cross_entropy
-        people_accuracy disagreed_accuracy softmax_regression knn miou pixel_accuracy
-        mean_class_accuracy gold_reward length perplexity bits_per_byte margin format unparsed
-        mean_absolute_error majority""",
+        sampled_hit answered answered_accuracy reward cost ece nll entropy kl people_kl
+        people_cross_entropy people_accuracy disagreed_accuracy softmax_regression knn miou
+        pixel_accuracy mean_class_accuracy gold_reward length perplexity bits_per_byte margin format
+        unparsed mean_absolute_error majority""",
     "bar": """
         reward loss kl entropy accuracy eval/reward eval/accuracy eval/sampled_accuracy eval/miou
         eval/knn eval/perplexity eval/gold_reward""",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ Z_95 = 1.959963984540054
 
 MAX_CONFUSION_CLASSES = 200
 """Above it a confusion matrix is too large to list (5,000 classes: 25 million cells)."""
+MOSTLY = 0.9
+"""Share of the examples from which on one answer is one for all."""
 NUMBERS_AT_ONCE = 2**20
 """Logits turned into float64 at one time, in whole rows: 8 MiB."""
 
@@ -147,6 +149,28 @@ def classification_report(
         "accuracy": float(right_K.sum() / total),
         **{name: {**mean, "support": total} for name, mean in means.items()},
     }
+
+
+def one_for_all(report: Mapping[str, Any]) -> str | None:
+    """Return a warning where nearly all examples get one answer that few of them have in truth.
+
+    Args:
+        report: of `evaluate_logits`; without a confusion matrix nothing is said.
+    """
+    counts_KK = torch.tensor(report.get("confusion", [[0.0]])).double()
+    total = counts_KK.sum().item()
+    if not total:
+        return None
+    answered_K, true_K = counts_KK.sum(dim=0) / total, counts_KK.sum(dim=1) / total
+    k = int(answered_K.argmax())
+    if answered_K[k] < MOSTLY or true_K[k] > answered_K[k] - (1 - MOSTLY) * 2:
+        return None
+    name = list(report["per_class_accuracy"])[k]
+    return (
+        f'"{name}" is the answer to {100 * answered_K[k]:.0f} % of the images, and right for '
+        f"{100 * true_K[k]:.0f} %: the model has hardly learned, or its rewards pay one answer for "
+        "all."
+    )
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:

@@ -25,6 +25,8 @@ from visgrpo.rewards.sets import RewardSet
 LOGITS_AT_ONCE = 2**24
 """Logits of pixels that exist at one time: 64 MiB of float32."""
 ROWS_AT_ONCE = 64
+SOME_LOGITS = 2**21
+"""Logits of pixels that are kept to fit biases by."""
 FIRST_CLASS = (45, 45, 45)
 """Class 0 is the background in most data sets: dark, so that the others stand out."""
 NO_CLASS = (255, 255, 255)
@@ -157,6 +159,7 @@ class HeldOutMasks:
     Attributes:
         inputs: makes what the segmenter takes together with the mask.
         rewards: that answers are measured by; None for none.
+        biases_K: added to the logits; None for none.
     """
 
     segmenter: Segmenter
@@ -164,6 +167,7 @@ class HeldOutMasks:
     inputs: InputFunction
     processes: Team
     rewards: RewardSet | None = None
+    biases_K: Tensor | None = None
 
     def now(self) -> dict[str, Any]:
         """Return all measures: those of `segmentation_measures`, `nll`, nats per pixel, and
@@ -204,6 +208,23 @@ class HeldOutMasks:
         self.segmenter.train(training)
         return answers
 
+    @torch.no_grad()
+    def some_pixels(self) -> tuple[Tensor, Tensor]:
+        """Return logits (P, K) and labels (P,) of labelled pixels, evenly spaced in every image."""
+        training = self.segmenter.training
+        self.segmenter.eval()
+        each = max(1, SOME_LOGITS // len(self.dataset.classes) // len(self.dataset))
+        logits, labels = [], []
+        for batch in batches(self.dataset, self.inputs, self.processes, ROWS_AT_ONCE):
+            for some_NHWK, some_NHW in self._predictions(batch):
+                for logits_HWK, truth_HW in zip(some_NHWK, some_NHW, strict=True):
+                    known = truth_HW != self.dataset.ignore_index
+                    step = max(1, -(-int(known.sum()) // each))
+                    logits.append(logits_HWK[known][::step].cpu())
+                    labels.append(truth_HW[known][::step].cpu())
+        self.segmenter.train(training)
+        return torch.cat(logits), torch.cat(labels)
+
     def _sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Counts (K, K) of the pixels of some images, and the sum of their NLL in float64."""
         K, ignore = len(self.dataset.classes), self.dataset.ignore_index
@@ -232,6 +253,8 @@ class HeldOutMasks:
                     f"NaN or infinity in the logits of {self.dataset.name}: the model has "
                     "diverged; try a lower learning rate."
                 )
+            if self.biases_K is not None:
+                logits_NHWK = logits_NHWK + self.biases_K.to(logits_NHWK)
             yield logits_NHWK, masks
 
 

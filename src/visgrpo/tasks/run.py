@@ -15,6 +15,7 @@ from visgrpo.data.batches import BatchLoader, Collating, InputFunction
 from visgrpo.data.table import Table
 from visgrpo.errors import Interrupted, UserError, printable
 from visgrpo.locks import FolderLock
+from visgrpo.measures.classification import one_for_all
 from visgrpo.methods.method import Memory, Method
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
@@ -281,6 +282,9 @@ def finish(
         if loop.report:
             write_report(session.run.path)
         print_outcome(summary, shifts_in_table=task.shifts_in_table)
+        warning = one_for_all(summary["after"])
+        if warning:
+            session.say(f"warning: {warning}")
         if not result.best_step and keeps_best:
             session.say(
                 "note: no evaluation was as good as the start's, so the run ends with the start's "

@@ -106,8 +106,9 @@ class Place:
 
 
 _IMAGES = ("image_column", "seed", "skip_bad_images", "top_k", "train_slice")
-_LABELLED = (*_IMAGES, "batch_size", "label_column")
-_MASKED = (*_IMAGES, "classes_file", "ignore_index", "image_size", "mask_column", "output")
+_LABELLED = (*_IMAGES, "batch_size", "decide", "fit_biases", "label_column")
+_OF_MASKS = ("classes_file", "ignore_index", "image_size", "mask_column", "output")
+_MASKED = (*_IMAGES, *_OF_MASKS, "fit_biases")
 _QUESTIONS = (
     *("image_column", "question_column", "answer_column", "seed", "skip_bad_images", "task"),
     *("box_format", "coordinates"),
@@ -173,7 +174,7 @@ TASKS: dict[str, Place | Task] = {
                 no_answers=(
                     "answers nothing: train one with visgrpo representation or visgrpo segmentation"
                 ),
-                takes=(*_LABELLED, "pool", "probe", "shifts"),
+                takes=(*_IMAGES, "batch_size", "label_column", "pool", "probe", "shifts"),
             )
         },
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,9 @@ from visgrpo.data.read import DataKind, read, read_split
 from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
-from visgrpo.measures.classification import classification_report
+from visgrpo.measures import evaluate_logits
+from visgrpo.measures.classification import classification_report, one_for_all
+from visgrpo.measures.decisions import Decision, fit_biases
 from visgrpo.models.backbone import FAMILIES, encodes_images
 from visgrpo.models.load import DUAL_ENCODERS, nanogpt_checkpoint, start_of
 from visgrpo.models.parts import (
@@ -29,6 +31,7 @@ from visgrpo.models.parts import (
     read_info,
 )
 from visgrpo.models.vision_families import SEEING
+from visgrpo.objectives.counts import CountScore
 from visgrpo.progress import tracked
 from visgrpo.reporting import print_measures
 from visgrpo.reporting.console import table_of, write_table
@@ -58,6 +61,7 @@ _BECAUSE: Mapping[str, str] = {
 _NUMBERS = {"probabilities": "probability", "shares": "share of pixels"}
 
 _WEAKEST = 5
+MACRO_F1, MEAN_IOU = CountScore(2, 1, 0), CountScore(1, 1, -1)
 
 
 class Evaluation(Protocol):
@@ -209,6 +213,9 @@ def _show(results: Mapping[str, Any], config: EvaluateConfig, title: str) -> Non
     if config.printed(results):
         return
     print_measures(title, _with_shifts(results))
+    warning = one_for_all(results["model"])
+    if warning:
+        say(f"warning: {warning}")
     for measure in ("per_class_accuracy", "per_class_iou"):
         if measure in results["model"]:
             _print_weakest(results["model"][measure])
@@ -399,6 +406,35 @@ def weakest_images(logits_MK: Tensor, rows: Table) -> dict[str, Any]:
     }
 
 
+def decided(
+    config: EvaluateConfig,
+    row: str,
+    dataset: Table,
+    logits_MK: Tensor,
+    logits_of_rows: Callable[[Table], Tensor],
+) -> dict[str, Any]:
+    """Return the rows of rules that were asked for, beside a row of the likeliest classes.
+
+    Args:
+        logits_of_rows: the model's answers to other rows, for biases that are fitted.
+    """
+    rows: dict[str, Any] = {}
+    labels_M = torch.from_numpy(dataset.labels)
+    rule = Decision.parse(config.decide, dataset.classes)
+    if config.decide != "argmax":
+        rows[f"{row}, {config.decide}"] = rule.measures(logits_MK, labels_M)
+    if rule.costs_KK is not None:  # what the likeliest classes cost
+        argmax_M = logits_MK.argmax(dim=1).cpu()
+        rows[row] = {"cost": rule.costs_KK[labels_M, argmax_M].mean().item()}
+    if config.fit_biases:
+        fitting = splits_of(config).validation
+        fitting_M = torch.from_numpy(fitting.labels)
+        biases_K = fit_biases(logits_of_rows(fitting), fitting_M, MACRO_F1)
+        biased = (logits_MK.cpu() + biases_K, labels_M)
+        rows[f"{row}, biases"] = evaluate_logits(*biased, dataset.classes)
+    return rows
+
+
 def most_probable(logits_1K: Tensor, classes: Sequence[str], top_k: int) -> dict[str, Any]:
     """Return the classes of an image that have most probability, in order."""
     top = logits_1K.softmax(dim=-1).topk(min(top_k, len(classes)), dim=-1)
@@ -426,5 +462,7 @@ def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
             for name, value in zip(answer["classes"], answer[numbers], strict=True)
         ]
         show_table(["class", _NUMBERS[numbers]], rows, title=answer["image"])
+        if "answer" in answer:
+            show(f"Answer: {answer['answer'] or 'none, since no class is sure enough'}")
         if "mask" in answer:
             show(f"Mask: {answer['mask']}  Overlay: {answer['overlay']}")

@@ -139,6 +139,16 @@ class EvaluateConfig(Printing, Tables):
         "The model before fine-tuning, measured too; KL to its answers is reported. CLIP: "
         "weights are interpolated.",
     )
+    decide: str = option(
+        "argmax",
+        "What is answered to images: the likeliest class, cost:FILE (least expected cost) or "
+        "threshold:T (nothing below T); its measures get a row of their own.",
+    )
+    fit_biases: bool = option(
+        False,
+        "Fit a bias for each class on the validation rows, for mIoU of masks and macro-F1 of "
+        "images, and measure the model with them in a row of its own.",
+    )
     alpha: tuple[float, ...] = option(
         (),
         "CLIP: WiSE-FT, evaluate (1 - alpha) · start + alpha · model for each of these.",
@@ -164,6 +174,11 @@ class EvaluateConfig(Printing, Tables):
                 "from: with it, give --split validation or --probe. For training rows, write "
                 f'--split "train[{self.train_slice}]".'
             )
+        if self.fit_biases and not self.split.startswith("test"):
+            yield (
+                "--fit-biases learns from the validation rows and is judged on the test rows: "
+                f"leave --split {self.split} out."
+            )
         if self.alpha and self.start is None:
             yield "--alpha needs --start, the model before fine-tuning."
 
@@ -186,6 +201,11 @@ class PredictConfig(Printing, Tables):
     classes = like(Prompts)
     templates = like(
         Prompts, None, "CLIP: prompts; by default those that the model was trained with."
+    )
+    decide = like(
+        EvaluateConfig,
+        help="What is answered: the likeliest class, cost:FILE (least expected cost) or "
+        "threshold:T (nothing below T); the answer is said beside the probabilities.",
     )
     top_k = like(SamplingOptions, 5, "Classes to show for each image.", within="> 0")
     ask: str | None = option(

@@ -5,7 +5,7 @@ A backbone without a head, or with one for other classes, is judged by probes on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -22,6 +22,7 @@ from visgrpo.data.split import parse_split, sliced
 from visgrpo.data.table import IGNORE_INDEX, Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, scalar_measures
+from visgrpo.measures.decisions import fit_biases
 from visgrpo.measures.masks import HeldOutMasks, colour_mask
 from visgrpo.measures.over import logits_of, outputs_of
 from visgrpo.measures.probes import Labelled, feature_measures
@@ -29,7 +30,16 @@ from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Se
 from visgrpo.models.load import load_backbone, load_representation
 from visgrpo.models.parts import read_info
 from visgrpo.tasks.images import write_png
-from visgrpo.tasks.use import division_of, kind_of, models_of, rows_of, splits_of, weakest_images
+from visgrpo.tasks.use import (
+    MEAN_IOU,
+    decided,
+    division_of,
+    kind_of,
+    models_of,
+    rows_of,
+    splits_of,
+    weakest_images,
+)
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.terminal import say
 from visgrpo.training.processes import Processes
@@ -65,7 +75,9 @@ class Evaluation:
         if row == "start":
             self._start_MK = logits_MK
         measures: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if logits_MK is not None:
+            more = decided(self._config, row, rows, logits_MK, encoder.logits)
             measures |= evaluate_logits(logits_MK, labels_M, rows.classes, self._start_MK)
             measures |= weakest_images(logits_MK, rows)
         probed: dict[str, Any] = {}
@@ -86,7 +98,7 @@ class Evaluation:
                 if copy_MK is None
                 else scalar_measures(copy_MK, labels_M)
             )
-        return {row: measures}
+        return {row: measures | more.pop(row, {}), **more}
 
     def _rows_for_probes(self, heads: dict[str, tuple[str, ...]]) -> Table:
         config = self._config
@@ -132,6 +144,12 @@ class Encoder:
         size = self._batch_size
         return outputs_of(self._pooled, dataset, inputs, self._processes, batch_size=size).float()
 
+    def logits(self, dataset: Table) -> Tensor:
+        """Return logits (M, K) of images that the head is known to answer."""
+        logits_MK = self.answers(self.features(dataset), dataset)
+        assert logits_MK is not None
+        return logits_MK
+
     def answers(self, features_MP: Tensor, dataset: Table) -> Tensor | None:
         """Return logits (M, K) in the order of the data's classes; None without a head for them."""
         if self._head is None or not _same_names(self._head.classes, dataset.classes):
@@ -161,15 +179,27 @@ class MaskEvaluation:
         self._size = tuple(size) if size else None
         names = config.classes_file
         self._dataset = rows_of(config, "masks", classes_file=names, ignore_index=ignored)
-        self._processes = processes
+        self._config, self._processes = config, processes
         self.title = f"{self._dataset.name}, {len(self._dataset)} images"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
         model, parts = load_representation(name)
         _check_classes(name, model.classes, self._dataset)
         segmenter = cast(Segmenter, model).to(self._processes.device)
-        inputs = SegmentationInputs(self._dataset, parts.preprocess.for_dense(self._size))
-        return {row: HeldOutMasks(segmenter, self._dataset, inputs, self._processes).now()}
+        preprocess, processes = parts.preprocess.for_dense(self._size), self._processes
+
+        def held(rows: Table) -> HeldOutMasks:
+            return HeldOutMasks(segmenter, rows, SegmentationInputs(rows, preprocess), processes)
+
+        found = {row: held(self._dataset).now()}
+        if self._config.fit_biases:
+            names = self._config.classes_file
+            ignored = self._dataset.ignore_index
+            splits = splits_of(self._config, "masks", classes_file=names, ignore_index=ignored)
+            biases_K = fit_biases(*held(splits.validation).some_pixels(), MEAN_IOU)
+            biased = replace(held(self._dataset), biases_K=biases_K)
+            found[f"{row}, biases"] = biased.now()
+        return found
 
 
 def _check_classes(folder: str, classes: tuple[str, ...], dataset: Table) -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from visgrpo.data.inputs import pixel_inputs
+from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures import evaluate_logits, interpolate
+from visgrpo.measures.decisions import Decision
 from visgrpo.measures.held_out import agreement
 from visgrpo.measures.over import logits_of
 from visgrpo.models.backbone import RepresentationClassifier
@@ -19,7 +21,14 @@ from visgrpo.models.clip import DEFAULT_TEMPLATES, ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip, load_representation
 from visgrpo.models.parts import Parts
 from visgrpo.tasks.extension import votes_on
-from visgrpo.tasks.use import classes_of, kind_of, most_probable, rows_of, weakest_images
+from visgrpo.tasks.use import (
+    classes_of,
+    decided,
+    kind_of,
+    most_probable,
+    rows_of,
+    weakest_images,
+)
 from visgrpo.tasks.use_options import EvaluateConfig, PredictConfig
 from visgrpo.training.processes import Processes
 
@@ -48,6 +57,11 @@ class Evaluation:
             if self._config.alpha:
                 self._start_weights = _weights(model)
         rows = {row: self._measures(logits_MK)}
+        more = decided(
+            self._config, row, self._dataset, logits_MK, lambda other: self._logits(model, other)
+        )
+        rows[row] |= more.pop(row, {})
+        rows |= more
         if row == "model" and self._config.alpha:
             end = _weights(model)
             for alpha in self._config.alpha:
@@ -55,12 +69,16 @@ class Evaluation:
                 rows[f"alpha={alpha:g}"] = self._measures(self._logits(model))
         return rows
 
-    def _logits(self, model: Any) -> Tensor:
+    def _logits(self, model: Any, other: Table | None = None) -> Tensor:
+        """The answers to the rows, or to other rows of the same classes."""
         classes, processes = self._dataset.classes, self._processes
         classifier = ClipClassifier(model, self._parts.tokenizer, classes, self._templates)
         classifier.to(processes.device)
         size = self._config.batch_size
-        return logits_of(classifier, self._dataset, self._inputs, processes, batch_size=size)
+        rows, inputs = self._dataset, self._inputs
+        if other is not None:
+            rows, inputs = other, pixel_inputs(other, self._parts.preprocess)
+        return logits_of(classifier, rows, inputs, processes, batch_size=size)
 
     def _measures(self, logits_MK: Tensor) -> dict[str, Any]:
         labels_M = torch.from_numpy(self._dataset.labels)
@@ -106,6 +124,7 @@ class Prediction:
 
     def __init__(self, config: PredictConfig, processes: Processes) -> None:
         self._classes, self._top_k = classes_of(config), config.top_k
+        self._decision = Decision.parse(config.decide, self._classes)
         classifier, parts = load_labeller(config.model, self._classes, config.templates)
         self._classifier = classifier.to(processes.device).eval()
         self._preprocess, self._device = parts.preprocess, processes.device
@@ -115,7 +134,11 @@ class Prediction:
         if isinstance(self._classifier, ClipClassifier):
             _check_size(path, pixels, self._classifier.backbone.config.vision_config.image_size)
         logits_1K = self._classifier(pixels[None].to(self._device))
-        return most_probable(logits_1K, self._classes, self._top_k)
+        found = most_probable(logits_1K, self._classes, self._top_k)
+        if self._decision.name == "argmax":
+            return found
+        answer = int(self._decision.answers(logits_1K.cpu().softmax(dim=-1))[0])
+        return {**found, "answer": None if answer < 0 else self._classes[answer]}
 
 
 def _check_size(path: str, pixels: Tensor, side: int) -> None:

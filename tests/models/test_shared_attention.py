@@ -19,15 +19,21 @@ N, G, KEY_HEADS, SHARING, P, T, WIDTH = 2, 3, 2, 2, 5, 4, 8
 EXACTLY = {"atol": 1e-6, "rtol": 1e-6}  # Qwen2's norms and rotations are of float32
 
 
+def share(patch: pytest.MonkeyPatch, least: int) -> None:
+    """Share prompts from some size on."""
+    for name in ("WORTH_SHARING", "LONG_PROMPT", "SHORTEST_SHARED"):
+        patch.setattr(prompt_reading, name, least)
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Share prompts of any size."""
-    monkeypatch.setattr(prompt_reading, "WORTH_SHARING", 0)
+    share(monkeypatch, 0)
 
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_reading, "WORTH_SHARING", 10**12)
+    share(monkeypatch, 10**12)
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -58,7 +64,11 @@ def one_by_one(
     return out
 
 
-def test_values_and_gradients_are_those_of_a_loop() -> None:
+@pytest.mark.parametrize("kernel", [True, False])
+def test_values_and_gradients_are_those_of_a_loop(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_reading, "_has_kernel", lambda query, keys: kernel)
     heads = KEY_HEADS * SHARING
     tensors = [
         random(N * G, heads, T, WIDTH, seed=0),
@@ -106,7 +116,7 @@ def test_models_score_alike_with_the_same_gradients(
 ) -> None:
     results = []
     for least in (10**12, 0):
-        monkeypatch.setattr(prompt_reading, "WORTH_SHARING", least)
+        share(monkeypatch, least)
         results.append(scored(policy(kind).double()))
     torch.testing.assert_close(results[1][0], results[0][0], **EXACTLY)
     assert len(results[1][1]) == len(results[0][1]) > 0
@@ -138,7 +148,7 @@ def test_generation_has_the_same_logits_also_when_rows_leave(
 ) -> None:
     results = []
     for least in (10**12, 0):
-        monkeypatch.setattr(prompt_reading, "WORTH_SHARING", least)
+        share(monkeypatch, least)
         results.append(logits_of(policy(kind).double(), [1, 3, 4]))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, **EXACTLY)
@@ -156,8 +166,12 @@ def test_a_prompt_before_another_call_is_forgotten() -> None:
 def test_small_prompts_are_copied_and_long_completions_too() -> None:
     keys = torch.empty(2, KEY_HEADS, 2**14, 8)  # 2^19 numbers, before any copy
     assert pays(trunk(), keys, 8, 1)
-    assert pays(trunk(), keys, 8, 7)  # 7 × 4 heads of queries < 2 × 2 heads of keys × 8
-    assert not pays(trunk(), keys, 8, 8)
+    assert pays(trunk(), keys[:, :, :64], 8, 32)
+    assert not pays(trunk(), keys[:, :, :64], 8, 33)  # more than half as many tokens
+    assert not pays(trunk(), keys[:, :, :63], 8, 2)
+    elsewhere = keys.to("meta")  # without the kernel scores are kept
+    assert pays(trunk(), elsewhere, 8, 7)  # 7 × 4 heads of queries < 2 × 2 heads of keys × 8
+    assert not pays(trunk(), elsewhere, 8, 8)
     assert not pays(trunk(), keys, 1, 1)  # nothing to share
     assert not pays(trunk(), keys[:, :, :64], 8, 1)
     assert not pays(trunk("eager"), keys, 8, 1)

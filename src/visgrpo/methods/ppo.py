@@ -63,14 +63,16 @@ class TokenPPO:
         groups = self.rollouts.draw(
             model, batch, step, chunk, steer=steer, rescored=self.terms.compares
         )
-        values_NGT = torch.cat(
-            [
-                model.values(
-                    groups.prompts_NP[rows], groups.lengths_N[rows], groups.tokens_NGT[rows]
-                )
-                for rows in torch.arange(len(batch)).split(chunk)
-            ]
-        )
+        values_NGT = groups.old_values_NGT
+        if values_NGT is None:
+            values_NGT = torch.cat(
+                [
+                    model.values(
+                        groups.prompts_NP[rows], groups.lengths_N[rows], groups.tokens_NGT[rows]
+                    )
+                    for rows in torch.arange(len(batch)).split(chunk)
+                ]
+            )
         advantages_BT, returns_BT = gae(
             self._token_rewards(groups, coefficient).flatten(0, 1),
             values_NGT.flatten(0, 1),

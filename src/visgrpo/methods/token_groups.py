@@ -251,6 +251,7 @@ class TokenRollouts:
             mean_tokens_N=tokens_NG.new_full(
                 (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
             ),
+            old_values_NGT=completions.values_NGT,
             texts=tuple(
                 (shown_prompt(prompt), tuple(group))
                 for prompt, group in zip(prompts, texts, strict=True)
@@ -298,11 +299,13 @@ class TokenRollouts:
 def joined(parts: Sequence[Completions], pad: int) -> Completions:
     """Return the completions of several parts of a batch as one, padded to the longest."""
     longest = max(part.mask_NGT.shape[-1] for part in parts)
+    values = [part.values_NGT for part in parts if part.values_NGT is not None]
     return Completions(
         torch.cat([_padded(part.tokens_NGT, longest, pad) for part in parts]),
         torch.cat([_padded(part.mask_NGT, longest, False) for part in parts]),
         torch.cat([_padded(part.log_probs_NGT, longest, 0.0) for part in parts]),
         torch.cat([part.ended_NG for part in parts]),
+        None if not values else torch.cat([_padded(each, longest, 0.0) for each in values]),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
+from visgrpo.models.lean import LeanSteps, lean
 from visgrpo.models.parts import Parts, without_dropout
 from visgrpo.models.prompt_reading import (
     ReadPrompts,
@@ -147,12 +148,13 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def values(self, prompts_NP: Tensor, lengths_N: Tensor, completions_NGT: Tensor) -> Tensor:
-        """Return the critic's values (N, G, T): of the state before each token."""
+        """Return the values (N, G, T) of a critic with a transformer of its own, before each token.
+
+        One that reads the policy's states has its values when they are drawn: `Completions`.
+        """
         assert self.critic is not None
-        hidden_NGTD = None
-        if self.critic.trunk is None:
-            hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT)
-        return self.critic(hidden_NGTD, prompts_NP, lengths_N, completions_NGT)
+        assert self.critic.trunk is not None
+        return self.critic(None, prompts_NP, lengths_N, completions_NGT)
 
     def begin(
         self,
@@ -236,18 +238,45 @@ class Decoder:
 
     Attributes:
         read: the prompts.
+        states_BD: of each row, which predict its next token.
         logits_BV: of the next token of each row.
     """
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, read: ReadPrompts, group_size: int, room: int) -> None:
-        self._model, self.read, self._written = model, read, read.padded
+        self.read, self._head = read, model.head
+        self.states_BD = read.hidden_ND.detach().repeat_interleave(group_size, dim=0)
         self.logits_BV = model.head(read.hidden_ND).repeat_interleave(group_size, dim=0)
+        known = lean(model.trunk) if model.engine == "shared" else None
+        self._steps: LeanSteps | TransformersSteps = (
+            TransformersSteps(model.trunk, read, group_size, room)
+            if known is None
+            else LeanSteps(known, read.shared(group_size), read.next_N, room)
+        )
+
+    @torch.no_grad()
+    def feed(self, tokens_B: Tensor) -> None:
+        """Take the next token of every row."""
+        self.states_BD = self._steps.feed(tokens_B)
+        self.logits_BV = self._head(self.states_BD)
+
+    @torch.no_grad()
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with some rows only."""
+        self._steps.keep(rows_B)
+        self.states_BD, self.logits_BV = self.states_BD[rows_B], self.logits_BV[rows_B]
+
+
+class TransformersSteps:
+    """What `LeanSteps` does, through the forward pass of transformers: for any model."""
+
+    def __init__(self, trunk: Any, read: ReadPrompts, group_size: int, room: int) -> None:
+        self._trunk, self._written = trunk, read.padded
         self._positions_B = read.next_N.repeat_interleave(group_size)
         self._mask_B1K: Tensor | None = None
         self._prompt: SharedPrompt | None = None
         self._cache: Any
-        if read.sharing_pays(model.trunk, group_size, 1):
+        if read.sharing_pays(trunk, group_size, 1):
             self._prompt = read.shared(group_size)
             self._cache = own_cache(read.cache, group_size, room)
             return
@@ -255,16 +284,13 @@ class Decoder:
         if is_ragged(read.lengths_N, read.padded):
             blocked = padding(read.lengths_N, read.padded).repeat_interleave(group_size, dim=0)
             blocked = nn.functional.pad(blocked, (0, room))[:, None, None]
-            self._mask_B1K = additive(blocked, model.plain.dtype)
+            self._mask_B1K = additive(blocked, trunk.dtype)
 
-    @torch.no_grad()
-    def feed(self, tokens_B: Tensor) -> None:
-        """Take the next token of every row."""
+    def feed(self, tokens_B: Tensor) -> Tensor:
         self._written += 1
         mask = None if self._mask_B1K is None else self._mask_B1K[..., : self._written]
-        trunk = self._model.trunk
-        with after(self._prompt, trunk) if self._prompt else nullcontext():
-            out = trunk(
+        with after(self._prompt, self._trunk) if self._prompt else nullcontext():
+            out = self._trunk(
                 input_ids=tokens_B[:, None],
                 attention_mask=mask,
                 position_ids=self._positions_B[:, None],
@@ -272,13 +298,12 @@ class Decoder:
                 use_cache=True,
             )
         self._positions_B = self._positions_B + 1
-        self.logits_BV = self._model.head(out.last_hidden_state[:, -1])
+        return out.last_hidden_state[:, -1]
 
     def keep(self, rows_B: Tensor) -> None:
-        """Go on with some rows only."""
         for layer in self._cache.layers:
             layer.keep(rows_B)
-        self.logits_BV, self._positions_B = self.logits_BV[rows_B], self._positions_B[rows_B]
+        self._positions_B = self._positions_B[rows_B]
         self._mask_B1K = None if self._mask_B1K is None else self._mask_B1K[rows_B]
         self._prompt = None if self._prompt is None else self._prompt.rows(rows_B)
 
@@ -313,7 +338,11 @@ class Critic(nn.Module):
             )
             hidden_NGTD = hidden_after(self.trunk, read, completions_NGT)
         assert hidden_NGTD is not None
-        return self.value(hidden_NGTD).squeeze(-1).float()
+        return self.of_states(hidden_NGTD)
+
+    def of_states(self, states: Tensor) -> Tensor:
+        """Return the values (…) of states (…, D)."""
+        return self.value(states).squeeze(-1).float()
 
 
 def critic_of(model: Any, kind: CriticKind) -> Critic:

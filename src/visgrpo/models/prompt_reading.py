@@ -159,6 +159,8 @@ def additive(blocked: Tensor, dtype: torch.dtype) -> Tensor:
 NAME = "visgrpo_shared_prompt"  # by which transformers' layers find it in their config
 _USUAL = "sdpa"
 WORTH_SHARING = 2**19  # numbers in the copied keys of a layer; measured on a CPU
+SHORTEST_SHARED = 64  # places of prompts that whole completions share
+LONG_PROMPT = 2  # times as many places as there are tokens at once; measured on a CPU, see pays
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,9 @@ def pays(trunk: Any, keys_NkPd: Tensor, group_size: int, tokens: int) -> bool:
     """
     if trunk.config._attn_implementation not in (_USUAL, NAME):
         return False  # its layers have another attention than the one that is replaced here
-    _, key_heads, _, width = keys_NkPd.shape
+    _, key_heads, padded, width = keys_NkPd.shape
+    if tokens > 1 and keys_NkPd.device.type == "cpu":
+        return group_size > 1 and padded >= max(LONG_PROMPT * tokens, SHORTEST_SHARED)
     heads = trunk.config.num_attention_heads
     copied = keys_NkPd.numel() * group_size
     return group_size > 1 and copied >= WORTH_SHARING and tokens * heads < 2 * key_heads * width
@@ -243,6 +247,10 @@ def shared_attention(
         tensor.to(query_BhTd.dtype) for tensor in prompt.layers[module.layer_idx]
     )
     heads, padded, width = keys_NkPd.shape[1:]
+    if 1 < query_BhTd.shape[2] == key_BkSd.shape[2] and _has_kernel(query_BhTd, key_BkSd):
+        inputs = query_BhTd, key_BkSd, value_BkSd, keys_NkPd, values_NkPd, prompt.blocked_N11P
+        taken_BhTd = WholeCompletions.apply(*inputs, scaling or width**-0.5)
+        return taken_BhTd.transpose(1, 2).contiguous(), None
     # G completions, k heads of keys, r = h / k heads of queries to each of them, T tokens.
     grid = (-1, prompt.group_size, heads, query_BhTd.shape[1] // heads, query_BhTd.shape[2])
     query_NGkrTd = (query_BhTd * (scaling or width**-0.5)).view(*grid, width)
@@ -264,6 +272,93 @@ def shared_attention(
     taken_NGkxd = _by_completion(weights_Nkq[..., :padded] @ values_NkPd, prompt.group_size)
     taken_NGkxd = taken_NGkxd + from_own_BkxD.view(taken_NGkxd.shape)
     return taken_NGkxd.reshape(query_BhTd.shape).transpose(1, 2).contiguous(), None
+
+
+def _has_kernel(query: Tensor, keys: Tensor) -> bool:
+    return query.device.type == "cpu" and query.dtype == keys.dtype in (
+        torch.float32,
+        torch.float64,
+    )
+
+
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class WholeCompletions(torch.autograd.Function):
+    """Attention of whole completions to their prompts and, causally, to themselves.
+
+    Torch's kernel takes both apart, and gives the logarithms Z of their normalisers: with Z of both
+    together, the parts are out = Σ exp(Z_i - Z) out_i, and the kernel's own backward pass of each
+    part, given out and Z of the whole, is its part of the gradient (Liu et al. 2023, arXiv
+    2310.01889, appendix A).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BhTd: Tensor,
+        key_BkTd: Tensor,
+        value_BkTd: Tensor,
+        keys_NkPd: Tensor,
+        values_NkPd: Tensor,
+        blocked_N11P: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        prompts, rows, shape = len(keys_NkPd), len(query_BhTd), query_BhTd.shape
+        key_heads = keys_NkPd.shape[1]
+        grid = prompts, rows // prompts, key_heads, shape[1] // key_heads, shape[2]
+        own = query_BhTd, *(_repeated(each, grid[3]) for each in (key_BkTd, value_BkTd))
+        over = _as_matrices(query_BhTd, grid), keys_NkPd, values_NkPd
+        out_own, log_own = _attend(*own, is_causal=True, scale=scaling)
+        out_over, log_over = _attend(*over, attn_mask=blocked_N11P, scale=scaling)
+        log_over = _as_rows(log_over.unsqueeze(-1), grid)
+        log_own = log_own.unsqueeze(-1)
+        log_BhT1 = torch.logaddexp(log_over, log_own)
+        out_BhTd = _as_rows(out_over, grid) * (log_over - log_BhT1).exp()
+        out_BhTd = out_BhTd.addcmul_(out_own, (log_own - log_BhT1).exp())
+        ctx.save_for_backward(*own, *over, blocked_N11P, out_BhTd, log_BhT1)
+        ctx.grid, ctx.scaling = grid, scaling
+        return out_BhTd
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        *both, blocked_N11P, out_BhTd, log_BhT1 = ctx.saved_tensors
+        own, over, grid = both[:3], both[3:], ctx.grid
+        (gradient_BhTd,) = gradients
+        query, key, value = _attend_backward(
+            gradient_BhTd, *own, out_BhTd, log_BhT1.squeeze(-1), 0.0, True, scale=ctx.scaling
+        )
+        query_over, keys, values = _attend_backward(
+            _as_matrices(gradient_BhTd, grid),
+            *over,
+            _as_matrices(out_BhTd, grid),
+            _as_matrices(log_BhT1, grid).squeeze(-1),
+            0.0,
+            False,
+            attn_mask=blocked_N11P,
+            scale=ctx.scaling,
+        )
+        query = query + _as_rows(query_over, grid)
+        if grid[3] > 1:
+            key, value = (each.unflatten(1, (grid[2], grid[3])).sum(2) for each in (key, value))
+        return query, key, value, keys, values, None, None
+
+
+def _repeated(each_BkTd: Tensor, times: int) -> Tensor:
+    return each_BkTd if times == 1 else each_BkTd.repeat_interleave(times, dim=1)
+
+
+def _as_matrices(each_BhTd: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Put all rows of one prompt's group at a head of keys together: (N, k, G · r · T, d)."""
+    return each_BhTd.reshape(*grid, -1).transpose(1, 2).flatten(2, 4).contiguous()
+
+
+def _as_rows(each_NkQd: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Give every completion its own rows back: (B, h, T, d)."""
+    prompts, group, key_heads, shared, tokens = grid
+    each = each_NkQd.view(prompts, key_heads, group, shared, tokens, -1).transpose(1, 2)
+    return each.reshape(prompts * group, key_heads * shared, tokens, -1)
 
 
 def _by_prompt(each_NGkrT: Tensor) -> Tensor:

@@ -234,12 +234,13 @@ def draw(log_probs_NK: Tensor, uniforms_NG: Tensor) -> Tensor:
         Class ids (N, G), int64. A class of probability 0 is never drawn.
     """
     cumulative_NK = log_probs_NK.detach().double().exp().cumsum(dim=-1)
-    targets_NG = (uniforms_NG.double() * cumulative_NK[:, -1:]).contiguous()
+    totals_N1 = cumulative_NK[:, -1:].contiguous()
+    targets_NG = (uniforms_NG.double() * totals_N1).contiguous()
     # right=True finds the first class whose cumulative probability exceeds the target, which skips
-    # classes of probability 0; a target rounded up to the total would find none: clamp it.
-    last_possible = (log_probs_NK > -torch.inf).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)
+    # classes of probability 0; a target rounded up to the total would find none: the last class
+    # that adds to the total stands in.
     found = torch.searchsorted(cumulative_NK, targets_NG, right=True)
-    return torch.minimum(found, last_possible)
+    return torch.minimum(found, torch.searchsorted(cumulative_NK, totals_N1))
 
 
 def estimator_weights(estimator: Estimator, old_log_probs_NG: Tensor) -> Tensor | None:

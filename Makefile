@@ -11,7 +11,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint site clean
 
 demo: $(READY)
 	$(BIN)/visgrpo demo
@@ -23,6 +23,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+site: $(READY)
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # torch first: asked for together with others, the newest CUDA build would come instead.
 $(READY): pyproject.toml constraints.txt

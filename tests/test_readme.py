@@ -25,6 +25,23 @@ def test_the_example_runs(
     assert re.match(r"0 reward 0\.\d+ entropy \d\.\d+", capsys.readouterr().out)
 
 
+def test_the_loop_to_be_read_first_is_short_and_learns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = ROOT / "examples" / "grpo_loop.py"
+    assert len(example.read_text().splitlines()) <= 100
+    assert "visgrpo" not in example.read_text()
+    monkeypatch.setattr(sys, "argv", ["grpo_loop.py", "50"])
+    runpy.run_path(str(example), run_name="__main__")
+    first, last = map(float, re.findall(r"accuracy (0\.\d+)", capsys.readouterr().out))
+    assert last > 0.6 > 0.3 > first
+
+
+def test_the_step_by_hand_is_what_the_code_does() -> None:
+    text = (ROOT / "docs" / "step.md").read_text()
+    exec(compile(text.split("```python")[1].split("```")[0], "step.md", "exec"), {})
+
+
 def test_the_example_of_a_language_model_learns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from visgrpo.terminal import note, show
 T = TypeVar("T", bound=Options)
 Given = dict[str, list[str]]  # by option, the words that are its value
 # A run's config.yaml records these beside its options.
-NOT_OPTIONS = ("recipe", "versions", "by_default")
+NOT_OPTIONS = ("recipe", "changed", "versions", "by_default")
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 

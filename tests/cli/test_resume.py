@@ -124,19 +124,21 @@ def test_a_stopped_demo_goes_on(
 ) -> None:
     """What has ended is not trained again, and what was stopped goes on; seeds are not mixed."""
     folder, asked = tmp_path / "demo", []
-    measured = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.7}, "data": {"test": 9}}
+    outcome = dict.fromkeys(("accuracy", "ece", "nll"), 0.5)
+    measured = {"before": outcome, "after": outcome, "data": {"test": 9}}
     stopped = True
 
     def train(config: Loop) -> dict[str, Any]:
         run = RunDirectory(str(config.output))
         asked.append((run.path.name, config.resume))
         run.create("clip", {})
-        if run.path.name == "supervised" and stopped:
+        if run.path.name == "grpo" and stopped:
             raise Interrupted(3, run.path)
         run.write_summary(measured)
         return measured
 
     monkeypatch.setattr("visgrpo.tasks.demo.train", train)
+    monkeypatch.setattr("visgrpo.tasks.demo.ask_people", lambda model, folder, seed: None)
     monkeypatch.setattr("visgrpo.tasks.demo.compare_runs", lambda runs, keys, page: page)
     (folder / ".config.yaml.tmp").parent.mkdir()
     (folder / ".config.yaml.tmp").write_text("recipe: de")  # a kill left it
@@ -154,8 +156,9 @@ def test_a_stopped_demo_goes_on(
     for _ in range(2):  # the second time nothing is left to do
         main(["demo", "--output", str(folder)])
         assert "Compare the runs" in capsys.readouterr().out
-    started = [("start", False), ("supervised", False)]
-    assert asked == [*started, ("supervised", True), ("grpo", False)]
+    started = [("start", False), ("grpo", False)]
+    rest = [("clicked-labels", False), ("true-labels", False)]
+    assert asked == [*started, ("grpo", True), *rest]
 
 
 @pytest.fixture(scope="module")

@@ -301,3 +301,42 @@ def test_a_token_opens_the_page_and_leaves_the_address(browser: Browser, store: 
         page.reload()
         ready(page)
         assert token not in page.evaluate("() => document.cookie")
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (640, 360)])
+def test_a_phone_shows_picture_question_and_labels_without_scrolling(
+    browser: Browser, store: Path, width: int, height: int
+) -> None:
+    size = {"width": width, "height": height}
+    with (
+        serving(store, plain_images(2), Design(group_size=4)) as served,
+        person(browser, served.address, "Ann", viewport=size, has_touch=True) as page,
+    ):
+        for part in ("#image", "#question", "#none", "#labels button:last-child"):
+            box = page.locator(part).bounding_box()
+            assert box is not None
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= height
+            assert box["x"] + box["width"] <= width
+
+
+def test_own_question_zoom_and_a_model_that_is_not_heard_before_it_is_asked(
+    browser: Browser, store: Path
+) -> None:
+    design = Design(group_size=2, question="Which animal do you see?")
+    with (
+        serving(store, plain_images(3), design) as served,
+        person(browser, served.address, "Ann") as page,
+    ):
+        expect(page.locator("#question")).to_have_text("Which animal do you see?")
+        before = page.locator("#image").bounding_box()
+        page.locator("#figure").click()
+        after = page.locator("#image").bounding_box()
+        assert before is not None
+        assert after is not None
+        assert after["width"] > 2 * before["width"]
+        press(page, "1")
+        judged(page, 1)
+        expect(page.locator("#agreement")).to_be_hidden()
+        page.get_by_text("How the model does").click()
+        expect(page.locator("#agreement")).to_be_visible()

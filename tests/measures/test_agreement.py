@@ -85,16 +85,16 @@ def clicks(*, masks: bool = True) -> RewardSet:
 def test_the_expected_reward_leaves_images_without_feedback_out() -> None:
     """Rows 1, 2 and 3 of the table: (1/4·1 + 1/2·2) / (3/4), nothing, and 1."""
     logits = POLICY[[1, 2, 3]].log()
-    value = expected_reward(clicks(), logits, dataset([1, 2, 3]))
+    value = expected_reward(clicks(), logits, dataset([1, 2, 3]))["reward"]
     assert value == pytest.approx((5 / 3 + 1.0) / 2, rel=1e-6)
     # With a guess for every label, row 2, of which all are guesses, is still left out.
-    filled = expected_reward(clicks(masks=False), logits, dataset([1, 2, 3]))
+    filled = expected_reward(clicks(masks=False), logits, dataset([1, 2, 3]))["reward"]
     assert filled == pytest.approx((0.25 + 1.0 + 1.0 + 1.8 + 0.3 + 0.2) / 2, rel=1e-6)
 
 
 def test_no_image_with_feedback_has_no_expected_reward() -> None:
     for masks in (True, False):
-        assert expected_reward(clicks(masks=masks), POLICY[:2].log(), dataset([2, 2])) is None
+        assert expected_reward(clicks(masks=masks), POLICY[:2].log(), dataset([2, 2])) == {}
 
 
 def held_out(rewards: RewardSet | None, votes_MK: Tensor | None, rows: list[int]) -> HeldOut:

@@ -36,8 +36,10 @@ def test_expected_reward_by_hand() -> None:
 
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
     rewards = parse_rewards(["hard", price], [2.0, 1.0], CLASSES)
-    value = expected_reward(rewards, probabilities.log(), dataset(price=[3.0, 5.0]))
-    assert math.isclose(value, (1 + 3 + 1 + 5) / 2, rel_tol=1e-6)
+    found = expected_reward(rewards, probabilities.log(), dataset(price=[3.0, 5.0]))
+    assert math.isclose(found["reward"], (1 + 3 + 1 + 5) / 2, rel_tol=1e-6)
+    half = 1.959963984540054 * 1.0 / math.sqrt(2)  # 4 and 6: their deviation is 1
+    assert found["reward_interval"] == pytest.approx([5 - half, 5 + half], rel=1e-6)
 
 
 def test_start_and_now_are_measured_in_the_precision_of_training(tiny_clip_folder: Path) -> None:

@@ -12,7 +12,7 @@ from html_pages import Page, assert_offline, squeeze
 from visgrpo.errors import UserError
 from visgrpo.reporting import compare_runs, comparison_table, read_run
 from visgrpo.reporting.compare import group_band, overlay_figure
-from visgrpo.reporting.groups import differing_options, group_by_config, read_runs
+from visgrpo.reporting.groups import differing_options, group_by_config, read_runs, unlike
 
 
 @pytest.fixture
@@ -158,3 +158,14 @@ def test_a_metric_of_runs_without_metrics_is_an_error(three, tmp_path):
 def test_a_run_that_cannot_be_read_is_named(three, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         compare_runs([*three, tmp_path / "no"], ["kl"], tmp_path)
+
+
+def test_other_data_or_rewards_are_warned_of(make_run):
+    paths = [
+        make_run(name, steps=1, keys=("kl",), config={"data": data, "reward": [reward]})
+        for name, data, reward in (("a", "digits", "hard"), ("b", "photos", "hard"))
+    ]
+    assert unlike(read_runs(paths)) == {"data": ["digits (a)", "photos (b)"]}
+    words = Page(compare_runs(paths, ["kl"], paths[0].parent / "both.html").read_text()).words
+    assert "Other data:" in words
+    assert "Other rewards:" not in words

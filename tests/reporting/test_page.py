@@ -13,10 +13,13 @@ from html_pages import assert_offline, read_page, squeeze
 from PIL import Image
 
 from visgrpo.errors import UserError
+from visgrpo.metrics import metric
 from visgrpo.reporting import ended, outcome, read_run, write_report
 from visgrpo.reporting.examples import examples, group_table
+from visgrpo.reporting.figures import curve_values
 from visgrpo.reporting.html import picture
-from visgrpo.reporting.page import repeat_command
+from visgrpo.reporting.page import headline, repeat_command
+from visgrpo.reporting.run import series
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b", "$x^2$", "猫")
 
@@ -39,6 +42,7 @@ def test_sections_come_in_order(small_run):
     words = read_page(write_report(small_run(steps=4))).words
     order = ["Before and after", "Accuracy of each class", "Confusion matrix", "Retention"]
     order += ["Curves", "Example groups", "Repeat this run", "Configuration", "Versions"]
+    words = words[words.index("Before and after", words.index("Configuration")) :]  # contents first
     places = [words.index(title) for title in order]
     assert places == sorted(places)
 
@@ -290,3 +294,54 @@ def test_no_page_is_written_unasked_or_where_nothing_was_logged(make_run):
     (run / "metrics.jsonl").unlink()
     ended(run, report=True)
     assert not (run / "report.html").exists()
+
+
+def test_the_headline_is_the_reward_that_was_trained_with_its_interval(small_run):
+    summary = {
+        "before": {"accuracy": 0.70, "accuracy_interval": [0.66, 0.74], "reward": 0.5},
+        "after": {
+            "accuracy": 0.72,
+            "accuracy_interval": [0.68, 0.76],
+            "reward": 0.6,
+            "reward_interval": [0.55, 0.65],
+        },
+    }
+    said = headline(read_run(small_run(steps=1, summary=summary)))
+    assert said == (
+        "Reward 0.500 → 0.600 (+0.100, 95 % interval 0.550 to 0.650); "
+        "Accuracy 70.0 % → 72.0 % (+2.0 points, 95 % interval 68.0 % to 76.0 %, within noise)"
+    )
+    run = small_run(
+        "other", steps=1, method="supervised", summary={**summary, "method": "supervised"}
+    )
+    assert headline(read_run(run)).startswith("Accuracy")
+
+
+def test_classes_that_are_never_answered_and_a_weak_head_are_said(small_run):
+    after = {
+        "accuracy": 0.4,
+        "softmax_regression": 0.7,
+        "per_class_accuracy": {"a": 0.0, "b": 1.0, "c": 0.0},
+        "confusion": [[0, 3, 0], [0, 2, 0], [0, 1, 1]],
+    }
+    first, second = outcome.remarks(read_run(small_run(steps=1, summary={"after": after})))
+    assert first == "1 of 3 classes are never answered: a."
+    assert "The head is right for 40.0 %, a linear probe" in second
+
+
+def test_constant_curves_fold_away_and_values_stand_below_plots(make_run):
+    path = make_run("flat", steps=4, keys=("kl",))
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    write_lines(path / "metrics.jsonl", [{**line, "frac_flat": 0.25} for line in lines])
+    page = read_page(write_report(path))
+    assert page.words.count("Curves that never move") == 1
+    steps, values = series(read_run(path), "kl")
+    assert curve_values(read_run(path), "kl")[-1] == (str(steps[-1]), metric("kl").text(values[-1]))
+    assert metric("kl").text(values[-1]) in page.words
+
+
+def test_settings_that_are_not_at_their_default_are_marked(small_run):
+    path = small_run(steps=1, config={"changed": ["group_size"]})
+    text = write_report(path).read_text()
+    assert '<tr class="strong"><td><code>group_size</code>' in text
+    assert "<tr><td><code>kl_weight</code>" in text

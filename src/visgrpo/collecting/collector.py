@@ -63,6 +63,7 @@ class Design:
     exploration: float = 0.1
     temperature: float = 1.0
     seed: int = 0
+    question: str = ""
 
 
 @dataclass(frozen=True)

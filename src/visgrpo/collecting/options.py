@@ -59,6 +59,9 @@ class CollectConfig(LabelledByModel):
         "click",
         "Choose the label that fits best, name them from the best to the worst, or grade each.",
     )
+    question: str = option(
+        "", "What people are asked, in your own words, instead of the page's question."
+    )
     group_size: int | None = like(
         Policy,
         None,

@@ -97,7 +97,10 @@ def _collector(config: CollectConfig, store: Store, model: AnsweringModel) -> Co
         dataset.images,
         model.classes,
         model.answers(config.model),
-        Design(config.ask, size, config.exploration, config.temperature, config.seed),
+        Design(
+            *(config.ask, size, config.exploration, config.temperature, config.seed),
+            question=config.question,
+        ),
     )
     collector.skipped += dataset.skipped
     for reason in dataset.skipped:

@@ -190,7 +190,9 @@ def create_app(collector: Collector, guard: Guard) -> FastAPI:
         user = _user(request)
         offer = collector.next_offer(user)
         shown = None if offer is None else {"key": offer.key, "labels": offer.drawn.labels}
-        return {"ask": collector.design.ask, "offer": shown, **_progress(collector, user)}
+        design = collector.design
+        said = {"ask": design.ask, "question": design.question, "offer": shown}
+        return {**said, **_progress(collector, user)}
 
     @app.post("/api/judge")
     def judge(body: Judged, request: Request) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from visgrpo.data.batches import InputFunction, sequential
 from visgrpo.data.table import Table
 from visgrpo.errors import UserError
-from visgrpo.measures.classification import evaluate_logits, scalar_measures
+from visgrpo.measures.classification import Z_95, evaluate_logits, scalar_measures
 from visgrpo.measures.over import Team, logits_of
 from visgrpo.objectives.counts import Counts, CountScore
 from visgrpo.rewards.sets import RewardSet
@@ -69,7 +70,9 @@ class HeldOut:
 
     def scalars(self) -> dict[str, float]:
         """Return the measures of now that are one number; cheap for any number of classes."""
-        return self._measures(self._logits(), scalar_measures)
+        measures = self._measures(self._logits(), scalar_measures)
+        measures.pop("reward_interval", None)
+        return measures
 
     def _logits(self) -> Tensor:
         return logits_of(self.classifier, self.dataset, self.inputs, self.processes)
@@ -87,8 +90,7 @@ class HeldOut:
             of_policy = scalar_measures(policy_MK, labels_M, start_MK)
             measures |= {name: of_policy[name] for name in _OF_POLICY}
         if self.rewards is not None:
-            reward = expected_reward(self.rewards, policy_MK, self.dataset)
-            measures |= {} if reward is None else {"reward": reward}
+            measures |= expected_reward(self.rewards, policy_MK, self.dataset)
             costs_KK = self.rewards.costs()
             if costs_KK is not None:
                 measures["cost"] = (
@@ -99,25 +101,29 @@ class HeldOut:
         return measures
 
 
-def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> float | None:
+def expected_reward(
+    rewards: RewardSet, logits_MK: Tensor, dataset: Table
+) -> dict[str, float | list[float]]:
     """Return the mean over images of Σ_k π_k r_k, with the rewards' weights.
 
     Scores of counts are those of all images together, of the expected counts. Images of which
-    nobody has judged any label are left out; None if that is all of them.
+    nobody has judged any label are left out; nothing is returned if that is all of them.
+    `reward_interval` is the mean's 95 % interval over images, mean ± 1.96 sd / √M, where no score
+    is of counts.
 
     Args:
         logits_MK: of every row of the data set, in its order.
     """
-    scored = 0.0
-    if rewards.counted:
+    scored, counted = 0.0, bool(rewards.counted)
+    if counted:
         labels_M = torch.from_numpy(dataset.labels)
         p_MK = logits_MK.softmax(dim=-1).cpu()
         counts = Counts.of(p_MK, labels_M, torch.zeros_like(labels_M), 1)
         scored = score_of_counts(rewards, counts)
         if rewards.of_labels is None:
-            return scored
+            return {"reward": scored}
         rewards = rewards.of_labels
-    total, images = 0.0, 0
+    found = []
     for batch in sequential(dataset, _no_input, 256):
         expected_N, decided_N = rewards.expected(
             logits_MK[batch.indices_N].softmax(dim=-1),
@@ -127,9 +133,15 @@ def expected_reward(rewards: RewardSet, logits_MK: Tensor, dataset: Table) -> fl
         )
         if decided_N is not None:
             expected_N = expected_N[decided_N]
-        total += float(expected_N.sum())
-        images += len(expected_N)
-    return total / images + scored if images else None
+        found.append(expected_N.double())
+    expected_M = torch.cat(found)
+    if not len(expected_M):
+        return {}
+    mean = expected_M.mean().item()
+    if counted:
+        return {"reward": mean + scored}
+    half = Z_95 * expected_M.std(correction=0).item() / math.sqrt(len(expected_M))
+    return {"reward": mean, "reward_interval": [mean - half, mean + half]}
 
 
 def score_of_counts(rewards: RewardSet, counts: Counts) -> float:

@@ -36,6 +36,7 @@ from visgrpo.reporting.groups import (
     result_headings,
     result_rows,
     run_names,
+    unlike,
 )
 from visgrpo.reporting.html import both_themes, render
 from visgrpo.reporting.outcome import memory_parts
@@ -103,6 +104,7 @@ def compare_runs(
         by_tokens=[_plot(groups, runs, key, "token") for key in _by_tokens(runs)],
         plots=[_plot(groups, runs, key, across(runs)) for key in _chosen(runs, metrics)],
         differing=differing_options(groups),
+        unlike=unlike(runs),
         unfinished=[n for n, run in zip(run_names(runs), runs, strict=True) if not run.finished],
     )
     path = Path(output)

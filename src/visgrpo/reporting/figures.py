@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SIZE_INCHES = (5.4, 3.3)
 DOTS_PER_INCH = 160
 MANY_POINTS = 40
+MOST_VALUES = 25
 ROUNDING = 1e-5
 """A smaller range, as a share of the values, is the rounding of float32 and of means over it."""
 
@@ -122,6 +123,23 @@ def curve_figure(run: Run, key: str, theme: Theme = LIGHT) -> Figure:
         axes.plot(places, moving_average(values, window), color=colour, linewidth=2.0, label="mean")
     settle_scale(axes, label)
     return figure
+
+
+def curve_values(run: Run, key: str) -> list[tuple[str, str]]:
+    """Return what a curve is drawn from, as a table: places and values written out.
+
+    Of more than `MOST_VALUES` points, some that lie evenly, with the first and the last.
+    """
+    steps, values = series(run, key)
+    places, text = positions(run, steps, across([run])), metric(key, run.subject).text
+    chosen = sorted(set(np.linspace(0, len(steps) - 1, MOST_VALUES).round().astype(int).tolist()))
+    return [(f"{places[n]:g}", text(values[n])) for n in chosen]
+
+
+def is_constant(run: Run, key: str) -> bool:
+    """Return whether a curve has several points that are all the same, but for rounding."""
+    values = series(run, key)[1]
+    return len(values) > 1 and max(values) - min(values) <= ROUNDING * max(map(abs, values))
 
 
 def plot_curves(run: Run, out_dir: Path | str) -> list[Path]:

@@ -31,7 +31,7 @@ from visgrpo.reporting.run import (
 )
 
 # Options that do not change what a run computes.
-_NOT_COMPARED = frozenset({"output", "resume"})
+_NOT_COMPARED = frozenset({"output", "resume", "changed"})
 # What a run has cost: heading and how it is written. The last only where any run has it.
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", duration),
@@ -104,6 +104,32 @@ def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
     keys = dict.fromkeys(key for flat in options for key in flat)
     rows = {key: [flat.get(key, "–") for flat in options] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def unlike(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return what makes numbers of these runs incomparable: {"data": ["digits (a)", …]}."""
+    found: dict[str, list[str]] = {}
+    for word, of in (("data", _data_of), ("rewards", _rewards_of)):
+        by_value: dict[str, list[str]] = {}
+        for name, run in zip(run_names(runs), runs, strict=True):
+            if value := of(run):
+                by_value.setdefault(value, []).append(name)
+        if len(by_value) > 1:
+            found[word] = [f"{value} ({', '.join(names)})" for value, names in by_value.items()]
+    return found
+
+
+def _data_of(run: Run) -> str:
+    data = run.config.get("data")
+    return "" if data is None else str(data)
+
+
+def _rewards_of(run: Run) -> str:
+    """The rewards that a run was trained on; a supervised one only measures them."""
+    reward = run.config.get("reward")
+    if run.method == "supervised" or not reward:
+        return ""
+    return ", ".join(map(str, reward)) if isinstance(reward, list) else str(reward)
 
 
 def _compared_options(run: Run) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,15 @@ PIXEL_ART_SIDE = 96
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot in both themes, as data URIs; the browser picks by prefers-color-scheme."""
+    """One plot in both themes, as data URIs; the browser picks by prefers-color-scheme.
+
+    `values` are places and values, for those who want numbers.
+    """
 
     alt: str
     light: str
     dark: str
+    values: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

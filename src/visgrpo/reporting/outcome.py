@@ -20,6 +20,8 @@ from visgrpo.metrics import (
 from visgrpo.reporting.run import Run
 
 MAX_CONFUSIONS = 5
+NAMED = 10  # classes in a sentence
+FAR_BELOW = 0.05
 MAX_CLASSES = 200  # above it a table of classes has only those that changed most
 MOST_CHANGED = 20  # in either direction
 _COUNTED = ("tokens", "pairs", "prompts")
@@ -98,6 +100,39 @@ def measure_tables(run: Run) -> dict[str, list[Change]]:
         for name, (before, after) in _both(run.shifts).items():
             tables[_distribution(name).capitalize()] = _changes(before, after, run.subject)
     return {title: changes for title, changes in tables.items() if changes or title}
+
+
+def in_a_line(run: Run, change: Change) -> str:
+    """Write a change with its 95 % interval, where that is known, and whether it is noise.
+
+    The start within the interval of the end is taken for noise: both were measured on the same
+    examples, so the true test is a little sharper.
+    """
+    said = [change.change]
+    if (ends := _interval(run.after, change.name)) is not None:
+        said.append(f"95 % interval {' to '.join(map(change.label.text, ends))}")
+        if change.before_value is not None and ends[0] <= change.before_value <= ends[1]:
+            said.append("within noise")
+    return f"{change.label.title} {change.before} → {change.after} ({', '.join(said)})"
+
+
+def remarks(run: Run) -> list[str]:
+    """Say what the tables hold, but do not say aloud: classes never answered, a weak head."""
+    found = []
+    if table := confusion(run):
+        answered = {cell.column for cell in table.cells}
+        never = [name for k, name in enumerate(table.names) if k not in answered]
+        if never:
+            some = ", ".join(never[:NAMED]) + (", …" if len(never) > NAMED else "")
+            found.append(f"{len(never)} of {len(table.names)} classes are never answered: {some}.")
+    head, probe = (run.after.get(key) for key in ("accuracy", "softmax_regression"))
+    if is_number(head) and is_number(probe) and head < probe - FAR_BELOW:
+        text = metric("accuracy").text
+        found.append(
+            f"The head is right for {text(head)}, a linear probe of the features that it looks at "
+            f"for {text(probe)}: the head is what is weak. Train it longer, or at a higher rate."
+        )
+    return found
 
 
 def baseline(run: Run) -> dict[str, Any] | None:
@@ -274,9 +309,14 @@ def _confusion(counts: list[list[int]], names: list[str], columns: list[str]) ->
 
 def _accuracy_interval(measured: dict[str, Any]) -> list[str] | None:
     """Return the ends of the accuracy's interval as written, None where it was not measured."""
-    pair = [measured.get("accuracy_low"), measured.get("accuracy_high")]
-    known = [end for end in measured.get("accuracy_interval") or pair if is_number(end)]
-    return [metric("accuracy").text(end) for end in known] if len(known) == 2 else None
+    ends = _interval(measured, "accuracy")
+    return None if ends is None else [metric("accuracy").text(end) for end in ends]
+
+
+def _interval(measured: dict[str, Any], name: str) -> list[float] | None:
+    pair = [measured.get(f"{name}_low"), measured.get(f"{name}_high")]
+    known = [end for end in measured.get(f"{name}_interval") or pair if is_number(end)]
+    return known if len(known) == 2 else None
 
 
 def _most(changes: list[Change], verdict: str) -> list[Change]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,20 @@ from visgrpo.files import read_json, write_whole
 from visgrpo.metrics import count, duration, memory
 from visgrpo.reporting import outcome
 from visgrpo.reporting.examples import examples, segments
-from visgrpo.reporting.figures import curve_figure, curve_keys, curve_title, plot_curves
+from visgrpo.reporting.figures import (
+    curve_figure,
+    curve_keys,
+    curve_title,
+    curve_values,
+    is_constant,
+    plot_curves,
+)
 from visgrpo.reporting.groups import RunGroup
 from visgrpo.reporting.html import Plot, both_themes, render
 from visgrpo.reporting.overoptimization import overoptimization
 from visgrpo.reporting.run import Run, flatten, read_run
+
+CONSTANT = "Curves that never move"
 
 
 def write_report(run_path: Path | str) -> Path:
@@ -35,6 +45,7 @@ def write_report(run_path: Path | str) -> Path:
         run=run,
         facts=facts(run),
         headline=headline(run),
+        remarks=outcome.remarks(run),
         measure_tables=tables,
         glossary=glossary(tables),
         tested_on=outcome.tested_on(run),
@@ -51,11 +62,13 @@ def write_report(run_path: Path | str) -> Path:
             [RunGroup(run.name, (run,))], run.path / "plots" / "overoptimization.png"
         ),
         plots=_plots(run),
+        constant=CONSTANT,
         segments=segments(run),
         examples=shown,
         examples_logged=logged,
         command=repeat_command(run),
-        config=flatten({key: value for key, value in run.config.items() if key != "versions"}),
+        config=flatten({k: v for k, v in run.config.items() if k not in ("versions", "changed")}),
+        changed=run.config.get("changed") or [],
         versions=flatten(versions if isinstance(versions, dict) else {}),
     )
     return write_whole(run.path / "report.html", page)
@@ -74,11 +87,18 @@ def ended(run: Path, *, report: bool) -> dict[str, Any] | None:
 
 
 def headline(run: Run) -> str | None:
-    """Return the change of the run's first measure in one phrase, None before there is one."""
-    for change in outcome.measures(run):
-        if change.before_value is not None and change.after_value is not None:
-            return f"{change.label.title} {change.before} → {change.after} ({change.change})"
-    return None
+    """Return the change of the reward that was trained, then of the run's first other measure.
+
+    None before there is one.
+    """
+    changes = {
+        change.name: change
+        for change in outcome.measures(run)
+        if change.before_value is not None and change.after_value is not None
+    }
+    reward = None if run.method == "supervised" else changes.pop("reward", None)
+    first = [*([reward] if reward else []), *list(changes.values())[:1]]
+    return "; ".join(outcome.in_a_line(run, change) for change in first) or None
 
 
 def glossary(tables: Mapping[str, Sequence[outcome.Change]]) -> dict[str, str]:
@@ -121,13 +141,18 @@ def repeat_command(run: Run) -> str | None:
 
 
 def _plots(run: Run) -> dict[str, list[Plot]]:
-    """Write the run's plots, and return them for the page under the title of their group."""
-    groups: dict[str, list[Plot]] = {"Validation": [], "Training": []}
+    """Write the run's plots, and return them for the page under the title of their group.
+
+    Those of which every value is the same come last, to be folded away.
+    """
+    groups: dict[str, list[Plot]] = {"Validation": [], "Training": [], CONSTANT: []}
     paths = plot_curves(run, run.path / "plots")
     for key, path in zip(curve_keys(run), paths, strict=True):
         draw = partial(curve_figure, run, key)
         plot = both_themes(curve_title(key, run.subject), draw, light=path.read_bytes())
-        groups["Validation" if key.startswith("eval/") else "Training"].append(plot)
+        plot = replace(plot, values=curve_values(run, key))
+        group = "Validation" if key.startswith("eval/") else "Training"
+        groups[CONSTANT if is_constant(run, key) else group].append(plot)
     return {title: plots for title, plots in groups.items() if plots}
 
 

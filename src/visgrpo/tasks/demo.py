@@ -10,6 +10,7 @@ from visgrpo.errors import Interrupted, UserError
 from visgrpo.locks import FolderLock
 from visgrpo.reporting import compare_runs, ended, print_measures
 from visgrpo.tasks.clip.options import ClipConfig
+from visgrpo.tasks.demo_people import CLICKS_RIGHT, CLICKS_WRONG, OFFERS, ask_people
 from visgrpo.tasks.options import DemoConfig, PretrainClipConfig
 from visgrpo.tasks.task import train
 from visgrpo.terminal import show
@@ -24,12 +25,20 @@ from visgrpo.training.run_directory import (
 )
 
 METRICS = ("eval/accuracy", "eval/ece", "reward", "kl", "entropy")
+MEASURES = ("accuracy", "ece", "nll")
+WORDS = {
+    "grpo": "GRPO, rewards from the clicks",
+    "clicked-labels": "cross-entropy, labels from the clicks",
+    "true-labels": "cross-entropy, true labels: the ceiling",
+}
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Pre-train a tiny CLIP badly on purpose; tune it with GRPO and, beside it, supervised.
+    """Pre-train a tiny CLIP badly on purpose; tune it with what people click, truth hidden.
 
-    Same start, data, steps and learning rate for both. A folder in which it was stopped is gone on
+    GRPO takes the clicks as rewards of labels. Beside it, cross-entropy takes as each picture's
+    label the one of the best click rate, and, as a ceiling, the true label. Same start, pictures,
+    steps and learning rate for all three. A folder in which it was stopped is gone on
     with. Returns the summaries by run.
 
     Raises:
@@ -58,28 +67,45 @@ def _demo(config: DemoConfig, folder: Path) -> dict[str, Any]:
             layers=2,
         )
     )
+    people = folder / "people"
+    ask_people(folder / "start" / "model", people, config.seed)
+    show(
+        f"People looked at {OFFERS} labels of each picture, drawn half by the start and half at "
+        f"random, and clicked {CLICKS_RIGHT:.0%} of the right ones and {CLICKS_WRONG:.0%} of the "
+        "wrong ones."
+    )
+    learned: dict[str, dict[str, Any]] = {
+        "grpo": {
+            "data": "pictures",
+            "feedback": str(people / "clicks.parquet"),
+            "reward": ("clicks",),
+            "estimator": "exact",
+        },
+        "clicked-labels": {"data": "guessed", "method": "supervised"},
+        "true-labels": {"data": "pictures", "method": "supervised"},
+    }
     tuned = {
-        method: _trained(
+        name: _trained(
             ClipConfig(
                 model=str(folder / "start" / "model"),
-                data="digits",
-                output=str(folder / method),
-                method=method,
+                data=str(people / options.pop("data")),
+                output=str(folder / name),
                 seed=config.seed,
-                epochs=15,
+                steps=300,
                 batch_size=64,
                 learning_rate=1e-3,
                 logit_scale="clamped",
+                **options,
             )
         )
-        for method in ("supervised", "grpo")
+        for name, options in learned.items()
     }
     page = compare_runs([folder / name for name in tuned], METRICS, folder / "compare.html")
-    outcomes = {name: summary["after"] for name, summary in tuned.items()}
-    print_measures(
-        f"digits, {tuned['grpo']['data']['test']} held-out images, seed {config.seed}",
-        {"start": tuned["grpo"]["before"], **outcomes},
-    )
+    test = tuned["grpo"]["data"]["test"]
+    rows = {"start": tuned["grpo"]["before"]}
+    rows |= {WORDS[name]: summary["after"] for name, summary in tuned.items()}
+    measured = {name: {key: row[key] for key in MEASURES} for name, row in rows.items()}
+    print_measures(f"digits, {test} held-out images with true labels, seed {config.seed}", measured)
     show(f"Compare the runs: {page}\nGRPO's own page: {folder / 'grpo' / 'report.html'}")
     return {"start": start, **tuned}
 

@@ -253,7 +253,7 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
 @dataclass(frozen=True)
 class DemoConfig(Options):
-    """The whole story on built-in data: a weak CLIP, tuned with GRPO and, beside it, supervised."""
+    """The whole story on built-in data: a weak CLIP learns from people's noisy clicks."""
 
     example = "visgrpo demo --output runs/demo"
 

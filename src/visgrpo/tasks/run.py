@@ -415,7 +415,8 @@ def begin(
     """Create the run directory; from here on the run exists."""
     settings = {**settings_of(config), "output": str(session.run.path), "resume": False}
     if not session.resumed:
-        session.run.create(recipe, settings, by_default)
+        changed = [name for name in config.given() if name not in ("output", "resume")]
+        session.run.create(recipe, {**settings, "changed": changed}, by_default)
 
 
 def settings_of(config: Loop) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class Loop(TrainingOptions):
     report: bool = option(
         True, 'Write report.html and plots/ at the end; "visgrpo report RUN" writes them later.'
     )
-    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = option(
+    report_to: tuple[Literal["tensorboard", "trackio", "mlflow", "wandb"], ...] = option(
         (), "Trackers beside metrics.jsonl."
     )
     resume: bool = option(False, "Go on with the run in --output from its last good checkpoint.")

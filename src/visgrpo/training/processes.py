@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-TRACKERS = ("tensorboard", "mlflow", "wandb")
+TRACKERS = ("tensorboard", "trackio", "mlflow", "wandb")
 
 
 class Processes:

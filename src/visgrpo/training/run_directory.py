@@ -20,7 +20,7 @@ from visgrpo.terminal import say
 CONFIG_FILE = "config.yaml"
 METRICS, SAMPLES = _LOGS = ("metrics.jsonl", "samples.jsonl")
 # Recorded in config.yaml, left out when it is read back.
-NOT_OPTIONS = ("recipe", "versions", "by_default")
+NOT_OPTIONS = ("recipe", "changed", "versions", "by_default")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _LIBRARIES = ("visgrpo", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 

@@ -17,6 +17,7 @@ const HIGHEST_GRADE = 5;
 const UNSAVED = "visgrpo-unsaved";
 
 let ask = "click";
+let question = ""; // in the words of whoever asks; QUESTIONS[ask] where there are none
 let offer = null; // {key, labels}
 let picks = []; // rank: places in the order they were named. grade: the grade of each place, or null
 let marked = 0; // grade: the place that a key grades
@@ -69,6 +70,8 @@ async function attempt(what, work) {
 async function next() {
   const answer = await call("/api/next");
   ask = answer.ask;
+  question = answer.question;
+  $("figure").classList.remove("zoomed");
   offer = answer.offer;
   picks = offer && ask === "grade" ? offer.labels.map(() => null) : [];
   marked = 0;
@@ -173,7 +176,9 @@ function showProgress({ person, progress, learning }) {
   const skipped = progress.skipped ? ` · ${progress.skipped} cannot be shown` : "";
   $("progress").textContent =
     `${progress.judged_images} of ${progress.images} images · ${people} · ${progress.own} by you${skipped}`;
+  // Folded until it is asked for: who reads it while judging may judge by it.
   $("agreement").textContent = agreementText(progress, learning);
+  $("model").hidden = !$("agreement").textContent;
   $("learning").hidden = !learning || (learning.state === "idle" && !learning.rounds);
   $("learning").textContent = learning ? learningText(learning) : "";
   if (learning && learning.state === "learning") refreshSoon();
@@ -221,7 +226,7 @@ function element(kind, className, text) {
 
 function draw() {
   if (!offer) return;
-  $("question").textContent = QUESTIONS[ask];
+  $("question").textContent = question || QUESTIONS[ask];
   $("keys").textContent = KEYS[ask];
   $("labels").replaceChildren(...offer.labels.map(ask === "grade" ? gradeRow : labelButton));
   $("none").hidden = ask === "grade";
@@ -317,6 +322,7 @@ function begin() {
   return localStorage.getItem(UNSAVED) ? saveUnsaved() : showNext();
 }
 
+$("figure").addEventListener("click", () => $("figure").classList.toggle("zoomed"));
 $("none").addEventListener("click", () => save([]));
 $("submit").addEventListener("click", submit);
 $("clear").addEventListener("click", clear);

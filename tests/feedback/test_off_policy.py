@@ -36,6 +36,7 @@ def test_literals() -> None:
     assert found.direct.value == pytest.approx(1.4 / 3)
     # Residuals: 1·(1 - 0.8) + 1·(0 - 0.2) + 2·(1 - 0.6).
     assert found.doubly_robust.value == pytest.approx((1.4 + 0.8) / 3)
+    assert found.sndr.value == pytest.approx(1.4 / 3 + 0.8 / 4)
     assert found.effective_samples == pytest.approx(16 / 6)
     assert found.effective_share == pytest.approx(16 / 18)
     assert found.mean_ratio.value == pytest.approx(4 / 3)
@@ -43,6 +44,12 @@ def test_literals() -> None:
     assert (found.impressions, found.images) == (3, 2)
     assert found.uncovered == pytest.approx((2 * 0 + 1 * 0.5) / 3)
     assert logged_value(SMALL.cells()).value == pytest.approx(2 / 3)
+
+
+def test_sndr_without_predictions_is_snips() -> None:
+    found = estimate_policy(SMALL.cells(), POLICY_MK, np.zeros_like(Q_MK))
+    assert found.sndr.value == pytest.approx(found.snips.value)
+    assert found.sndr.error == pytest.approx(found.snips.error)
 
 
 def test_the_interval_by_hand() -> None:
@@ -107,7 +114,7 @@ def test_errors_agree_with_the_jackknife() -> None:
         kept = rows.image != m
         fewer = Rows(*(getattr(rows, name)[kept] for name in vars(rows)))
         without.append(estimate_policy(fewer.cells(), policy_MK, q_MK))
-    for name in ("ips", "snips", "doubly_robust"):
+    for name in ("ips", "snips", "doubly_robust", "sndr"):
         values = np.array([getattr(each, name).value for each in without])
         jackknife = np.sqrt(199 / 200 * ((values - values.mean()) ** 2).sum())
         assert getattr(found, name).error == pytest.approx(jackknife, rel=0.03)
@@ -124,7 +131,7 @@ def replications() -> dict[str, np.ndarray]:
         q_MK = click_rates(cells, *policy_MK.shape, seed=seed)
         first = estimate_policy(cells, policy_MK, q_MK)
         other = estimate_policy(cells, truth.logging_TK[type_M], q_MK)
-        each = {name: getattr(first, name) for name in ("ips", "snips", "doubly_robust")}
+        each = {name: getattr(first, name) for name in ("ips", "snips", "doubly_robust", "sndr")}
         each["mean_ratio"] = first.mean_ratio
         each["difference"] = difference(other.doubly_robust, first.doubly_robust)
         for name, estimate in each.items():
@@ -132,7 +139,9 @@ def replications() -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("name", ["ips", "snips", "doubly_robust", "mean_ratio", "difference"])
+@pytest.mark.parametrize(
+    "name", ["ips", "snips", "doubly_robust", "sndr", "mean_ratio", "difference"]
+)
 def test_unbiased_and_covered(replications: dict[str, np.ndarray], name: str) -> None:
     truth = world()
     logged = float((truth.logging_TK * truth.rates_TK).sum(axis=1).mean())

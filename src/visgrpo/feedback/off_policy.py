@@ -7,11 +7,12 @@ An impression i showed label a_i of image x_i with propensity p_i and earned the
     SNIPS          Σ ρ_i c_i / Σ ρ_i
     direct         (1/n) Σ_i Σ_k π(k|x_i) q(x_i, k)
     doubly robust  direct + (1/n) Σ ρ_i (c_i - q(x_i, a_i))
+    SNDR           direct + Σ ρ_i (c_i - q(x_i, a_i)) / Σ ρ_i
 
 where q predicts click rates. IPS is unbiased (Horvitz and Thompson 1952); SNIPS trades a bias of
 order 1/n for less variance and does not change when all rewards are shifted by a constant
 (Swaminathan and Joachims 2015); doubly robust is consistent if p or q is right (Dudík, Langford and
-Li 2011).
+Li 2011). SNDR is to doubly robust what SNIPS is to IPS (Thomas and Brunskill 2016).
 
 π is the same for all impressions of one image and label, so sums over the cells of a log are
 enough. Every estimate is a ratio of two sums over images. Its standard error comes from the
@@ -81,7 +82,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class OffPolicy(Overlap):
-    """What a policy would have earned per impression, by four estimators, and what supports it.
+    """What a policy would have earned per impression, by five estimators, and what supports it.
 
     The direct estimate's interval covers the choice of images alone, not what is wrong with q.
     """
@@ -90,6 +91,7 @@ class OffPolicy(Overlap):
     snips: Estimate
     direct: Estimate
     doubly_robust: Estimate
+    sndr: Estimate
 
 
 def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Floats) -> OffPolicy:
@@ -119,12 +121,14 @@ def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Float
     expected_I = sums.shown_I * np.einsum("ik,ik->i", probabilities_MK[sums.images_I], logged_MK)
     q_C = rewards_MK[cells.image_C, cells.label_C]
     residual_I = sums.clicks_I - sums.per_image(sums.policy_C * cells.inverse_C * q_C)
+    direct = _ratio(expected_I, sums.shown_I)
     return OffPolicy(
         **vars(_overlap(cells, sums)),
         ips=_ratio(sums.clicks_I, sums.shown_I),
         snips=_ratio(sums.clicks_I, sums.ratio_I),
-        direct=_ratio(expected_I, sums.shown_I),
+        direct=direct,
         doubly_robust=_ratio(expected_I + residual_I, sums.shown_I),
+        sndr=_sum(direct, _ratio(residual_I, sums.ratio_I)),
     )
 
 
@@ -182,6 +186,10 @@ class _Sums:
 
     def per_image(self, values_C: Floats) -> Floats:
         return add_up(self._index_C, values_C, len(self.images_I))
+
+
+def _sum(first: Estimate, second: Estimate) -> Estimate:
+    return _estimate(first.value + second.value, first.influence_I + second.influence_I)
 
 
 def _overlap(cells: LogCells, sums: _Sums) -> Overlap:

@@ -47,8 +47,6 @@ _ESTIMATORS = {
     "direct": "direct",
     "doubly_robust": "doubly robust",
 }
-
-
 Row = dict[str, Any]
 """A model's numbers as JSON has them; `not_supported`, where the log says too little of it."""
 
@@ -188,7 +186,7 @@ def _differences(logged: Estimate, found: Mapping[str, OffPolicy]) -> list[Row]:
 
 
 def _row(policy: OffPolicy) -> Row:
-    estimates = {name: _numbers(getattr(policy, name)) for name in _ESTIMATORS}
+    estimates = {name: _numbers(getattr(policy, name)) for name in (*_ESTIMATORS, "sndr")}
     return {**estimates, **_support(policy)}
 
 
@@ -224,6 +222,8 @@ def _show(results: Mapping[str, Any]) -> None:
     for name, row in models.items():
         if "not_supported" in row:
             show(f"{called[name]} is not supported: {row['not_supported']}.")
+        else:  # the table has no room for it
+            show(f"{called[name]}, self-normalized doubly robust: {_cell(row['sndr'], ' ')}")
     for change in results["differences"]:
         show(_sentence(change, {LOGGED: LOGGED, **called}))
 
@@ -254,6 +254,6 @@ def _cells(row: Row) -> list[str]:
     return [*estimates, effective, _cell(row["mean_ratio"])]
 
 
-def _cell(estimate: Mapping[str, float]) -> str:
+def _cell(estimate: Mapping[str, float], between: str = "\n") -> str:
     # The bracket would be read as markup.
-    return "{value:.3f}\n[{low:.3f}, {high:.3f}]".format_map(estimate)
+    return f"{estimate['value']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"

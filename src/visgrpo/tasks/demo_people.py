@@ -86,7 +86,7 @@ def _best(
     np.add.at(clicks_MK, (row, shown), clicked)
     rate_MK = (clicks_MK + 2 * clicked.mean()) / (offers_MK + 2)
     best_M = np.where(offers_MK > 0, rate_MK, -1.0).argmax(axis=1)
-    return best_M, clicks_MK.any(axis=1)
+    return best_M, np.asarray(clicks_MK.any(axis=1))
 
 
 def _names(rows: Iterable[int], split: str) -> list[str]:

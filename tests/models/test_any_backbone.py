@@ -13,8 +13,9 @@ from backbones import encoder_of, picture
 from PIL import Image
 
 from visgrpo.errors import UserError
-from visgrpo.models.backbone import Backbone, encodes_images
+from visgrpo.models.backbone import Backbone, RepresentationClassifier, encodes_images
 from visgrpo.models.load import load_backbone
+from visgrpo.models.trains import adapt
 
 _VIT = {
     **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -84,6 +85,18 @@ def test_features_are_what_transformers_makes(kind: str) -> None:
     else:
         with pytest.raises(UserError, match="has no class token"):
             backbone.pooled(pixels, "cls")
+
+
+@pytest.mark.parametrize("kind", ["swin", "mobilenet_v2", "beit"])
+@pytest.mark.parametrize("train", ["full", "last:1"])
+def test_they_train(kind: str, train: str) -> None:
+    classifier = RepresentationClassifier(Backbone(model_of(kind)), ["a", "b"], hidden=0)
+    adapt(classifier, [train])
+    side = classifier.backbone.probe_side
+    classifier(picture(side, side)).square().sum().backward()
+    trained = {name: p.grad for name, p in classifier.named_parameters() if p.requires_grad}
+    assert any(name.startswith("backbone.") for name in trained)
+    assert all(gradient is not None for gradient in trained.values())
 
 
 def test_a_pooler_that_says_nothing_is_not_used() -> None:

@@ -109,10 +109,13 @@ class Backbone(nn.Module):
         known = FAMILIES.get(config.model_type)
         self.width: int
         self.stride: int
+        self.probe_side: int
         if known is None:
+            self.probe_side = _usual_side(config)  # Swin takes none smaller than its window
             known, self.width, self.stride, self._class_width = self._measured()
         else:
             self.width, self.stride = _width(config), _stride(config)
+            self.probe_side = 2 * self.stride
             pools = getattr(config, "vision_use_head", True) is not False
             self._class_width = self.width if pools else 0
         self._family = known
@@ -202,11 +205,8 @@ class Backbone(nn.Module):
         The last number is the class token's width: 0 where there is none, and where the pooler says
         the same of two images, because its weights are not those of a checkpoint.
         """
-        config, training = self.plain.config, self.plain.training
-        side = getattr(config, "image_size", None) or 224
-        side = side if isinstance(side, int) else side[0]
-        if self.plain.config.model_type == "efficientnet":  # 600 pixels make 19 cells of 32
-            side -= side % 32
+        training = self.plain.training
+        side = self.probe_side
         noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
         weight = next(self.plain.parameters())
         try:
@@ -271,6 +271,14 @@ def _rests(name: str, module: nn.Module) -> bool:
         return True
     weights = list(module.parameters())
     return bool(weights) and not any(weight.requires_grad for weight in weights)
+
+
+def _usual_side(config: Any) -> int:
+    """Return the pixels on a side of an image that an encoder surely takes."""
+    side = getattr(config, "image_size", None) or 224
+    side = side if isinstance(side, int) else side[0]
+    # EfficientNet's 600 pixels make 19 cells of 32.
+    return side - side % 32 if config.model_type == "efficientnet" else side
 
 
 def _width(config: Any) -> int:

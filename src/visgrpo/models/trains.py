@@ -310,7 +310,7 @@ def _freeze_what_takes_no_part(model: RepresentationClassifier | Segmenter) -> N
     they are depends on family and pool, so one image is asked.
     """
     weights = [p for p in model.backbone.parameters() if p.requires_grad]
-    side = 2 * model.backbone.stride
+    side = model.backbone.probe_side
     training = model.training
     model.eval()
     with torch.enable_grad():

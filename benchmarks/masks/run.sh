@@ -17,5 +17,11 @@ for seed in "$@"; do
   }
   more ce --method supervised
   more miou-running --reward miou --estimator exact
+  more miou-image --reward miou --estimator exact --scope image
   more dice --method supervised --loss dice
+  more jaccard --method supervised --loss jaccard
+  more lovasz --method supervised --loss lovasz
+  more ce+dice --method supervised --loss ce dice
+  more balanced --method supervised --loss balanced
+  more grpo-rm
 done

@@ -157,7 +157,10 @@ def one_for_all(report: Mapping[str, Any]) -> str | None:
     Args:
         report: of `evaluate_logits`; without a confusion matrix nothing is said.
     """
-    counts_KK = torch.tensor(report.get("confusion", [[0.0]])).double()
+    confusion = report.get("confusion")
+    if not isinstance(confusion, list):  # of counts it is a mapping, and numbers are no classes
+        return None
+    counts_KK = torch.tensor(confusion).double()
     total = counts_KK.sum().item()
     if not total:
         return None

@@ -71,7 +71,7 @@ def test_pictures_of_answers_stand_on_the_page(story: Path) -> None:
     assert line.keys() >= {"index", "image", "truth", "before", "after", "iou"}
     assert (story / "grpo" / line["after"]).exists()
     page = (story / "grpo" / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Boxes</h2>" in page
+    assert ">Boxes</h2>" in page
     assert "Where is the" in page
 
 

@@ -424,8 +424,8 @@ def test_a_damaged_cache(
 ) -> None:
     cache = ["--cache", str(tmp_path / "cache"), "--steps", "1"]
     first = represent(vit, pictures, tmp_path / "1", *cache)
-    file = next((tmp_path / "cache").glob("*.npy"))
-    file.write_bytes(file.read_bytes()[:-5])
+    file = tmp_path / "cache" / "features.sqlite"
+    file.write_bytes(b"0" * 100 + file.read_bytes()[100:])
     given = words("representation", vit, pictures, tmp_path / "2", *cache)
     line = refused(capsys, given, notes=True)
     assert f"The cached features {file} cannot be used" in line

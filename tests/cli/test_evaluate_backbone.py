@@ -80,7 +80,7 @@ def test_the_head_is_measured_as_by_its_run(run: Path, pictures: Path, capsys: C
     after = read_json(run / "summary.json")["after"]
     assert results.keys() == {"model", "notes"}
     assert results["notes"] == ""
-    of_evaluate = {"macro_f1", "classification_report"}
+    of_evaluate = {"macro_f1", "classification_report", "weakest_images"}
     assert results["model"].keys() == (after.keys() - PROBED - {"kl"}) | of_evaluate
     for name in ("accuracy", "nll", "ece", "per_class_accuracy"):
         assert results["model"][name] == pytest.approx(after[name], abs=1e-6)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from visgrpo.cli import main
+from visgrpo.errors import UserError
 from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import build_reward_model
@@ -284,7 +285,6 @@ KINDS = {
     "Qwen2ForCausalLM": "language",
     "GPT2LMHeadModel": "language",
     "Qwen2ForSequenceClassification": "reward",
-    "Qwen2Model": "clip",  # whose loader says what it takes
 }
 
 
@@ -294,6 +294,13 @@ def test_models_from_elsewhere_are_known_by_their_class(architecture: str, tmp_p
     settings = {"model_type": family, "architectures": [architecture]}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert kind_of(str(tmp_path)) == KINDS[architecture]
+
+
+def test_a_model_that_nothing_takes_is_named(tmp_path: Path) -> None:
+    settings = {"model_type": "qwen2", "architectures": ["Qwen2Model"]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"is a qwen2 model \(Qwen2Model\), which nothing here"):
+        kind_of(str(tmp_path))
 
 
 def test_context_does_not_go_with_images(tiny_clip_folder: Path, capsys: Capture) -> None:

@@ -19,6 +19,7 @@ EVERYWHERE = (
 )
 OPTIMISER = (
     "weight_decay warmup schedule final_learning_rate max_grad_norm log_every keep report_to "
+    "dry_run patience "
 )
 TRAINED = f"{OPTIMISER} steps learning_rate eval_every save_every accumulation batch_size "
 NEW = "preset architecture tokenizer vocabulary context "

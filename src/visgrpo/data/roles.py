@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from visgrpo.data.images import TURNED, decode, decode_mask, lying_of, picture_column
-from visgrpo.data.table import IGNORE_INDEX, LazySequence, Role, Table, check_classes
+from visgrpo.data.table import IGNORE_INDEX, Drawn, LazySequence, Role, Table, check_classes
 from visgrpo.data.text import Message, Prompt, as_prompt
 from visgrpo.errors import UserError, nearest
 from visgrpo.progress import tracked
@@ -579,6 +579,7 @@ def _grid(table: datasets.Dataset, column: str, where: str, row: int) -> Any:
 def _check_lies_alike(table: Table, row: int, ids: np.ndarray) -> None:
     """Refuse a mask that lies as its image does without EXIF, or may do so."""
     parts = table.images.content(row) if isinstance(table.images, LazySequence) else ()
+    parts = [part for part in parts if not isinstance(part, Drawn)]
     turned, size = lying_of(parts[0], f"{table.where(row)}: its image") if parts else (1, (0, 0))
     # An oblong mask that stands as its image does after a quarter turn was made for it.
     if turned != 1 and not (turned > 4 and ids.shape == size != size[::-1]):

@@ -26,6 +26,10 @@ Content = Path | bytes
 """What makes a picture, before it is decoded: a file, or encoded bytes."""
 
 
+class Drawn(bytes):
+    """What a world draws a picture from: it tells pictures apart, and is no encoded one."""
+
+
 class LazySequence(Sequence[T]):
     """A sequence whose item i is `get(rows[i])`, computed on access and never kept.
 

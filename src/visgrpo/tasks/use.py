@@ -267,8 +267,9 @@ def kind_of(name: str) -> str:
             return kind
     if config.model_type in DUAL_ENCODERS:
         return "clip"
+    held = f"{config.model_type} model ({', '.join(config.architectures or ['no class named'])})"
     raise UserError(
-        f'"{name}" is a {config.model_type} model, which nothing here takes: take a dual encoder '
+        f'"{name}" is a {held}, which nothing here takes: take a dual encoder '
         f"({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a vision-language "
         f"model ({', '.join(SEEING)}), or a causal language model such as gpt2 or qwen2."
     )
@@ -313,13 +314,14 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             options that do not go with the model.
     """
     config.check()
-    files = tuple(file for name in config.images for file in _files_of(name))
-    config = replace(config, model=model_folder(config.model), images=files)
+    config = replace(config, model=model_folder(config.model))
     name = kind_of(config.model)
     kind = kinds()[name]
     if kind.prediction is None:
         raise UserError(f'"{config.model}" is {kind.words} and {kind.no_answers}.')
     refuse_other_options(config, name)
+    files = tuple(file for each in config.images for file in _files_of(each))
+    config = replace(config, images=files)
     if kind.labels:
         classes_of(config)
     prediction: Prediction = loaded(kind.prediction)(config, Processes(config.device))

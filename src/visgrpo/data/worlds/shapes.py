@@ -11,7 +11,7 @@ from PIL import Image
 
 from visgrpo.data.roles import image_table
 from visgrpo.data.split import Source, divide
-from visgrpo.data.table import LazySequence, Splits, Table, of_bytes
+from visgrpo.data.table import Drawn, LazySequence, Splits, Table, of_bytes
 from visgrpo.data.worlds.drawing import draw
 from visgrpo.data.worlds.scenes import (
     COLOURS,
@@ -129,8 +129,8 @@ class _Pictures:
     def image(self, index: int) -> Image.Image:
         return self._draw(index)[0]
 
-    def _content(self, index: int) -> list[bytes]:
-        return [f"{self._identity} {index}".encode()]
+    def _content(self, index: int) -> list[Drawn]:
+        return [Drawn(f"{self._identity} {index}".encode())]
 
     def mask(self, index: int) -> np.ndarray:
         return self._draw(index)[1]

@@ -338,6 +338,14 @@ def test_a_run_does_not_go_on_with_other_settings(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_what_nobody_set_may_be_said_when_a_run_goes_on(
+    finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = moved(finished("vlm sft"), tmp_path / "run")
+    main(["vlm", "--resume", "--output", str(run), "--style", "reasoning"])
+    assert exactly(run) == exactly(finished("vlm sft"))
+
+
 @pytest.mark.parametrize("job", FINISHED)
 def test_a_run_is_not_written_over(
     job: str, finished: Callable[[str], Path], words_of: Words, capsys: Capture

@@ -39,6 +39,7 @@ from visgrpo.training.run_directory import (
     check_free,
     check_place,
     free_name,
+    read_by_default,
     read_config,
 )
 from visgrpo.training.trainer import Trainer, TrainResult
@@ -377,7 +378,7 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
     lock = FolderLock(output)  # before its contents are looked at
     try:
         if config.resume:
-            _refuse_other_settings(config, read_config(output))
+            _refuse_other_settings(config, output)
         else:
             check_free(output)
         processes = Processes(
@@ -425,18 +426,21 @@ def settings_of(config: Loop) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in listed.items()}
 
 
-def _refuse_other_settings(config: Loop, before: Mapping[str, Any]) -> None:
+def _refuse_other_settings(config: Loop, run: Path) -> None:
     now = settings_of(config)
     # A run of an earlier version does not record the options that came later, and has old words.
-    before = settings_of(from_file(type(config), before, str(config.output)))
+    before = settings_of(from_file(type(config), read_config(run), str(run)))
+    # What nobody set may be said now, as what it became.
+    unset = [name for name, value in before.items() if value is None]
+    became = {name: value for name, value in read_by_default(run).items() if name in unset}
     differing = [
-        f"{name} was {before[name]!r}, now {now[name]!r}"
-        for name in now
-        if name not in _FREE_TO_CHANGE and before[name] != now[name]
+        f"{name} was {became.get(name, value)!r}, now {now[name]!r}"
+        for name, value in before.items()
+        if name not in _FREE_TO_CHANGE and now[name] not in (value, became.get(name, value))
     ]
     if differing:
         raise UserError(
-            f"--resume: {config.output} was run with other settings: {'; '.join(differing)}. "
+            f"--resume: {run} was run with other settings: {'; '.join(differing)}. "
             "Leave them as they were, or start a new run."
         )
 

@@ -150,11 +150,20 @@ def free_name(path: Path) -> Path:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the settings of a run. Raises UserError if it is no run."""
+    config = _read_config(path)
+    return {name: value for name, value in config.items() if name not in NOT_OPTIONS}
+
+
+def read_by_default(path: Path) -> dict[str, Any]:
+    """Return what options of a run became that nobody set. Raises UserError if it is no run."""
+    return _read_config(path).get("by_default") or {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_FILE
     if not file.exists():
         raise UserError(f"{path} holds no run to resume: {CONFIG_FILE} is missing.")
-    config = read_yaml(file)
-    return {name: value for name, value in config.items() if name not in NOT_OPTIONS}
+    return read_yaml(file)
 
 
 def versions() -> dict[str, str]:

@@ -132,6 +132,23 @@ def test_rows_that_go_on_alone_keep_their_prompts(name: str) -> None:
         torch.testing.assert_close(found, every[:, step + 1], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_steps_of_fixed_shapes_are_the_same(name: str) -> None:
+    model = LanguageModel(built(*FAMILIES[name]))
+    every, _ = log_probs(model)
+    model.compiled = True
+    found, decoder = log_probs(model)
+    torch.testing.assert_close(found, every, atol=1e-6, rtol=1e-6)
+    decoder = model.begin(PROMPTS, LENGTHS, 2, COMPLETIONS.shape[2])
+    tokens_BT, every = COMPLETIONS.flatten(0, 1), every.flatten(0, 1)
+    decoder.feed(tokens_BT[:, 0])
+    decoder.keep(torch.tensor([4, 1, 2]))
+    decoder.feed(tokens_BT[[4, 1, 2], 1])
+    found = decoder.logits_BV.log_softmax(-1)
+    torch.testing.assert_close(found, every[[4, 1, 2], 2], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_keep_their_own_way(name: str) -> None:
     model = LanguageModel(built(*OTHERS[name]))

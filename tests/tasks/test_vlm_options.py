@@ -18,7 +18,7 @@ REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
     *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
-    *("refresh_every", "silent_steps", "engine"),
+    *("refresh_every", "silent_steps", "engine", "compile"),
 ]
 CLIP = ["epsilon_low", "epsilon_high"]
 OF_SFT_IN_ALL = ["sft_data", "sft_steps", "sft_batch_size", "sft_learning_rate"]
@@ -140,3 +140,19 @@ def test_the_story_gives_each_stage_what_it_uses(
     for stage in (sft, grpo):
         assert (stage.train, stage.log_every) == (config.train, 2)
         assert stage.output == str(tmp_path / "run" / stage.method)
+
+
+def test_compile_is_for_a_gpu() -> None:
+    from visgrpo.models.language import LanguageModel
+    from visgrpo.models.small import build_language
+    from visgrpo.models.tokenizers import make_tokenizer
+    from visgrpo.tasks.tokens import compiled
+
+    tokenizer = make_tokenizer("char", ["a few words"])
+    lm = build_language(
+        tokenizer, architecture="gpt2", layers=1, width=8, heads=2, context=8, seed=0
+    )
+    model = LanguageModel(lm)
+    assert not compiled(VlmConfig(), model)
+    with pytest.raises(UserError, match="--compile records a CUDA graph, and this is cpu"):
+        compiled(VlmConfig(compile=True), model)

@@ -53,7 +53,10 @@ class LanguageModel(nn.Module):
         critic: what makes values from hidden states; None where no method asks for them.
         engine: "shared" runs each prompt once for all completions of its group; "plain" runs every
             prompt with every completion, as transformers does it: slower, and the same.
+        compiled: whether steps of generation have fixed shapes, which CUDA runs as one graph.
     """
+
+    compiled = False
 
     def __init__(self, lm: Any, critic: Critic | None = None, engine: Engine = "shared") -> None:
         super().__init__()
@@ -251,7 +254,7 @@ class Decoder:
         self._steps: LeanSteps | TransformersSteps = (
             TransformersSteps(model.trunk, read, group_size, room)
             if known is None
-            else LeanSteps(known, read.shared(group_size), read.next_N, room)
+            else LeanSteps(known, read.shared(group_size), read.next_N, room, fixed=model.compiled)
         )
 
     @torch.no_grad()

@@ -100,12 +100,22 @@ class LeanSteps:
     group at a head are one matrix.
     """
 
-    def __init__(self, trunk: LeanTrunk, prompt: SharedPrompt, next_N: Tensor, room: int) -> None:
+    def __init__(
+        self,
+        trunk: LeanTrunk,
+        prompt: SharedPrompt,
+        next_N: Tensor,
+        room: int,
+        *,
+        fixed: bool = False,
+    ) -> None:
         """Begin after prompts.
 
         Args:
             next_N: position of the first token of each prompt's completions.
             room: tokens that may come.
+            fixed: give every step the same shapes, by attending to places that are still empty
+                with weight 0: more work, which CUDA takes as one graph instead of kernel by kernel.
         """
         prompts = [(keys.detach(), values.detach()) for keys, values in prompt.layers]
         self._trunk, self._prompts, self._blocked_N11P = trunk, prompts, prompt.blocked_N11P
@@ -119,19 +129,59 @@ class LeanSteps:
             self._rotations = cos_NTd[:, :, None, None], signed_NTd[:, :, None, None]
         keys = prompts[0][0]
         rows = self._prompts_n, keys.shape[1], self._group, room, keys.shape[3]
-        self._own = [(k.new_empty(rows), v.new_empty(rows)) for k, v in prompts]
+        self._own = [(k.new_zeros(rows), v.new_zeros(rows)) for k, v in prompts]
+        self._fixed, self._room = fixed, room
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._place_1 = torch.zeros(1, dtype=torch.long, device=next_N.device)
         self._lay_out()
 
     def feed(self, tokens_B: Tensor) -> Tensor:
         """Take the next token of every row; return the states (B, D) that predict the one after."""
-        step, trunk = self._written, self._trunk
+        self._place_1.fill_(self._written)
+        if self._fixed and tokens_B.is_cuda:
+            states_BD = self._replayed(tokens_B)
+        else:
+            states_BD = self._step(tokens_B)
         self._written += 1
-        positions_B = self._positions_NT[:, step].repeat_interleave(self._group)
+        return states_BD
+
+    def _step(self, tokens_B: Tensor) -> Tensor:
+        trunk = self._trunk
+        positions_B = self._now(self._positions_NT).repeat_interleave(self._group)
         states_BD = trunk.embedded(tokens_B, positions_B)
         for i, layer in enumerate(trunk.layers):
-            states_BD = states_BD + layer.out(self._attended(i, layer.projected(states_BD), step))
+            states_BD = states_BD + layer.out(self._attended(i, layer.projected(states_BD)))
             states_BD = states_BD + layer.rest(states_BD)
         return trunk.norm(states_BD)
+
+    def _replayed(self, tokens_B: Tensor) -> Tensor:
+        """Return what a step makes, as a CUDA graph that is recorded once for these rows."""
+        if self._graph is None:
+            self._tokens_B = tokens_B.clone()
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self._step(self._tokens_B)  # libraries set themselves up outside of a recording
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._states_BD = self._step(self._tokens_B)
+        self._tokens_B.copy_(tokens_B)
+        self._graph.replay()
+        return self._states_BD
+
+    def _now(self, each_NT: Tensor) -> Tensor:
+        """Return what stands at this step's place, along dimension 1."""
+        if self._fixed:
+            return each_NT.index_select(1, self._place_1).squeeze(1)
+        return each_NT.select(1, self._written)
+
+    def _write(self, kept_NkGTd: Tensor, new_NGkd: Tensor) -> None:
+        new_NkGd = new_NGkd.transpose(1, 2)
+        if self._fixed:
+            kept_NkGTd.index_copy_(3, self._place_1, new_NkGd.unsqueeze(3))
+        else:
+            kept_NkGTd.select(3, self._written).copy_(new_NkGd)
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with some rows only, each with a copy of its prompt: no whole groups now."""
@@ -153,6 +203,7 @@ class LeanSteps:
 
     def _lay_out(self) -> None:
         """Make the views of caches that every step takes."""
+        self._graph = None  # which holds what was there before
         heads = self._trunk.layers[0].heads
         self._flat = [
             (pk.flatten(0, 1).transpose(1, 2), pv.flatten(0, 1), k.flatten(0, 2), v.flatten(0, 2))
@@ -167,21 +218,27 @@ class LeanSteps:
             self._added = blocked.expand(-1, heads.keys, -1, -1).reshape(batch, 1, -1)
             self._beta = 1
 
-    def _attended(self, i: int, made_BX: Tensor, step: int) -> Tensor:
+    def _empty_11T(self) -> Tensor:
+        """Return -inf for the places that nothing has been written to, 0 for the others."""
+        places_T = torch.arange(self._room, device=self._place_1.device)
+        scores_T = self._own[0][0].new_zeros(self._room)
+        return scores_T.masked_fill(places_T > self._place_1, -torch.inf)[None, None]
+
+    def _attended(self, i: int, made_BX: Tensor) -> Tensor:
         """Return what the new tokens take from all values (B, h · d), and keep theirs."""
         layer = self._trunk.layers[i]
         heads, n, group = layer.heads, self._prompts_n, self._group
         made_NGHd = made_BX.view(n, group, -1, heads.width)
         turned, value = made_NGHd.split([heads.queries + heads.keys, heads.keys], dim=2)
         if self._rotations is not None:
-            cos_N11d, sin_N11d = (each.select(1, step) for each in self._rotations)
+            cos_N11d, sin_N11d = map(self._now, self._rotations)
             turned = layer.rotated(turned)
             swapped = turned.roll(heads.width // 2, 3)
             turned = torch.addcmul(turned * cos_N11d, swapped, sin_N11d)
         query, key = turned.split([heads.queries, heads.keys], dim=2)
         keys, values = self._own[i]
-        keys.select(3, step).copy_(key.transpose(1, 2))
-        values.select(3, step).copy_(value.transpose(1, 2))
+        self._write(keys, key)
+        self._write(values, value)
         prompt_keys, prompt_values, own_keys, own_values = self._flat[i]
         # r queries share a head of keys: (N, k, G, r, d).
         shared = heads.queries // heads.keys
@@ -191,18 +248,21 @@ class LeanSteps:
         over_prompt = torch.baddbmm(
             self._added, query, prompt_keys, beta=self._beta, alpha=heads.scaling
         )
-        own = own_keys[:, : step + 1].transpose(1, 2)
-        nothing = self._added[:1, :, :1]
+        filled = self._room if self._fixed else self._written + 1
         over_own = torch.baddbmm(
-            nothing, query.reshape(each, shared, heads.width), own, beta=0, alpha=heads.scaling
+            self._empty_11T() if self._fixed else self._added[:1, :, :1],
+            query.reshape(each, shared, heads.width),
+            own_keys[:, :filled].transpose(1, 2),
+            beta=int(self._fixed),
+            alpha=heads.scaling,
         )
         padded = over_prompt.shape[2]
-        over_own = over_own.view(matrices, group * shared, step + 1)
+        over_own = over_own.view(matrices, group * shared, filled)
         scores = torch.cat([over_prompt, over_own], dim=2)
         weights = scores.softmax(dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
         weights = weights.to(prompt_values.dtype)
-        on_own = weights.view(each, shared, padded + step + 1)[..., padded:]
-        taken = torch.bmm(on_own, own_values[:, : step + 1]).view(query.shape)
+        on_own = weights.view(each, shared, padded + filled)[..., padded:]
+        taken = torch.bmm(on_own, own_values[:, :filled]).view(query.shape)
         taken = torch.baddbmm(taken, weights[..., :padded], prompt_values)
         taken = taken.view(n, heads.keys, group, shared * heads.width).transpose(1, 2)
         return taken.reshape(n * group, heads.queries * heads.width)

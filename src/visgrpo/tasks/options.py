@@ -191,6 +191,11 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     refresh_every = override(
         help="Steps after which the old policy, which draws, is brought up to date."
     )
+    compile: bool = option(
+        False,
+        "On a GPU, draw tokens by one recorded CUDA graph: more operations, fewer calls. For "
+        "GPT-2, Llama, Mistral and Qwen.",
+    )
     silent_steps = override(50)
 
     def policy_rules(self) -> Iterator[str]:

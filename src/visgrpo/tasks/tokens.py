@@ -17,6 +17,7 @@ from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import AdaptiveKL, FixedKL, KLControl, TokenMemory, TokenRollouts
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel, context_of, stop_tokens
+from visgrpo.models.lean import lean
 from visgrpo.models.parts import Parts
 from visgrpo.models.reference import TokenReference, adapters_alone, reference_of
 from visgrpo.models.save import save, save_adapter, text_card
@@ -46,6 +47,25 @@ def objective_of(config: TokenPolicyConfig) -> Objective:
     if config.method != "ppo":
         check_objective(objective, "sampled", config.group_size)
     return objective
+
+
+def compiled(config: TokenPolicyConfig, model: LanguageModel) -> bool:
+    """Return whether tokens are drawn by a recorded graph.
+
+    Raises:
+        UserError: where that was asked for and cannot be.
+    """
+    if not config.compile:
+        return False
+    if model.device.type != "cuda":
+        raise UserError(
+            f"--compile records a CUDA graph, and this is {model.device.type}: leave it out."
+        )
+    if lean(model.trunk) is None:
+        raise UserError(
+            f"--compile does not know the layers of {type(model.trunk).__name__}: leave it out."
+        )
+    return True
 
 
 def kl_control_of(config: TokenPolicyConfig, training: TrainingOptions) -> KLControl:

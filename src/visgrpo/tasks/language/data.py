@@ -25,7 +25,7 @@ from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.options import LanguageConfig
 from visgrpo.tasks.lineage import divided, lineage_of, place_of
 from visgrpo.tasks.run import Session
-from visgrpo.tasks.tokens import SPLITS, bytes_of, data_of, prompt_room
+from visgrpo.tasks.tokens import SPLITS, bytes_of, compiled, data_of, prompt_room
 
 LONGEST_BLOCK = 1024  # by default, of models that can see more
 
@@ -195,4 +195,6 @@ def adapted(
     """Return the start with what trains of it chosen, on the device."""
     torch.manual_seed(config.seed)  # the adapters' start
     lm = adapt(parts.model, [LORA if config.lora else ALL], config.part(Lora))
-    return LanguageModel(lm, critic).to(session.processes.device)
+    model = LanguageModel(lm, critic).to(session.processes.device)
+    model.compiled = compiled(config, model)
+    return model

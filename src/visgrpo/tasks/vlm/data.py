@@ -38,7 +38,7 @@ from visgrpo.rewards.texts import TextRewards, parse_text_rewards
 from visgrpo.tasks.images import columns_of
 from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.run import Session, print_notes
-from visgrpo.tasks.tokens import prompt_room
+from visgrpo.tasks.tokens import compiled, prompt_room
 from visgrpo.tasks.vlm.answering import REWARDS, Asking
 from visgrpo.tasks.vlm.options import VlmConfig
 from visgrpo.terminal import show_table
@@ -212,7 +212,9 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
     if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
         model.engine = "plain"
-    return model.to(session.processes.device)
+    model = model.to(session.processes.device)
+    model.compiled = compiled(config, model)
+    return model
 
 
 def rewards_of(config: VlmConfig, train: Table) -> TextRewards:

@@ -35,7 +35,10 @@ OPTIONS = users(
     (_LEARNING, "scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
-    (_LEARNING, "mask_truncated inner_passes minibatches refresh_every silent_steps engine"),
+    (
+        _LEARNING,
+        "mask_truncated inner_passes minibatches refresh_every silent_steps engine compile",
+    ),
     (("all",), "sft_data sft_steps sft_batch_size sft_learning_rate"),
 )
 
@@ -203,6 +206,7 @@ class VlmConfig(TokenPolicyConfig):
             )
         yield from self.idle(
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
+            ("compile", self.engine == "plain", "is for --engine shared"),
             ("lora_rank lora_alpha", "lora" not in self.train, "is for --train lora"),
             (
                 "coordinates box_format box_noise",

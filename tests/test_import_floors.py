@@ -11,7 +11,7 @@ import pytest
 import visgrpo
 
 SOURCE = Path(visgrpo.__file__).parent
-_LOWEST = "errors boxes files texts options metrics locks terminal progress help"
+_LOWEST = "errors boxes files texts options metrics locks signals terminal progress help"
 CORE = set(_LOWEST.split())
 TABLES = CORE | {"objectives", "rewards", "data"}
 METHODS = TABLES | {"models", "methods"}
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "options": {"errors"},
     "metrics": set[str](),
     "locks": {"errors", "files"},
+    "signals": set(),
     "terminal": {"errors"},
     "progress": {"errors", "metrics", "terminal"},
     "help": {"arguments", "options"},

@@ -46,6 +46,8 @@ NAMES = (*(name for name, each in RUNS.items() if not each.printed), *STORIES)
 
 def words_of(bench: Bench, name: str, output: str) -> list[str]:
     """The words of a run that is saved after every step."""
+    # A record leaves out where a run lies, by its whole path.
+    output = str(bench.folder / output)
     if name in STORIES:
         return [*bench.filled(STORIES[name]), "--output", output]
     given = bench.words(name, output)

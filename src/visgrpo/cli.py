@@ -13,6 +13,7 @@ from visgrpo.arguments import parse
 from visgrpo.commands.table import COMMANDS as COMMANDS
 from visgrpo.commands.table import commands
 from visgrpo.errors import Interrupted, UserError, nearest, printable
+from visgrpo.signals import like_ctrl_c
 from visgrpo.terminal import forget_notes, say, show
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = commands()[name]
         config = parse(_load(command.config), name, rest, command.positional)
         _quiet_libraries()
-        _load(command.function)(config)
+        with like_ctrl_c():
+            _load(command.function)(config)
     except UserError as error:
         if _is_said_elsewhere(str(error)):
             sys.exit(USER_ERROR)

@@ -84,6 +84,20 @@ def test_a_terminal_that_goes_away_stops_a_run_that_can_go_on(
     assert (run / "checkpoints" / f"step-{last:06d}" / "state.json").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_ends_a_command_in_a_line(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, plain)
+    monkeypatch.setattr("visgrpo.commands.info.info", lambda config: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stopped:
+        main(["info"])
+    assert signal.signal(number, before) == plain
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "visgrpo: stopped at once.\n"
+
+
 def _has_step(run: Path, step: int) -> bool:
     file = run / "metrics.jsonl"
     return file.exists() and f'"step": {step},' in file.read_text()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from visgrpo.feedback.source.matching import image_keys, key_columns
 from visgrpo.locks import FolderLock
 from visgrpo.models.clip import DEFAULT_TEMPLATES, class_prompts
 from visgrpo.models.parts import model_folder, read_info
+from visgrpo.signals import like_ctrl_c
 from visgrpo.tasks.task import kinds
 from visgrpo.terminal import say, show
 from visgrpo.training.processes import Processes
@@ -45,7 +44,7 @@ def collect(config: CollectConfig) -> None:
     config = replace(config, model=model_folder(config.model))
     settings = None if config.learn is None else clip_config(config)
     with ExitStack() as resources:
-        resources.enter_context(_signals_like_ctrl_c())
+        resources.enter_context(like_ctrl_c())
         # What fails at once comes before what takes long.
         listener = resources.enter_context(closing(listen(config.host, config.port)))
         model = AnsweringModel(config, Processes(config.device))
@@ -117,31 +116,6 @@ def _serve(config: CollectConfig, collector: Collector, listener: socket.socket)
     server = server_of(create_app(collector, Guard(config.host, port, config.token)))
     with suppress(KeyboardInterrupt):  # how this command ends
         server.run(sockets=[listener])
-
-
-@contextmanager
-def _signals_like_ctrl_c() -> Iterator[None]:
-    """Have a terminate signal and a closed terminal end the command in order, as Ctrl-C does.
-
-    Otherwise training in the background would go on alone.
-    """
-
-    def terminate(number: int, frame: Any) -> None:
-        signal.raise_signal(signal.SIGTERM)
-
-    wanted: dict[signal.Signals, Callable[[int, Any], Any]] = {
-        signal.SIGTERM: signal.default_int_handler
-    }
-    if hasattr(signal, "SIGHUP"):
-        wanted[signal.SIGHUP] = terminate
-    replaced = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
-    for number in replaced:  # those that nohup or a caller took are theirs
-        signal.signal(number, wanted[number])
-    try:
-        yield
-    finally:
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _address(config: CollectConfig, port: int) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import Deserted, UserError, nearest
+from visgrpo.signals import HANGUP, silence, standing_terminals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -185,13 +186,12 @@ class StopRequest:
                 raise KeyboardInterrupt
             self.asked = True
             if number not in (signal.SIGINT, signal.SIGTERM):  # the terminal has gone
-                _silence(terminals)
+                silence(terminals)
 
-        terminals = [each for each in (1, 2) if os.isatty(each)]  # once gone they are none
+        terminals = standing_terminals()
         handled = {signal.SIGINT, signal.SIGTERM}
-        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
-            handled.add(hangup)
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as under nohup
+            handled.add(HANGUP)
         try:
             before = {number: signal.signal(number, ask_to_stop) for number in handled}
         except ValueError:  # not in the main thread: the caller keeps the signals
@@ -201,10 +201,3 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _silence(descriptors: Sequence[int]) -> None:
-    """Let what is printed to a terminal that has gone go nowhere, so that it stops no saving."""
-    with open(os.devnull, "w") as nowhere:
-        for descriptor in descriptors:
-            os.dup2(nowhere.fileno(), descriptor)

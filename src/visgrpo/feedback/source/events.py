@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from visgrpo.errors import UserError, nearest
 from visgrpo.feedback.source.checks import check_duplicates, check_events, note_clock, rows_text
 from visgrpo.feedback.source.checks import drop_duplicates as drop_duplicate_rows
+from visgrpo.feedback.source.exports import Exported, exported
 from visgrpo.feedback.source.schemas import (
     Column,
     Kind,
@@ -108,19 +109,25 @@ def open_events(
         UserError: the source cannot be read, is no table of feedback, or a row is wrong.
     """
     with ExitStack() as resources:
-        connection = resources.enter_context(closing(_connect(_temporary(resources))))
+        place = _temporary(resources)
+        connection = resources.enter_context(closing(_connect(place)))
+        export: Exported | None = None
         address = parse_address(spec)
         if address is None:
             files = find_files(spec)
             folder = files[0].parent
-            name, schema, names = _stage_files(connection, spec, files, query, kind)
+            export = exported(files) if query is None else None  # a query finds its own way
+            if export is None:
+                name, schema, names = _stage_files(connection, spec, files, query, kind)
+            else:
+                name, schema, names = _stage_export(connection, place, spec, export, kind)
         else:
             folder = Path(address.target).expanduser().parent if address.is_file else Path()
             name, schema, names = _stage_database(connection, address, query, kind)
         columns = frozenset(canonical_columns(names)) & {column.name for column in schema.columns}
         with reading(name):
             notes = _check(connection, name, schema, columns, drop_duplicates)
-        notes += note_unused(name, names, schema)
+        notes += note_unused(name, names, schema) + (export.notes() if export else ())
         return Events(
             name,
             schema.kind,
@@ -223,6 +230,18 @@ def _stage_files(
         described = connection.execute(f"DESCRIBE FROM {relation}").fetchall()
         names = [row[0] for row in described]
         schema = find_schema(name, names, kind)
+        stage(connection, name, relation, schema, canonical_columns(names))
+    return name, schema, names
+
+
+def _stage_export(
+    connection: DuckDBPyConnection, folder: Path, spec: str, export: Exported, kind: Kind | None
+) -> tuple[str, Schema, Sequence[str]]:
+    name, names = Path(spec).name, export.export.columns
+    schema, rows = find_schema(name, names, kind), folder / "export.parquet"
+    export.write(rows)
+    with reading(name):
+        relation = file_relation(connection, [rows], typed=False)
         stage(connection, name, relation, schema, canonical_columns(names))
     return name, schema, names
 

@@ -31,10 +31,12 @@ class Units:
     Attributes:
         sides: units that an image has from side to side, in either direction; None for its pixels.
         points: whether a point is answered, the middle of the true box.
+        name: as the option has it.
     """
 
     sides: int | None = None
     points: bool = False
+    name: str = "pixels"
 
     @classmethod
     def of(cls, coordinates: str, *, points: bool = False) -> Units:
@@ -45,11 +47,11 @@ class Units:
         """
         kind, _, number = coordinates.partition(":")
         if coordinates == "pixels":
-            return cls(None, points)
+            return cls(None, points, coordinates)
         if coordinates == "permille":
-            return cls(1000, points)
+            return cls(1000, points, coordinates)
         if kind == "bins" and number.isdecimal() and 2 <= int(number) <= 10_000:
-            return cls(int(number), points)
+            return cls(int(number), points, coordinates)
         raise UserError(
             f"--coordinates {coordinates}: write pixels, permille, or bins:N, such as bins:56, "
             "with 2 to 10,000 bins from side to side."

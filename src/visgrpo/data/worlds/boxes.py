@@ -24,6 +24,7 @@ World = Literal["boxes", "detection"]
 
 SIZE = 112  # pixels a side, as of the counting world
 MOST = 4
+CELLS = 4  # a side, as tokens of an image
 EVERYTHING = "Where are all the objects?"
 _SPLIT_KEYS = {"train": 0, "validation": 1, "test": 2, "out": 3}
 
@@ -41,6 +42,13 @@ class BoxRow(NamedTuple):
         return written(
             [Labelled(box_of(each, SIZE), "" if one else name_of(each)) for each in self.asked], 2
         )
+
+
+def reasoning(row: BoxRow) -> str:
+    """Return what is looked for, and in which of 4 × 4 cells its middle lies: the coarse answer."""
+    (item,) = row.asked
+    down, across = (1 + min(CELLS - 1, int(CELLS * place)) for place in (item.y, item.x))
+    return f"{name_of(item)} row {down} column {across}"
 
 
 def name_of(item: SceneObject) -> str:
@@ -115,6 +123,7 @@ def _dataset(world: World, seed: int, split: str, length: int) -> Table:
         images=LazySequence(rows.image, np.arange(length)),
         questions=tuple(row.question for row in each),
         answers=tuple(row.answer() for row in each),
+        traces=tuple(map(reasoning, each)) if world == "boxes" else None,
         columns={
             "objects": [len(row.scene.objects) for row in each],
             "width": [SIZE] * length,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from visgrpo.data.boxed import Units
 from visgrpo.data.prompts import QUESTION, Style
@@ -57,19 +58,24 @@ class Asking:
         cls,
         task: str,
         style: Style,
+        units: Units | None,
         *,
         prompt: str | None = None,
-        coordinates: str | None = None,
+        learned: Mapping[str, Any],
     ) -> Asking:
-        """Return how a task asks.
+        """Return how a task asks: in the user's words, as the model learned it, or as usual.
 
-        Raises:
-            UserError: for coordinates that are none.
+        Args:
+            prompt: the user's words.
+            learned: what visgrpo knows of the model; empty for one from elsewhere.
         """
         answering = ANSWERING[task]
-        units = Units.of(coordinates, points=task == "points") if coordinates else None
-        template = prompt or answering.template(style, units.words() if units else "")
-        return cls(style, template, answering, units)
+        usual = answering.template(style, units.words() if units else "")
+        # Words that were learned in another style, or of other units, ask for something else.
+        now = (task, style, units and units.name)
+        before = tuple(learned.get(name) for name in ("answers", "style", "coordinates"))
+        own = learned.get("prompt") if now == before else None
+        return cls(style, prompt or own or usual, answering, units)
 
     @property
     def direct(self) -> bool:

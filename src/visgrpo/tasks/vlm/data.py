@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from visgrpo.data.boxed import BoxFormat, boxed_questions, check_boxes, in_units
+from visgrpo.data.boxed import BoxFormat, Units, boxed_questions, check_boxes, in_units
 from visgrpo.data.kept import default_folder
 from visgrpo.data.prompts import (
+    Style,
     VisualInputs,
     all_made,
     answer_targets,
@@ -50,18 +51,19 @@ GIBIBYTE = 2**30
 LOOKED_AT = 32  # rows of a data set whose images are opened to say whether they are made smaller
 
 
-def load_questions(config: VlmConfig, asking: Asking, session: Session) -> Splits:
+def load_questions(config: VlmConfig, units: Units | None, session: Session) -> Splits:
     """Load questions in three splits and out of distribution; say what was decided about them.
 
     What is held out is cut to ``eval_images``. Data that the start has learned from are divided as
     they were then: by another seed, most of what is held out would be rows that it knows.
     """
     division = divided(config, config.model, session)
-    kind = kind_of(asking, config.box_format)
+    kind = kind_of(units, config.box_format)
     splits = read(
         config.data,
         kind,
         columns=columns_of(config),
+        train_slice=config.train_slice,
         validation_fraction=division.validation_fraction,
         seed=division.seed,
         skip_bad_images=config.skip_bad_images,
@@ -79,24 +81,33 @@ def load_questions(config: VlmConfig, asking: Asking, session: Session) -> Split
     most, skip, noise = config.eval_images, config.skip_bad_images, config.box_noise
     return replace(
         splits,
-        train=with_boxes(splits.train, asking, skip=skip, noise=noise, seed=config.seed),
+        train=with_boxes(splits.train, units, skip=skip, noise=noise, seed=config.seed),
         validation=with_boxes(
-            splits.validation.first(most), asking, skip=skip, noise=noise, seed=config.seed
+            splits.validation.first(most), units, skip=skip, noise=noise, seed=config.seed
         ),
-        test=with_boxes(splits.test.first(most), asking, skip=skip),
+        test=with_boxes(splits.test.first(most), units, skip=skip),
         shifts={
-            name: with_boxes(rows.first(most), asking, skip=skip) for name, rows in shifts.items()
+            name: with_boxes(rows.first(most), units, skip=skip) for name, rows in shifts.items()
         },
     )
 
 
-def kind_of(asking: Asking, form: BoxFormat) -> DataKind | str:
+def units_of(task: str, coordinates: str | None) -> Units | None:
+    """Return what answers that are places are counted in; None of other answers.
+
+    Raises:
+        UserError: for coordinates that are none.
+    """
+    return Units.of(coordinates, points=task == "points") if coordinates else None
+
+
+def kind_of(units: Units | None, form: BoxFormat) -> DataKind | str:
     """Return the kind of data that is asked about."""
-    return "questions" if asking.units is None else boxed_questions(form)
+    return "questions" if units is None else boxed_questions(form)
 
 
 def with_boxes(
-    table: Table, asking: Asking, *, skip: bool, noise: float = 0.0, seed: int = 0
+    table: Table, units: Units | None, *, skip: bool, noise: float = 0.0, seed: int = 0
 ) -> Table:
     """Return rows with true boxes as the model answers them; others as they are.
 
@@ -104,12 +115,17 @@ def with_boxes(
         skip: leave rows out whose boxes, or images, cannot be used.
         noise: of the boxes, with the seed that it is drawn by.
     """
-    units = asking.units
     if units is None:
         return table
     if skip:
         table = table.without_bad_rows(lambda rows, row: check_boxes(rows, row, units))
     return in_units(table, units, noise=noise, seed=seed)
+
+
+def style_of(config: VlmConfig, info: Mapping[str, Any], train: Table) -> Style:
+    """Return whether reasoning is asked for: as told, as learned, or as the rows have it."""
+    told: Style | None = config.style or info.get("style")
+    return told or ("reasoning" if config.task == "counting" or train.traces else "direct")
 
 
 def usable(
@@ -187,7 +203,7 @@ def load_start(config: VlmConfig, questions: Splits, asking: Asking, session: Se
     else:
         parts = load_vision_language(config.model, max_pixels=config.max_pixels)
         session.note(*parts.notes)
-        asked_as = {"style": asking.style, "coordinates": config.coordinates}
+        asked_as = {"style": asking.style, "coordinates": asking.units and asking.units.name}
         for option, now in asked_as.items():
             before = parts.info.get(option) or now
             if before != now:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from visgrpo.data.options import Boxes, Columns, Data, Questions
@@ -24,22 +24,24 @@ Stage = Literal[
     "cispo",
     "rloo",
     "reinforce",
+    "rejection",
 ]
-POLICY_STAGES = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
+_WITH_GROUPS = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
+POLICY_STAGES = (*_WITH_GROUPS, "rejection")
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
 OPTIONS = users(
     "method",
     get_args(Stage),
-    (_LEARNING, "reward reward_weights combination group_size token_budget"),
-    (_LEARNING, "scope advantage_baseline scale"),
+    (_LEARNING, "reward reward_weights group_size token_budget"),
+    ((*_WITH_GROUPS, "all"), "combination scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
     (
         _LEARNING,
         "mask_truncated inner_passes minibatches refresh_every silent_steps engine compile",
     ),
-    (("all",), "sft_data sft_steps sft_batch_size sft_learning_rate"),
+    (("all",), "sft_data sft_rows sft_steps sft_batch_size sft_learning_rate"),
 )
 
 
@@ -52,7 +54,7 @@ class Defaults(NamedTuple):
 
 
 PRESETS: Mapping[str, Defaults] = {
-    "tiny": Defaults(max_new_tokens=64, sft=Budget(1300, 16, 4e-3), policy=Budget(100, 16, 5e-5)),
+    "tiny": Defaults(max_new_tokens=64, sft=Budget(1300, 16, 4e-3), policy=Budget(200, 16, 2e-4)),
     "small": Defaults(max_new_tokens=96, sft=Budget(1500, 32, 5e-4), policy=Budget(200, 16, 1e-5)),
 }
 PLACING = ("boxes", "points")  # tasks that are answered by places in an image
@@ -131,6 +133,7 @@ class VlmConfig(TokenPolicyConfig):
         "after; by default the built-in data's own.",
         was={"ood": None},
     )
+    train_slice = like(Data)
     validation_fraction = like(
         Data,
         0.05,
@@ -141,8 +144,8 @@ class VlmConfig(TokenPolicyConfig):
     style: Style | None = like(
         Questions,
         None,
-        "Ask for reasoning before the answer, or for the answer alone; by default reasoning for "
-        "counting, else direct.",
+        "Ask for reasoning before the answer, or for the answer alone; by default as the model "
+        "learned it, else reasoning for counting and where the rows have some.",
     )
     max_pixels = like(Questions)
     train: tuple[str, ...] = override(
@@ -183,6 +186,12 @@ class VlmConfig(TokenPolicyConfig):
     kl_in = override(help="Where KL weighs; by default in the reward with rloo, else in the loss.")
     inner_passes = override(help="Passes over each batch's completions; by default 1.")
     sft_data: str | None = option(None, "all: what SFT learns from; by default --data.")
+    sft_rows: int | None = option(
+        None,
+        "all: the training rows that SFT learns from, the first ones; GRPO learns from the "
+        "answers of the others.",
+        within="> 0",
+    )
     sft_steps: int | None = option(
         None, "all: SFT's steps, where --steps are GRPO's; by default the preset's.", within="> 0"
     )
@@ -216,6 +225,11 @@ class VlmConfig(TokenPolicyConfig):
         )
         if self.prompt is not None and QUESTION not in str(self.prompt):
             yield f'--prompt "{self.prompt}": write {QUESTION} where the question goes.'
+        if self.sft_rows and (self.train_slice or self.sft_data):
+            yield (
+                "--sft-rows divides the rows of --data between SFT and GRPO: leave --sft-data and "
+                "--train-slice out."
+            )
         if self.method == "all" and self.group_size == 1:
             yield "--group-size 1 leaves grpo nothing to compare: take 2 or more."
 
@@ -232,27 +246,19 @@ def defaults_of(info: Mapping[str, Any], task: str | None = None) -> Defaults:
     return (PLACING_PRESETS if (task or info.get("answers")) in PLACING else PRESETS)[preset]
 
 
-def of_task(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:
-    """Return the options with what a task's words and units are by default filled in.
+def coordinates_of(
+    task: str, given: str | None, info: Mapping[str, Any], *, new: bool = False
+) -> str | None:
+    """Return the units of answers that are places; None of others.
 
     Args:
-        info: what visgrpo knows of the model to start from; empty for a new one or a foreign one.
+        given: by the user.
+        info: what visgrpo knows of the model; empty for one from elsewhere.
+        new: the model is still to be made.
     """
-    usual_style: Style = "reasoning" if config.task == "counting" else "direct"
-    style: Style = config.style or info.get("style") or usual_style
-    places = config.task in PLACING
-    usual = COORDINATES if config.model else NEW_COORDINATES
-    coordinates = config.coordinates or info.get("coordinates") or usual
-    # Words that were learned in another style, or of other units, would ask for something else.
-    as_learned = (config.task, style, coordinates if places else None)
-    same = as_learned == tuple(info.get(name) for name in ("answers", "style", "coordinates"))
-    learned = info.get("prompt") if same else None
-    return replace(
-        config,
-        style=style,
-        coordinates=coordinates if places else None,
-        prompt=config.prompt or learned,
-    )
+    if task not in PLACING:
+        return None
+    return given or info.get("coordinates") or (NEW_COORDINATES if new else COORDINATES)
 
 
 def resolved(config: VlmConfig, info: Mapping[str, Any]) -> VlmConfig:

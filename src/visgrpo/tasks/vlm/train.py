@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -41,9 +42,11 @@ from visgrpo.tasks.vlm.data import (
     load_questions,
     load_start,
     rewards_of,
+    style_of,
+    units_of,
     usable,
 )
-from visgrpo.tasks.vlm.options import VlmConfig, of_task, resolved
+from visgrpo.tasks.vlm.options import VlmConfig, coordinates_of, resolved
 from visgrpo.tasks.vlm.pictures import write_pictures
 
 # Below these a start was seen to get worse instead of better: of eight completions too few are
@@ -69,13 +72,14 @@ class VlmTask(StagedTask):
         if not imitates:
             objective_of(options)  # refuses what cannot be taken, before anything is loaded
         start = read_info(model_folder(options.model)) if options.model else {}
-        options = of_task(options, start)
-        assert options.style is not None
-        asking = Asking.of(
-            options.task, options.style, prompt=options.prompt, coordinates=options.coordinates
-        )
-        style, template = asking.style, asking.template
-        questions = load_questions(options, asking, session)
+        new, asked = options.model is None, options.coordinates
+        coordinates = coordinates_of(options.task, asked, start, new=new)
+        units = units_of(options.task, coordinates)
+        questions = load_questions(options, units, session)
+        style = style_of(options, start, questions.train)
+        asking = Asking.of(options.task, style, units, prompt=options.prompt, learned=start)
+        options = replace(options, style=style)
+        template = asking.template
         rows = {name: getattr(questions, name) for name in SPLITS}
         if imitates:
             targets_of(rows, asking)  # refuses what cannot be imitated
@@ -136,7 +140,7 @@ class VlmTask(StagedTask):
             "answers": options.task,
             "style": style,
             "prompt": template,
-            **({"coordinates": options.coordinates} if options.coordinates else {}),
+            **({"coordinates": coordinates} if coordinates else {}),
         }
         job: dict[str, Any] = {
             "model": model,
@@ -165,9 +169,12 @@ class VlmTask(StagedTask):
         )
 
     def changes(self, options: VlmConfig, stage: str, start: str) -> dict[str, Any]:
+        rows = options.sft_rows
         if stage == "grpo":
-            return {"model": start, "preset": VlmConfig().preset}
+            rest = {"train_slice": f"{rows}:"} if rows else {}
+            return {"model": start, "preset": VlmConfig().preset, **rest}
         return {
+            **({"train_slice": f":{rows}"} if rows else {}),
             "data": options.sft_data or options.data,
             "steps": options.sft_steps,
             "batch_size": options.sft_batch_size,

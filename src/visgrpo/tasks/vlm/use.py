@@ -39,9 +39,10 @@ from visgrpo.tasks.vlm.data import (
     kind_of,
     say_left_out,
     say_resized,
+    units_of,
     with_boxes,
 )
-from visgrpo.tasks.vlm.options import COORDINATES, PLACING, JoinConfig, VlmConfig, defaults_of
+from visgrpo.tasks.vlm.options import JoinConfig, VlmConfig, coordinates_of, defaults_of
 from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
 from visgrpo.training.run_directory import check_free
@@ -89,18 +90,14 @@ class Evaluation:
 def _asking(config: EvaluateConfig, learned: Mapping[str, Any], style: Style) -> Asking:
     """Return how a model is asked: by the options, else as it learned."""
     task = config.task or learned.get("answers", "counting")
-    usual = COORDINATES if task in PLACING else None
-    coordinates = config.coordinates or learned.get("coordinates") or usual
-    as_learned = (task, style, coordinates)
-    same = as_learned == tuple(learned.get(name) for name in ("answers", "style", "coordinates"))
-    prompt = learned.get("prompt") if same else None
-    return Asking.of(task, style, prompt=prompt, coordinates=coordinates)
+    units = units_of(task, coordinates_of(task, config.coordinates, learned))
+    return Asking.of(task, style, units, learned=learned)
 
 
 def _questions(config: EvaluateConfig, asking: Asking, processes: Processes) -> Table:
     """Return the rows to evaluate on; of what a model was trained on, a split that it held out."""
     split, rows = named_split(config)
-    kind = kind_of(asking, config.box_format)
+    kind = kind_of(asking.units, config.box_format)
     if split == "test" and learned_before(config) is None:
         asked = {"columns": columns_of(config), "skip_bad_images": config.skip_bad_images}
         dataset = sliced(read_test(config.data, kind, seed=config.seed or 0, **asked), rows)
@@ -109,7 +106,7 @@ def _questions(config: EvaluateConfig, asking: Asking, processes: Processes) -> 
     say_left_out(dataset, processes)
     require = require_counts if config.task == "counting" else require_answers
     require(dataset)
-    return with_boxes(dataset, asking, skip=config.skip_bad_images)
+    return with_boxes(dataset, asking.units, skip=config.skip_bad_images)
 
 
 class Prediction:

@@ -9,7 +9,7 @@ SEED=$1
 OUT=${2:-runs/results/count}/seed-$SEED
 EVERY="--data shapes --seed $SEED --keep last --eval-images 500 --no-report"
 SFT="--method sft --eval-every 1300"
-GRPO="--method grpo --eval-every 50"
+GRPO="--method grpo --eval-every 50 --steps 100 --learning-rate 5e-5"
 
 run() {
     name=$1

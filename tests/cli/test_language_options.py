@@ -30,16 +30,17 @@ LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_
 UPDATES = (
     "kl_in kl_estimator mask_truncated inner_passes minibatches refresh_every token_budget compile "
 )
-POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES
+POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
 GROUPS = "combination scope advantage_baseline scale "
 CLIP = "epsilon_low epsilon_high "
 CRITIC = (
     "critic critic_rate critic_warmup gamma gae_lambda value_clip value_weight whiten_advantages "
 )
 USED = {
-    "all": OPTIMISER + NEW + DRAWN + LEARNING + CRITIC + "eval_prompts pairs noise samples",
-    "sft": TRAINED + NEW + ADAPTED + "model",
-    "preferences": DRAWN + "model batch_size pairs noise",
+    "all": OPTIMISER + NEW + DRAWN + LEARNING + CRITIC + "eval_prompts pairs noise samples "
+    "train_slice",
+    "sft": TRAINED + NEW + ADAPTED + "model train_slice",
+    "preferences": DRAWN + "model batch_size pairs noise train_slice",
     "reward": TRAINED + "model",
     "grpo": POLICY + GROUPS + CLIP,
     "dr-grpo": POLICY + GROUPS + CLIP,

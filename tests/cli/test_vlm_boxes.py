@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,47 @@ def test_points_and_a_prompt_of_ones_own(boxes: Path, tmp_path: Path, capsys: Ca
     assert "% of inside are earned" in capsys.readouterr().err
     sample = json.loads((output / "grpo" / "samples.jsonl").read_text().splitlines()[0])
     assert sample["prompt"].startswith("user: Point at it: Where is the")
+
+
+def test_a_few_traced_rows_and_answers_alone_in_one_command(
+    boxes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    traced, splits = tmp_path / "data", box_splits(train=8, validation=4, test=4)
+    shutil.copytree(boxes, traced)
+    for name in ("train", "validation", "test"):
+        file = traced / f"{name}.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        traces = getattr(splits, name).traces
+        for place, row in enumerate(rows):
+            row["reasoning"] = traces[place] if name != "train" or place < 3 else ""
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    command = ["vlm", "--task", "boxes", "--data", str(traced), "--group-size", "2"]
+    command += [*QUICK, "--output"]
+    with blank_plots():
+        main([*command, str(tmp_path / "run"), "--sft-rows", "3"])
+    runs = {name: read_json(tmp_path / "run" / name / "summary.json") for name in ("sft", "grpo")}
+    assert {name: run["data"]["train"] for name, run in runs.items()} == {"sft": 3, "grpo": 5}
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "other"), "--sft-rows", "8"])
+    assert "--sft-rows 8 leaves GRPO nothing" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    start = str(tmp_path / "run" / "sft")
+    command = [
+        "vlm",
+        "--task",
+        "boxes",
+        "--data",
+        str(traced),
+        "--group-size",
+        "2",
+        "--model",
+        start,
+    ]
+    command += ["--method", "rejection", "--steps", "1", "--batch-size", "2", "--train-slice", "3:"]
+    with blank_plots():
+        main([*command, "--output", str(tmp_path / "best")])
+    assert read_json(Path(start) / "model" / "visgrpo.json")["style"] == "reasoning"
+    assert read_json(tmp_path / "best" / "summary.json")["method"] == "rejection"
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ REWARDED = [
     *("refresh_every", "silent_steps", "engine", "compile"),
 ]
 CLIP = ["epsilon_low", "epsilon_high"]
-OF_SFT_IN_ALL = ["sft_data", "sft_steps", "sft_batch_size", "sft_learning_rate"]
+OF_SFT_IN_ALL = ["sft_data", "sft_rows", "sft_steps", "sft_batch_size", "sft_learning_rate"]
+OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale"]
 UNUSED = {
     "all": [],
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
     **dict.fromkeys(POLICY_STAGES, OF_SFT_IN_ALL),
     **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("rloo", "reinforce")},
+    "rejection": [*OF_SFT_IN_ALL, *CLIP, *OF_GROUPS],
 }
 
 
@@ -140,6 +142,15 @@ def test_the_story_gives_each_stage_what_it_uses(
     for stage in (sft, grpo):
         assert (stage.train, stage.log_every) == (config.train, 2)
         assert stage.output == str(tmp_path / "run" / stage.method)
+
+
+def test_rows_of_sft_and_rows_of_grpo_are_apart() -> None:
+    config = VlmConfig(sft_rows=30)
+    task = vlm.VlmTask()
+    sft, grpo = (task.stage_options(config, stage, Path("r") / stage) for stage in ("sft", "grpo"))
+    assert (sft.train_slice, grpo.train_slice) == (":30", "30:")
+    with pytest.raises(UserError, match="--sft-rows divides the rows of --data"):
+        replace(config, train_slice=":9").check()
 
 
 def test_compile_is_for_a_gpu() -> None:

@@ -80,6 +80,7 @@ def load_documents(config: LanguageConfig, session: Session) -> Splits:
         config.data,
         "text",
         columns={"text": config.text_column},
+        train_slice=config.train_slice,
         validation_fraction=config.validation_fraction,
     )
     session.note(*splits.notes)
@@ -113,6 +114,7 @@ def load_prompt_job(config: LanguageConfig, parts: Parts, session: Session) -> P
             config.data,
             "prompts",
             columns={"prompt": config.prompt_column},
+            train_slice=config.train_slice,
             validation_fraction=division.validation_fraction,
             seed=division.seed,
         )

@@ -56,6 +56,7 @@ OPTIONS = users(
     (_MEASURING, "eval_prompts"),
     (_REWARDED, "reward reward_weights prompt_column gold"),
     (("preferences", "all"), "pairs noise"),
+    (("sft", "preferences", *_LEARNING), "train_slice"),
     (("best-of-n", "all"), "samples"),
     (_WITH_GROUPS, "combination scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
@@ -153,6 +154,7 @@ class LanguageConfig(TokenPolicyConfig):
     prompt_column: str | None = option(
         None, "Column of the prompts of a table, where its name is not a usual one."
     )
+    train_slice = like(Data)
     validation_fraction = like(
         Data,
         0.05,

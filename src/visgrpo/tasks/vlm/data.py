@@ -41,7 +41,7 @@ from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.run import Session, print_notes
 from visgrpo.tasks.tokens import compiled, prompt_room
 from visgrpo.tasks.vlm.answering import REWARDS, Asking
-from visgrpo.tasks.vlm.options import VlmConfig
+from visgrpo.tasks.vlm.options import PLACING, VlmConfig
 from visgrpo.terminal import show_table
 from visgrpo.training.processes import Processes
 
@@ -90,6 +90,26 @@ def load_questions(config: VlmConfig, units: Units | None, session: Session) -> 
             name: with_boxes(rows.first(most), units, skip=skip) for name, rows in shifts.items()
         },
     )
+
+
+def require_rows_left(config: VlmConfig) -> None:
+    """Refuse more rows of SFT than leave one to learn from by reward, before SFT has trained.
+
+    Raises:
+        UserError: naming how many rows there are.
+    """
+    units = (
+        units_of(config.task, config.coordinates or "pixels") if config.task in PLACING else None
+    )
+    asked = {"columns": columns_of(config), "validation_fraction": config.validation_fraction}
+    rows = len(
+        read(config.data, kind_of(units, config.box_format), seed=config.seed, **asked).train
+    )
+    if config.sft_rows is not None and config.sft_rows >= rows:
+        raise UserError(
+            f"--sft-rows {config.sft_rows} leaves GRPO nothing: {config.data} has {rows} rows to "
+            "learn from; take fewer."
+        )
 
 
 def units_of(task: str, coordinates: str | None) -> Units | None:

@@ -41,6 +41,7 @@ from visgrpo.tasks.vlm.data import (
     held_out_of,
     load_questions,
     load_start,
+    require_rows_left,
     rewards_of,
     style_of,
     units_of,
@@ -167,6 +168,12 @@ class VlmTask(StagedTask):
             draws_sequences=True,  # whole batches are looked at first
             **job,
         )
+
+    def train(self, options: VlmConfig) -> dict[str, Any]:
+        if options.sft_rows:
+            options.check()
+            require_rows_left(options)
+        return super().train(options)
 
     def changes(self, options: VlmConfig, stage: str, start: str) -> dict[str, Any]:
         rows = options.sft_rows

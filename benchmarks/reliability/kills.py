@@ -113,7 +113,8 @@ def left_by(bench: Bench, run_folder: Path) -> dict[str, Any]:
 def goes_on(bench: Bench, name: str, output: str) -> tuple[str, str]:
     """Do what a user would: resume, or start again where that is refused; say how it ended."""
     given = words_of(bench, name, output)
-    ended = run([*bench.command(given), "--resume", "--output", output], bench.folder)
+    resumed = ["--resume", "--output", str(bench.folder / output)]
+    ended = run([*bench.command(given), *resumed], bench.folder)
     if ended.code == 2:
         ended = run(given, bench.folder)
     where = f"{name} in {output}: "

@@ -433,16 +433,26 @@ def _refuse_other_settings(config: Loop, run: Path) -> None:
     # What nobody set may be said now, as what it became.
     unset = [name for name, value in before.items() if value is None]
     became = {name: value for name, value in read_by_default(run).items() if name in unset}
+    # A story's stages name each other, and move with its folder.
+    old, new = Path(str(before["output"])).parent, run.parent
     differing = [
         f"{name} was {became.get(name, value)!r}, now {now[name]!r}"
         for name, value in before.items()
-        if name not in _FREE_TO_CHANGE and now[name] not in (value, became.get(name, value))
+        if name not in _FREE_TO_CHANGE
+        and now[name] not in (value, became.get(name, value), _moved(value, old, new))
     ]
     if differing:
         raise UserError(
             f"--resume: {run} was run with other settings: {'; '.join(differing)}. "
             "Leave them as they were, or start a new run."
         )
+
+
+def _moved(value: Any, old: Path, new: Path) -> Any:
+    """Return a setting with one folder's name in the place of another's in its texts."""
+    if isinstance(value, list):
+        return [_moved(each, old, new) for each in value]
+    return value.replace(f"{old}/", f"{new}/") if isinstance(value, str) else value
 
 
 def _checkpoint(config: Loop, run: RunDirectory) -> Checkpoint | None:

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from vision_folders import asking, logits_about, noise, saved_vision, tiny_smol, tiny_vision
 
-from visgrpo.errors import UserError
+from visgrpo.errors import UserError, printable
 from visgrpo.models.backbone import Backbone
 from visgrpo.models.language import context_of, stop_tokens
 from visgrpo.models.load import (
@@ -32,11 +32,12 @@ from visgrpo.models.load import (
     load_vision_language,
 )
 from visgrpo.models.options import Adapt
-from visgrpo.models.parts import Parts, check_model_name, preprocess_of, read_info
+from visgrpo.models.parts import Parts, preprocess_of, read_info
 from visgrpo.models.reward_model import build_reward_model
-from visgrpo.models.save import save, save_adapter
+from visgrpo.models.save import save, save_adapter, start_card
 from visgrpo.models.small import Architecture
 from visgrpo.models.trains import adapt, wrap_in_adapters
+from visgrpo.models.whole import check_model_name
 from visgrpo.tasks.use import kind_of
 
 LORA = ("full", "lora")
@@ -611,3 +612,65 @@ def test_a_vision_language_model_with_sliding_windows(spoil: Callable[[str], Pat
     config["text_config"]["layer_types"] = ["chunked_attention"] * layers
     (folder / "config.json").write_text(json.dumps(config))
     assert "see a part of the context only" in one_line("vision", folder)
+
+
+def _changed(folder: Path, file: str, **values: Any) -> None:
+    path = folder / file
+    told = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**told, **values}))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("preprocessor_config.json", {"do_rescale": []}, "do_rescale"),
+        ("preprocessor_config.json", {"rescale_factor": "\x1b[31m"}, "rescale_factor"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id"),
+    ],
+)
+def test_settings_of_another_kind(
+    file: str, values: Any, told: str, tiny_clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_clip_folder, tmp_path / "clip")
+    _changed(folder, file, **values)
+    with pytest.raises(UserError, match=f"{file} is damaged \\({told}") as refused:
+        check_model_name(str(folder))
+    assert "\x1b" not in printable(str(refused.value))
+
+
+def test_an_adapter_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"use_rslora": "no", "r": 2}')
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"adapter_config.json is damaged \(use_rslora"):
+        check_model_name(str(tmp_path))
+
+
+def test_settings_of_no_tokenizer(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip_folder, tmp_path / "clip")
+    (folder / "tokenizer_config.json").write_text('{"1": {"2": null}}')
+    with pytest.raises(UserError, match="has none of the settings of a tokenizer"):
+        check_model_name(str(folder))
+
+
+def test_what_visgrpo_saved_has_what_it_knows(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip_folder, tmp_path / "clip")
+    (folder / "README.md").write_text(start_card("A start", "clip", ["It is new."]))
+    (folder / "visgrpo.json").unlink(missing_ok=True)
+    with pytest.raises(
+        UserError, match=r"was saved by visgrpo, as its README\.md says, and has no"
+    ):
+        check_model_name(str(folder))
+    (folder / "visgrpo.json").write_text("{}")
+    check_model_name(str(folder))
+    (folder / "visgrpo.json").write_text('{"learned": []}')
+    with pytest.raises(UserError, match="says that the model has learned from nothing"):
+        read_info(str(folder))
+
+
+def test_settings_of_a_far_larger_model(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip_folder, tmp_path / "clip")
+    _changed(folder, "config.json", vision_config={"x": None})  # then ViT-B/32 by default
+    with pytest.raises(
+        UserError, match=r"its config.json describes [\d,]+ weights, and [\d,]+ are"
+    ):
+        load_clip(str(folder))

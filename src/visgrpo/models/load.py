@@ -34,7 +34,6 @@ from visgrpo.models.parts import (
     INFO_FILE,
     Parts,
     StoredSettings,
-    check_model_name,
     first_misfit,
     in_one_line,
     is_adapter,
@@ -50,6 +49,7 @@ from visgrpo.models.reward_model import RewardModel
 from visgrpo.models.tokenizers import check_tokenizer
 from visgrpo.models.vision_families import SEEING
 from visgrpo.models.vision_language import VisionProcessor
+from visgrpo.models.whole import check_model_name
 
 HEAD_FILE = "head.safetensors"
 DUAL_ENCODERS = ("clip", "siglip")

@@ -8,6 +8,7 @@ else.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pickle import UnpicklingError
 from typing import Any, NotRequired
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
@@ -28,6 +29,7 @@ from visgrpo.errors import UserError
 from visgrpo.files import read_json
 
 INFO_FILE = "visgrpo.json"
+_MEND = "Save the model again."
 ADAPTER_FILE = "adapter_config.json"
 # Of each of these lists of names a folder with a tokenizer has one.
 _TOKENIZER_FILES = (
@@ -133,42 +135,6 @@ def preprocess_of(processor: Any) -> Preprocess:
     return Preprocess.from_processor(settings)
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a model that is sure to fail, without loading it.
-
-    Raises:
-        UserError: for a folder without a model, with a damaged file, or whose weights are in a file
-            that transformers does not read.
-    """
-    path = Path(name)
-    if not path.exists():
-        in_a_folder = "/" in name and path.parent.is_dir()  # else it may be OWNER/NAME on the Hub
-        if in_a_folder or name.count("/") > 1 or name.startswith((".", "~")):
-            raise UserError(f'Model folder "{name}" does not exist.')
-        return
-    if not path.is_dir():
-        raise UserError(f'Model "{name}" is a file; give the folder that holds config.json.')
-    if is_adapter(name):
-        if not (path / "adapter_model.safetensors").exists():
-            raise UserError(f'Adapter "{name}" has no adapter_model.safetensors.')
-        _check_whole(path)
-        return
-    if not (path / "config.json").exists():
-        inside = path / "model"
-        hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
-        runs = sorted(file.parent.parent.name for file in path.glob("*/model/config.json"))
-        if runs:  # a story or a sweep
-            hint = f" It holds runs that do: name {path / runs[0]}, or one of {', '.join(runs)}."
-        raise UserError(f'"{name}" holds no model: config.json is missing.{hint}')
-    others = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
-    if others and not [*path.glob("*.safetensors"), *path.glob("pytorch_model*")]:
-        raise UserError(
-            f'"{name}" has its weights in {others[0].name}, which is no file of transformers: '
-            "convert it to safetensors first (save_pretrained does)."
-        )
-    _check_whole(path)
-
-
 def model_folder(name: str) -> str:
     """Return the model inside a run's folder; any other name as it is."""
     inside = Path(name) / "model"
@@ -184,7 +150,10 @@ def is_adapter(name: str) -> bool:
 def read_info(name: str) -> Mapping[str, Any]:
     """Return what visgrpo saved beside a model (classes, templates), empty for other models."""
     path = Path(name) / INFO_FILE
-    return read_json(path, Info, "Save the model again.") if path.exists() else {}
+    info: Mapping[str, Any] = read_json(path, Info, _MEND) if path.exists() else {}
+    if info.get("learned") == []:  # what was held out from what it learned from would be lost
+        raise UserError(f"{path} says that the model has learned from nothing. {_MEND}")
+    return info
 
 
 @contextmanager
@@ -204,22 +173,6 @@ def in_one_line(name: str) -> Iterator[None]:
             said = f"no such folder is here, nor does the Hub give one of this name ({said})."
         raise UserError(
             f'Cannot load model "{name}": {kind}{said} Check the name, the folder or the network.'
-        ) from error
-
-
-def _check_whole(folder: Path) -> None:
-    """Refuse a folder with a damaged file, some of which transformers would pass over."""
-    try:
-        for path in sorted(folder.glob("*.json")):
-            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict | list):
-                raise ValueError("not an object")
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as stored:
-                stored.keys()
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        reason = "nested without end" if isinstance(error, RecursionError) else error
-        raise UserError(
-            f'Cannot load model "{folder}": {path} is damaged ({reason}). Save the model again.'
         ) from error
 
 
@@ -293,6 +246,7 @@ def load_pretrained(
     pickled = pickled_weights(name)
     safely: dict[str, Any] = {"use_safetensors": pickled is None, "weights_only": True}
     safely["output_loading_info"] = True
+    _check_size(auto, name)
     with without_progress_bars():
         try:
             model, report = pretrained(auto, name, dtype=torch.float32, **safely)
@@ -325,6 +279,28 @@ def load_pretrained(
             "Save the whole model again."
         )
     return model, lacking
+
+
+def _check_size(auto: str, name: str) -> None:
+    """Refuse settings that describe far more than the weights hold, before memory runs out."""
+    import transformers
+
+    stored = 0
+    for file in Path(name).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names = weights.keys()
+            stored += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    config = pretrained("AutoConfig", name)
+    if not stored or getattr(config, "quantization_config", None):  # whose numbers are packed
+        return
+    with torch.device("meta"):
+        model = getattr(transformers, auto).from_config(config, trust_remote_code=False)
+    described = sum(weight.numel() for weight in model.parameters())
+    if described > 2 * stored + 2**24:
+        raise UserError(
+            f'"{name}": its config.json describes {described:,} weights, and {stored:,} are there: '
+            "it belongs to another model, or is damaged."
+        )
 
 
 def _stray_block(model: Any, unexpected: Iterable[str]) -> str | None:

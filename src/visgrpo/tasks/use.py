@@ -22,15 +22,9 @@ from visgrpo.measures.classification import classification_report, one_for_all
 from visgrpo.measures.decisions import Decision, fit_biases
 from visgrpo.models.backbone import FAMILIES, encodes_images
 from visgrpo.models.load import DUAL_ENCODERS, nanogpt_checkpoint, start_of
-from visgrpo.models.parts import (
-    check_model_name,
-    in_one_line,
-    is_adapter,
-    model_folder,
-    pretrained,
-    read_info,
-)
+from visgrpo.models.parts import in_one_line, is_adapter, model_folder, pretrained, read_info
 from visgrpo.models.vision_families import SEEING
+from visgrpo.models.whole import check_model_name
 from visgrpo.objectives.counts import CountScore
 from visgrpo.progress import tracked
 from visgrpo.reporting import print_measures

@@ -22,9 +22,10 @@ from visgrpo.methods.counts import Counting
 from visgrpo.methods.labels import LabelGRPO
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone, RepresentationClassifier
-from visgrpo.models.parts import Parts, check_model_name
+from visgrpo.models.parts import Parts
 from visgrpo.models.reference import CachedReference
 from visgrpo.models.save import label_card, save
+from visgrpo.models.whole import check_model_name
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.options import OF_GRPO_RM, RepresentationConfig

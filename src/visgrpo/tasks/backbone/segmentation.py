@@ -29,8 +29,9 @@ from visgrpo.methods.class_set import ClassSetGRPO, PixelView
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.method import Method
 from visgrpo.models.backbone import Backbone, Segmenter
-from visgrpo.models.parts import Parts, check_model_name
+from visgrpo.models.parts import Parts
 from visgrpo.models.save import label_card, save
+from visgrpo.models.whole import check_model_name
 from visgrpo.rewards.labels import ClassCredit
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.backbone.options import OF_GRPO_RM, SegmentationConfig

@@ -22,10 +22,11 @@ from visgrpo.methods.supervised import Supervised, WarmStart
 from visgrpo.models.clip import ClipClassifier, class_prompts
 from visgrpo.models.load import load_clip
 from visgrpo.models.options import Lora
-from visgrpo.models.parts import Parts, check_model_name, model_folder
+from visgrpo.models.parts import Parts, model_folder
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.save import label_card, save, save_adapter
 from visgrpo.models.trains import LORA, adapt, encoder_is_frozen
+from visgrpo.models.whole import check_model_name
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
 from visgrpo.tasks.clip.options import ClipConfig

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,6 +183,19 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best", _tensors(), {"step": 1})
     prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "step-000002", "step-000010"]
+
+
+def test_a_checkpoint_that_the_disk_does_not_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "step-000001").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "state.json")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(UserError, match="step-000001 cannot be written: Read-only file system"):
+        prune(tmp_path, 0)
 
 
 def test_what_a_kill_left_goes(tmp_path: Path) -> None:

@@ -15,17 +15,11 @@ from typing_extensions import TypedDict
 from visgrpo.errors import UserError, nearest
 from visgrpo.files import read_json
 from visgrpo.models.load import load_language
-from visgrpo.models.parts import (
-    Parts,
-    check_model_name,
-    in_one_line,
-    load_images,
-    model_folder,
-    pretrained,
-)
+from visgrpo.models.parts import Parts, in_one_line, load_images, model_folder, pretrained
 from visgrpo.models.tokenizers import VISION_TOKENS, vision_token_ids, with_image_places
 from visgrpo.models.vision_families import mrope_section
 from visgrpo.models.vision_language import VisionProcessor
+from visgrpo.models.whole import check_model_name
 
 Merger = Literal["slice", "new"]
 

@@ -133,7 +133,7 @@ def newest_good(folder: Path) -> tuple[Checkpoint, list[str]]:
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest checkpoints."""
     for path in step_folders(folder)[keep:]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def tidy(folder: Path) -> None:
@@ -141,11 +141,18 @@ def tidy(folder: Path) -> None:
     for aside in folder.glob(".*.old"):
         path = folder / aside.name[1 : -len(".old")]
         if path.exists():
-            shutil.rmtree(aside)
+            remove(aside)
         else:
-            aside.rename(path)
+            with writing(path):
+                aside.rename(path)
     for half in folder.glob(".*.tmp"):
-        shutil.rmtree(half)
+        remove(half)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. Raises UserError where the disk does not let it go."""
+    with writing(path):
+        shutil.rmtree(path)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ It knows neither models nor outputs. A *method* turns a batch into groups and in
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from visgrpo.training.checkpoints import (
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
+    remove,
     save_checkpoint,
     step_folders,
 )
@@ -418,7 +418,7 @@ class Trainer:
         self._run.rewind(self._step, state.get("lines", {}))
         if self._run.writes:  # a kill may have left one more, and damaged ones are of no use
             for newer in takewhile(checkpoint.path.__ne__, step_folders(self._run.checkpoints)):
-                shutil.rmtree(newer)
+                remove(newer)
             prune(self._run.checkpoints, KEPT_CHECKPOINTS)
 
     @torch.no_grad()

@@ -261,11 +261,12 @@ def kind_of(name: str) -> str:
             return kind
     if config.model_type in DUAL_ENCODERS:
         return "clip"
-    held = f"{config.model_type} model ({', '.join(config.architectures or ['no class named'])})"
+    classes = f" ({', '.join(config.architectures)})" if config.architectures else ""
     raise UserError(
-        f'"{name}" is a {held}, which nothing here takes: take a dual encoder '
-        f"({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a vision-language "
-        f"model ({', '.join(SEEING)}), or a causal language model such as gpt2 or qwen2."
+        f'"{name}" is a {config.model_type} model{classes}, which nothing here takes: take a dual '
+        f"encoder ({', '.join(DUAL_ENCODERS)}), a backbone ({', '.join(FAMILIES)}), a "
+        f"vision-language model ({', '.join(SEEING)}), or a causal language model such as gpt2 or "
+        "qwen2."
     )
 
 

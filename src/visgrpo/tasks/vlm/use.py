@@ -186,7 +186,7 @@ def join_models(config: JoinConfig) -> Parts:
         "vision": config.vision,
         "language": config.language,
         "merger": config.merger,
-        "learned": with_stages({}, *halves),
+        **({"learned": with_stages({}, *halves)} if halves else {}),
     }
     save(parts.model, parts, folder, _card(config), origin)
     _print(parts, config)

@@ -101,7 +101,7 @@ def test_keys_choose_undo_and_end(browser: Browser, store: Path) -> None:
         ready(page)
         expect(page.locator("#person")).to_have_text("Ann")
         press(page, "1")
-        expect(page.get_by_text("You have judged every image.")).to_be_visible()
+        expect(page.get_by_text("You have been through every image.")).to_be_visible()
         assert rows(store, "SELECT count(*), sum(clicked) FROM impressions") == [(12, 1)]
         press(page, "Backspace")
         ready(page)
@@ -179,7 +179,7 @@ def test_html_in_labels_is_text(browser: Browser, store: Path) -> None:
         assert set(labels(page)) == {SCRIPT, "cat"}
         assert page.locator("#labels img").count() == 0
         press(page, str(labels(page).index(SCRIPT) + 1))
-        expect(page.get_by_text("You have judged every image.")).to_be_visible()
+        expect(page.get_by_text("You have been through every image.")).to_be_visible()
         assert page.title() == "visgrpo: judge"
         assert rows(store, CLICKED) == [(SCRIPT,)]
 
@@ -312,7 +312,7 @@ def test_a_phone_shows_picture_question_and_labels_without_scrolling(
         serving(store, plain_images(2), Design(group_size=4)) as served,
         person(browser, served.address, "Ann", viewport=size, has_touch=True) as page,
     ):
-        for part in ("#image", "#question", "#none", "#labels button:last-child"):
+        for part in ("#image", "#question", "#none", "#skip", "#undo", "#labels button:last-child"):
             box = page.locator(part).bounding_box()
             assert box is not None
             assert box["y"] >= 0
@@ -340,3 +340,25 @@ def test_own_question_zoom_and_a_model_that_is_not_heard_before_it_is_asked(
         expect(page.locator("#agreement")).to_be_hidden()
         page.get_by_text("How the model does").click()
         expect(page.locator("#agreement")).to_be_visible()
+
+
+def test_skip_and_what_one_judged_last(browser: Browser, store: Path) -> None:
+    with (
+        serving(store, plain_images(3), Design(group_size=2)) as served,
+        person(browser, served.address, "Ann") as page,
+    ):
+        expect(page.locator("#past")).to_be_hidden()
+        shown = labels(page)
+        press(page, "1")
+        judged(page, 1)
+        ready(page)
+        page.get_by_text("My last").click()
+        expect(page.locator("#past-list li")).to_have_text([shown[0]])
+        skipped = page.locator("#image").get_attribute("src")
+        press(page, "s")
+        expect(page.locator("#image")).not_to_have_attribute("src", str(skipped))
+        ready(page)
+        press(page, "n")
+        expect(page.get_by_text("You have been through every image.")).to_be_visible()
+        expect(page.locator("#past-list li")).to_have_text(["none of these", shown[0]])
+        assert rows(store, "SELECT count(*), sum(clicked) FROM impressions") == [(4, 1)]

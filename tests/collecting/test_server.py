@@ -19,6 +19,7 @@ from visgrpo.collecting.options import is_loopback
 from visgrpo.collecting.server import listen
 from visgrpo.data.folders import read_photos
 from visgrpo.errors import UserError
+from visgrpo.feedback.worth.anytime import reach
 
 TOKEN = "correct-horse-battery"
 
@@ -204,6 +205,38 @@ def test_a_swap_changes_new_offers_and_the_agreement_since(served: Served) -> No
     with closing(sqlite3.connect(served.store)) as connection:
         made = connection.execute("SELECT model, best FROM offers ORDER BY id").fetchall()
     assert made == [("start", "cat"), ("learned", "owl")]
+
+
+def test_what_was_learned_is_compared_with_the_start_at_any_time(tmp_path: Path) -> None:
+    everything = Design(group_size=len(CLASSES))  # the model's first choice is always offered
+    with serving(tmp_path / "feedback.db", plain_images(240), everything) as served:
+        ann = Client(served)
+
+        def judge(count: int, label: str) -> None:
+            for _ in range(count):
+                offer = ann.get("/api/next").json["offer"]
+                assert ann.post("/api/judge", {"offer": offer["key"], "answer": [label]}).json
+
+        judge(60, "owl")  # the model says cat
+        assert ann.get("/api/agreement").json == {"pairs": 0, "people": None, "verdict": None}
+        for model in ("0001", "0002"):
+            served.collector.swap(first_is_best(240, model, best=3))
+            judge(1, "cat")
+            judge(4, "owl")
+        early = ann.get("/api/agreement").json["verdict"]
+        assert (early["judgements"], early["change"]) == (10, pytest.approx(0.8))
+        assert early["low"] < 0 < early["high"] == 1.0
+        judge(90, "owl")
+        late = ann.get("/api/agreement").json["verdict"]
+        assert late["change"] == pytest.approx(0.98)
+        assert late["low"] == pytest.approx(0.98 - reach(60, 0.025) - reach(100, 0.025)) > 0.5
+        last = ann.get("/api/last").json
+        assert [past["answer"] for past in last] == [["owl"]] * 12
+        assert ann.get(f"/image/{last[0]['key']}").status == 200
+        skipped = ann.get("/api/next").json["offer"]["key"]
+        assert ann.post("/api/skip", {"offer": skipped}).json["progress"]["own"] == 160
+        assert ann.get("/api/next").json["offer"]["key"] != skipped
+        assert Client(served, "Bob").post("/api/skip", {"offer": skipped}).status == 404
 
 
 def test_a_group_larger_than_the_classes_is_refused(tmp_path: Path) -> None:

@@ -150,6 +150,64 @@ def test_offers_of_others_are_unknown(opened: Store) -> None:
     assert opened.offer(offer.key, "Ann") == offer
 
 
+def test_who_passes_an_image_over_is_not_asked_again_and_others_are(
+    opened: Store, path: Path
+) -> None:
+    first = offered(opened, "Ann")
+    opened.pass_over(first.key, "Ann")
+    opened.pass_over(first.key, "Ann")  # its reply was lost
+    assert [offered(opened, "Ann").image, offered(opened, "Bob").image] == ["a.png", "b.png"]
+    assert rows(path, "SELECT count(*) FROM impressions") == [(0,)]
+    assert opened.progress("Ann", "click", "start").judgements == 0
+    with pytest.raises(NoSuchOffer, match="was skipped"):
+        opened.judge(first.key, "Ann", ["dog"])
+    judged = offered(opened, "Bob")
+    opened.judge(judged.key, "Bob", ["dog"])
+    with pytest.raises(AlreadyJudged):
+        opened.pass_over(judged.key, "Bob")
+    with pytest.raises(NoSuchOffer):
+        opened.pass_over(judged.key, "Ann")
+
+
+def test_the_last_judgements_are_the_newest_of_ones_own(opened: Store) -> None:
+    for user, answer in (("Ann", ["dog"]), ("Bob", []), ("Ann", ["cat"]), ("Ann", [])):
+        opened.judge(offered(opened, user).key, user, answer)
+    opened.undo("Ann", "click")
+    assert [past.answer for past in opened.last("Ann", "click", 5)] == [("cat",), ("dog",)]
+    assert [past.labels for past in opened.last("Ann", "click", 1)] == [LABELS]
+    assert opened.last("Ann", "rank", 5) == []
+
+
+def test_people_are_compared_where_either_could_have_chosen_the_other_s(path: Path) -> None:
+    """On one image: by hand."""
+    offers: dict[str, tuple[tuple[str, ...], list[str]]] = {
+        "Ann": (("dog", "cat"), ["dog"]),
+        "Bob": (("dog", "owl"), ["dog"]),  # agrees with Ann
+        "Cleo": (("owl", "dog"), ["owl"]),  # Bob could have; Ann could not
+        "Dan": (("cat", "owl"), []),  # none: only Cleo's owl was his to choose
+        "Eve": (("cat", "dog"), []),  # none: Ann's and Bob's dog was hers; with Dan no choice
+    }
+    with Store(path, ["a.png"]) as opened:
+        assert opened.people_agree("click") == (0, None)
+        for user, (labels, answer) in offers.items():
+            drawn = Drawn(labels, (0.5, 0.5), labels[0], "start")
+            offer = opened.next_offer(user, "click", lambda *_, drawn=drawn: drawn)  # type: ignore[misc]
+            assert offer is not None
+            opened.judge(offer.key, user, answer)
+        # Ann-Bob +, Bob-Cleo -, Cleo-Dan -, Ann-Eve -, Bob-Eve -.
+        assert opened.people_agree("click") == (5, 1 / 5)
+        assert opened.people_agree("rank") == (0, None)
+
+
+def test_grades_agree_within_one(path: Path) -> None:
+    with Store(path, ["a.png"]) as opened:
+        for user, grades in (("Ann", [5, 1]), ("Bob", [4, 3])):
+            offer = opened.next_offer(user, "grade", draw)
+            assert offer is not None
+            opened.judge(offer.key, user, grades)
+        assert opened.people_agree("grade") == (2, 1 / 2)
+
+
 def test_an_image_that_cannot_be_shown_is_left_out(opened: Store) -> None:
     offer = offered(opened, "Ann")
     opened.skip(offer.image)

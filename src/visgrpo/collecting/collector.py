@@ -11,13 +11,15 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from visgrpo.collecting.design import Answer, Ask, draw_group
-from visgrpo.collecting.store import Progress, Store
+from visgrpo.collecting.design import HIGHEST_GRADE, Answer, Ask, draw_group
+from visgrpo.collecting.store import Past, Progress, Store
 from visgrpo.collecting.tables import Drawn, Offer
 from visgrpo.errors import UserError, printable
+from visgrpo.feedback.worth.anytime import Tally, difference
 from visgrpo.terminal import say
 
 LONGEST_SIDE = 1024
+MOST_PAST = 12  # judgements that the page shows again
 _KEPT = 64
 # Up to this size PNG is as small as JPEG, and shows every pixel as it is.
 _PNG_SIDE = 128
@@ -81,6 +83,22 @@ class LearningState:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """How far people agree more with what was learned than with the model of the start.
+
+    Attributes:
+        judgements: of offers of the models that were learned.
+        change: of the mean agreement; shares, or grades.
+        low, high: its interval of 95 %, which holds at all times at once (see `difference`).
+    """
+
+    judgements: int
+    change: float
+    low: float
+    high: float
+
+
 class Learner(Protocol):
     """Learns from the store in the background; takes note of how many judgements there are."""
 
@@ -118,6 +136,7 @@ class Collector:
         # Of damaged images, which raise UserError, nothing is kept.
         self._picture = lru_cache(_KEPT)(lambda row: encode(images[row]))
         self._answers = answers
+        self._first, self._learned = answers.model, set[str]()
         self.learner: Learner | None = None
         self.skipped: list[str] = []
         self._draw(names[0], 0)  # settings that cannot work are refused before anyone is asked
@@ -129,6 +148,7 @@ class Collector:
 
     def swap(self, answers: Answers) -> None:
         """Draw from another model; offers that were made stay as they are."""
+        self._learned.add(answers.model)
         self._answers = answers
 
     def next_offer(self, user: str) -> Offer | None:
@@ -159,6 +179,30 @@ class Collector:
         self._store.judge(key, user, answer)
         if self.learner is not None:
             self.learner.judged(self.progress(user).judgements)
+
+    def pass_over(self, key: str, user: str) -> None:
+        """Close an offer without a judgement, as `Store.pass_over`."""
+        self._store.pass_over(key, user)
+
+    def last(self, user: str) -> list[Past]:
+        """Return a person's last judgements, the newest first."""
+        return self._store.last(user, self.design.ask, MOST_PAST)
+
+    def people_agree(self) -> tuple[int, float | None]:
+        """Return comparable pairs of judgements, and the share that agrees."""
+        return self._store.people_agree(self.design.ask)
+
+    def verdict(self) -> Verdict | None:
+        """Compare what was learned since the start with the model of the start, each on its own
+        offers, which were judged before it could learn from them; None where either has none."""
+        found = self._store.agreements(self.design.ask)
+        rounds = [Tally(*found[name]) for name in self._learned & found.keys()]
+        if self._first not in found or not rounds:
+            return None
+        count = sum(each.count for each in rounds)
+        learned = Tally(count, sum(each.count * each.mean for each in rounds) / count)
+        span = HIGHEST_GRADE - 1.0 if self.design.ask == "grade" else 1.0
+        return Verdict(count, *difference(Tally(*found[self._first]), learned, span=span))
 
     def undo(self, user: str) -> None:
         """Take back a person's last judgement, as `Store.undo`."""

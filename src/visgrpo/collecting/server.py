@@ -162,6 +162,12 @@ class Judged(BaseModel):
     answer: list[StrictInt | Text]
 
 
+class PassedOver(BaseModel):
+    """An offer that is not judged."""
+
+    offer: Text
+
+
 class Unnamed(UserError):
     """The browser has not said who judges."""
 
@@ -170,7 +176,8 @@ def create_app(collector: Collector, guard: Guard) -> FastAPI:
     """Return the application. Mistakes are answered as {"error": one line}.
 
     GET / is the page; GET /api/next an offer; POST /api/judge its answer; POST /api/undo takes the
-    last one back; GET /api/progress; POST /api/person says who judges; GET /image/{offer}.
+    last one back; POST /api/skip passes an offer over; GET /api/progress; GET /api/last what one judged
+    last; GET /api/agreement how far people agree with each other, and with what was learned; POST /api/person says who judges; GET /image/{offer}.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_guard(app, guard)
@@ -205,6 +212,22 @@ def create_app(collector: Collector, guard: Guard) -> FastAPI:
         user = _user(request)
         collector.undo(user)
         return _progress(collector, user)
+
+    @app.post("/api/skip")
+    def skip(body: PassedOver, request: Request) -> dict[str, Any]:
+        user = _user(request)
+        collector.pass_over(body.offer, user)
+        return _progress(collector, user)
+
+    @app.get("/api/last")
+    def last(request: Request) -> list[dict[str, Any]]:
+        return [asdict(each) for each in collector.last(_user(request))]
+
+    @app.get("/api/agreement")
+    def agreement(request: Request) -> dict[str, Any]:
+        _user(request)
+        (pairs, agreed), verdict = collector.people_agree(), collector.verdict()
+        return {"pairs": pairs, "people": agreed, "verdict": verdict and asdict(verdict)}
 
     @app.get("/api/progress")
     def progress(request: Request) -> dict[str, Any]:

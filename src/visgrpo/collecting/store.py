@@ -27,6 +27,7 @@ from visgrpo.collecting.tables import (
     in_one_line,
     insert_offer,
     insert_row,
+    listed,
     offer_from,
     open_store,
     transaction,
@@ -47,6 +48,15 @@ class Progress:
     own: int  # judgements of the person who asks
     agreement: float | None  # mean with the model that made each offer, before it learned from it
     agreement_now: float | None  # the same, over the offers of the model of this moment
+
+
+@dataclass(frozen=True)
+class Past:
+    """A judgement that still counts: the key of its offer, and what was answered."""
+
+    key: str
+    labels: tuple[str, ...]
+    answer: Answer
 
 
 class AlreadyJudged(UserError):
@@ -135,7 +145,7 @@ class Store(AbstractContextManager["Store"]):
             if offer.state == "judged":
                 raise AlreadyJudged(answer_to(connection, offer))
             if offer.state == "skipped":
-                raise NoSuchOffer("This image cannot be shown, so it cannot be judged.")
+                raise NoSuchOffer("This image was skipped or cannot be shown, so it is not judged.")
             drawn, now = offer.drawn, self._now()
             rows = rows_of(offer.ask, drawn.labels, drawn.propensities, answer)
             agreed = agreement(offer.ask, drawn.labels, drawn.best, answer)
@@ -168,6 +178,20 @@ class Store(AbstractContextManager["Store"]):
             )
             return find_offer(connection, key, user)
 
+    def pass_over(self, key: str, user: str) -> None:
+        """Close an offer that a person would rather not judge: nothing is logged of it, the person
+        is not asked again, and others still are.
+
+        Raises:
+            NoSuchOffer: as `offer`.
+            AlreadyJudged: the offer has a judgement; nothing is changed.
+        """
+        with self._writing() as connection:
+            offer = find_offer(connection, key, user)
+            if offer.state == "judged":
+                raise AlreadyJudged(answer_to(connection, offer))
+            connection.execute("UPDATE offers SET state = 'skipped' WHERE id = ?", (offer.id,))
+
     def skip(self, image: str) -> None:
         """Take an image that cannot be shown out of the choices, and close its open offers."""
         with self._writing() as connection:
@@ -181,6 +205,33 @@ class Store(AbstractContextManager["Store"]):
         query = f"SELECT DISTINCT image FROM {TABLES[ask]} JOIN choices USING (image)"
         with self._using() as connection:
             return [image for (image,) in connection.execute(query)]
+
+    def last(self, user: str, ask: Ask, most: int) -> list[Past]:
+        """Return a person's last judgements, the newest first."""
+        with self._using() as connection:
+            found = connection.execute(_LAST, (user, ask, most)).fetchall()
+            return [Past(key, listed(k, str), listed(a, str, int)) for key, k, a in found]
+
+    def people_agree(self, ask: Ask) -> tuple[int, float | None]:
+        """Return how many pairs of judgements of one image by two people can be compared, and the
+        share that agrees.
+
+        Of clicks and rankings the first choices of two people are compared where either could have
+        made the other's: labels that only one of them was offered say nothing. Of grades, any two
+        of one label; they agree where they are at most one apart.
+        """
+        with self._using() as connection:
+            pairs, agreed = connection.execute(
+                _EQUAL_GRADES if ask == "grade" else _EQUAL_CHOICES, {"ask": ask}
+            ).fetchone()
+            return pairs, agreed
+
+    def agreements(self, ask: Ask) -> dict[str, tuple[int, float]]:
+        """Return, for each model, the judgements of its own offers that `Progress.agreement` is the
+        mean of, and that mean."""
+        with self._using() as connection:
+            found = connection.execute(_AGREEMENTS, (ask,)).fetchall()
+            return {model: (count, mean) for model, count, mean in found}
 
     def progress(self, user: str, ask: Ask, model: str) -> Progress:
         """Return how far judging has come.
@@ -230,3 +281,29 @@ SELECT (SELECT count(*) FROM choices), count(DISTINCT offers.image), count(*),
        avg(agreement), avg(agreement) FILTER (WHERE model = :model)
 FROM judgements JOIN offers ON offers.id = offer JOIN choices USING (image)
 WHERE judgements.ask = :ask AND NOT undone"""
+_LAST = """
+SELECT key, labels, answer
+FROM judgements JOIN offers ON offers.id = offer JOIN choices USING (image)
+WHERE judgements.user = ? AND judgements.ask = ? AND NOT undone
+ORDER BY judgements.id DESC LIMIT ?"""
+_AGREEMENTS = """
+SELECT model, count(*), avg(agreement)
+FROM judgements JOIN offers ON offers.id = offer JOIN choices USING (image)
+WHERE judgements.ask = ? AND NOT undone AND agreement IS NOT NULL GROUP BY model"""
+# An answer of nothing is "none of these": it disagrees with a choice that it could have made.
+_EQUAL_CHOICES = """
+WITH chosen AS (
+  SELECT judgements.id, image, judgements.user, labels, json_extract(answer, '$[0]') AS choice
+  FROM judgements JOIN offers ON offers.id = offer JOIN choices USING (image)
+  WHERE judgements.ask = :ask AND NOT undone
+)
+SELECT count(*), avg(one.choice IS two.choice)
+FROM chosen AS one JOIN chosen AS two USING (image)
+WHERE one.id < two.id AND one.user <> two.user
+  AND coalesce(one.choice, two.choice) IS NOT NULL
+  AND (one.choice IS NULL OR one.choice IN (SELECT value FROM json_each(two.labels)))
+  AND (two.choice IS NULL OR two.choice IN (SELECT value FROM json_each(one.labels)))"""
+_EQUAL_GRADES = """
+SELECT count(*), avg(abs(one.grade - two.grade) <= 1)
+FROM grades AS one JOIN grades AS two USING (image, label) JOIN choices USING (image)
+WHERE one.judgement < two.judgement AND one.user <> two.user AND :ask = 'grade'"""

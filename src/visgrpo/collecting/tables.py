@@ -230,7 +230,7 @@ def find_offer(connection: sqlite3.Connection, key: str, user: str) -> Offer:
 def offer_from(found: Sequence[Any]) -> Offer:
     """Return the offer in a row of `OFFER_COLUMNS`."""
     number, key, image, user, ask, state, labels, propensities, best, model = found
-    drawn = Drawn(_listed(labels, str), _listed(propensities, float), best, model)
+    drawn = Drawn(listed(labels, str), listed(propensities, float), best, model)
     return Offer(number, key, image, user, ask, state, drawn)
 
 
@@ -240,7 +240,7 @@ def answer_to(connection: sqlite3.Connection, offer: Offer) -> Answer:
     found = connection.execute(query, (offer.id,)).fetchone()
     if found is None:
         raise _damaged()
-    return list(_listed(found[0], str, int))
+    return list(listed(found[0], str, int))
 
 
 def insert_offer(
@@ -260,7 +260,7 @@ def insert_row(connection: sqlite3.Connection, table: str, row: Mapping[str, Any
     connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", dict(row))
 
 
-def _listed(text: str, *types: type) -> tuple[Any, ...]:
+def listed(text: str, *types: type) -> tuple[Any, ...]:
     """Return what `as_json` wrote, or raise as SQLite does of what it did not."""
     try:
         found = json.loads(text)

@@ -8,9 +8,9 @@ const QUESTIONS = {
   grade: "How well does each label fit?",
 };
 const KEYS = {
-  click: "Keys: 1–9 choose, 0 or N none of these, U or Backspace undo.",
-  rank: "Keys: 1–9 name the next best, Enter saves, Esc clears, 0 or N none of these, U or Backspace undo. Labels that you leave out count as worse than all you named.",
-  grade: "Keys: 1 (wrong) to 5 (fits) grade the marked label, ↑ ↓ move, Enter saves, Esc clears, U or Backspace undo.",
+  click: "Keys: 1–9 choose, 0 or N none of these, S skip, U or Backspace undo.",
+  rank: "Keys: 1–9 name the next best, Enter saves, Esc clears, 0 or N none of these, S skip, U or Backspace undo. Labels that you leave out count as worse than all you named.",
+  grade: "Keys: 1 (wrong) to 5 (fits) grade the marked label, ↑ ↓ move, Enter saves, Esc clears, S skip, U or Backspace undo.",
 };
 const HIGHEST_GRADE = 5;
 // The answer that is under way is kept here too: a reload or a crash of the browser loses none.
@@ -108,6 +108,16 @@ function saveUnsaved() {
   });
 }
 
+// Who cannot tell passes an image over: that says nothing of its labels, unlike "none of these".
+function skip() {
+  if (busy || !offer) return;
+  showNotice(null);
+  attempt("Not skipped", async () => {
+    await call("/api/skip", { offer: offer.key });
+    await next();
+  });
+}
+
 function undo() {
   if (busy) return;
   if (ask === "rank" && picks.length) {
@@ -179,6 +189,8 @@ function showProgress({ person, progress, learning }) {
   // Folded until it is asked for: who reads it while judging may judge by it.
   $("agreement").textContent = agreementText(progress, learning);
   $("model").hidden = !$("agreement").textContent;
+  $("past").hidden = !progress.own;
+  for (const id of ["past", "model"]) unfold(id);
   $("learning").hidden = !learning || (learning.state === "idle" && !learning.rounds);
   $("learning").textContent = learning ? learningText(learning) : "";
   if (learning && learning.state === "learning") refreshSoon();
@@ -195,6 +207,41 @@ function agreementText(progress, learning) {
   const since = learning && learning.rounds && progress.agreement_now !== null
     ? ` (since it learned: ${number(progress.agreement_now)})` : "";
   return `${what}: ${number(progress.agreement)}${since}`;
+}
+
+// What is folded is fetched when it is opened, and again after each judgement.
+async function unfold(id) {
+  if ($(id).hidden || !$(id).open) return;
+  try {
+    if (id === "past") $("past-list").replaceChildren(...(await call("/api/last")).map(pastRow));
+    else $("compared").textContent = comparedText(await call("/api/agreement"));
+  } catch (error) {
+    if (!(error instanceof Trouble)) throw error; // said when an answer cannot be saved
+  }
+}
+
+function pastRow({ key, labels, answer }) {
+  const image = element("img", "");
+  image.src = `/image/${key}`;
+  image.alt = "";
+  const said = ask === "grade" ? labels.map((label, place) => `${label} ${answer[place]}`) : answer;
+  const row = element("li", "");
+  row.append(image, element("span", "", said.join(ask === "rank" ? " > " : ", ") || "none of these"));
+  return row;
+}
+
+function comparedText({ pairs, people, verdict }) {
+  const said = [];
+  if (pairs) said.push(`People agree with each other in ${percent(people)} of ${pairs} comparable pairs.`);
+  if (verdict) {
+    const { change, low, high, judgements } = verdict;
+    const of = (value) => (ask === "grade" ? value.toFixed(1) : Math.round(100 * value));
+    const unit = ask === "grade" ? "grades" : "points";
+    const sure = low > 0 ? "the new model is better" : high < 0 ? "the new model is worse" : "too early to tell";
+    said.push(`Since it learned ${change < 0 ? "−" : "+"}${of(Math.abs(change))} ${unit}, after ${judgements} judgements ` +
+      `(95 %, whenever you look: ${of(low)} to ${of(high)}): ${sure}.`);
+  }
+  return said.length ? `. ${said.join(" ")}` : "";
 }
 
 function learningText({ state, rounds, detail }) {
@@ -233,7 +280,7 @@ function draw() {
   $("submit").hidden = $("clear").hidden = ask === "click";
   $("submit").disabled = busy || !complete();
   $("clear").disabled = busy || picks.every((pick) => pick === null);
-  for (const id of ["none", "undo"]) $(id).disabled = busy;
+  for (const id of ["none", "skip", "undo"]) $(id).disabled = busy;
 }
 
 function labelButton(label, place) {
@@ -306,6 +353,7 @@ function onKey(event) {
   if (key === "enter" && again) return again();
   if (key === "u" || key === "backspace") undo();
   else if (!offer) return;
+  else if (key === "s") skip();
   else if (key === "enter") submit();
   else if (key === "escape") clear();
   else if (ask === "grade" && key === "arrowdown") marked = Math.min(marked + 1, picks.length - 1);
@@ -327,6 +375,8 @@ $("none").addEventListener("click", () => save([]));
 $("submit").addEventListener("click", submit);
 $("clear").addEventListener("click", clear);
 $("undo").addEventListener("click", undo);
+$("skip").addEventListener("click", skip);
+for (const id of ["past", "model"]) $(id).addEventListener("toggle", () => unfold(id));
 $("undo-done").addEventListener("click", undo);
 $("person").addEventListener("click", showName);
 $("retry").addEventListener("click", () => again && again());

@@ -199,8 +199,8 @@ class Collector:
         rounds = [Tally(*found[name]) for name in self._learned & found.keys()]
         if self._first not in found or not rounds:
             return None
-        count = sum(each.count for each in rounds)
-        learned = Tally(count, sum(each.count * each.mean for each in rounds) / count)
+        count = sum(each.size for each in rounds)
+        learned = Tally(count, sum(each.size * each.mean for each in rounds) / count)
         span = HIGHEST_GRADE - 1.0 if self.design.ask == "grade" else 1.0
         return Verdict(count, *difference(Tally(*found[self._first]), learned, span=span))
 

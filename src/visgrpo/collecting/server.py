@@ -175,9 +175,10 @@ class Unnamed(UserError):
 def create_app(collector: Collector, guard: Guard) -> FastAPI:
     """Return the application. Mistakes are answered as {"error": one line}.
 
-    GET / is the page; GET /api/next an offer; POST /api/judge its answer; POST /api/undo takes the
-    last one back; POST /api/skip passes an offer over; GET /api/progress; GET /api/last what one judged
-    last; GET /api/agreement how far people agree with each other, and with what was learned; POST /api/person says who judges; GET /image/{offer}.
+    GET / is the page; GET /api/next an offer, GET /image/{offer} its picture; POST /api/judge its
+    answer, /api/skip leaves it, /api/undo takes the last answer back; POST /api/person says who
+    judges; GET /api/progress; GET /api/last what one judged last; GET /api/agreement how far people
+    agree with each other, and with what was learned.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_guard(app, guard)

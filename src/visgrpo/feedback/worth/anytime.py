@@ -25,7 +25,7 @@ _RHO = 2.5
 class Tally(NamedTuple):
     """How many values there are, and their mean."""
 
-    count: int
+    size: int
     mean: float
 
 
@@ -44,5 +44,5 @@ def difference(first: Tally, second: Tally, *, span: float = 1.0) -> tuple[float
         span: the greatest value less the least; the difference lies within ±span.
     """
     change = second.mean - first.mean
-    far = span * (reach(first.count, ALPHA / 2) + reach(second.count, ALPHA / 2))
+    far = span * (reach(first.size, ALPHA / 2) + reach(second.size, ALPHA / 2))
     return change, max(-span, change - far), min(span, change + far)

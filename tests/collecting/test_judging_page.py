@@ -18,6 +18,7 @@ from serving import SCRIPT, plain_images, serving
 from browsing import browser as browser
 from browsing import needs_chromium
 from visgrpo.collecting.collector import Design, LearningState
+from visgrpo.collecting.design import Ask
 
 pytestmark = needs_chromium
 
@@ -303,15 +304,20 @@ def test_a_token_opens_the_page_and_leaves_the_address(browser: Browser, store: 
         assert token not in page.evaluate("() => document.cookie")
 
 
+@pytest.mark.parametrize("ask", ["click", "rank"])
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (640, 360)])
 def test_a_phone_shows_picture_question_and_labels_without_scrolling(
-    browser: Browser, store: Path, width: int, height: int
+    browser: Browser, store: Path, width: int, height: int, ask: Ask
 ) -> None:
     size = {"width": width, "height": height}
     with (
-        serving(store, plain_images(2), Design(group_size=4)) as served,
+        serving(store, plain_images(2), Design(ask, group_size=4)) as served,
         person(browser, served.address, "Ann", viewport=size, has_touch=True) as page,
     ):
+        if ask == "click":
+            press(page, "1")
+            judged(page, 1)  # "How the model does" and "My last" are there now
+            ready(page)
         for part in ("#image", "#question", "#none", "#skip", "#undo", "#labels button:last-child"):
             box = page.locator(part).bounding_box()
             assert box is not None

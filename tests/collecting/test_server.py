@@ -14,12 +14,12 @@ from PIL import Image
 from serving import CLASSES, Client, Served, first_is_best, plain_images, serving
 
 from visgrpo.collecting import tables
+from visgrpo.collecting.anytime import reach
 from visgrpo.collecting.collector import Design, LearningState
 from visgrpo.collecting.options import is_loopback
 from visgrpo.collecting.server import listen
 from visgrpo.data.folders import read_photos
 from visgrpo.errors import UserError
-from visgrpo.feedback.worth.anytime import reach
 
 TOKEN = "correct-horse-battery"
 

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from visgrpo.collecting.anytime import Tally, difference
 from visgrpo.collecting.design import HIGHEST_GRADE, Answer, Ask, draw_group
 from visgrpo.collecting.store import Past, Progress, Store
 from visgrpo.collecting.tables import Drawn, Offer
 from visgrpo.errors import UserError, printable
-from visgrpo.feedback.worth.anytime import Tally, difference
 from visgrpo.terminal import say
 
 LONGEST_SIDE = 1024

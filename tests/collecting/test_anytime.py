@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from visgrpo.feedback.worth.anytime import Tally, difference, reach
+from visgrpo.collecting.anytime import Tally, difference, reach
 
 
 @pytest.mark.parametrize("count", [1, 30, 400])

@@ -49,6 +49,7 @@ def test_by_hand() -> None:
     assert confusion_KK.tolist() == [[2, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     measures = segmentation_measures(confusion_KK, ("a", "b", "c", "d"))
     assert measures["per_class_iou"] == {"a": 0.5, "b": 0.5, "c": 0.0, "d": None}
+    assert measures["per_class_pixels"] == {"a": 3, "b": 2, "c": 0, "d": 0}
     assert measures["miou"] == pytest.approx(1 / 3)
     assert measures["pixel_accuracy"] == pytest.approx(3 / 5)
     assert measures["mean_class_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)

@@ -475,6 +475,7 @@ def segmentation_run(make_run: MakeRun, name: str = "run", rows: int = 3, **opti
     }
     after = before | {"miou": 0.5, "pixel_accuracy": 0.875, "mean_class_accuracy": 0.6}
     after |= {"per_class_iou": {"ground": 0.9, "cat": 0.4, "dog": 0.2, "owl": None}}
+    after |= {"per_class_pixels": {"ground": 900, "cat": 100, "dog": 3000, "owl": 0}}
     summary = {"recipe": "segmentation", "before": before, "after": after}
     options = {"samples": False, "steps": 4, "method": "grpo-rm", **options}
     path = make_run(name, config={"recipe": "segmentation"}, summary=summary, **options)

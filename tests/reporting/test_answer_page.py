@@ -28,7 +28,7 @@ def test_the_measures_are_those_of_answers(small_run):
     html = write_report(path).read_text()
     assert_offline(html)
     text = squeeze(Page(html).words)
-    assert "Accuracy 50.0 % → 81.2 % (+31.2 points, 95 % interval 77.9 % to 84.6 %)" in text
+    assert "Accuracy 50.0 % → 81.2 % (95 % interval 77.9 % to 84.6 %), +31.2 points" in text
     titles = "Accuracy Sampled accuracy Mean absolute error Without an answer Right format"
     assert f"Before and after {titles} before 50.0 % 45.0 % 1.000 6.2 % 75.0 % after" in text
     assert "change +31.2 points +31.2 points −0.625 −3.9 points +15.6 points" in text

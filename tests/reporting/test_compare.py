@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_a_group_is_drawn_as_its_mean_with_a_band_from_least_to_greatest(three):
     (area,) = axes.collections
     corners = {tuple(point) for point in area.get_paths()[0].vertices}
     assert {(1, 1), (2, 2), (3, 1), (1, 3), (2, 6), (3, 3)} <= corners
+
+
+def test_values_stand_below_a_plot_a_column_for_each_group(three, tmp_path):
+    page = compare_runs(three, ["kl"], tmp_path / "compare.html").read_text()
+    table = re.sub(r"\s*<[^>]+>\s*", " ", page[page.index('<details class="values">') :])
+    table = " ".join(table[: table.index("Differing options")].split())
+    assert "grpo-s0 … grpo-s1, 2 seeds ppo 1 2.000 0.000 2 4.000 0.000 3 2.000 5.000" in table
 
 
 def test_the_mean_is_taken_over_steps_that_all_seeds_have(three):

@@ -308,8 +308,8 @@ def test_the_headline_is_the_reward_that_was_trained_with_its_interval(small_run
     }
     said = headline(read_run(small_run(steps=1, summary=summary)))
     assert said == (
-        "Reward 0.500 → 0.600 (+0.100, 95 % interval 0.550 to 0.650); "
-        "Accuracy 70.0 % → 72.0 % (+2.0 points, 95 % interval 68.0 % to 76.0 %, within noise)"
+        "Reward 0.500 → 0.600 (95 % interval 0.550 to 0.650), +0.100; "
+        "Accuracy 70.0 % → 72.0 % (95 % interval 68.0 % to 76.0 %), +2.0 points, within noise"
     )
     run = small_run(
         "other", steps=1, method="supervised", summary={**summary, "method": "supervised"}

@@ -85,7 +85,8 @@ def segmentation_measures(confusion_KK: Tensor, classes: Sequence[str]) -> dict[
 
     Returns:
         Plain numbers, ready for JSON: `miou`, `pixel_accuracy`, `mean_class_accuracy`,
-        `per_class_iou` ({class: IoU or None}) and `pixels`, the number of labelled pixels.
+        `per_class_iou` ({class: IoU or None}), `per_class_pixels` of the truth, and `pixels`, the
+        number of labelled pixels.
 
     Raises:
         UserError: class names do not fit the matrix, or no pixel was counted.
@@ -110,6 +111,7 @@ def segmentation_measures(confusion_KK: Tensor, classes: Sequence[str]) -> dict[
             name: iou if seen else None
             for name, iou, seen in zip(classes, iou_K.tolist(), seen_K.tolist(), strict=True)
         },
+        "per_class_pixels": dict(zip(classes, map(int, truth_K.tolist()), strict=True)),
         "pixels": pixels,
     }
 

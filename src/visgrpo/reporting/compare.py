@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.files import write_whole
-from visgrpo.metrics import main_keys, metric
+from visgrpo.metrics import Metric, main_keys, metric
 from visgrpo.reporting.figures import (
     LIGHT,
     Theme,
@@ -21,6 +21,7 @@ from visgrpo.reporting.figures import (
     curve_window,
     draw_band,
     evaluations_first,
+    evenly,
     line_style,
     moving_average,
     new_axes,
@@ -193,14 +194,29 @@ def _has(run: Run, key: str, axis: Across) -> bool:
     return key in keys and (axis != "token" or SAMPLED_TOKENS in keys)
 
 
+def _values(
+    groups: Sequence[RunGroup], bands: Sequence[Band | None], label: Metric
+) -> list[list[str]]:
+    """Return what the lines are drawn from, as a table: a column for each group, means of seeds."""
+    drawn = {g.name: band for g, band in zip(groups, bands, strict=True) if band is not None}
+    columns = [dict(zip(band.places, band.mean.tolist(), strict=True)) for band in drawn.values()]
+    places = sorted(set().union(*columns))
+    rows = [
+        [f"{places[n]:g}", *(label.text(c[places[n]]) if places[n] in c else "–" for c in columns)]
+        for n in evenly(len(places))
+    ]
+    return [["", *drawn], *rows]
+
+
 def _plot(
     groups: Sequence[RunGroup], runs: Sequence[Run], key: str, axis: Across
 ) -> dict[str, Any]:
     bands = [group_band(group, key, axis) for group in groups]
     draw = partial(overlay_figure, groups, key, axis=axis)
     named = zip(run_names(runs), runs, strict=True)
+    plot = both_themes(curve_title(key, common_subject(runs)), draw)
     return {
-        "plot": both_themes(curve_title(key, common_subject(runs)), draw),
+        "plot": replace(plot, values=_values(groups, bands, metric(key, common_subject(runs)))),
         "drawn": [place for place, band in enumerate(bands) if band is not None],
         "absent": [name for name, run in named if not _has(run, key, axis)],
     }

@@ -132,8 +132,12 @@ def curve_values(run: Run, key: str) -> list[tuple[str, str]]:
     """
     steps, values = series(run, key)
     places, text = positions(run, steps, across([run])), metric(key, run.subject).text
-    chosen = sorted(set(np.linspace(0, len(steps) - 1, MOST_VALUES).round().astype(int).tolist()))
-    return [(f"{places[n]:g}", text(values[n])) for n in chosen]
+    return [(f"{places[n]:g}", text(values[n])) for n in evenly(len(steps))]
+
+
+def evenly(points: int) -> list[int]:
+    """Return which of some points a table has: at most `MOST_VALUES`, the first and last too."""
+    return sorted(set(np.linspace(0, points - 1, MOST_VALUES).round().astype(int).tolist()))
 
 
 def is_constant(run: Run, key: str) -> bool:

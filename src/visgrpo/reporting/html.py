@@ -27,13 +27,13 @@ PIXEL_ART_SIDE = 96
 class Plot:
     """One plot in both themes, as data URIs; the browser picks by prefers-color-scheme.
 
-    `values` are places and values, for those who want numbers.
+    `values` are rows of a place and its values, for those who want numbers.
     """
 
     alt: str
     light: str
     dark: str
-    values: Sequence[tuple[str, str]] = ()
+    values: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,17 @@ def measure_tables(run: Run) -> dict[str, list[Change]]:
 
 
 def in_a_line(run: Run, change: Change) -> str:
-    """Write a change with its 95 % interval, where that is known, and whether it is noise.
+    """Write a change, with the 95 % interval of its end where known, and whether it is noise.
 
     The start within the interval of the end is taken for noise: both were measured on the same
     examples, so the true test is a little sharper.
     """
-    said = [change.change]
-    if (ends := _interval(run.after, change.name)) is not None:
-        said.append(f"95 % interval {' to '.join(map(change.label.text, ends))}")
-        if change.before_value is not None and ends[0] <= change.before_value <= ends[1]:
-            said.append("within noise")
-    return f"{change.label.title} {change.before} → {change.after} ({', '.join(said)})"
+    said = f"{change.label.title} {change.before} → {change.after}"
+    if (ends := _interval(run.after, change.name)) is None:
+        return f"{said} ({change.change})"
+    said += f" (95 % interval {' to '.join(map(change.label.text, ends))}), {change.change}"
+    noise = change.before_value is not None and ends[0] <= change.before_value <= ends[1]
+    return f"{said}, within noise" if noise else said
 
 
 def remarks(run: Run) -> list[str]:
@@ -142,7 +142,8 @@ def baseline(run: Run) -> dict[str, Any] | None:
 
 
 def per_class(run: Run, measure: str) -> list[Change]:
-    """Return a measure of each class, "accuracy" or "iou", before and after, in class order.
+    """Return a measure of each class, "accuracy" or "iou", before and after, in class order, or
+    those with most pixels first where these were counted.
 
     Of more than `MAX_CLASSES` classes: the `MOST_CHANGED` that lost most, then those that gained
     most, largest change first.
@@ -150,10 +151,9 @@ def per_class(run: Run, measure: str) -> list[Change]:
     before: dict[str, Any] = run.before.get(f"per_class_{measure}") or {}
     after: dict[str, Any] = run.after.get(f"per_class_{measure}") or {}
     label = metric(measure)
-    changes = [
-        _change(name, label, before.get(name), after.get(name))
-        for name in dict.fromkeys([*before, *after])
-    ]
+    pixels: dict[str, int] = run.after.get("per_class_pixels") or {}
+    names = sorted(dict.fromkeys([*before, *after]), key=lambda name: -pixels.get(name, 0))
+    changes = [_change(name, label, before.get(name), after.get(name)) for name in names]
     if len(changes) <= MAX_CLASSES:
         return changes
     return [*_most(changes, "loss"), *_most(changes, "gain")]

@@ -92,3 +92,11 @@ def test_truths_that_are_no_boxes_are_refused() -> None:
         earned("iou", ["[1,2,3,4]"], "3")
     with pytest.raises(UserError, match="one true box or point for each question, not 2"):
         earned("inside", ["[1,2]"], TWO)
+    with pytest.raises(UserError, match="one true box or point for each question, not 0"):
+        earned("near:3", ["words"], "[]")
+
+
+def test_what_is_no_number_or_turned_finds_nothing() -> None:
+    answers = ["[NaN,1,2,3]", "[9,9,0,0]", "at [0,0,10,10]", "[]"]
+    assert earned("boxes", answers) == [-1, -1, -1, -1]
+    assert earned("boxes", answers, "[]") == [-1, -1, -1, 1]

@@ -88,7 +88,10 @@ class BoxReward:
 
     def _score(self, completion: Text, truth: str) -> float:
         true, boxes = true_boxes(truth, self.name), answered(completion)
-        return self.nothing if boxes is None else self.score(boxes, true)
+        score = self.score(
+            boxes or [], true
+        )  # refuses a truth that it cannot pay by, whatever came
+        return self.nothing if boxes is None else score
 
 
 @dataclass(frozen=True)

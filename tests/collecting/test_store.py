@@ -428,3 +428,18 @@ def test_a_read_only_store(as_nobody: Path) -> None:
         Store(path, IMAGES)
     with pytest.raises(UserError, match=r"cannot be (written|opened)"):
         Store(as_nobody / "new.db", IMAGES)
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(opened: Store, path: Path) -> None:
+    opened.judge(offered(opened, "Ann").key, "Ann", ["cat"])
+    second = offered(opened, "Ann")
+    connection = opened._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite says of a full disk, too
+    with pytest.raises(UserError, match="cannot grow: the disk is full; make room"):
+        for number in range(10_000):
+            offered(opened, f"Ann-{number}")
+    assert rows(path, "SELECT count(*) FROM judgements") == [(1,)]
+    connection.execute(f"PRAGMA max_page_count = {10 * pages}")
+    opened.judge(second.key, "Ann", ["dog"])
+    assert rows(path, "SELECT count(*) FROM judgements") == [(2,)]

@@ -181,7 +181,10 @@ def _connect(folder: Path) -> DuckDBPyConnection:
             "autoload_known_extensions": "false",
         },
     )
-    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    connection.execute("SET TimeZone = 'UTC'")
+    # In a notebook it cannot even be switched off where what would draw it is missing.
+    if only_row(connection, "SELECT current_setting('enable_progress_bar')")[0]:
+        connection.execute("SET enable_progress_bar = false")
     # It takes parts of a query that differ in their columns for the same, and answers wrongly, in
     # many versions from 1.5.1 to 2.0.0 (duckdb/duckdb issues 24624, 25819 and others).
     if connection.execute("FROM duckdb_optimizers() WHERE name = $faulty", _FAULTY).fetchall():

@@ -2,7 +2,7 @@
 # Both make .venv first, with the pinned set; nothing else is needed.
 # make test JOBS=8 takes eight cores, and about 1 GB of memory for each.
 # What is not here is skipped, and said at the end: TRL and Postgres' driver come with
-# EXTRAS=dev,bench,postgres, the site's tools with EXTRAS=dev,docs; .ci/run installs Chromium and starts a Postgres besides.
+# EXTRAS=dev,bench,postgres, the site's tools with EXTRAS=dev,docs, what runs notebooks with EXTRAS=dev,notebooks; .ci/run installs Chromium and starts a Postgres besides.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -436,9 +436,13 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(opened: Store, path: Pa
     connection = opened._connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite says of a full disk, too
-    with pytest.raises(UserError, match="cannot grow: the disk is full; make room"):
+
+    def fill() -> None:
         for number in range(10_000):
             offered(opened, f"Ann-{number}")
+
+    with pytest.raises(UserError, match="cannot grow: the disk is full; make room"):
+        fill()
     assert rows(path, "SELECT count(*) FROM judgements") == [(1,)]
     connection.execute(f"PRAGMA max_page_count = {10 * pages}")
     opened.judge(second.key, "Ann", ["dog"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -115,6 +116,9 @@ def test_the_sums_over_rows(models: tuple[str, str], photos: Path, log: str) -> 
         assert row["snips"]["value"] == pytest.approx((rho * clicks).sum() / rho.sum(), rel=1e-5)
         assert row["effective_samples"] == pytest.approx(rho.sum() ** 2 / (rho**2).sum(), rel=1e-5)
         assert row["mean_ratio"]["value"] == pytest.approx(rho.mean(), rel=1e-5)
+        at = row["clipped"]["at"]  # None where nothing is cut
+        clipped = (np.minimum(rho, at or np.inf) * clicks).mean()
+        assert row["clipped"]["value"] == pytest.approx(clipped, rel=1e-5)
         assert row["doubly_robust"]["low"] < row["ips"]["value"] < row["doubly_robust"]["high"]
 
 
@@ -132,6 +136,7 @@ def test_differences_are_with_the_log_and_with_the_first(
     line = f"model 2 − model 1: {second['value']:+.4f} [{second['low']:.4f}, "
     assert f"model 2: {models[1]}\n" in text
     assert line in text
+    assert re.search(r"model 2, Switch-DR: 0\.\d+ \[.*\], cuts (nothing|ratios above)", text)
     assert "log.csv, 288 impressions of 24 images" in text
     assert f"[{found['logged']['low']:.3f}, {found['logged']['high']:.3f}]" in text
 

@@ -8,11 +8,17 @@ An impression i showed label a_i of image x_i with propensity p_i and earned the
     direct         (1/n) Σ_i Σ_k π(k|x_i) q(x_i, k)
     doubly robust  direct + (1/n) Σ ρ_i (c_i - q(x_i, a_i))
     SNDR           direct + Σ ρ_i (c_i - q(x_i, a_i)) / Σ ρ_i
+    clipped IPS    (1/n) Σ min(ρ_i, τ) c_i
+    Switch-DR      direct + (1/n) Σ ρ_i [ρ_i <= τ] (c_i - q(x_i, a_i))
 
 where q predicts click rates. IPS is unbiased (Horvitz and Thompson 1952); SNIPS trades a bias of
 order 1/n for less variance and does not change when all rewards are shifted by a constant
 (Swaminathan and Joachims 2015); doubly robust is consistent if p or q is right (Dudík, Langford and
-Li 2011). SNDR is to doubly robust what SNIPS is to IPS (Thomas and Brunskill 2016).
+Li 2011). SNDR is to doubly robust what SNIPS is to IPS (Thomas and Brunskill 2016). Clipped IPS
+(Ionides 2008; Bottou et al. 2013) and Switch-DR (Wang, Agarwal and Dudík 2017), which trusts q
+alone where ρ > τ, give up some of that for less variance. τ is chosen by bounds, as SLOPE does (Su,
+Srinath and Krishnamurthy 2020): the least quantile of ρ down to which all intervals, twice as wide
+as those of 95 %, still meet.
 
 π is the same for all impressions of one image and label, so sums over the cells of a log are
 enough. Every estimate is a ratio of two sums over images. Its standard error comes from the
@@ -22,7 +28,10 @@ not.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy.stats import t as student
@@ -36,6 +45,8 @@ _SUM_TOLERANCE = 1e-4  # of probabilities that a model gave in float32
 _FAR = 0.1
 """A mean ratio this far from 1, and by `_ERRORS` standard errors, cannot be chance."""
 _ERRORS = 4.0
+_QUANTILES = np.linspace(0.5, 1.0, 26)
+"""Of ρ, at which it may be cut."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,16 @@ class Estimate:
     low: float
     high: float
     influence_I: Floats = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Cut(Estimate):
+    """An estimate that cuts large ratios at τ, infinite where nothing is cut.
+
+    Its interval leaves out the bias of cutting.
+    """
+
+    at: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class OffPolicy(Overlap):
-    """What a policy would have earned per impression, by five estimators, and what supports it.
+    """What a policy would have earned per impression, by seven estimators, and what supports it.
 
     The direct estimate's interval covers the choice of images alone, not what is wrong with q.
     """
@@ -92,6 +113,8 @@ class OffPolicy(Overlap):
     direct: Estimate
     doubly_robust: Estimate
     sndr: Estimate
+    clipped: Cut
+    switch: Cut
 
 
 def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Floats) -> OffPolicy:
@@ -129,7 +152,42 @@ def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Float
         direct=direct,
         doubly_robust=_ratio(expected_I + residual_I, sums.shown_I),
         sndr=_sum(direct, _ratio(residual_I, sums.ratio_I)),
+        clipped=_slope(cells, sums, partial(_clipped, cells, sums)),
+        switch=_slope(cells, sums, partial(_switch, cells, sums, expected_I, q_C)),
     )
+
+
+def _slope(cells: LogCells, sums: _Sums, cut_at: Callable[[float], Cut]) -> Cut:
+    """Return the estimate that cuts most among those that SLOPE allows, of `_QUANTILES` of ρ."""
+    order = np.argsort(sums.mean_ratio_C)
+    share_C = np.cumsum(cells.count_C[order]) / cells.count_C.sum()
+    places = np.searchsorted(share_C, _QUANTILES).clip(max=len(order) - 1)
+    chosen = cut_at(math.inf)
+    low, high = 2 * chosen.low - chosen.value, 2 * chosen.high - chosen.value
+    for at in np.unique(sums.mean_ratio_C[order[places]])[::-1].tolist():
+        each = cut_at(at)
+        low = max(low, 2 * each.low - each.value)
+        high = min(high, 2 * each.high - each.value)
+        if low > high:
+            break
+        chosen = each
+    return chosen
+
+
+def _clipped(cells: LogCells, sums: _Sums, at: float) -> Cut:
+    over_C = (sums.mean_ratio_C - at).clip(min=0)
+    cut_C = np.minimum(sums.mean_ratio_C, at) * cells.clicks_C
+    all_C = sums.policy_C * cells.clicks_inverse_C
+    clicks_I = sums.per_image(np.where(over_C > 0, cut_C, all_C))
+    return Cut(**vars(_ratio(clicks_I, sums.shown_I)), at=at)
+
+
+def _switch(cells: LogCells, sums: _Sums, expected_I: Floats, q_C: Floats, at: float) -> Cut:
+    kept_C = sums.mean_ratio_C <= at
+    ratio_C = sums.policy_C * cells.inverse_C
+    residual_C = sums.policy_C * cells.clicks_inverse_C - ratio_C * q_C
+    value_I = expected_I + sums.per_image(np.where(kept_C, residual_C, 0.0))
+    return Cut(**vars(_ratio(value_I, sums.shown_I)), at=at)
 
 
 def overlap(cells: LogCells, probabilities_MK: Floats) -> Overlap:
@@ -173,6 +231,8 @@ class _Sums:
         ratio_I: Σρ.
         clicks_I: Σρc.
         covered_I: the policy's mass on labels that were logged for the image.
+        mean_ratio_C: mean of ρ over the impressions of every cell, which is ρ itself where the
+            logging policy did not change.
     """
 
     def __init__(self, cells: LogCells, probabilities_MK: Floats) -> None:
@@ -183,6 +243,7 @@ class _Sums:
         self.ratio_I = self.per_image(self.policy_C * cells.inverse_C)
         self.clicks_I = self.per_image(self.policy_C * cells.clicks_inverse_C)
         self.covered_I = self.per_image(self.policy_C)
+        self.mean_ratio_C = self.policy_C * cells.inverse_C / cells.count_C
 
     def per_image(self, values_C: Floats) -> Floats:
         return add_up(self._index_C, values_C, len(self.images_I))
@@ -200,7 +261,7 @@ def _overlap(cells: LogCells, sums: _Sums) -> Overlap:
         effective_samples=effective,
         effective_share=effective / impressions,
         mean_ratio=_ratio(sums.ratio_I, sums.shown_I),
-        largest_ratio=float((sums.policy_C * cells.inverse_C / cells.count_C).max()),
+        largest_ratio=float(sums.mean_ratio_C.max()),
         impressions=impressions,
         images=len(sums.images_I),
         uncovered=max(0.0, float(sums.shown_I @ (1 - sums.covered_I)) / impressions),

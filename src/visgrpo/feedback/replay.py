@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +187,10 @@ def _differences(logged: Estimate, found: Mapping[str, OffPolicy]) -> list[Row]:
 
 
 def _row(policy: OffPolicy) -> Row:
-    estimates = {name: _numbers(getattr(policy, name)) for name in (*_ESTIMATORS, "sndr")}
+    estimates: Row = {name: _numbers(getattr(policy, name)) for name in (*_ESTIMATORS, "sndr")}
+    for name, cut in (("clipped", policy.clipped), ("switch", policy.switch)):
+        at = cut.at if math.isfinite(cut.at) else None  # JSON has no infinity
+        estimates[name] = {**_numbers(cut), "at": at}
     return {**estimates, **_support(policy)}
 
 
@@ -224,8 +228,15 @@ def _show(results: Mapping[str, Any]) -> None:
             show(f"{called[name]} is not supported: {row['not_supported']}.")
         else:  # the table has no room for it
             show(f"{called[name]}, self-normalized doubly robust: {_cell(row['sndr'], ' ')}")
+            for key, words in (("clipped", "clipped IPS"), ("switch", "Switch-DR")):
+                show(f"{called[name]}, {words}: {_cut(row[key])}")
     for change in results["differences"]:
         show(_sentence(change, {LOGGED: LOGGED, **called}))
+
+
+def _cut(row: Row) -> str:
+    told = "nothing" if row["at"] is None else f"ratios above {row['at']:.3g}"
+    return f"{_cell(row, ' ')}, cuts {told}"
 
 
 def _sentence(change: Row, called: Mapping[str, str]) -> str:

@@ -674,3 +674,11 @@ def test_settings_of_a_far_larger_model(tiny_clip_folder: Path, tmp_path: Path) 
         UserError, match=r"its config.json describes [\d,]+ weights, and [\d,]+ are"
     ):
         load_clip(str(folder))
+
+
+@pytest.mark.parametrize("key", ["answers", "style", "preset", "prompt", "coordinates"])
+@pytest.mark.parametrize("value", [[], {"x": None}, 3])
+def test_what_we_know_of_another_kind(key: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "visgrpo.json").write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=rf"is damaged \({key}"):
+        read_info(str(tmp_path))

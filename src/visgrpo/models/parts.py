@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 import torch
 from safetensors import safe_open
@@ -60,6 +60,11 @@ class Info(TypedDict, total=False):
     reward_mean: float
     reward_std: float
     learned: list[Stage]
+    preset: Literal["tiny", "nano", "small"]
+    answers: Literal["counting", "boxes", "points", "text"]
+    style: Literal["reasoning", "direct"]
+    prompt: str
+    coordinates: str
 
 
 @dataclass(frozen=True, repr=False)

@@ -296,5 +296,5 @@ def _records(file: Path) -> Iterator[Record]:
 
 def _opened(file: Path) -> TextIO:
     if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
+        return gzip.open(file, "rt", encoding="utf-8-sig")
     return file.open(encoding="utf-8-sig")

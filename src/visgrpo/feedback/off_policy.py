@@ -16,9 +16,9 @@ order 1/n for less variance and does not change when all rewards are shifted by 
 (Swaminathan and Joachims 2015); doubly robust is consistent if p or q is right (Dudík, Langford and
 Li 2011). SNDR is to doubly robust what SNIPS is to IPS (Thomas and Brunskill 2016). Clipped IPS
 (Ionides 2008; Bottou et al. 2013) and Switch-DR (Wang, Agarwal and Dudík 2017), which trusts q
-alone where ρ > τ, give up some of that for less variance. τ is chosen by bounds, as SLOPE does (Su,
-Srinath and Krishnamurthy 2020): the least quantile of ρ down to which all intervals, twice as wide
-as those of 95 %, still meet.
+alone where ρ > τ, give up some of that for less variance. τ is chosen by a bound as in Su,
+Dimakopoulou, Krishnamurthy and Dudík (2020): of quantiles of ρ, or none, the one with the least
+error² + bias², the bias being at most the farther end of the interval of what cutting changed.
 
 π is the same for all impressions of one image and label, so sums over the cells of a log are
 enough. Every estimate is a ratio of two sums over images. Its standard error comes from the
@@ -152,26 +152,24 @@ def estimate_policy(cells: LogCells, probabilities_MK: Floats, rewards_MK: Float
         direct=direct,
         doubly_robust=_ratio(expected_I + residual_I, sums.shown_I),
         sndr=_sum(direct, _ratio(residual_I, sums.ratio_I)),
-        clipped=_slope(cells, sums, partial(_clipped, cells, sums)),
-        switch=_slope(cells, sums, partial(_switch, cells, sums, expected_I, q_C)),
+        clipped=_least_bound(cells, sums, partial(_clipped, cells, sums)),
+        switch=_least_bound(cells, sums, partial(_switch, cells, sums, expected_I, q_C)),
     )
 
 
-def _slope(cells: LogCells, sums: _Sums, cut_at: Callable[[float], Cut]) -> Cut:
-    """Return the estimate that cuts most among those that SLOPE allows, of `_QUANTILES` of ρ."""
+def _least_bound(cells: LogCells, sums: _Sums, cut_at: Callable[[float], Cut]) -> Cut:
+    """Return the estimate with the least bound of its squared error, over `_QUANTILES` of ρ."""
     order = np.argsort(sums.mean_ratio_C)
     share_C = np.cumsum(cells.count_C[order]) / cells.count_C.sum()
     places = np.searchsorted(share_C, _QUANTILES).clip(max=len(order) - 1)
-    chosen = cut_at(math.inf)
-    low, high = 2 * chosen.low - chosen.value, 2 * chosen.high - chosen.value
-    for at in np.unique(sums.mean_ratio_C[order[places]])[::-1].tolist():
-        each = cut_at(at)
-        low = max(low, 2 * each.low - each.value)
-        high = min(high, 2 * each.high - each.value)
-        if low > high:
-            break
-        chosen = each
-    return chosen
+    whole = cut_at(math.inf)
+
+    def bound(each: Cut) -> float:
+        away = difference(whole, each)
+        return each.error**2 + max(-away.low, away.high) ** 2 * (each is not whole)
+
+    cuts = np.unique(sums.mean_ratio_C[order[places]])[::-1]
+    return min([whole, *map(cut_at, cuts.tolist())], key=bound)
 
 
 def _clipped(cells: LogCells, sums: _Sums, at: float) -> Cut:

@@ -172,6 +172,11 @@ def in_one_line(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if "custom code" in str(error):
+            raise UserError(
+                f'"{name}" brings code of its own (auto_map in its config.json), which could do '
+                "anything and is never run here: take a checkpoint of a class of transformers' own."
+            ) from error
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
         if isinstance(error, OSError) and not Path(name).exists():

@@ -109,12 +109,22 @@ class Processes:
             raise Deserted(run) from None
 
     def start_trackers(self, config: Mapping[str, Any]) -> None:
-        """Open the trackers asked for; trainer metrics go to them as well."""
+        """Open the trackers asked for; trainer metrics go to them as well.
+
+        Raises:
+            UserError: for a tracker that lacks a package of its own.
+        """
         plain = {
             key: value if isinstance(value, int | float | str | bool) else str(value)
             for key, value in config.items()
         }
-        self.accelerator.init_trackers("visgrpo", plain)
+        # They would make up a name for the run.
+        named = {"name": str(self.accelerator.project_dir)}
+        try:
+            self.accelerator.init_trackers("visgrpo", plain, {"trackio": named, "wandb": named})
+        except ImportError as error:
+            trackers = " ".join(map(str, self.accelerator.log_with))
+            raise UserError(f"--report-to {trackers} cannot be loaded: {error}.") from error
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

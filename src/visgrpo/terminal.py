@@ -81,7 +81,7 @@ def show_table(
     cell = _lines if lines else printable
     table = Table(show_header=bool(headings))
     for heading in headings:
-        table.add_column(Text(printable(heading)))
+        table.add_column(Text(printable(heading)), overflow="fold")  # nothing is cut off
     for row in rows:
         table.add_row(*(Text(cell(each)) for each in row))
     if title is not None:

@@ -70,3 +70,12 @@ def test_names_of_classes(start: Path, pictures: Path, tmp_path: Path, capsys: C
     with pytest.raises(SystemExit):
         main(["clip", "--data", EVIL])
     assert SHOWN in capsys.readouterr().err
+
+
+def test_a_narrow_table_cuts_nothing_off(capsys: Capture) -> None:
+    show_table(["run", "accuracy"], [["clicked-labels", "0.500"]], width=20)
+    text = capsys.readouterr().out
+    assert "…" not in text
+    columns = [line.split("│" if "│" in line else "┃")[1:3] for line in text.splitlines()]
+    names = "".join(cells[0].strip() for cells in columns if len(cells) == 2)
+    assert names == "runclicked-labels"

@@ -1,8 +1,8 @@
-"""Make smaller clothing photos with fewer classes: `python benchmarks/masks/prepare.py DATA OUT`.
+"""Smaller clothing photos with fewer classes: `python benchmarks/masks/prepare.py DATA OUT [HEIGHT]`.
 
 DATA holds clothing photos as parquet files of images and masks with 59 classes (Clothing
 Co-Parsing, Yang et al. 2014). The 15 commonest classes and the background stay; pixels of others
-have no label (255). Pictures are made 96 × 64 pixels, which keeps their shape.
+have no label (255). Pictures are made HEIGHT (96) × two thirds of it, which keeps their shape.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-CLASSES, SIZE = 16, (64, 96)
+CLASSES = 16
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, out: Path, height: int = 96) -> None:
+    size = (height * 2 // 3, height)
     names = (data / "classes.txt").read_text().split()
     splits = {name: pd.read_parquet(data / f"{name}.parquet") for name in ("train", "test")}
     counts_K = sum(
@@ -32,8 +33,8 @@ def main(data: Path, out: Path) -> None:
             picture = Image.open(io.BytesIO(image["bytes"])).convert("RGB")
             ids = Image.fromarray(new_id[mask_of(mask)])
             for kind, made in (
-                ("images", picture.resize(SIZE, Image.Resampling.BILINEAR)),
-                ("masks", ids.resize(SIZE, Image.Resampling.NEAREST)),
+                ("images", picture.resize(size, Image.Resampling.BILINEAR)),
+                ("masks", ids.resize(size, Image.Resampling.NEAREST)),
             ):
                 folder = out / split / kind
                 folder.mkdir(parents=True, exist_ok=True)
@@ -46,4 +47,4 @@ def mask_of(row: dict[str, bytes]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

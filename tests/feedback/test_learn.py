@@ -281,6 +281,17 @@ def test_images_without_feedback_are_left_out(splits: Splits, tmp_path: Path) ->
     assert any("13 of 16 training images have no feedback and were left out" in x for x in lines)
 
 
+def test_labels_known_alone_are_said_to_teach_nothing(splits: Splits, tmp_path: Path) -> None:
+    """Two of three judged images know one label; with a pair for each nothing is said."""
+    rows = [*SPARSE, (name(3), "dog", 0)]
+    for more, alone in (([], True), ([(name(5), "dog", 0), (name(11), "dog", 0)], False)):
+        file = write_table(tmp_path / "log.csv", "image label clicked", [*rows, *more])
+        said = "2 of 3 training images with feedback have it on one label alone"
+        for options, hears in (({}, alone), ({"unknown": "predict"}, False)):
+            _, lines = read(config_of(file, **options), splits)
+            assert any(said in x and "take --unknown predict" in x for x in lines) == hears
+
+
 @pytest.mark.parametrize(
     "options",
     [{"supervised_weight": 0.5}, {"warm_start": 3}, {"unknown": "prior"}, {"unknown": "predict"}],

@@ -267,6 +267,7 @@ def _with_rows(
             "were left out; --unknown prior or predict keeps them."
         )
         train = train.subset(np.flatnonzero(teaches_M))
+    _say_what_is_alone(observed_MK[: len(teaches_M)], config, session)
     of_validation = starts[1] + np.arange(len(validation))
     if config.resolved_select() != "accuracy" and not observed_MK[of_validation].any():
         raise UserError(
@@ -274,6 +275,19 @@ def _with_rows(
             "--select accuracy, or a larger --validation-fraction."
         )
     return replace(splits, train=train, validation=validation, test=test)
+
+
+def _say_what_is_alone(observed_MK: np.ndarray, config: ClipConfig, session: Session) -> None:
+    """Say before training where most groups hold one label, whose advantage is always 0."""
+    known_M = observed_MK.sum(axis=1)
+    alone, judged = int((known_M == 1).sum()), int((known_M > 0).sum())
+    learns = config.method != "supervised" and config.off_policy == "none"
+    if learns and config.unknown == "mask" and 2 * alone >= max(judged, 1):
+        session.note(
+            f"{alone:,} of {judged:,} training images with feedback have it on one label alone; "
+            "--unknown mask compares labels that are known, so they teach nothing: take --unknown "
+            "predict, which says something of every label."
+        )
 
 
 def _source_report(matched: Matched) -> dict[str, Any]:

@@ -144,6 +144,19 @@ def soft(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: An
     return probabilities.gather(1, label[:, None]).float().expand(outputs_NG.shape)
 
 
+@built_in("certainty")
+def certainty(outputs_NG: Tensor, /, *, probabilities: Tensor, **_: Any) -> Tensor:
+    """log p_k of the old policy, whose policy gradient is that of minus the entropy.
+
+        Σ_k π_k ∇log π_k · log π_k = ∇ Σ_k π_k log π_k = -∇H,  since Σ_k π_k ∇log π_k = 0
+
+    So it is entropy minimisation (Wang et al. 2021, "Tent", arXiv 2006.10726), which no label is
+    needed for: what a reward without labels has to beat.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    return probabilities.gather(1, outputs_NG).float().clamp(min=tiny).log()
+
+
 # For groups that are the whole class set, as in GRPO-RM (arXiv 2511.15256). Its accuracy reward is
 # `hard` with a weight c; its uniformity reward is the first of these, with two variants of our own
 # that leave the true class out. They look at the old policy's probabilities, so that a class is
@@ -293,6 +306,9 @@ class CountReward:
     def __call__(self, outputs_NG: Tensor, /, **_: Any) -> Tensor:
         raise TypeError("A score of counts pays no label by itself.")
 
+
+BELIEVED = "agreement"
+"""The reward that a frozen judge gives: made where there are models to ask."""
 
 COUNTED = ("miou", "dice", "macro-f1", "fbeta")
 """The rewards that are scores of counts; macro-F1 is Dice by the name that it has for images."""

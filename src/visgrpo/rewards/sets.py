@@ -13,6 +13,7 @@ from torch import Tensor
 from visgrpo.errors import UserError
 from visgrpo.rewards.functions import ARGUMENTS, CustomReward, user_function
 from visgrpo.rewards.labels import (
+    BELIEVED,
     LABEL_REWARDS,
     CountReward,
     Known,
@@ -289,8 +290,10 @@ def _parse(
         spec = spec.strip()
         name, _, argument = spec.partition(":")
         if spec in made:
-            return spec, made[spec]
+            return name, made[spec]
+        if name == BELIEVED:
+            raise UserError(f'Reward "{name}" asks a frozen CLIP: it is for visgrpo clip alone.')
         if name in LABEL_REWARDS:
             return name, label_reward(name, argument, classes)
-    name, function = user_function(spec, (*LABEL_REWARDS, *made))
+    name, function = user_function(spec, (*LABEL_REWARDS, BELIEVED, *made))
     return name, CustomReward(name, function)

@@ -47,6 +47,7 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
     reward = override(
         ("hard",),
         "hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f; "
+        "without labels agreement, agreement:MODEL or certainty; "
         "with --feedback: clicks, dwell, votes, log-votes, preferences or grades.",
     )
     scale = override(

@@ -29,6 +29,7 @@ from visgrpo.models.trains import LORA, adapt, encoder_is_frozen
 from visgrpo.models.whole import check_model_name
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
+from visgrpo.tasks.clip.agreement import agreements, with_rows
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
@@ -64,11 +65,11 @@ class ClipTask(Task):
         run = options.part(RunConfig)
         images = divided(run, start, session)
         extension = extension_of(options, images, session)
-        splits = extension.splits
+        judged = agreements(options.reward)
+        splits = with_rows(extension.splits) if judged else extension.splits
         class_prompts(splits.train.classes, options.templates)
-        rewards = parse_rewards(
-            options.reward, options.reward_weights, splits.train.classes, extension.rewards
-        )
+        made = {**extension.rewards, **judged}
+        rewards = parse_rewards(options.reward, options.reward_weights, splits.train.classes, made)
         objective = objective_of(options)
         supervised = options.method == "supervised"  # no groups, so rewards are metrics of images
         rewards.validate("batch" if supervised else objective.scope, batch_columns(splits.train))
@@ -83,6 +84,8 @@ class ClipTask(Task):
             capped=extension.few_images,
         )
 
+        for judge in judged.values():
+            judge.ask(options, splits, session)
         parts = load_clip(start)
         classifier = _classifier(parts, splits.train.classes, options, session)
         inputs = _inputs(classifier, parts, splits, options, session)

@@ -1,4 +1,4 @@
-"""Smaller clothing photos with fewer classes: `python benchmarks/masks/prepare.py DATA OUT [HEIGHT]`.
+"""Smaller clothing photos, fewer classes: `python benchmarks/masks/prepare.py DATA OUT [HEIGHT]`.
 
 DATA holds clothing photos as parquet files of images and masks with 59 classes (Clothing
 Co-Parsing, Yang et al. 2014). The 15 commonest classes and the background stay; pixels of others

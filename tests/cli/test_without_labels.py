@@ -55,7 +55,7 @@ def test_what_images_earn_by_hand(
     [
         (["agreement", "agreement:other"], 'Two rewards are called "agreement": name one judge.'),
         (["agreement:nowhere/at-all"], "nowhere/at-all"),
-        (["agreement:"], "model"),
+        (["agreement:"], 'Reward "agreement:": name a CLIP after the colon, or write "agreement".'),
         (["agrement"], 'Unknown reward "agrement". Did you mean "agreement"?'),
     ],
 )

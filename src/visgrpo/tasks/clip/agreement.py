@@ -97,7 +97,9 @@ def agreements(rewards: Sequence[Any]) -> dict[str, Agreement]:
     for spec in rewards:
         name, colon, judge = spec.strip().partition(":") if isinstance(spec, str) else ("", "", "")
         if name == BELIEVED:
-            if colon:
+            if colon and not judge:
+                raise UserError(f'Reward "{spec}": name a CLIP after the colon, or write "{name}".')
+            if judge:
                 check_model_name(judge)
             found[spec.strip()] = Agreement(judge)
     if len(found) > 1:

@@ -22,7 +22,9 @@ def like_ctrl_c() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if number == HANGUP:
             silence(terminals)
-        signal.default_int_handler(number, frame)
+            signal.raise_signal(signal.SIGTERM)  # which a server that is running takes its own way
+        else:
+            signal.default_int_handler(number, frame)
 
     wanted = [number for number in (signal.SIGTERM, HANGUP) if number is not None]
     replaced = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]

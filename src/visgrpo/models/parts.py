@@ -60,7 +60,7 @@ class Info(TypedDict, total=False):
     reward_mean: float
     reward_std: float
     learned: list[Stage]
-    preset: Literal["tiny", "nano", "small"]
+    preset: Literal["tiny", "nano", "small"] | None  # None of a checkpoint of other people
     answers: Literal["counting", "boxes", "points", "text"]
     style: Literal["reasoning", "direct"]
     prompt: str

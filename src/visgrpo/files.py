@@ -80,9 +80,17 @@ def read_lines(
     return lines
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Parse strict JSON. Raises ValueError, also for NaN and infinities, which Python accepts."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+def parse_json(text: bytes | str, *, finite: bool = True) -> Any:
+    """Parse JSON. Raises ValueError where it is none.
+
+    Args:
+        finite: refuse NaN and infinities, too, which are no JSON but which Python writes.
+    """
+    strict: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
+    try:
+        return json.loads(text, **(strict if finite else {}))
+    except RecursionError:
+        raise ValueError("nested without end") from None
 
 
 def checked(value: Any, shape: Any) -> Any:

@@ -210,3 +210,10 @@ def test_a_record_cut_short(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:-30])
     with pytest.raises(UserError, match="to its end as JSON"), open_events(str(file)):
         pass
+
+
+def test_a_record_nested_without_end(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.jsonl", MIN)
+    file.write_text(file.read_text() + '{"a":' + "[" * 100_000)
+    with pytest.raises(UserError, match="to its end as JSON"), open_events(str(file)):
+        pass

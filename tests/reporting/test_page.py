@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from fake_runs import write_lines
 from html_pages import assert_offline, read_page, squeeze
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from visgrpo.errors import UserError
 from visgrpo.metrics import metric
@@ -112,12 +112,23 @@ def test_missing_damaged_and_foreign_images_are_named(small_run, tmp_path):
     path = small_run(steps=2, samples=False)
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     (path / "samples" / "bad.png").write_bytes(b"not an image")
-    files = ["samples/gone.png", "samples/bad.png", "../secret.png"]
+    (path / "samples" / "cut.png").write_bytes((tmp_path / "secret.png").read_bytes()[:40])
+    files = ["samples/gone.png", "samples/bad.png", "samples/cut.png", "../secret.png"]
     lines = [{"step": 1, "index": k, "image": f, "outputs": ["a"]} for k, f in enumerate(files)]
     write_lines(path / "samples.jsonl", lines)
     words = read_page(write_report(path)).words
     for file in files:
         assert f"Image cannot be shown: {file}" in words
+
+
+def test_postscript_called_png_reaches_no_other_program(tmp_path, monkeypatch):
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("pillow handed a file to Ghostscript")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_text(text)
+    assert picture(tmp_path, "a.png").uri is None
 
 
 def test_a_group_is_counted_by_distinct_output():

@@ -143,6 +143,8 @@ def test_a_hierarchy_of_many_classes_makes_no_table(tmp_path: Path) -> None:
         ("t.yaml", "", "must map each superclass to a list"),
         ("t.yaml", "a: [cat", "cannot be parsed"),
         ("t.json", "{", "cannot be parsed"),
+        ("t.json", "[" * 100_000, "nested without end"),
+        ("t.yaml", "[" * 100_000, "cannot be parsed"),
     ],
 )
 def test_hierarchy_mistakes(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from visgrpo.collecting.design import Answer, Ask
 from visgrpo.errors import UserError
+from visgrpo.files import parse_json
 
 APPLICATION = 0x56475250  # "VGRP": tells a store from any other program's database
 VERSION = 1
@@ -263,8 +264,8 @@ def insert_row(connection: sqlite3.Connection, table: str, row: Mapping[str, Any
 def listed(text: str, *types: type) -> tuple[Any, ...]:
     """Return what `as_json` wrote, or raise as SQLite does of what it did not."""
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except (TypeError, ValueError) as error:
         raise _damaged() from error
     if not isinstance(found, list) or not all(isinstance(each, types) for each in found):
         raise _damaged()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from visgrpo.data.names import split_of
 from visgrpo.data.table import LazySequence, of_files
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import parse_json
 from visgrpo.texts import csv_rows, read_text
 
 ALIASES = {
@@ -415,20 +416,20 @@ def _rows_of_lines(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            rows.append((f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
+            rows.append((f"line {number}", parse_json(line, finite=False)))
+        except ValueError as error:
+            reason = str(error).replace("line 1 ", "")  # of its own lines, of which it has one
             raise UserError(
-                f"{path} line {number} is not JSON ({error.msg}, column {error.colno}); write one "
-                "object per line."
+                f"{path} line {number} is not JSON ({reason}); write one object per line."
             ) from error
     return _checked(path, rows), ()
 
 
 def _rows_of_json(path: Path) -> Rows:
     try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error.msg}, line {error.lineno}).") from error
+        rows = parse_json(read_text(path), finite=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} is no list of JSON objects, one for each row; write it as that.")
     return _checked(path, [(f"row {number}", row) for number, row in enumerate(rows)]), ()

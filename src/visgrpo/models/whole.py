@@ -5,7 +5,6 @@ Libraries pass over much that is damaged, and take another setting, or another m
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict
 
 from visgrpo.errors import UserError
-from visgrpo.files import checked, read_json
+from visgrpo.files import checked, parse_json, read_json
 from visgrpo.models.parts import ADAPTER_FILE, INFO_FILE, is_adapter
 
 OWN_TAG = "tags: [visgrpo, "
@@ -101,7 +100,7 @@ def _check_whole(folder: Path) -> None:
     """Refuse a folder with a damaged file, some of which transformers would pass over."""
     try:
         for path in sorted(folder.glob("*.json")):
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"), finite=False)
             if not isinstance(values, dict | list):
                 raise ValueError("not an object")
             if path.name in _SHAPES:
@@ -109,10 +108,9 @@ def _check_whole(folder: Path) -> None:
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as stored:
                 stored.keys()
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        reason = "nested without end" if isinstance(error, RecursionError) else error
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f'Cannot load model "{folder}": {path} is damaged ({reason}). {_MEND}'
+            f'Cannot load model "{folder}": {path} is damaged ({error}). {_MEND}'
         ) from error
     tokenizer, card = folder / "tokenizer_config.json", folder / "README.md"
     if tokenizer.exists() and not set(_OF_TOKENIZERS) & set(read_json(tokenizer)):

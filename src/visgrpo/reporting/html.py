@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 LONGEST_SIDE = 384
 # Below this size enlarged pixels stay square, and PNG is smaller than JPEG.
 PIXEL_ART_SIDE = 96
+# What pillow raises on a damaged picture, or on one of too many pixels.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,15 @@ def picture(run_path: Path, relative: str) -> Picture:
 def open_picture(run_path: Path, relative: str) -> Image.Image | None:
     """Open an image of a run directory, None where `picture` would have nothing to show."""
     file = (run_path / relative).resolve()
-    # A run directory may come from someone else: never inline files that lie outside it.
+    # A run directory may come from someone else: never inline files that lie outside it, nor hand
+    # a program what is no picture of ours, which are all PNG.
     if not file.is_relative_to(run_path.resolve()):
         return None
     try:
-        with warnings.catch_warnings(), Image.open(file) as opened:
+        with warnings.catch_warnings(), Image.open(file, formats=["PNG"]) as opened:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except _DAMAGE:
         return None
 
 

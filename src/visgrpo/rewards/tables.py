@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from visgrpo.errors import UserError, nearest
+from visgrpo.files import parse_json
 from visgrpo.texts import csv_rows, read_text
 
 
@@ -133,10 +133,10 @@ def _parse_tree(path: Path, what: str) -> Any:
     text = read_text(path, what, empty=True)
     try:
         if path.suffix.lower() == ".json":
-            return json.loads(text)
+            return parse_json(text, finite=False)
         # BaseLoader leaves every scalar a string: classes may be called "no", "007" or "null".
         return yaml.load(text, Loader=yaml.BaseLoader)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f'{what} "{path}" cannot be parsed: {reason}') from error
 

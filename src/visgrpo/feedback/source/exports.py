@@ -26,7 +26,7 @@ _BATCH = 10_000
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what label-studio puts before an uploaded file's name
 _LABEL_NAMES = ("label", "class", "name", "id", "action")
-_DAMAGE = (OSError, EOFError, zlib.error)
+_DAMAGE = (OSError, EOFError, zlib.error, ValueError, RecursionError)
 Record = Mapping[str, Any]
 Row = dict[str, Any]
 
@@ -271,7 +271,7 @@ def _first_record(file: Path) -> Record | None:
         with _opened(file) as lines:
             start = lines.read(_PEEK).lstrip()
         record, _ = json.JSONDecoder().raw_decode(start.removeprefix("[").lstrip())
-    except (ValueError, *_DAMAGE):  # the reader of tables says what is wrong with it
+    except _DAMAGE:  # the reader of tables says what is wrong with it
         return None
     return record if isinstance(record, dict) else None
 
@@ -290,7 +290,7 @@ def _records(file: Path) -> Iterator[Record]:
             for line in lines:
                 if line.strip():
                     yield json.loads(line)
-    except (ValueError, *_DAMAGE) as error:
+    except _DAMAGE as error:
         raise UserError(f"{file} cannot be read to its end as JSON: {error}.") from error
 
 

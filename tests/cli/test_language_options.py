@@ -33,6 +33,7 @@ UPDATES = (
 POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
 GROUPS = "combination scope advantage_baseline scale "
 CLIP = "epsilon_low epsilon_high "
+TWO_SIDED = CLIP + "delta "
 CRITIC = (
     "critic critic_rate critic_warmup gamma gae_lambda value_clip value_weight whiten_advantages "
 )
@@ -42,15 +43,15 @@ USED = {
     "sft": TRAINED + NEW + ADAPTED + "model train_slice",
     "preferences": DRAWN + "model batch_size pairs noise train_slice",
     "reward": TRAINED + "model",
-    "grpo": POLICY + GROUPS + CLIP,
-    "dr-grpo": POLICY + GROUPS + CLIP,
-    "dapo": POLICY + GROUPS + CLIP,
-    "gspo": POLICY + GROUPS + CLIP,
+    "grpo": POLICY + GROUPS + TWO_SIDED,
+    "dr-grpo": POLICY + GROUPS + TWO_SIDED,
+    "dapo": POLICY + GROUPS + TWO_SIDED,
+    "gspo": POLICY + GROUPS + TWO_SIDED,
     "cispo": POLICY + GROUPS + CLIP,
     "rloo": POLICY + GROUPS,
     "reinforce": POLICY + GROUPS,
     "rejection": POLICY,
-    "ppo": POLICY + CLIP + CRITIC,
+    "ppo": POLICY + TWO_SIDED + CRITIC,
     "best-of-n": REWARDED + "samples",
 }
 

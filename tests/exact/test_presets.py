@@ -13,16 +13,16 @@ from visgrpo.objectives.presets import Preset
 
 KNOBS = (
     "scope", "baseline", "scale", "aggregation", "ratio_level", "clip", "epsilon_low",
-    "epsilon_high",
+    "epsilon_high", "delta",
 )  # fmt: skip
 TABLE = {
-    "grpo": ("group", "mean", "std", "sequence_mean", "token", "two_sided", 0.2, 0.2),
-    "dr_grpo": ("group", "mean", "none", "constant", "token", "two_sided", 0.2, 0.2),
-    "dapo": ("group", "mean", "std", "token_mean", "token", "two_sided", 0.2, 0.28),
-    "gspo": ("group", "mean", "std", "sequence_mean", "sequence", "two_sided", 3e-4, 4e-4),
-    "cispo": ("group", "mean", "std", "token_mean", "token", "detached", 1.0, 4.0),
-    "rloo": ("group", "leave_one_out", "none", "constant", "token", "none", 0.2, 0.2),
-    "reinforce": ("batch", "mean", "none", "constant", "token", "none", 0.2, 0.2),
+    "grpo": ("group", "mean", "std", "sequence_mean", "token", "two_sided", 0.2, 0.2, None),
+    "dr_grpo": ("group", "mean", "none", "constant", "token", "two_sided", 0.2, 0.2, None),
+    "dapo": ("group", "mean", "std", "token_mean", "token", "two_sided", 0.2, 0.28, None),
+    "gspo": ("group", "mean", "std", "sequence_mean", "sequence", "two_sided", 3e-4, 4e-4, None),
+    "cispo": ("group", "mean", "std", "token_mean", "token", "detached", 1.0, 4.0, None),
+    "rloo": ("group", "leave_one_out", "none", "constant", "token", "none", 0.2, 0.2, None),
+    "reinforce": ("batch", "mean", "none", "constant", "token", "none", 0.2, 0.2, None),
 }
 
 
@@ -74,3 +74,9 @@ def test_advantages_that_can_be_taken_pass(name: str, estimator: Any) -> None:
 
 def test_one_output_each_is_enough_for_the_batch() -> None:
     check_objective(preset("reinforce"), "sampled", 1)
+
+
+def test_delta_leaves_positive_advantages_to_epsilon_high() -> None:
+    assert preset("dapo", delta=1.3).delta == 1.3
+    with pytest.raises(UserError, match=r"--delta 1.28 must be above 1.28, which is 1 \+ --eps"):
+        preset("dapo", delta=1.28)

@@ -241,6 +241,21 @@ def test_loss_and_gradient_against_the_loop(
         assert result.clip_low + result.clip_high > 0
 
 
+def test_delta_bounds_what_a_negative_advantage_weighs() -> None:
+    """-min(min(ρ, δ) A, clip(ρ) A): above δ the loss is -δA, and nothing else has changed."""
+    ratios = doubles([[0.5, 0.5, 1.1, 1.5, 3.0, 1.5, 3.0]])
+    advantages = doubles([[1.0, -1.0, -1.0, 1.0, 1.0, -1.0, -1.0]])
+    log_probs = ratios.log()[..., None].requires_grad_()
+    result = surrogate(log_probs, torch.zeros_like(log_probs), advantages, delta=2.0)
+    losses = [-0.5, 0.8, 1.1, -1.2, -1.2, 1.5, 2.0]
+    assert result.loss.item() == pytest.approx(sum(losses) / 7)
+    (gradient,) = torch.autograd.grad(result.loss, log_probs)
+    expected = doubles([-0.5, 0.0, 1.1, 0.0, 0.0, 1.5, 0.0]) / 7
+    torch.testing.assert_close(gradient.flatten(), expected)
+    assert result.clip_low.item() == pytest.approx(1 / 7)
+    assert result.clip_high.item() == pytest.approx(3 / 7)
+
+
 @pytest.mark.parametrize("clip", ["two_sided", "none"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_gradcheck(clip: str, level: str) -> None:

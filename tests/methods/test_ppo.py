@@ -31,6 +31,7 @@ from visgrpo.methods.ppo import TokenPPO
 from visgrpo.methods.token_groups import FixedKL, TokenGroups
 from visgrpo.methods.tokens import TokenTerms
 from visgrpo.models.reference import reference_of
+from visgrpo.objectives import Objective
 
 LIMIT = 6
 PLAIN = TokenTerms(on_policy=False)
@@ -218,8 +219,7 @@ def test_loss_and_gradients_against_the_loop(value_clip: float | None, truncated
     method = TokenPPO(
         GivenRollouts(groups, 0.5),
         terms,
-        epsilon_low=0.15,
-        epsilon_high=0.25,
+        objective=Objective(epsilon_low=0.15, epsilon_high=0.25),
         value_clip=value_clip,
         value_weight=0.7,
     )

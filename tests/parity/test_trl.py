@@ -117,6 +117,7 @@ VARIANTS = {
         {"loss_type": "dapo", "epsilon_high": 0.28},
         {"aggregation": "token_mean", "epsilon_high": 0.28},
     ),
+    "delta": ({"loss_type": "grpo", "delta": 1.4}, {"delta": 1.4}),
     "cispo": (
         # TRL caps the weight at epsilon_high itself; ours at 1 + ε_high.
         {"loss_type": "cispo", "epsilon_high": 1.3},

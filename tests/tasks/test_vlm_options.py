@@ -20,7 +20,7 @@ REWARDED = [
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
     *("refresh_every", "silent_steps", "engine", "compile"),
 ]
-CLIP = ["epsilon_low", "epsilon_high"]
+CLIP = ["epsilon_low", "epsilon_high", "delta"]
 OF_SFT_IN_ALL = ["sft_data", "sft_rows", "sft_steps", "sft_batch_size", "sft_learning_rate"]
 OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale"]
 UNUSED = {
@@ -28,6 +28,7 @@ UNUSED = {
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
     **dict.fromkeys(POLICY_STAGES, OF_SFT_IN_ALL),
     **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("rloo", "reinforce")},
+    "cispo": [*OF_SFT_IN_ALL, "delta"],
     "rejection": [*OF_SFT_IN_ALL, *CLIP, *OF_GROUPS],
 }
 

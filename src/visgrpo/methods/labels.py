@@ -34,7 +34,6 @@ from visgrpo.objectives import (
     draw,
     entropy,
     on_policy_loss,
-    surrogate,
     weighted_sum,
 )
 from visgrpo.objectives.advantages import Combination, Estimator
@@ -207,7 +206,7 @@ class LabelGRPO:
         """Return the loss of some groups and its metrics, each a scalar mean over the groups."""
         new_NK = self.log_probs(logits_NK)
         new_NG = self._scored(new_NK, groups)
-        result = surrogate(
+        result = self.objective.surrogate(
             new_NG.unsqueeze(-1),
             groups.old_log_probs_NG.unsqueeze(-1),
             groups.advantages_NG,
@@ -215,10 +214,6 @@ class LabelGRPO:
             # Of one token all aggregations are the same; this one divides by all inputs, also
             # where some of them weigh nothing.
             aggregation="sequence_mean",
-            ratio_level=self.objective.ratio_level,
-            clip=self.objective.clip,
-            epsilon_low=self.objective.epsilon_low,
-            epsilon_high=self.objective.epsilon_high,
         )
         # Inputs without a row count as 0 here, as they do in every other mean.
         weights_N = groups.metric_weights_N

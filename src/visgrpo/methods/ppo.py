@@ -20,7 +20,7 @@ from visgrpo.methods.tokens import (
     token_aggregation,
 )
 from visgrpo.models.language import LanguageModel
-from visgrpo.objectives import surrogate, weighted_sum
+from visgrpo.objectives import PRESETS, Objective, weighted_sum
 from visgrpo.objectives.critic import gae, masked_moments, value_loss, whiten
 
 
@@ -37,7 +37,7 @@ class TokenPPO:
         gamma: discount of a token.
         lam: λ of the generalised advantage estimate.
         whiten_advantages: bring the advantages of the whole batch to mean 0 and variance 1.
-        epsilon_low: the ratio is clipped below 1 - this; epsilon_high: above 1 + this.
+        objective: of which the ratio level and the clip are taken.
         value_clip: how far a value may move from the one it was rolled out with; None for any.
         value_weight: c.
         critic_warmup: first steps in which the critic learns alone: a policy that follows a critic
@@ -49,8 +49,7 @@ class TokenPPO:
     gamma: float = 1.0
     lam: float = 0.95
     whiten_advantages: bool = True
-    epsilon_low: float = 0.2
-    epsilon_high: float = 0.2
+    objective: Objective = PRESETS["grpo"]
     value_clip: float | None = 0.2
     value_weight: float = 0.1
     critic_warmup: int = 0
@@ -107,14 +106,12 @@ class TokenPPO:
         mask_NGT = self.terms.mask(groups)
         limit = self.rollouts.sampling.max_new_tokens
         aggregation, constant = token_aggregation("token_mean", groups, mask_NGT, limit)
-        result = surrogate(
+        result = self.objective.surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),
             groups.advantages,
             mask_NGT=mask_NGT,
             aggregation=aggregation,
-            epsilon_low=self.epsilon_low,
-            epsilon_high=self.epsilon_high,
             constant=constant,
         )
         coefficient = self.rollouts.memory.kl_weight

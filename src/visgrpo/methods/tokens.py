@@ -14,7 +14,7 @@ from visgrpo.methods.labels import CLIP_METRICS
 from visgrpo.methods.method import LossResult, Metrics, Shards
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
 from visgrpo.models.language import LanguageModel, Scores
-from visgrpo.objectives import Objective, aggregate, all_equal, surrogate, token_kl, weighted_sum
+from visgrpo.objectives import Objective, aggregate, all_equal, token_kl, weighted_sum
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.divergences import KLEstimator
 from visgrpo.objectives.surrogate import Aggregation, SurrogateResult
@@ -184,16 +184,12 @@ class TokenGRPO:
         aggregation, constant = token_aggregation(
             self.objective.aggregation, groups, mask_NGT, self.rollouts.sampling.max_new_tokens
         )
-        result = surrogate(
+        result = self.objective.surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),
             groups.advantages,
             mask_NGT=mask_NGT,
             aggregation=aggregation,
-            ratio_level=self.objective.ratio_level,
-            clip=self.objective.clip,
-            epsilon_low=self.objective.epsilon_low,
-            epsilon_high=self.objective.epsilon_high,
             constant=constant,
         )
         coefficient = self.rollouts.memory.kl_weight

@@ -8,10 +8,17 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.objectives.advantages import Baseline, Estimator, Scale, Scope, advantages
-from visgrpo.objectives.surrogate import Aggregation, Clip, RatioLevel
+from visgrpo.objectives.surrogate import (
+    Aggregation,
+    Clip,
+    RatioLevel,
+    SurrogateResult,
+    surrogate,
+)
 
 Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
 
@@ -28,6 +35,30 @@ class Objective:
     clip: Clip = "two_sided"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
+    delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.delta is not None and self.delta <= 1 + self.epsilon_high:
+            raise UserError(
+                f"--delta {self.delta:g} must be above {1 + self.epsilon_high:g}, which is 1 + "
+                "--epsilon-high: it would cut what has a positive advantage too."
+            )
+
+    def surrogate(
+        self, log_probs_NGT: Tensor, old_log_probs_NGT: Tensor, advantages: Tensor, **more: Any
+    ) -> SurrogateResult:
+        """Return :func:`visgrpo.objectives.surrogate` with the ratio level and clip set here."""
+        return surrogate(
+            log_probs_NGT,
+            old_log_probs_NGT,
+            advantages,
+            ratio_level=self.ratio_level,
+            clip=self.clip,
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            delta=self.delta,
+            **more,
+        )
 
 
 PRESETS: Mapping[str, Objective] = MappingProxyType(

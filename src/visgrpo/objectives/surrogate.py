@@ -2,9 +2,12 @@
 
 With ρ = π/π_old at a token, and A the advantage of its output:
 
-    two_sided   -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A)      PPO, Schulman et al. 2017
+    two_sided   -min(min(ρ, δ) A, clip(ρ, 1 - ε_low, 1 + ε_high) A)      PPO, Schulman et al. 2017
     detached    -stop_gradient(clip(ρ, 1 - ε_low, 1 + ε_high)) A log π    CISPO, arXiv 2506.13585
     none        -ρ A
+
+δ > 1 + ε_high bounds what an output of negative advantage can weigh, which ``two_sided`` otherwise
+leaves without bound (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
 
 On the first pass ρ = 1 and every clip gives the plain policy gradient; clips act with several inner
 passes, minibatches, or outputs of an older policy. Labels are outputs of one token (T = 1).
@@ -29,10 +32,11 @@ Clip = Literal["two_sided", "detached", "none"]
 class SurrogateResult:
     """The loss (a scalar with gradient) and what the clip did (scalars without).
 
-    ``clip_low`` and ``clip_high`` are the shares of tokens at which the clip takes the gradient
-    away (``two_sided``) or caps the weight (``detached``); their sum is ``clip_ratio/region_mean``.
-    ``ratio_mean`` is the mean ratio of tokens. Where the estimator gives outputs weights, a token
-    counts for its output's weight: under ``exact`` these are expectations under the old policy.
+    ``clip_low`` and ``clip_high`` are the shares of tokens at which the clip, or δ, takes the
+    gradient away (``two_sided``) or caps the weight (``detached``); their sum is
+    ``clip_ratio/region_mean``. ``ratio_mean`` is the mean ratio of tokens. Where the estimator
+    gives outputs weights, a token counts for its output's weight: under ``exact`` these are
+    expectations under the old policy.
     ``counted`` is the sum of these weights: how many tokens the shares and the mean are of.
     """
 
@@ -55,6 +59,7 @@ def surrogate(
     clip: Clip = "two_sided",
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
+    delta: float | None = None,
     constant: float | Tensor = 1.0,
 ) -> SurrogateResult:
     """Return the surrogate loss of N groups of G outputs of at most T tokens.
@@ -70,6 +75,7 @@ def surrogate(
         aggregation: see :func:`aggregate`.
         ratio_level: ``token``, or ``sequence``: one ratio per output, the geometric mean of its
             tokens' (GSPO, arXiv 2507.18071).
+        delta: δ of the ``two_sided`` clip; None for no bound.
         constant: tokens that an output counts for with the ``constant`` aggregation.
     """
     log_probs_NGT = log_probs_NGT.float() if log_probs_NGT.dtype.itemsize < 4 else log_probs_NGT
@@ -91,8 +97,10 @@ def surrogate(
     below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
 
     if clip == "two_sided":
-        gain = torch.minimum(ratio * advantage, capped * advantage)
-        below, above = below & (advantage < 0), above & (advantage > 0)
+        bounded = ratio if delta is None else ratio.clamp(max=delta)
+        gain = torch.minimum(bounded * advantage, capped * advantage)
+        above = (above & (advantage > 0)) | ((bounded < ratio) & (advantage < 0))
+        below = below & (advantage < 0)
     elif clip == "detached":
         gain = capped.detach() * advantage * log_probs
     else:

@@ -167,6 +167,12 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     token_budget: int | None = option(
         None, "Tokens to draw at most, instead of --steps: the same for every method.", within="> 0"
     )
+    delta: float | None = option(
+        None,
+        "Where an advantage is negative, bound the ratio by this, which must be above 1 + "
+        "--epsilon-high; by default nothing does.",
+        within="> 0",
+    )
     beta = override(help="Weight of KL(policy ‖ start).")
     kl_in: Literal["loss", "reward"] | None = option(
         None, "Where KL weighs; by default in the reward with ppo and rloo, else in the loss."
@@ -197,6 +203,11 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
         "GPT-2, Llama, Mistral and Qwen.",
     )
     silent_steps = override(50)
+
+    def changes(self) -> dict[str, Any]:
+        """Return what these options change of a method's objective."""
+        named = {"delta": self.delta}
+        return super().changes() | {key: value for key, value in named.items() if value is not None}
 
     def policy_rules(self) -> Iterator[str]:
         """Yield options of a policy that contradict each other, or leave one another idle."""

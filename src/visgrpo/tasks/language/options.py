@@ -39,6 +39,7 @@ _MEASURING = (*POLICY_STAGES, "all", "best-of-n")  # on held-out prompts
 _REWARDED = (*POLICY_STAGES, "best-of-n")
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
+_TWO_SIDED = tuple(stage for stage in _CLIPPING if stage != "cispo")
 _WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 # The story's options are those of the stages that it goes through, where one value suits them all.
@@ -60,6 +61,7 @@ OPTIONS = users(
     (("best-of-n", "all"), "samples"),
     (_WITH_GROUPS, "combination scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
+    (_TWO_SIDED, "delta"),
     (POLICY_STAGES, "kl_in kl_estimator mask_truncated inner_passes minibatches"),
     (POLICY_STAGES, "refresh_every token_budget compile"),
     (_LEARNING, "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps"),

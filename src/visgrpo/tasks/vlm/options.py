@@ -30,12 +30,14 @@ _WITH_GROUPS = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
 POLICY_STAGES = (*_WITH_GROUPS, "rejection")
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
+_TWO_SIDED = tuple(stage for stage in _CLIPPING if stage != "cispo")
 OPTIONS = users(
     "method",
     get_args(Stage),
     (_LEARNING, "reward reward_weights group_size token_budget"),
     ((*_WITH_GROUPS, "all"), "combination scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
+    (_TWO_SIDED, "delta"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
     (
         _LEARNING,

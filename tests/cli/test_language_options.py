@@ -28,7 +28,8 @@ DRAWN = "temperature top_k top_p max_new_tokens prompt_tokens "
 REWARDED = f"{DRAWN} model eval_prompts reward reward_weights prompt_column gold "
 LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps "
 UPDATES = (
-    "kl_in kl_estimator mask_truncated inner_passes minibatches refresh_every token_budget compile "
+    "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches refresh_every "
+    "token_budget compile "
 )
 POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
 GROUPS = "combination scope advantage_baseline scale "

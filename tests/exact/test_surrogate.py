@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visgrpo.objectives import aggregate, surrogate
+from visgrpo.objectives import aggregate, most_uncertain, surrogate
 
 CLIPS = ["two_sided", "detached", "none"]
 AGGREGATIONS = ["sequence_mean", "token_mean", "constant"]
@@ -508,3 +508,20 @@ def test_a_constant_may_be_a_tensor() -> None:
     )
     again = surrogate(zeros, zeros, values.mean(-1), mask_NGT=MASK, aggregation="token_mean")
     assert result.loss.item() == pytest.approx(again.loss.item(), rel=1e-12)
+
+
+def test_the_most_uncertain_tokens_are_those_above_the_quantile() -> None:
+    """Against torch's quantile, with ties, all tokens, one token, and none."""
+    generator = torch.Generator().manual_seed(3)
+    for trial in range(200):
+        mask = torch.rand(4, 6, generator=generator) < 0.7
+        values = torch.randint(0, 9, (4, 6), generator=generator).double()
+        junk = values.masked_fill(~mask, torch.nan)
+        share = (trial % 20 + 1) / 20
+        found = most_uncertain(junk, mask, share)
+        expected = mask & (values >= values[mask].quantile(1 - share))
+        assert torch.equal(found, expected)
+        assert found.sum() >= share * (mask.sum() - 1)
+    assert torch.equal(most_uncertain(junk, mask, 1.0), mask)
+    nothing = torch.zeros_like(mask)
+    assert not most_uncertain(junk, nothing, 0.5).any()

@@ -34,6 +34,8 @@ from visgrpo.methods.token_groups import (
     sequence_kl,
     shown_prompt,
 )
+from visgrpo.methods.tokens import TokenGRPO, TokenTerms
+from visgrpo.objectives import preset
 
 HOW = sampling(6, stop=(STOP, 6), top_k=9)
 
@@ -268,6 +270,47 @@ def test_kl_of_completions_counts_their_own_tokens() -> None:
             for t in range(int(MASK[n, g].sum()))
         )
         assert kl[n, g].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rescored", [False, True])
+def test_groups_hold_the_entropy_of_the_whole_softmax(rescored: bool) -> None:
+    model, drawn = language(), rollouts(drawn=HOW)
+    groups = drawn.draw(model, batch_of(), 3, chunk=3, entropies=True, rescored=rescored)
+    entropy = model(PROMPTS, LENGTHS, groups.tokens_NGT, HOW.distribution).entropy.detach()
+    mask = groups.mask_NGT
+    torch.testing.assert_close(groups.entropies_NGT[mask], entropy[mask], atol=1e-5, rtol=0)
+    assert (groups.entropies_NGT[~mask] == 0).all()
+    assert drawn.draw(model, batch_of(), 3, chunk=3).entropies_NGT is None
+
+
+def test_the_most_uncertain_tokens_are_those_of_the_whole_batch() -> None:
+    """In pieces and on two processes too."""
+    terms = TokenTerms(top_entropy=0.3)
+    method = TokenGRPO(rollouts(drawn=HOW), preset("grpo"), terms)
+    model = language()
+    groups = method.rollout(model, batch_of(), 0, chunk=4)
+    counted = groups.mask_NGT
+    least = groups.entropies_NGT[counted].quantile(0.7)
+    expected = counted & (groups.entropies_NGT >= least)
+    assert torch.equal(groups.uncertain_NGT, expected)
+    assert 0.2 < expected.sum() / counted.sum() < 0.4
+    result = method.loss(model, batch_of(), groups, 0)
+    by_token = groups.advantages[..., None] * expected
+    other = TokenGRPO(method.rollouts, method.objective, replace(terms, top_entropy=1.0))
+    same = replace(groups, advantages=by_token, uncertain_NGT=None)
+    torch.testing.assert_close(result.loss, other.loss(model, batch_of(), same, 0).loss)
+
+    models = [language(), language()]
+
+    def work(shard: Any) -> Tensor:
+        rows = [shard.rank * 2, shard.rank * 2 + 1]
+        source = rollouts(drawn=HOW, shards=shard)
+        half = TokenGRPO(source, preset("grpo"), terms)
+        mine = half.rollout(models[shard.rank], batch_of(rows, torch.tensor(rows)), 0, chunk=1)
+        return mine.entropies_NGT[mine.uncertain_NGT]
+
+    halves = torch.cat(in_two_processes(work))
+    torch.testing.assert_close(halves, groups.entropies_NGT[expected], atol=1e-5, rtol=0)
 
 
 # Memory

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ PRESETS: dict[str, tuple[dict[str, Any], float]] = {
         0.1,
     ),
 }
+# TRL's knob for an option of ours, and the option: of the terms, or of the objective.
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "delta": ({"delta": 1.3}, {}, {"delta": 1.3}),
+    "top entropy": ({"top_entropy_quantile": 0.3}, {"top_entropy": 0.3}, {}),
+}
 
 
 def large(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
@@ -136,7 +142,15 @@ def trainer_of(start: Path, output: Path, *, beta: float, truncated: bool, **kno
     return trainer
 
 
-def method_of(name: str, model: LanguageModel, *, beta: float, truncated: bool) -> TokenGRPO:
+def method_of(
+    name: str,
+    model: LanguageModel,
+    *,
+    beta: float,
+    truncated: bool,
+    terms: dict[str, Any],
+    changes: dict[str, Any],
+) -> TokenGRPO:
     rollouts = TokenRollouts(
         rewards=TextRewards.of([("large", large), ("long", long)], WEIGHTS),
         sampling=Sampling(TokenDistribution(), T, STOP, PAD),
@@ -147,8 +161,8 @@ def method_of(name: str, model: LanguageModel, *, beta: float, truncated: bool) 
         reference=reference_of(model) if beta else None,
         seed=2,
     )
-    terms = TokenTerms(mask_truncated=truncated, on_policy=False)
-    return TokenGRPO(rollouts, preset(name), terms)
+    all_terms = TokenTerms(mask_truncated=truncated, on_policy=False, **terms)
+    return TokenGRPO(rollouts, preset(name, **changes), all_terms)
 
 
 def batch() -> Batch:
@@ -197,11 +211,14 @@ def descend(model: nn.Module, gradients: Sequence[Tensor], far: float) -> None:
 def sides(start: Path, tmp_path: Path) -> Callable[..., Any]:
     from transformers import Qwen2ForCausalLM
 
-    def build(name: str, truncated: bool) -> tuple[TokenGRPO, LanguageModel, Any]:
+    def build(name: str, truncated: bool, option: str = "") -> tuple[TokenGRPO, LanguageModel, Any]:
         knobs, beta = PRESETS[name]
+        more, terms, changes = OPTIONS[option] if option else ({}, {}, {})
+        both: dict[str, Any] = {"beta": beta, "truncated": truncated}
         lm = Qwen2ForCausalLM.from_pretrained(start)
-        method = method_of(name, LanguageModel(copy.deepcopy(lm)), beta=beta, truncated=truncated)
-        trainer = trainer_of(start, tmp_path, beta=beta, truncated=truncated, **knobs)
+        first = LanguageModel(copy.deepcopy(lm))
+        method = method_of(name, first, **both, terms=terms, changes=changes)
+        trainer = trainer_of(start, tmp_path, **both, **knobs, **more)
         return method, LanguageModel(moved(lm)), trainer
 
     return build
@@ -229,6 +246,27 @@ def test_from_rewards_to_gradients(name: str, truncated: bool, sides: Callable[.
         clipped.append(float(result.metrics["clip_ratio/region_mean"]))
     assert clipped[0] == 0
     assert name in ("rloo", "reinforce", "cispo") or clipped[-1] > 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options(name: str, option: str, sides: Callable[..., Any]) -> None:
+    """Float32, 1e-5 of the gradient's length; and the option does something."""
+    method, model, trainer = sides(name, True, option)
+    plain, _, _ = sides(name, True)
+    groups = method.rollout(model, batch(), 0, chunk=2)
+    inputs, acted = inputs_of(trainer, groups), False
+    # Our tokens of most entropy are those of the draw, TRL's those of every update.
+    for update in range(1 if option == "top entropy" else UPDATES):
+        gradients = gradients_of(method.loss(model, batch(), groups, update).loss, model.lm)
+        theirs = gradients_of(trainer._compute_loss(trainer.model, inputs), trainer.model)
+        assert distance(gradients, theirs) < 1e-5
+        without = replace(groups, uncertain_NGT=None)
+        others = gradients_of(plain.loss(model, batch(), without, update).loss, model.lm)
+        acted |= distance(gradients, others) > 1e-3
+        descend(model.lm, gradients, 1.0)
+        descend(trainer.model, gradients, 1.0)
+    assert acted
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -18,7 +18,7 @@ REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
     *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
-    *("refresh_every", "silent_steps", "engine", "compile"),
+    *("refresh_every", "silent_steps", "engine", "compile", "top_entropy"),
 ]
 CLIP = ["epsilon_low", "epsilon_high", "delta"]
 OF_SFT_IN_ALL = ["sft_data", "sft_rows", "sft_steps", "sft_batch_size", "sft_learning_rate"]

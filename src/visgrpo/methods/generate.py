@@ -13,6 +13,7 @@ from visgrpo.data.pictures import Pictures
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
 from visgrpo.objectives.advantages import draw
+from visgrpo.objectives.divergences import entropy
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 
@@ -43,6 +44,7 @@ class Completions:
         ended_NG: False where the length limit cut the completion off.
         values_NGT: of the state before each token, by a critic that reads the policy's states; 0
             after the end; None without one.
+        entropies_NGT: of the whole softmax that each token comes from; None unless asked for.
         read: the prompts, with gradient, where that was asked for.
     """
 
@@ -51,6 +53,7 @@ class Completions:
     log_probs_NGT: Tensor
     ended_NG: Tensor
     values_NGT: Tensor | None = None
+    entropies_NGT: Tensor | None = None
     read: ReadPrompts | None = None
 
     def ids(self) -> list[list[list[int]]]:
@@ -72,6 +75,7 @@ def generate(
     pictures: Pictures | None = None,
     *,
     keep_read: bool = False,
+    entropies: bool = False,
 ) -> Completions:
     """Draw completions; the same uniforms, prompts and weights give the same ones.
 
@@ -84,6 +88,7 @@ def generate(
         uniforms_NGT: U(0, 1) numbers that decide the draws, one for each token that may come.
         pictures: the prompts' images, for a model that sees.
         keep_read: whether the prompts are read with gradient, for an update by the same weights.
+        entropies: whether tokens come with the entropy of the softmax that they were drawn from.
     """
     n_prompts, group_size, room = uniforms_NGT.shape
     device, rows = prompts_NP.device, n_prompts * group_size
@@ -93,6 +98,7 @@ def generate(
     ended_B = torch.ones(rows, dtype=torch.bool, device=device)
     critic = model.critic if model.critic is not None and model.critic.trunk is None else None
     values_TB = torch.zeros_like(log_probs_TB) if critic is not None else None
+    entropies_TB = torch.zeros_like(log_probs_TB) if entropies else None
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
     with _in_eval_mode(model), torch.set_grad_enabled(keep_read):
         decoder = model.begin(prompts_NP, lengths_N, group_size, room, pictures)
@@ -111,6 +117,9 @@ def generate(
             mask_TB[step, active] = going_A
             if critic is not None and values_TB is not None:
                 values_TB[step, active] = critic.of_states(decoder.states_BD)
+            if entropies_TB is not None:
+                whole_AV = sampling.distribution.whole().log_probs(decoder.logits_BV)
+                entropies_TB[step, active] = entropy(whole_AV).float()
             going_A = going_A & ~torch.isin(drawn_A, stop)
             left = int(going_A.sum())
             if left == 0 or step + 1 == room:
@@ -134,6 +143,7 @@ def generate(
         within(log_probs_TB, 0.0),
         ended_B.unflatten(0, grouped),
         None if values_TB is None else within(values_TB, 0.0),
+        None if entropies_TB is None else within(entropies_TB, 0.0),
         decoder.read if keep_read else None,
     )
 

@@ -59,9 +59,7 @@ class TokenPPO:
         """Draw groups from the old policy; the old critic gives their tokens advantages."""
         coefficient = self.rollouts.memory.kl_weight
         steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
-        groups = self.rollouts.draw(
-            model, batch, step, chunk, steer=steer, rescored=self.terms.compares
-        )
+        groups = self.rollouts.draw(model, batch, step, chunk, steer=steer, **self.terms.asks)
         values_NGT = groups.old_values_NGT
         if values_NGT is None:
             values_NGT = torch.cat(
@@ -109,7 +107,7 @@ class TokenPPO:
         result = self.objective.surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),
-            groups.advantages,
+            self.terms.advantages(groups),
             mask_NGT=mask_NGT,
             aggregation=aggregation,
             constant=constant,

@@ -40,6 +40,8 @@ class TokenGroups:
         advantages: (N, G), or (N, G, T) where a critic sees every token; 0 until they are made.
         mean_tokens_N: mean tokens of a completion in the whole batch of all processes, the same
             number for every input.
+        entropies_NGT: of the whole softmax that each token was drawn from; None unless asked for.
+        uncertain_NGT: which tokens the surrogate counts; None for all.
         learned_NG: which completions the loss may count; None for all.
         learned_tokens_N: mean tokens of a completion that the loss counts, in the whole batch of
             all processes; None where these groups are the whole.
@@ -66,6 +68,8 @@ class TokenGroups:
     advantages: Tensor
     old_values_NGT: Tensor | None = None
     returns_NGT: Tensor | None = None
+    entropies_NGT: Tensor | None = None
+    uncertain_NGT: Tensor | None = None
     learned_NG: Tensor | None = None
     learned_tokens_N: Tensor | None = None
     explained_variance_N: Tensor | None = None
@@ -176,6 +180,7 @@ class TokenRollouts:
         steer: bool = True,
         keep_read: bool = False,
         rescored: bool = False,
+        entropies: bool = False,
     ) -> TokenGroups:
         """Return the groups of this process's share of a batch, ``chunk`` inputs at a time.
 
@@ -188,6 +193,7 @@ class TokenRollouts:
                 whole batch must be one chunk.
             rescored: whether the old log-probs are those of the pass that trains: decoding with a
                 cache rounds otherwise, in bf16 by more than a sequence's ratio may be off 1.
+            entropies: whether the groups hold the entropy that each token was drawn with.
         """
         device, n_inputs = batch.inputs.device, len(batch)
         total = total or n_inputs * self.shards.world_size
@@ -207,17 +213,18 @@ class TokenRollouts:
                 self.sampling,
                 pictures,
                 keep_read=keep_read,
+                entropies=entropies,
             )
             if rescored:
+                scores = model(
+                    batch.prompts_NP[rows],
+                    lengths_N,
+                    drawn.tokens_NGT,
+                    self.sampling.distribution,
+                    pictures=pictures,
+                )
                 drawn = replace(
-                    drawn,
-                    log_probs_NGT=model(
-                        batch.prompts_NP[rows],
-                        lengths_N,
-                        drawn.tokens_NGT,
-                        self.sampling.distribution,
-                        pictures=pictures,
-                    ).log_probs.masked_fill(~drawn.mask_NGT, 0.0),
+                    drawn, log_probs_NGT=scores.log_probs.masked_fill(~drawn.mask_NGT, 0.0)
                 )
             parts.append(drawn)
             if self.reference is not None:
@@ -252,6 +259,7 @@ class TokenRollouts:
                 (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
             ),
             old_values_NGT=completions.values_NGT,
+            entropies_NGT=completions.entropies_NGT,
             texts=tuple(
                 (shown_prompt(prompt), tuple(group))
                 for prompt, group in zip(prompts, texts, strict=True)
@@ -299,13 +307,18 @@ class TokenRollouts:
 def joined(parts: Sequence[Completions], pad: int) -> Completions:
     """Return the completions of several parts of a batch as one, padded to the longest."""
     longest = max(part.mask_NGT.shape[-1] for part in parts)
-    values = [part.values_NGT for part in parts if part.values_NGT is not None]
+
+    def padded(optional: Sequence[Tensor | None]) -> Tensor | None:
+        there = [_padded(each, longest, 0.0) for each in optional if each is not None]
+        return torch.cat(there) if there else None
+
     return Completions(
         torch.cat([_padded(part.tokens_NGT, longest, pad) for part in parts]),
         torch.cat([_padded(part.mask_NGT, longest, False) for part in parts]),
         torch.cat([_padded(part.log_probs_NGT, longest, 0.0) for part in parts]),
         torch.cat([part.ended_NG for part in parts]),
-        None if not values else torch.cat([_padded(each, longest, 0.0) for each in values]),
+        padded([part.values_NGT for part in parts]),
+        padded([part.entropies_NGT for part in parts]),
     )
 
 

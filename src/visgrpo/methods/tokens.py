@@ -14,7 +14,14 @@ from visgrpo.methods.labels import CLIP_METRICS
 from visgrpo.methods.method import LossResult, Metrics, Shards
 from visgrpo.methods.token_groups import TokenGroups, TokenRollouts, sequence_kl
 from visgrpo.models.language import LanguageModel, Scores
-from visgrpo.objectives import Objective, aggregate, all_equal, token_kl, weighted_sum
+from visgrpo.objectives import (
+    Objective,
+    aggregate,
+    all_equal,
+    most_uncertain,
+    token_kl,
+    weighted_sum,
+)
 from visgrpo.objectives.advantages import Combination
 from visgrpo.objectives.divergences import KLEstimator
 from visgrpo.objectives.surrogate import Aggregation, SurrogateResult
@@ -32,6 +39,8 @@ class TokenTerms:
             and k3 is the KL's.
         entropy_weight: α, per nat, of the whole softmax.
         mask_truncated: leave completions that the length limit cut off out of the loss.
+        top_entropy: the share of the tokens that the surrogate learns from, those that were drawn
+            with most entropy in the whole batch; the others still count in its means.
         on_policy: the policy that is updated is the one that drew: its ratios are 1 exactly,
             whatever generation's rounding.
     """
@@ -40,6 +49,7 @@ class TokenTerms:
     kl_estimator: KLEstimator = "k3"
     entropy_weight: float = 0.0
     mask_truncated: bool = False
+    top_entropy: float = 1.0
     on_policy: bool = True
 
     def mask(self, groups: TokenGroups) -> Tensor:
@@ -52,12 +62,25 @@ class TokenTerms:
         return mask_NGT
 
     def counted(self, groups: TokenGroups, shards: Shards) -> TokenGroups:
-        """Return the groups of a whole share with how many tokens the loss counts in the batch."""
+        """Return the groups of a whole share with what the loss counts in the whole batch."""
         mask_NGT = self.mask(groups)
         here_12 = torch.stack([mask_NGT.sum(), torch.ones_like(mask_NGT[..., 0]).sum()])
         tokens, completions = shards.gather(here_12[None]).sum(dim=0).tolist()
         mean_N = torch.full_like(groups.mean_tokens_N, tokens / completions)
-        return replace(groups, learned_tokens_N=mean_N)
+        groups = replace(groups, learned_tokens_N=mean_N)
+        if groups.entropies_NGT is None:
+            return groups
+        uncertain_NGT = most_uncertain(
+            groups.entropies_NGT, mask_NGT, self.top_entropy, shards.gather
+        )
+        return replace(groups, uncertain_NGT=uncertain_NGT)
+
+    def advantages(self, groups: TokenGroups) -> Tensor:
+        """Return the advantages that the surrogate takes: 0 at tokens that it leaves out."""
+        if groups.uncertain_NGT is None:
+            return groups.advantages
+        each = groups.advantages if groups.advantages.ndim == 3 else groups.advantages[..., None]
+        return each * groups.uncertain_NGT
 
     def score(
         self,
@@ -83,6 +106,11 @@ class TokenTerms:
     def compares(self) -> bool:
         """Whether the log-probs that tokens were drawn with are compared with others."""
         return not self.on_policy or self.kl_in == "reward"
+
+    @property
+    def asks(self) -> dict[str, bool]:
+        """What groups must hold beside tokens, as `TokenRollouts.draw` is asked for it."""
+        return {"rescored": self.compares, "entropies": self.top_entropy < 1}
 
     def old_log_probs(self, scores: Scores, groups: TokenGroups) -> Tensor:
         return scores.log_probs.detach() if self.on_policy else groups.old_log_probs_NGT
@@ -167,7 +195,7 @@ class TokenGRPO:
         coefficient = self.rollouts.memory.kl_weight
         keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
         groups = self.rollouts.draw(
-            model, batch, step, chunk, keep_read=keep_read, rescored=self.terms.compares
+            model, batch, step, chunk, keep_read=keep_read, **self.terms.asks
         )
         advantages_NG = self._advantages(groups, coefficient)
         groups = replace(
@@ -187,7 +215,7 @@ class TokenGRPO:
         result = self.objective.surrogate(
             scores.log_probs,
             self.terms.old_log_probs(scores, groups),
-            groups.advantages,
+            self.terms.advantages(groups),
             mask_NGT=mask_NGT,
             aggregation=aggregation,
             constant=constant,

@@ -21,5 +21,6 @@ from visgrpo.objectives.presets import Objective as Objective
 from visgrpo.objectives.presets import check_objective as check_objective
 from visgrpo.objectives.presets import preset as preset
 from visgrpo.objectives.surrogate import aggregate as aggregate
+from visgrpo.objectives.surrogate import most_uncertain as most_uncertain
 from visgrpo.objectives.surrogate import on_policy_loss as on_policy_loss
 from visgrpo.objectives.surrogate import surrogate as surrogate

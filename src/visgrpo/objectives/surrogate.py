@@ -15,6 +15,8 @@ passes, minibatches, or outputs of an older policy. Labels are outputs of one to
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -171,6 +173,35 @@ def aggregate(
         tokens = (weights_NG * tokens_NG).sum().clamp(min=torch.finfo(weights_NG.dtype).tiny)
         return (weights_NG * sums_NG).sum() / tokens
     return (weights_NG * sums_NG).sum() / (n_inputs * constant)
+
+
+def most_uncertain(
+    entropies: Tensor,
+    mask: Tensor,
+    share: float,
+    gather: Callable[[Tensor], Tensor] = lambda part_1: part_1,
+) -> Tensor:
+    """Return which tokens are among the given share of most entropy, bool, of the values' shape.
+
+    The least of them is the quantile 1 - share of all unmasked values; what equals it is taken too.
+    Source: Wang et al. 2025, "Beyond the 80/20 rule" (arXiv 2506.01939).
+
+    Args:
+        share: in (0, 1].
+        gather: brings the numbers (B,) of all processes together, where each has some of the
+            values, as many numbers each.
+    """
+    mask = mask.bool()
+    most = int(gather(mask.sum()[None]).max())
+    here = entropies.new_full((most,), torch.nan)
+    here[: int(mask.sum())] = entropies[mask]
+    everywhere = gather(here)
+    ordered = everywhere[~everywhere.isnan()].sort().values
+    if not len(ordered):
+        return mask
+    # As a quantile between two numbers is, but without its rounding.
+    least = math.ceil((1 - share) * (len(ordered) - 1) - 1e-9)
+    return mask & (entropies >= ordered[least])
 
 
 def _mask_like(values: Tensor, mask: Tensor | None) -> Tensor:

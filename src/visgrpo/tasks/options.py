@@ -191,6 +191,11 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     mask_truncated: bool = option(
         False, "Leave completions that were cut off by --max-new-tokens out of the loss."
     )
+    top_entropy: float = option(
+        1.0,
+        "Learn from this share of the tokens alone, those that were drawn with most entropy.",
+        within="(0, 1]",
+    )
     inner_passes = override(
         None, "Passes over each batch's completions; by default 2 with ppo, else 1."
     )

@@ -102,6 +102,7 @@ def method_of(config: TokenPolicyConfig, rollouts: TokenRollouts, *, on_policy: 
         kl_estimator=config.kl_estimator,
         entropy_weight=config.entropy_weight,
         mask_truncated=config.mask_truncated,
+        top_entropy=config.top_entropy,
         on_policy=on_policy,
     )
     if config.method == "ppo":

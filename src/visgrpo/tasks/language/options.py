@@ -62,7 +62,7 @@ OPTIONS = users(
     (_WITH_GROUPS, "combination scope advantage_baseline scale"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_TWO_SIDED, "delta"),
-    (POLICY_STAGES, "kl_in kl_estimator mask_truncated inner_passes minibatches"),
+    (POLICY_STAGES, "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches"),
     (POLICY_STAGES, "refresh_every token_budget compile"),
     (_LEARNING, "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps"),
     (("ppo", "all"), "critic critic_rate critic_warmup gamma gae_lambda"),

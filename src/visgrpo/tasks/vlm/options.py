@@ -41,7 +41,8 @@ OPTIONS = users(
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
     (
         _LEARNING,
-        "mask_truncated inner_passes minibatches refresh_every silent_steps engine compile",
+        "mask_truncated top_entropy inner_passes minibatches refresh_every silent_steps engine "
+        "compile",
     ),
     (("all",), "sft_data sft_rows sft_steps sft_batch_size sft_learning_rate"),
 )

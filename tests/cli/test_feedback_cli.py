@@ -200,6 +200,36 @@ def test_votes_and_agreement_with_people(
         assert measured[name] == pytest.approx(summary["after"][name], rel=1e-4), name
 
 
+def test_the_supervised_rival_learns_what_people_liked_best(
+    start: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The same pictures under the labels that people like teach the same; some were never liked."""
+    rows, moved = [], tmp_path / "moved"
+    for number, file in enumerate(files_of(pictures)):
+        split, name, picture_name = file.split("/")
+        of_training = split == "train"
+        true = CLASSES.index(name)
+        liked = (true + 1) % 3
+        disliked = of_training and number % 6 == 0
+        shown = [true] if disliked else range(3)
+        rows += [(file, CLASSES[k], 5, 5 * (k == liked)) for k in shown]
+        if not disliked:
+            place = moved / split / (CLASSES[liked] if of_training else name)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{name}-{picture_name}").write_bytes((pictures / file).read_bytes())
+    table = write_table(tmp_path / "clicks.csv", "image label shown clicked", rows)
+    words = ["--feedback", table, *CLICKS, "--steps", "30", "--batch-size", "40"]
+    run = clip(start, pictures, tmp_path / "run", *words, "--baseline")
+    assert "people liked best, of 40 of 48" in capsys.readouterr().err.replace("\n", " ")
+    options = ["--method", "supervised", *words[-4:]]
+    plain = clip(start, moved, tmp_path / "plain", *options, "--keep", "last", "--beta", "0")
+    rival = read_json(run / "summary.json")["baseline"]["after"]
+    assert rival["nll"] == pytest.approx(
+        read_json(plain / "summary.json")["after"]["nll"], rel=1e-3
+    )
+    assert rival["accuracy"] == 0.0
+
+
 # Photos without labels
 
 

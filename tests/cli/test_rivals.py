@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import head, metric_lines, read_json, refused, represent, segment, words
+from running import (
+    clip,
+    head,
+    metric_lines,
+    read_json,
+    refused,
+    represent,
+    segment,
+    weights,
+    words,
+)
 
 Capture = pytest.CaptureFixture[str]
 SUPERVISED = ["--method", "supervised", "--keep", "last"]
@@ -15,6 +25,18 @@ LOSSES = ("ce", "gce", "weighted", "balanced", "smooth", "dice", "jaccard", "lov
 @pytest.fixture(autouse=True)
 def _no_page(no_page: None) -> None:
     """Pages are tested elsewhere."""
+
+
+def test_every_loss_trains_clip_in_its_own_way(start: Path, pictures: Path, tmp_path: Path) -> None:
+    losses = [loss for loss in LOSSES if loss not in ("weighted", "balanced")]  # classes are even
+    made = {
+        loss: clip(start, pictures, tmp_path / str(i), *SUPERVISED, "--loss", *loss.split())
+        for i, loss in enumerate(losses)
+    }
+    assert len({weights(place) for place in made.values()}) == len(losses)
+    own = ["--baseline", "--loss", "gce", "--group-size", "2", "--keep", "last"]
+    run = clip(start, pictures, tmp_path / "run", *own)
+    assert weights(run / "baseline") == weights(made["gce"])
 
 
 @pytest.mark.parametrize("job", ["segmentation", "representation"])

@@ -39,6 +39,21 @@ def test_labelled_images_alone() -> None:
     assert logits.grad[[0, 2, 3]].abs().max().item() == 0.0
 
 
+def test_other_losses_are_of_labelled_images_too() -> None:
+    method = supervised(labelled=lambda rows: rows < 2, losses=("gce", "dice"))
+    loss = method.loss(lambda x: x, batch_of(), None, 0).loss
+    p_NK = LOGITS[:2].softmax(-1)
+    true_N = p_NK.gather(1, LABELS[:2, None])[:, 0]
+    gce = ((1 - true_N**0.7) / 0.7).sum() / 4
+    dice_K = [
+        2 * p_NK[LABELS[:2] == k, k].sum() / ((LABELS[:2] == k).sum() + p_NK[:, k].sum())
+        for k in LABELS[:2].unique()
+    ]
+    assert loss.item() == pytest.approx(float(gce + 1 - sum(dice_K) / len(dice_K)), rel=1e-5)
+    nothing = supervised(labelled=lambda rows: rows < 0, losses=("gce",))
+    assert nothing.loss(lambda x: x, batch_of(), None, 0).loss.item() == 0.0
+
+
 def test_reward_is_the_expected_reward() -> None:
     probabilities_NK = LOGITS.softmax(-1)
     metrics = supervised().loss(lambda x: x, batch_of(), None, 0).metrics

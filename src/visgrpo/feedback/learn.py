@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from visgrpo.data.batches import InputFunction
-from visgrpo.data.table import Splits
+from visgrpo.data.table import Splits, Table, derived
 from visgrpo.errors import UserError
 from visgrpo.feedback.images import events_of, keys_of
 from visgrpo.feedback.off_policy import check_support
@@ -122,7 +122,8 @@ class FeedbackLearning(Extension):
                 "must have been shuffled."
             )
         report["fingerprint"] = _fingerprint(self.posteriors, self.cells)
-        super().__init__(_with_rows(splits, observed_MK, config, session))
+        worth_MK = self.posteriors[names[0]].mean_MK
+        super().__init__(_with_rows(splits, observed_MK, worth_MK, config, session))
         self.report, self.facts = report, {"feedback": report}
         self.rewards = {
             name: FeedbackReward.of(posterior, config.pessimism, masks=config.unknown == "mask")
@@ -249,19 +250,27 @@ class FeedbackLearning(Extension):
 
 
 def _with_rows(
-    splits: Splits, observed_MK: np.ndarray, config: ClipConfig, session: Session
+    splits: Splits,
+    observed_MK: np.ndarray,
+    worth_MK: Floats,
+    config: ClipConfig,
+    session: Session,
 ) -> Splits:
-    """Name the table's row of every image; leave out those that teach nothing."""
+    """Name the table's row of every image; leave out those that teach nothing.
+
+    Args:
+        worth_MK: what supervised training takes the best label by.
+    """
     starts = np.cumsum([0, len(splits.train), len(splits.validation)])
     train, validation, test = (
         replace(part, columns={**part.columns, ROW_COLUMN: start + np.arange(len(part))})
         for part, start in zip((splits.train, splits.validation, splits.test), starts, strict=True)
     )
     teaches_M = np.asarray(observed_MK.any(axis=1))[: len(train)]
-    labels_teach = (
-        config.method == "supervised" or config.supervised_weight > 0 or config.warm_start > 0
-    )
-    if config.unknown == "mask" and not labels_teach and not teaches_M.all():
+    labels_teach = config.supervised_weight > 0 or config.warm_start > 0
+    if config.method == "supervised":
+        train = _as_liked(train, worth_MK, observed_MK, session)
+    elif config.unknown == "mask" and not labels_teach and not teaches_M.all():
         session.note(
             f"{int((~teaches_M).sum()):,} of {len(train):,} training images have no feedback and "
             "were left out; --unknown prior or predict keeps them."
@@ -275,6 +284,26 @@ def _with_rows(
             "--select accuracy, or a larger --validation-fraction."
         )
     return replace(splits, train=train, validation=validation, test=test)
+
+
+def _as_liked(train: Table, worth_MK: Floats, known_MK: np.ndarray, session: Session) -> Table:
+    """Return the training images that people liked a label of, each with the one they liked best.
+
+    Liked is a label that is worth no less than the known ones of all training images in the mean:
+    an image whose only known label nobody clicked has none.
+    """
+    known_NK = known_MK[: len(train)]
+    worth_NK = np.where(known_NK, worth_MK[: len(train)], -np.inf)
+    liked_N = worth_NK.max(axis=1) >= worth_NK[known_NK].mean()
+    kept = np.flatnonzero(liked_N)
+    session.note(
+        f"--method supervised with --feedback learns the label that people liked best, of "
+        f"{len(kept):,} of {len(train):,} training images; without --feedback it learns the data's."
+    )
+    part = train.subset(kept)
+    labels = worth_NK[kept].argmax(axis=1)
+    identity = derived(part.identity, f"labels {hashlib.sha256(labels.tobytes()).hexdigest()}")
+    return replace(part, values={**part.values, "labels": labels}, identity=identity)
 
 
 def _say_what_is_alone(observed_MK: np.ndarray, config: ClipConfig, session: Session) -> None:

@@ -26,11 +26,11 @@ from visgrpo.errors import UserError
 from visgrpo.methods import closed_form
 from visgrpo.methods.closed_form import Part, Piece
 from visgrpo.methods.counts import INPUT, Counting, Credit
-from visgrpo.methods.groups import mean_over_inputs, policy_metrics
+from visgrpo.methods.groups import policy_metrics
 from visgrpo.methods.labels import LabelGRPO, Model
 from visgrpo.methods.method import LossResult, Metrics, WithoutGroups
 from visgrpo.objectives.counts import Counts
-from visgrpo.objectives.label_losses import OF_EACH, loss_of_each, loss_of_sets
+from visgrpo.objectives.label_losses import mean_loss
 from visgrpo.objectives.losses import gaussian_potential
 
 NUMBERS_AT_ONCE = 2**20
@@ -364,20 +364,19 @@ class ClassSetSupervised(WithoutGroups):
         rows = self.view.rows(logits.float(), batch.labels_N)
         if not len(rows.labels_R):
             return LossResult(*_nothing_to_decide(logits))
-        parts = [self._part(name, rows, len(batch)) for name in self.losses]
+        loss = mean_loss(
+            self.losses,
+            rows.logits_RK,
+            rows.labels_R,
+            self.shares_K,
+            weights_R=rows.weights_R,
+            scopes_R=rows.inputs_R if self.each_image else None,
+            scopes=len(batch) if self.each_image else 1,
+        )
         log_probs_RK = rows.logits_RK.detach().log_softmax(dim=1)
         metrics = policy_metrics(log_probs_RK, rows.labels_R, rows.weights_R)
         metrics, weights = _over_decided(metrics, rows.decided, len(batch))
-        return LossResult(torch.stack(parts).sum(), metrics, weights=weights)
-
-    def _part(self, name: str, rows: Rows, inputs: int) -> Tensor:
-        if name in OF_EACH:
-            shares_K = rows.logits_RK.new_ones(1) if self.shares_K is None else self.shares_K
-            own = rows.logits_RK, rows.labels_R, shares_K.to(rows.logits_RK)
-            return mean_over_inputs(loss_of_each(name, *own), rows.weights_R)
-        scopes_R = rows.inputs_R if self.each_image else torch.zeros_like(rows.inputs_R)
-        scopes = inputs if self.each_image else 1
-        return loss_of_sets(name, rows.logits_RK, rows.labels_R, scopes_R, scopes)
+        return LossResult(loss, metrics, weights=weights)
 
     def _cross_entropy(self, model: Model, batch: Batch) -> LossResult:
         logits = model(batch.inputs)

@@ -19,30 +19,48 @@ from visgrpo.methods.labels import (
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Shards, WithoutGroups
 from visgrpo.models.reference import Reference
 from visgrpo.objectives import categorical_kl
+from visgrpo.objectives.label_losses import mean_loss
 from visgrpo.objectives.losses import bradley_terry_loss
 from visgrpo.rewards.sets import RewardSet
 
 
 @dataclass(frozen=True)
 class Supervised(WithoutGroups):
-    """Cross-entropy of the true label, with the metrics of a GRPO run beside it.
+    """Losses of the true label, with the metrics of a GRPO run beside it.
 
     ``reward`` is the policy's expected reward, Σ_k π_k r_k: what a GRPO run's sampled mean
     estimates. ``kl`` is there when a reference is.
+
+    Attributes:
+        losses: whose sum is minimised, by the names of `visgrpo.objectives.label_losses`.
+        shares_K: of the classes in training; None where no loss asks.
     """
 
     rewards: RewardSet
     classes: tuple[str, ...]
     reference: Reference | None = None
     labelled: Callable[[Tensor], Tensor] | None = None
+    losses: tuple[str, ...] = ("ce",)
+    shares_K: Tensor | None = None
 
     def loss(self, model: Model, batch: Batch, groups: None, step: int) -> LossResult:
-        """Return the mean cross-entropy of a batch, over its labelled images only."""
+        """Return the loss of a batch, over its labelled images only.
+
+        Of each image it is divided by the size of the whole batch; losses of sets are of the
+        labelled images together.
+        """
         logits_NK = model(batch.inputs)
         labelled_N = torch.ones_like(batch.labels_N, dtype=torch.bool)
         if self.labelled is not None:
             labelled_N = self.labelled(batch.indices_N)
-        loss = labelled_cross_entropy(logits_NK, batch.labels_N, labelled_N)
+        if self.losses == ("ce",):
+            loss = labelled_cross_entropy(logits_NK, batch.labels_N, labelled_N)
+        elif labelled_N.any():
+            own = logits_NK[labelled_N].float(), batch.labels_N[labelled_N]
+            share = labelled_N.float().mean()
+            loss = mean_loss(self.losses, *own, self.shares_K, weights_R=share)
+        else:
+            loss = logits_NK.sum() * 0.0
         return LossResult(loss, self._metrics(logits_NK.detach(), batch))
 
     def _metrics(self, logits_NK: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ The first five are of each decision, the others of all decisions together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,36 @@ SMOOTHING = 0.1
 GCE_POWER = 0.7
 OF_EACH = ("ce", "smooth", "gce", "weighted", "balanced")
 OF_SETS = {"dice": CountScore(2, 1, 0), "jaccard": CountScore(1, 1, -1)}
+
+
+def mean_loss(
+    names: Sequence[str],
+    logits_RK: Tensor,
+    labels_R: Tensor,
+    shares_K: Tensor | None = None,
+    *,
+    weights_R: Tensor | None = None,
+    scopes_R: Tensor | None = None,
+    scopes: int = 1,
+) -> Tensor:
+    """Return the sum of some losses, a scalar: of each decision in the mean, of sets by scope.
+
+    Args:
+        names: any of the names above.
+        shares_K: of the classes among the training labels; for weighted and balanced.
+        weights_R: of the decisions, (R,) or a scalar, in losses of each; None for 1.
+        scopes_R: which set a decision belongs to, 0 … scopes - 1; None for one set of all.
+    """
+    total = logits_RK.new_zeros(())
+    for name in names:
+        if name in OF_EACH:
+            shares = logits_RK.new_ones(1) if shares_K is None else shares_K.to(logits_RK)
+            each_R = loss_of_each(name, logits_RK, labels_R, shares)
+            total = total + (each_R if weights_R is None else each_R * weights_R).mean()
+        else:
+            sets_R = torch.zeros_like(labels_R) if scopes_R is None else scopes_R
+            total = total + loss_of_sets(name, logits_RK, labels_R, sets_R, scopes)
+    return total
 
 
 def loss_of_each(name: str, logits_RK: Tensor, labels_R: Tensor, shares_K: Tensor) -> Tensor:

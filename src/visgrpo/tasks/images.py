@@ -8,7 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from visgrpo.data.inputs import check_augmentations
 from visgrpo.data.read import read
@@ -17,7 +20,7 @@ from visgrpo.errors import UserError
 from visgrpo.files import write_whole
 from visgrpo.models.parts import Parts
 from visgrpo.tasks.lineage import Learned, with_stages
-from visgrpo.tasks.options import RunConfig
+from visgrpo.tasks.options import OF_SETS, Rivals, RunConfig
 from visgrpo.tasks.run import Session
 from visgrpo.training.options import TrainingOptions
 
@@ -141,3 +144,29 @@ def data_summary(name: str, splits: Splits) -> dict[str, Any]:
         "test": len(splits.test),
         "classes": len(splits.train.classes),
     }
+
+
+def losses_of(
+    config: Rivals, train: Table, session: Session
+) -> tuple[tuple[str, ...], Tensor | None]:
+    """Return what supervised training minimises, and the shares (K,) of classes if a loss asks.
+
+    Raises:
+        UserError: for a loss of whole batches in several processes.
+    """
+    whole = OF_SETS & set(config.loss)
+    if whole and session.processes.world_size > 1:
+        raise UserError(f"--loss {min(whole)} is of a whole batch: it runs in one process.")
+    if not {"weighted", "balanced"} & set(config.loss):
+        return tuple(config.loss), None
+    return tuple(config.loss), _shares(train).to(session.processes.device)
+
+
+def _shares(train: Table) -> Tensor:
+    """Return the share of each class among the training labels, (K,), of pixels or images."""
+    counts_K = np.zeros(len(train.classes))
+    labels = train.masks if "masks" in train.values else [train.labels]
+    for ids in labels:
+        known = ids[ids != train.ignore_index] if "masks" in train.values else ids
+        counts_K += np.bincount(known.ravel(), minlength=len(counts_K))
+    return torch.from_numpy(counts_K / counts_K.sum()).float()

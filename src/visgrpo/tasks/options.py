@@ -138,6 +138,51 @@ class PretrainBackboneConfig(Sizes, PretrainConfig):
             yield "--augment makes the two views of an image differ: give crop, flip or color."
 
 
+Loss = Literal["ce", "gce", "weighted", "balanced", "smooth", "dice", "jaccard", "lovasz"]
+OF_SETS = {"dice", "jaccard", "lovasz"}
+
+
+@dataclass(frozen=True)
+class Rivals(Policy, RunConfig):
+    """What a run on labels is compared with."""
+
+    heading = "Rivals"
+
+    baseline: bool = option(
+        False, "First train the supervised baseline of the same budget, into OUTPUT/baseline."
+    )
+    baseline_learning_rate: float | None = option(
+        None, "Of the supervised baseline; by default the same as this run's.", within="> 0"
+    )
+    tune: int = option(
+        1,
+        "Try so many learning rates, three times apart, around the given one, each a run of its "
+        "own in OUTPUT/tune; validation data choose. The baseline tries as many. 1 tries none.",
+        within="> 0",
+    )
+    loss: tuple[Loss, ...] = option(
+        ("ce",),
+        "What --method supervised and the baseline minimise, several added up: cross-entropy, "
+        "generalised (robust to wrong labels), with classes weighted or balanced, smoothed; dice, "
+        "jaccard and lovasz of whole masks or batches.",
+    )
+
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if self.baseline and self.method == "supervised":
+            yield "--baseline is beside rewards: this run is the baseline itself."
+        if self.baseline_learning_rate and not self.baseline:
+            yield "--baseline-learning-rate is of --baseline, which is not asked for."
+        if self.loss != ("ce",) and not (self.baseline or self.method == "supervised"):
+            yield "--loss is for --method supervised, or the --baseline."
+        whole = OF_SETS & set(self.loss)
+        if whole and (self.accumulation > 1 or self.minibatches > 1):
+            yield (
+                f"--loss {min(whole)} is of a whole batch: it does not go with --accumulation or "
+                "--minibatches."
+            )
+
+
 LORA_RATE = 20.0  # adapters learn at a multiple of the rate of whole models
 KL_IN_REWARD = ("ppo", "rloo")  # by default; in the loss of the other stages
 

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visgrpo.data.options import Masks
-from visgrpo.methods.options import Policy
 from visgrpo.models.options import Adapt
 from visgrpo.options import like, option, override
 from visgrpo.tasks.clip.options import ClipConfig
-from visgrpo.tasks.options import RunConfig
+from visgrpo.tasks.options import Rivals
 
-Loss = Literal["ce", "gce", "weighted", "balanced", "smooth", "dice", "jaccard", "lovasz"]
-OF_SETS = {"dice", "jaccard", "lovasz"}
 OF_GRPO_RM = {"hard", "uniformity", "uniformity-wrong", "spread"}
 Shift = Literal["blur", "noise", "jpeg", "grey"]
 
 
 @dataclass(frozen=True)
-class BackboneRunConfig(Adapt, Policy, RunConfig):
+class BackboneRunConfig(Adapt, Rivals):
     """What both jobs with a backbone and a head have in common."""
 
     heading = "Backbone and head"
@@ -34,15 +31,6 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
     method: Literal["grpo-rm", "supervised"] = override(
         "grpo-rm",
         "GRPO over the class set, or cross-entropy as the baseline: same head, data and budget.",
-    )
-    baseline = like(ClipConfig)
-    baseline_learning_rate = like(ClipConfig)
-    tune = like(ClipConfig)
-    loss: tuple[Loss, ...] = option(
-        ("ce",),
-        "What --method supervised and the baseline minimise, several added up: cross-entropy, "
-        "generalised (robust to wrong labels), with classes weighted or balanced, smoothed; dice, "
-        "jaccard and lovasz of whole masks or batches.",
     )
     select: Literal["reward", "accuracy", "nll"] | None = option(
         None,
@@ -103,18 +91,6 @@ class BackboneRunConfig(Adapt, Policy, RunConfig):
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()
-        if self.baseline and self.method == "supervised":
-            yield "--baseline is for grpo-rm: this run is the baseline itself."
-        if self.baseline_learning_rate and not self.baseline:
-            yield "--baseline-learning-rate is of --baseline, which is not asked for."
-        if self.loss != ("ce",) and not (self.baseline or self.method == "supervised"):
-            yield "--loss is for --method supervised, or the --baseline."
-        whole = OF_SETS & set(self.loss)
-        if whole and (self.accumulation > 1 or self.minibatches > 1):
-            yield (
-                f"--loss {min(whole)} is of a whole batch: it does not go with --accumulation or "
-                "--minibatches."
-            )
         if self.refresh_every != "epoch" and not _is_count(self.refresh_every):
             yield f'--refresh-every takes a number of steps or "epoch", not "{self.refresh_every}".'
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +26,8 @@ from visgrpo.models.parts import Parts
 from visgrpo.models.trains import adapt, encoder_is_frozen
 from visgrpo.objectives import Objective, preset
 from visgrpo.rewards.sets import RewardSet
-from visgrpo.tasks.backbone.options import OF_SETS, BackboneRunConfig
+from visgrpo.tasks.backbone.options import BackboneRunConfig
+from visgrpo.tasks.images import losses_of
 from visgrpo.tasks.run import Session
 
 BackboneModel = RepresentationClassifier | Segmenter
@@ -87,23 +87,8 @@ def supervised_of(
     Raises:
         UserError: for a loss of whole batches in several processes.
     """
-    whole = OF_SETS & set(config.loss)
-    if whole and session.processes.world_size > 1:
-        raise UserError(f"--loss {min(whole)} is of a whole batch: it runs in one process.")
-    shares_K = None
-    if {"weighted", "balanced"} & set(config.loss):
-        shares_K = _shares(train).to(session.processes.device)
-    return ClassSetSupervised(view, tuple(config.loss), shares_K, config.scope == "image")
-
-
-def _shares(train: Table) -> Tensor:
-    """Return the share of each class among the training labels, (K,), of pixels or images."""
-    counts_K = np.zeros(len(train.classes))
-    labels = train.masks if "masks" in train.values else [train.labels]
-    for ids in labels:
-        known = ids[ids != train.ignore_index] if "masks" in train.values else ids
-        counts_K += np.bincount(known.ravel(), minlength=len(counts_K))
-    return torch.from_numpy(counts_K / counts_K.sum()).float()
+    losses, shares_K = losses_of(config, train, session)
+    return ClassSetSupervised(view, losses, shares_K, config.scope == "image")
 
 
 def refresh_every(config: BackboneRunConfig, train: Table) -> int:

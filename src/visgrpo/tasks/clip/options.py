@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from visgrpo.methods.options import Policy
 from visgrpo.models.options import Adapt, Prompts
 from visgrpo.options import like, option, override
 from visgrpo.tasks.extension import ExtraOptions
-from visgrpo.tasks.options import RunConfig
+from visgrpo.tasks.options import Rivals
 
 ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
 
 
 @dataclass(frozen=True)
-class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
+class ClipConfig(ExtraOptions, Adapt, Rivals):
     """Fine-tune a CLIP or SigLIP zero-shot classifier with rewards over class labels."""
 
     example = "visgrpo clip --model openai/clip-vit-base-patch32 --data photos/ --train lora"
@@ -32,18 +31,6 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
         "Folder or Hub name of the start; an adapter folder is merged into its base first.",
     )
     method: ClipMethod = override("grpo", "The objective, or cross-entropy as the baseline.")
-    baseline: bool = option(
-        False, "First train the supervised baseline of the same budget, into OUTPUT/baseline."
-    )
-    baseline_learning_rate: float | None = option(
-        None, "Of the supervised baseline; by default the same as this run's.", within="> 0"
-    )
-    tune: int = option(
-        1,
-        "Try so many learning rates, three times apart, around the given one, each a run of its "
-        "own in OUTPUT/tune; validation data choose. The baseline tries as many. 1 tries none.",
-        within="> 0",
-    )
     reward = override(
         ("hard",),
         "hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f; "
@@ -105,10 +92,6 @@ class ClipConfig(ExtraOptions, Adapt, Policy, RunConfig):
             )
         if self.warm_start and self.method == "supervised":
             yield "--warm-start is for GRPO methods: supervised training needs none."
-        if self.baseline and self.method == "supervised":
-            yield "--baseline is for GRPO methods: this run is the baseline itself."
-        if self.baseline_learning_rate and not self.baseline:
-            yield "--baseline-learning-rate is of --baseline, which is not asked for."
         if len(self.sides) > 1:
             yield f"--train takes one of {', '.join(self.sides)}, and lora beside it."
         if self.last_blocks and self.side not in ("image", "full"):

@@ -35,6 +35,7 @@ from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
     data_summary,
     info_of,
+    losses_of,
     run_stem,
     save_picture,
     selection_of,
@@ -165,7 +166,8 @@ def method_of(
         grpo: makes groups and their loss.
     """
     labelled = _labelled(len(train), config)
-    supervised = Supervised(rewards, train.classes, reference, labelled)
+    losses = losses_of(config, train, session) if config.method == "supervised" else (("ce",), None)
+    supervised = Supervised(rewards, train.classes, reference, labelled, *losses)
     if config.method == "supervised":
         return supervised
     fades = config.supervised_schedule

@@ -116,7 +116,7 @@ generate m | Name the prompt
 generate ./nothing Hello | ./nothing
 generate m Hello --samples 0 | --samples must be above 0
 vlm --method grop | Did you mean "grpo"?
-vlm --method ppo | Choose from: all, sft, grpo, dr-grpo, dapo, gspo, cispo, rloo
+vlm --method ppo | Choose from: all, sft, grpo, dr-grpo, dapo, gspo, cispo, sapo, rloo
 vlm --preset tny | Did you mean "tiny"?
 vlm --style dirct | Did you mean "direct"?
 vlm --method sft --group-size 4 | --group-size does not go with --method sft

@@ -150,6 +150,7 @@ WAYS = {
     "dapo": "--method dapo",
     "gspo": "--method gspo",
     "cispo": "--method cispo",
+    "sapo": "--method sapo",
     "rloo": "--method rloo",
     "reinforce": "--method reinforce",
     "exact": "--estimator exact",

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from visgrpo.cli import main
 
 METHODS = (
-    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
+    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce", "rejection"),
     "ppo",
 )
 LOGGED = {

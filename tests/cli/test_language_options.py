@@ -32,7 +32,7 @@ UPDATES = (
     "token_budget compile "
 )
 POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
-GROUPS = "combination scope advantage_baseline scale "
+GROUPS = "combination scope advantage_baseline scale off_policy_mask "
 CLIP = "epsilon_low epsilon_high "
 TWO_SIDED = CLIP + "delta "
 CRITIC = (
@@ -49,6 +49,7 @@ USED = {
     "dapo": POLICY + GROUPS + TWO_SIDED,
     "gspo": POLICY + GROUPS + TWO_SIDED,
     "cispo": POLICY + GROUPS + CLIP,
+    "sapo": POLICY + GROUPS,
     "rloo": POLICY + GROUPS,
     "reinforce": POLICY + GROUPS,
     "rejection": POLICY,

@@ -155,7 +155,7 @@ def test_the_table_says_what_trains(
         assert f"│ {row} " in printed.out
 
 
-@pytest.mark.parametrize("stage", ["dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"])
+@pytest.mark.parametrize("stage", ["dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce"])
 def test_every_method_takes_a_step(stage: str, seer: Path, counts: Path, tmp_path: Path) -> None:
     reward = ["--reward", "random"]  # a small model earns nothing else yet
     run = see(stage, seer, counts, tmp_path / "run", "--steps", 1, "--eval-every", 1, *reward)

@@ -13,7 +13,7 @@ from visgrpo.objectives.presets import Preset
 
 KNOBS = (
     "scope", "baseline", "scale", "aggregation", "ratio_level", "clip", "epsilon_low",
-    "epsilon_high", "delta",
+    "epsilon_high", "delta", "temperatures", "off_policy_mask",
 )  # fmt: skip
 TABLE = {
     "grpo": ("group", "mean", "std", "sequence_mean", "token", "two_sided", 0.2, 0.2, None),
@@ -21,6 +21,7 @@ TABLE = {
     "dapo": ("group", "mean", "std", "token_mean", "token", "two_sided", 0.2, 0.28, None),
     "gspo": ("group", "mean", "std", "sequence_mean", "sequence", "two_sided", 3e-4, 4e-4, None),
     "cispo": ("group", "mean", "std", "token_mean", "token", "detached", 1.0, 4.0, None),
+    "sapo": ("group", "mean", "std", "sequence_mean", "token", "soft", 0.2, 0.2, None),
     "rloo": ("group", "leave_one_out", "none", "constant", "token", "none", 0.2, 0.2, None),
     "reinforce": ("batch", "mean", "none", "constant", "token", "none", 0.2, 0.2, None),
 }
@@ -28,7 +29,9 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_knob_of_every_preset(name: str) -> None:
-    assert dataclasses.asdict(preset(name)) == dict(zip(KNOBS, TABLE[name], strict=True))
+    assert dataclasses.asdict(preset(name)) == dict(
+        zip(KNOBS, (*TABLE[name], (1.0, 1.05), None), strict=True)
+    )
 
 
 def test_the_list_of_presets() -> None:
@@ -41,7 +44,7 @@ def test_the_list_of_presets() -> None:
         ("grppo", 'Did you mean "grpo"?'),
         ("dr-grpo", 'Did you mean "dr_grpo"?'),
         ("reinforced", 'Did you mean "reinforce"?'),
-        ("sac", "Choose from: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce."),
+        ("sac", "Choose from: grpo, dr_grpo, dapo, gspo, cispo, sapo, rloo, reinforce."),
     ],
 )
 def test_an_unknown_preset_names_the_nearest(name: str, tail: str) -> None:

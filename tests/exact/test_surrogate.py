@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from visgrpo.objectives import aggregate, most_uncertain, surrogate
 
-CLIPS = ["two_sided", "detached", "none"]
+CLIPS = ["two_sided", "detached", "soft", "none"]
 AGGREGATIONS = ["sequence_mean", "token_mean", "constant"]
 LEVELS = ["token", "sequence"]
 
@@ -186,6 +187,9 @@ def loop_loss(
             elif clip == "detached":
                 cap = min(max(ratio(caps_at, n, g, t), 1 - low), 1 + high)
                 losses.append(-cap * a * log_probs[n, g, t])
+            elif clip == "soft":
+                tau = 1.0 if a > 0 else 1.05
+                losses.append(-4 / tau / (1 + math.exp(-tau * (rho - 1))) * a)
             else:
                 losses.append(-rho * a)
         weighted_tokens += w * len(tokens)
@@ -256,7 +260,32 @@ def test_delta_bounds_what_a_negative_advantage_weighs() -> None:
     assert result.clip_high.item() == pytest.approx(3 / 7)
 
 
-@pytest.mark.parametrize("clip", ["two_sided", "none"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_the_off_policy_mask_leaves_out_what_is_bad_and_far(clip: str, level: str) -> None:
+    """Mean drifts of .3, .3 and .1 nats; the third token of the last is masked, and far."""
+    old = torch.zeros(1, 3, 3, dtype=torch.float64)
+    log_probs = doubles([[[-0.6, 0.1, -0.4], [-0.6, 0.1, -0.4], [-0.3, 0.1, -9.0]]])
+    mask = torch.tensor([[[1, 1, 1], [1, 1, 1], [1, 1, 0]]])
+    advantages = doubles([[-1.0, 1.0, -1.0]])
+
+    def slope(threshold: float | None, a: Tensor = advantages) -> tuple[Tensor, Any]:
+        point = log_probs.clone().requires_grad_()
+        knobs = {"mask_NGT": mask, "clip": clip, "ratio_level": level}
+        result = surrogate(point, old, a, off_policy_mask=threshold, **knobs)
+        return torch.autograd.grad(result.loss, point)[0], result
+
+    here, result = slope(0.2)
+    expected, without = slope(None, doubles([[0.0, 1.0, -1.0]]))
+    torch.testing.assert_close(here, expected)
+    torch.testing.assert_close(result.loss, without.loss)
+    assert result.masked.item() == pytest.approx(3 / 8)
+    everything, result = slope(0.31)
+    torch.testing.assert_close(everything, slope(None)[0])
+    assert (result.masked.item(), without.masked) == (0.0, None)
+
+
+@pytest.mark.parametrize("clip", ["two_sided", "soft", "none"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_gradcheck(clip: str, level: str) -> None:
     rng = np.random.default_rng(8)

@@ -117,7 +117,7 @@ def test_loss_and_gradient(estimator: Any, terms: dict[str, float], moved: bool)
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact", "uniform"])
-@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "cispo", "reinforce"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "cispo", "sapo", "reinforce"])
 def test_first_pass_has_ratio_one_and_clips_nothing(name: str, estimator: Any) -> None:
     policy = grpo(objective=preset(name), estimator=estimator, temperature=0.8)
     result = policy.loss(lambda inputs: inputs, batch_of(), None, step=0)

@@ -30,7 +30,7 @@ BETA = 0.3
 def advantages_by_hand(name: str, rewards: np.ndarray) -> np.ndarray:
     others = rewards.shape[1] - 1
     mean = rewards.mean(axis=1, keepdims=True)
-    if name in ("grpo", "dapo", "gspo", "cispo"):
+    if name in ("grpo", "dapo", "gspo", "cispo", "sapo"):
         return (rewards - mean) / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-4)
     if name == "dr_grpo":
         return rewards - mean

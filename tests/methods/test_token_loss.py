@@ -94,6 +94,9 @@ def loss_by_hand(
                 value = -min(rho * a, min(max(rho, low), high) * a)
             elif objective.clip == "detached":
                 value = -min(max(ratio(at), low), high) * a * log_probs[n, g, t]
+            elif objective.clip == "soft":
+                tau = objective.temperatures[0 if a > 0 else 1]
+                value = -4 / tau / (1 + math.exp(-tau * (rho - 1))) * a
             else:
                 value = -rho * a
             if terms.kl_in == "loss":

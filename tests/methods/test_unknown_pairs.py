@@ -195,7 +195,7 @@ def test_images_without_feedback_change_nothing(name: str, estimator: Any) -> No
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "reinforce"])
 def test_every_pass_counts_images_alike(name: str, estimator: Any) -> None:
     """Also where an objective averages over tokens: images without feedback are among them."""
     policy = learner(table(WORTH, KNOWN), objective=preset(name), estimator=estimator)

@@ -56,6 +56,7 @@ PRESETS: dict[str, tuple[dict[str, Any], float]] = {
         0.0,
     ),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, 0.1),
+    "sapo": ({"loss_type": "sapo"}, 0.1),
     # Leaving one out of G is the mean's advantage times G/(G - 1).
     "rloo": (
         {
@@ -80,6 +81,7 @@ PRESETS: dict[str, tuple[dict[str, Any], float]] = {
 # TRL's knob for an option of ours, and the option: of the terms, or of the objective.
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "delta": ({"delta": 1.3}, {}, {"delta": 1.3}),
+    "off-policy mask": ({"off_policy_mask_threshold": 0.02}, {}, {"off_policy_mask": 0.02}),
     "top entropy": ({"top_entropy_quantile": 0.3}, {"top_entropy": 0.3}, {}),
 }
 
@@ -245,7 +247,7 @@ def test_from_rewards_to_gradients(name: str, truncated: bool, sides: Callable[.
         descend(trainer.model, gradients, 0.3)
         clipped.append(float(result.metrics["clip_ratio/region_mean"]))
     assert clipped[0] == 0
-    assert name in ("rloo", "reinforce", "cispo") or clipped[-1] > 0
+    assert name in ("rloo", "reinforce", "cispo", "sapo") or clipped[-1] > 0
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo"])
@@ -287,7 +289,7 @@ def test_under_bf16(name: str, sides: Callable[..., Any]) -> None:
             if update == 0:
                 assert result.metrics["clip_ratio/region_mean"] == 0
                 assert result.metrics["ratio_mean"].item() == pytest.approx(1, abs=1e-6)
-            if update == 0 or name in ("cispo", "rloo", "reinforce"):
+            if update == 0 or name in ("cispo", "sapo", "rloo", "reinforce"):
                 assert distance(gradients, theirs) < (0.05 if update else 0.02)
             descend(model.lm, gradients, 0.05)
             descend(trainer.model, gradients, 0.05)

@@ -17,17 +17,18 @@ from visgrpo.tasks.vlm.options import POLICY_STAGES, VlmConfig, resolved
 REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
     *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
+    *("top_entropy", "off_policy_mask"),
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
-    *("refresh_every", "silent_steps", "engine", "compile", "top_entropy"),
+    *("refresh_every", "silent_steps", "engine", "compile"),
 ]
 CLIP = ["epsilon_low", "epsilon_high", "delta"]
 OF_SFT_IN_ALL = ["sft_data", "sft_rows", "sft_steps", "sft_batch_size", "sft_learning_rate"]
-OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale"]
+OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale", "off_policy_mask"]
 UNUSED = {
     "all": [],
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
     **dict.fromkeys(POLICY_STAGES, OF_SFT_IN_ALL),
-    **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("rloo", "reinforce")},
+    **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("sapo", "rloo", "reinforce")},
     "cispo": [*OF_SFT_IN_ALL, "delta"],
     "rejection": [*OF_SFT_IN_ALL, *CLIP, *OF_GROUPS],
 }

@@ -136,6 +136,8 @@ class TokenTerms:
             "completions/mean_length": groups.mask_NGT.sum(dim=-1).float().mean(),
             "completions/clipped_ratio": 1 - groups.ended_NG.float().mean(),
         }
+        if result.masked is not None:
+            metrics["off_policy_ratio"] = result.masked
         if groups.reference_log_probs_NGT is not None:
             with torch.no_grad():
                 for estimator, name in (("k3", "kl"), ("k1", "kl_k1")):
@@ -305,7 +307,8 @@ def reward_weights(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
 
 def of_tokens(result: SurrogateResult) -> Metrics:
     """Return how much the surrogate's metrics count: for the tokens that they are means over."""
-    return dict.fromkeys((*CLIP_METRICS, "ratio_mean"), result.counted)
+    masked = () if result.masked is None else ("off_policy_ratio",)
+    return dict.fromkeys((*CLIP_METRICS, "ratio_mean", *masked), result.counted)
 
 
 def samples_of(groups: TokenGroups, rollouts: TokenRollouts, rows: int) -> list[dict[str, Any]]:

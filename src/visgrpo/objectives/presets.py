@@ -20,7 +20,7 @@ from visgrpo.objectives.surrogate import (
     surrogate,
 )
 
-Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
+Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Objective:
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
     delta: float | None = None
+    temperatures: tuple[float, float] = (1.0, 1.05)
+    off_policy_mask: float | None = None
 
     def __post_init__(self) -> None:
         if self.delta is not None and self.delta <= 1 + self.epsilon_high:
@@ -57,6 +59,8 @@ class Objective:
             epsilon_low=self.epsilon_low,
             epsilon_high=self.epsilon_high,
             delta=self.delta,
+            temperatures=self.temperatures,
+            off_policy_mask=self.off_policy_mask,
             **more,
         )
 
@@ -75,6 +79,8 @@ PRESETS: Mapping[str, Objective] = MappingProxyType(
         "cispo": Objective(
             aggregation="token_mean", clip="detached", epsilon_low=1.0, epsilon_high=4.0
         ),
+        # Gao et al. 2025, arXiv 2511.20347: a gate that closes slowly, faster for A < 0
+        "sapo": Objective(clip="soft"),
         # Ahmadian et al. 2024, arXiv 2402.14740
         "rloo": Objective(
             baseline="leave_one_out", scale="none", aggregation="constant", clip="none"

@@ -4,10 +4,16 @@ With ρ = π/π_old at a token, and A the advantage of its output:
 
     two_sided   -min(min(ρ, δ) A, clip(ρ, 1 - ε_low, 1 + ε_high) A)      PPO, Schulman et al. 2017
     detached    -stop_gradient(clip(ρ, 1 - ε_low, 1 + ε_high)) A log π    CISPO, arXiv 2506.13585
+    soft        -(4/τ) σ(τ (ρ - 1)) A, τ by the sign of A           SAPO, arXiv 2511.20347
     none        -ρ A
 
 δ > 1 + ε_high bounds what an output of negative advantage can weigh, which ``two_sided`` otherwise
-leaves without bound (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
+leaves without bound (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729). The gradient of ``soft``
+falls off on both sides of ρ = 1, and nowhere to 0.
+
+An off-policy mask leaves out outputs of negative advantage from which the policy has moved away:
+those whose mean over tokens of log π_old - log π is above a threshold (DeepSeek-V3.2, arXiv
+2512.02556). They still count in means.
 
 On the first pass ρ = 1 and every clip gives the plain policy gradient; clips act with several inner
 passes, minibatches, or outputs of an older policy. Labels are outputs of one token (T = 1).
@@ -27,7 +33,7 @@ from visgrpo.objectives.divergences import MAX_LOG_RATIO
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 RatioLevel = Literal["token", "sequence"]
-Clip = Literal["two_sided", "detached", "none"]
+Clip = Literal["two_sided", "detached", "soft", "none"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class SurrogateResult:
     gives outputs weights, a token counts for its output's weight: under ``exact`` these are
     expectations under the old policy.
     ``counted`` is the sum of these weights: how many tokens the shares and the mean are of.
+    ``masked`` is the share of tokens that the off-policy mask leaves out; None without one.
     """
 
     loss: Tensor
@@ -47,6 +54,7 @@ class SurrogateResult:
     clip_high: Tensor
     ratio_mean: Tensor
     counted: Tensor
+    masked: Tensor | None = None
 
 
 def surrogate(
@@ -62,6 +70,8 @@ def surrogate(
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
     delta: float | None = None,
+    temperatures: tuple[float, float] = (1.0, 1.05),
+    off_policy_mask: float | None = None,
     constant: float | Tensor = 1.0,
 ) -> SurrogateResult:
     """Return the surrogate loss of N groups of G outputs of at most T tokens.
@@ -78,6 +88,8 @@ def surrogate(
         ratio_level: ``token``, or ``sequence``: one ratio per output, the geometric mean of its
             tokens' (GSPO, arXiv 2507.18071).
         delta: δ of the ``two_sided`` clip; None for no bound.
+        temperatures: τ of the ``soft`` clip, where an advantage is positive and where it is not.
+        off_policy_mask: the threshold, in nats per token; None leaves nothing out.
         constant: tokens that an output counts for with the ``constant`` aggregation.
     """
     log_probs_NGT = log_probs_NGT.float() if log_probs_NGT.dtype.itemsize < 4 else log_probs_NGT
@@ -89,12 +101,18 @@ def surrogate(
     if ratio_level == "sequence":
         tokens = mask.sum(dim=-1, keepdim=True).clamp(min=1)
         log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / tokens).expand_as(log_probs)
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     advantage = advantages.detach()
     if advantage.ndim == 2:
         advantage = advantage.unsqueeze(-1)
     else:
         advantage = advantage.masked_fill(~mask, 0.0)
+    kept = mask
+    if off_policy_mask is not None:
+        drift = -log_ratio.detach().masked_fill(~mask, 0.0).sum(dim=-1, keepdim=True)
+        drift = drift / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        kept = mask & ((advantage >= 0) | (drift <= off_policy_mask))
+        advantage = advantage * kept
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     capped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
 
@@ -105,6 +123,11 @@ def surrogate(
         below = below & (advantage < 0)
     elif clip == "detached":
         gain = capped.detach() * advantage * log_probs
+    elif clip == "soft":
+        positive, other = ratio.new_tensor(temperatures)
+        tau = torch.where(advantage > 0, positive, other)
+        gain = 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
+        below = above = torch.zeros_like(mask)
     else:
         gain = ratio * advantage
         below = above = torch.zeros_like(mask)
@@ -124,6 +147,7 @@ def surrogate(
         clip_high=mean(above),
         ratio_mean=mean(ratio.detach()),
         counted=counts.sum(),
+        masked=None if off_policy_mask is None else mean(mask & ~kept),
     )
 
 
@@ -132,8 +156,9 @@ def on_policy_loss(
 ) -> Tensor:
     """Return the surrogate loss of outputs of one token at π = π_old, where every ratio is 1.
 
-    No clip acts there, the three of them have the same gradient, A ∇log π, and the aggregations
-    agree: this is :func:`surrogate` in a few passes over its tensors.
+    No clip acts there, all of them have the same gradient, A ∇log π, and the aggregations agree:
+    this is :func:`surrogate` in a few passes over its tensors; with the ``soft`` clip up to a
+    constant.
     """
     # An impossible output (-inf) adds its advantage and no gradient, instead of NaN.
     possible = log_probs_NG.clamp(min=torch.finfo(log_probs_NG.dtype).min)

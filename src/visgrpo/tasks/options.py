@@ -218,6 +218,12 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
         "--epsilon-high; by default nothing does.",
         within="> 0",
     )
+    off_policy_mask: float | None = option(
+        None,
+        "Leave out completions of negative advantage that the policy has left by more than this: "
+        "nats per token, log π_old - log π.",
+        within=">= 0",
+    )
     beta = override(help="Weight of KL(policy ‖ start).")
     kl_in: Literal["loss", "reward"] | None = option(
         None, "Where KL weighs; by default in the reward with ppo and rloo, else in the loss."
@@ -256,7 +262,7 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
     def changes(self) -> dict[str, Any]:
         """Return what these options change of a method's objective."""
-        named = {"delta": self.delta}
+        named = {"delta": self.delta, "off_policy_mask": self.off_policy_mask}
         return super().changes() | {key: value for key, value in named.items() if value is not None}
 
     def policy_rules(self) -> Iterator[str]:

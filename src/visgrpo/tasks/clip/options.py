@@ -11,7 +11,9 @@ from visgrpo.options import like, option, override
 from visgrpo.tasks.extension import ExtraOptions
 from visgrpo.tasks.options import Rivals
 
-ClipMethod = Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "supervised"]
+ClipMethod = Literal[
+    "grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce", "supervised"
+]
 
 
 @dataclass(frozen=True)

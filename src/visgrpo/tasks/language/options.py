@@ -24,6 +24,7 @@ Stage = Literal[
     "dapo",
     "gspo",
     "cispo",
+    "sapo",
     "rloo",
     "reinforce",
     "rejection",
@@ -31,7 +32,7 @@ Stage = Literal[
     "best-of-n",
 ]
 POLICY_STAGES = (
-    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce", "rejection"),
+    *("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce", "rejection"),
     "ppo",
 )
 _DRAWING = (*POLICY_STAGES, "all", "preferences", "best-of-n")
@@ -59,7 +60,7 @@ OPTIONS = users(
     (("preferences", "all"), "pairs noise"),
     (("sft", "preferences", *_LEARNING), "train_slice"),
     (("best-of-n", "all"), "samples"),
-    (_WITH_GROUPS, "combination scope advantage_baseline scale"),
+    (_WITH_GROUPS, "combination scope advantage_baseline scale off_policy_mask"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_TWO_SIDED, "delta"),
     (POLICY_STAGES, "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches"),

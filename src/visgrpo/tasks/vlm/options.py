@@ -22,11 +22,12 @@ Stage = Literal[
     "dapo",
     "gspo",
     "cispo",
+    "sapo",
     "rloo",
     "reinforce",
     "rejection",
 ]
-_WITH_GROUPS = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
+_WITH_GROUPS = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce")
 POLICY_STAGES = (*_WITH_GROUPS, "rejection")
 _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
@@ -35,7 +36,7 @@ OPTIONS = users(
     "method",
     get_args(Stage),
     (_LEARNING, "reward reward_weights group_size token_budget"),
-    ((*_WITH_GROUPS, "all"), "combination scope advantage_baseline scale"),
+    ((*_WITH_GROUPS, "all"), "combination scope advantage_baseline scale off_policy_mask"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_TWO_SIDED, "delta"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from visgrpo.errors import UserError
 from visgrpo.objectives import token_kl
 from visgrpo.objectives.advantages import draw
-from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
+from visgrpo.objectives.token_distribution import Entropies, TokenDistribution, score_tokens
 
 LOGITS = np.random.default_rng(3).normal(scale=2.0, size=(5, 9))
 CUTS = [
@@ -146,10 +146,10 @@ def test_half_precision_logits_are_scored_in_float32(precision: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 10**6])
-@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("entropies", ["none", "value", "gradient"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_scores_and_gradients_against_numpy(
-    cut: TokenDistribution, entropy_gradient: bool, at_once: int
+    cut: TokenDistribution, entropies: Entropies, at_once: int
 ) -> None:
     """Σ a·log π + b·H, in one piece and one token at a time, against central differences."""
     chosen = np.array([kept_by_hand(row, cut)[-1] for row in LOGITS])
@@ -158,13 +158,13 @@ def test_scores_and_gradients_against_numpy(
     kept = [kept_by_hand(row, cut) for row in LOGITS]
 
     def parts(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        log_probs, entropies = [], []
+        log_probs, of_softmax = [], []
         for row, token, its_kept in zip(logits, chosen, kept, strict=True):
             cut_softmax = softmax(row[its_kept] / cut.temperature)
             log_probs.append(math.log(cut_softmax[its_kept.index(token)]))
             p = truncated_softmax(row, whole)
-            entropies.append(-sum(x * math.log(x) for x in p if x > 0))
-        return np.array(log_probs), np.array(entropies)
+            of_softmax.append(-sum(x * math.log(x) for x in p if x > 0))
+        return np.array(log_probs), np.array(of_softmax)
 
     hidden, head = table_head(LOGITS)
     scores = score_tokens(
@@ -172,15 +172,19 @@ def test_scores_and_gradients_against_numpy(
         head,
         torch.from_numpy(chosen),
         cut,
-        entropy_gradient=entropy_gradient,
+        entropies=entropies,
         at_once=at_once,
     )
-    log_probs, entropies = parts(LOGITS)
+    log_probs, expected = parts(LOGITS)
     np.testing.assert_allclose(scores.log_probs.detach().numpy(), log_probs, atol=1e-12)
-    np.testing.assert_allclose(scores.entropy.detach().numpy(), entropies, atol=1e-12)
-    assert scores.entropy.requires_grad == entropy_gradient
     objective = (scores.log_probs * torch.from_numpy(a)).sum()
-    if entropy_gradient:
+    if entropies == "none":
+        assert scores.entropy is None
+    else:
+        np.testing.assert_allclose(scores.entropy.detach().numpy(), expected, atol=1e-12)
+        assert scores.entropy.requires_grad == (entropies == "gradient")
+    weighs = entropies == "gradient"
+    if weighs:
         objective = objective + (scores.entropy * torch.from_numpy(b)).sum()
     objective.backward()
     numeric = np.zeros_like(LOGITS)
@@ -190,7 +194,7 @@ def test_scores_and_gradients_against_numpy(
             moved = LOGITS.copy()
             moved[index] += sign
             ours, its_entropies = parts(moved)
-            values.append((a * ours).sum() + entropy_gradient * (b * its_entropies).sum())
+            values.append((a * ours).sum() + weighs * (b * its_entropies).sum())
         numeric[index] = (values[0] - values[1]) / 2e-6
     assert head.weight.grad is not None
     np.testing.assert_allclose(head.weight.grad.numpy().T, numeric, atol=1e-8)
@@ -250,7 +254,7 @@ def test_a_forbidden_token_at_an_unused_place_leaves_gradients_finite() -> None:
     cut = TokenDistribution(top_k=3, top_p=0.9, forbidden=(4,))
     chosen = torch.tensor([4, 4, 1, 2, 3])
     for at_once in (1, 10**6):
-        scores = score_tokens(hidden, head, chosen, cut, entropy_gradient=True, at_once=at_once)
+        scores = score_tokens(hidden, head, chosen, cut, entropies="gradient", at_once=at_once)
         assert scores.log_probs[:2].tolist() == [-math.inf, -math.inf]
         used = scores.log_probs.masked_fill(chosen == 4, 0.0).sum() + scores.entropy.sum()
         used.backward()

@@ -15,6 +15,7 @@ from token_tools import (
     LENGTHS,
     MASK,
     PROMPTS,
+    GivenScores,
     batch_of,
     given_groups,
     given_scores,
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from visgrpo.methods.token_groups import FixedKL, TokenGroups
 from visgrpo.methods.tokens import TokenGRPO, TokenTerms
+from visgrpo.models.language import Scores
 from visgrpo.objectives import preset
 from visgrpo.objectives.presets import PRESETS, Objective
 from visgrpo.training.metrics import MetricMeans
@@ -354,3 +356,30 @@ def test_pieces_add_up_to_the_metrics_of_the_whole() -> None:
     expected, found = whole.take(), parts.take()
     assert expected["clip_ratio/region_mean"] > 0
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_entropies_that_only_the_log_needs_are_made_for_it_alone(weight: float) -> None:
+    """The loss is the same; without a bonus a step between two lines asks for no entropies."""
+    method = TokenGRPO(
+        rollouts(drawn=sampling(LIMIT)), preset("grpo"), replace(OFF_POLICY, entropy_weight=weight)
+    )
+    asked: list[str] = []
+
+    class Asked(GivenScores):
+        def forward(self, *given: Any, entropies: str, **named: Any) -> Scores:
+            asked.append(entropies)
+            scores = super().forward(*given, **named)
+            return scores._replace(entropy=None) if entropies == "none" else scores
+
+    given = given_scores()
+    model = Asked(given.log_probs.detach(), given.entropy.detach())
+    batch = batch_of([0, 1])
+    shown, quiet = (
+        method.loss(model, replace(batch, logged=logged), given_groups(), 0)
+        for logged in (True, False)
+    )
+    assert asked == (["gradient", "gradient"] if weight else ["value", "none"])
+    torch.testing.assert_close(shown.loss, quiet.loss, rtol=0, atol=0)
+    assert ("entropy" in quiet.metrics) == bool(weight)
+    assert "entropy" in shown.metrics

@@ -72,7 +72,7 @@ def test_scores_and_gradients_are_those_of_the_plain_forward(
     ((a * expected[0]).sum() + (b * expected[1]).sum()).backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    scores = model(*batch, cut, entropy_gradient=True)
+    scores = model(*batch, cut, entropies="gradient")
     ((a * scores.log_probs).sum() + (b * scores.entropy).sum()).backward()
     close = {"atol": EXACTLY[kind], "rtol": EXACTLY[kind]}
     torch.testing.assert_close(scores.log_probs, expected[0], **close)

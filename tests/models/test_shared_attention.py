@@ -104,7 +104,7 @@ def test_without_a_prompt_it_is_the_usual_attention() -> None:
 
 
 def scored(model: LanguageModel) -> tuple[Tensor, list[Tensor]]:
-    scores = model(PROMPTS, LENGTHS, COMPLETIONS, entropy_gradient=True)
+    scores = model(PROMPTS, LENGTHS, COMPLETIONS, entropies="gradient")
     weight = random(*COMPLETIONS.shape, seed=6)
     (scores.log_probs * weight + scores.entropy * weight.flip(0)).sum().backward()
     return scores.log_probs.detach(), [p.grad for p in model.parameters() if p.grad is not None]

@@ -159,7 +159,7 @@ def answer_of(
 ) -> Answer:
     """What the model under test says of a batch."""
     model.zero_grad()
-    scores = model(**batch, distribution=cut, entropy_gradient=True)
+    scores = model(**batch, distribution=cut, entropies="gradient")
     return _differentiated(model, scores.log_probs, scores.entropy)
 
 

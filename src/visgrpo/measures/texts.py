@@ -270,6 +270,7 @@ class HeldOutPrompts:
                     pictures=groups.pictures,
                 )
             found = completion_sums(groups, rollouts.rewards)
+            assert scores.entropy is not None
             found["entropy"] = scores.entropy.masked_fill(~groups.mask_NGT, 0.0).sum(dim=(1, 2))
             return [found[name].double().sum() for name in names]
 

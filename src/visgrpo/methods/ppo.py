@@ -97,7 +97,9 @@ class TokenPPO:
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
         warming_up = step < self.critic_warmup
-        scores = self.terms.score(model, groups, self.rollouts, critic_alone=warming_up)
+        scores = self.terms.score(
+            model, groups, self.rollouts, logged=batch.logged, critic_alone=warming_up
+        )
         assert scores.values is not None
         assert groups.old_values_NGT is not None
         assert groups.returns_NGT is not None

@@ -21,6 +21,7 @@ from visgrpo.models.reference import Reference
 from visgrpo.objectives import categorical_kl
 from visgrpo.objectives.label_losses import mean_loss
 from visgrpo.objectives.losses import bradley_terry_loss
+from visgrpo.objectives.token_distribution import Entropies
 from visgrpo.rewards.sets import RewardSet
 
 
@@ -105,10 +106,17 @@ class NextToken(WithoutGroups):
     def loss(self, model: Any, batch: Batch, groups: None, step: int) -> LossResult:
         first_B1, rest_BT = batch.inputs[:, :1], batch.inputs[:, 1:]
         lengths_B = torch.ones_like(batch.lengths_N)
-        scores = model(first_B1, lengths_B, rest_BT.unsqueeze(1))
+        scores = model(first_B1, lengths_B, rest_BT.unsqueeze(1), entropies=_entropies(batch))
         loss = -scores.log_probs.mean()
-        metrics = {"nll": loss.detach(), "entropy": scores.entropy.detach().mean()}
+        metrics = {"nll": loss.detach()}
+        if scores.entropy is not None:
+            metrics["entropy"] = scores.entropy.detach().mean()
         return LossResult(loss, metrics)
+
+
+def _entropies(batch: Batch) -> Entropies:
+    """Of tokens: they are only shown, so made in logged steps alone."""
+    return "value" if batch.logged else "none"
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,7 @@ class AnswerTokens(WithoutGroups):
             batch.lengths_N,
             answers_NT.clamp(min=0).unsqueeze(1),
             pictures=batch.pictures,
+            entropies=_entropies(batch),
         )
         tokens = groups.mean_tokens_N.sum()
 
@@ -154,7 +163,9 @@ class AnswerTokens(WithoutGroups):
             return values_N1T.squeeze(1).masked_fill(~mask_NT, 0.0).sum() / tokens
 
         nll = mean(-scores.log_probs)
-        metrics = {"nll": nll.detach(), "entropy": mean(scores.entropy.detach())}
+        metrics = {"nll": nll.detach()}
+        if scores.entropy is not None:
+            metrics["entropy"] = mean(scores.entropy.detach())
         return LossResult(nll, metrics, groups)
 
 

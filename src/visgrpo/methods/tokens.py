@@ -88,9 +88,13 @@ class TokenTerms:
         groups: TokenGroups,
         rollouts: TokenRollouts,
         *,
+        logged: bool = True,
         critic_alone: bool = False,
     ) -> Scores:
-        """Run the policy, and the critic if there is one, over the completions, with gradient."""
+        """Run the policy, and the critic if there is one, over the completions, with gradient.
+
+        Entropies that are no part of the loss are made in logged steps alone.
+        """
         return model(
             groups.prompts_NP,
             groups.lengths_N,
@@ -98,7 +102,7 @@ class TokenTerms:
             rollouts.sampling.distribution,
             pictures=groups.pictures,
             read=groups.read,
-            entropy_gradient=bool(self.entropy_weight),
+            entropies="gradient" if self.entropy_weight else "value" if logged else "none",
             critic_alone=critic_alone,
         )
 
@@ -132,12 +136,13 @@ class TokenTerms:
             "clip_ratio/high_mean": result.clip_high,
             "clip_ratio/region_mean": result.clip_low + result.clip_high,
             "ratio_mean": result.ratio_mean,
-            "entropy": groups.mean_over_tokens(scores.entropy.detach()),
             "completions/mean_length": groups.mask_NGT.sum(dim=-1).float().mean(),
             "completions/clipped_ratio": 1 - groups.ended_NG.float().mean(),
         }
         if result.masked is not None:
             metrics["off_policy_ratio"] = result.masked
+        if scores.entropy is not None:
+            metrics["entropy"] = groups.mean_over_tokens(scores.entropy.detach())
         if groups.reference_log_probs_NGT is not None:
             with torch.no_grad():
                 for estimator, name in (("k3", "kl"), ("k1", "kl_k1")):
@@ -150,6 +155,7 @@ class TokenTerms:
                     kl_NGT, mask_NGT, how=aggregation, constant=constant
                 )
         if self.entropy_weight:
+            assert scores.entropy is not None
             bonus = aggregate(scores.entropy, mask_NGT, how=aggregation, constant=constant)
             loss = loss - self.entropy_weight * bonus
         return loss, metrics
@@ -209,7 +215,7 @@ class TokenGRPO:
 
     def loss(self, model: Any, batch: Batch, groups: TokenGroups, step: int) -> LossResult:
         """Return the loss of some groups and its metrics."""
-        scores = self.terms.score(model, groups, self.rollouts)
+        scores = self.terms.score(model, groups, self.rollouts, logged=batch.logged)
         mask_NGT = self.terms.mask(groups)
         aggregation, constant = token_aggregation(
             self.objective.aggregation, groups, mask_NGT, self.rollouts.sampling.max_new_tokens

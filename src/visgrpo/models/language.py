@@ -27,7 +27,7 @@ from visgrpo.models.prompt_reading import (
     rollout_cache,
     text_positions,
 )
-from visgrpo.objectives.token_distribution import TokenDistribution, score_tokens
+from visgrpo.objectives.token_distribution import Entropies, TokenDistribution, score_tokens
 
 CriticKind = Literal["head", "separate"]
 Engine = Literal["shared", "plain"]
@@ -35,10 +35,10 @@ WHOLE_SOFTMAX = TokenDistribution()
 
 
 class Scores(NamedTuple):
-    """Of tokens, each of the tokens' shape; values are None without a critic."""
+    """Of tokens, each of the tokens' shape; None: not asked for, or values of no critic."""
 
     log_probs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     values: Tensor | None
 
 
@@ -99,7 +99,7 @@ class LanguageModel(nn.Module):
         *,
         pictures: Pictures | None = None,
         read: ReadPrompts | None = None,
-        entropy_gradient: bool = False,
+        entropies: Entropies = "value",
         critic_alone: bool = False,
     ) -> Scores:
         """Score the tokens of G completions of each of N prompts, (N, G, T).
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
             pictures: the prompts' images, for a model that sees.
             read: the prompts where they were read before, with these weights; its gradient flows
                 back into them, once.
-            entropy_gradient: whether the entropy is part of the loss.
+            entropies: what is asked of them.
             critic_alone: whether a critic that reads the policy's states leaves them as they are.
         """
         if read is None:
@@ -125,14 +125,15 @@ class LanguageModel(nn.Module):
             self.head,
             completions_NGT.flatten(),
             distribution,
-            entropy_gradient=entropy_gradient,
+            entropies=entropies,
         )
         values_NGT = None
         if self.critic is not None:
             read_NGTD = hidden_NGTD.detach() if critic_alone else hidden_NGTD
             values_NGT = self.critic(read_NGTD, prompts_NP, lengths_N, completions_NGT)
         shape = completions_NGT.shape
-        return Scores(scores.log_probs.view(shape), scores.entropy.view(shape), values_NGT)
+        entropy_NGT = None if scores.entropy is None else scores.entropy.view(shape)
+        return Scores(scores.log_probs.view(shape), entropy_NGT, values_NGT)
 
     @torch.no_grad()
     def score(
@@ -146,7 +147,9 @@ class LanguageModel(nn.Module):
         """Return the log-probs (N, G, T) alone, without gradient."""
         hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
         chosen_B = completions_NGT.flatten()
-        scores = score_tokens(hidden_NGTD.flatten(0, 2), self.head, chosen_B, distribution)
+        scores = score_tokens(
+            hidden_NGTD.flatten(0, 2), self.head, chosen_B, distribution, entropies="none"
+        )
         return scores.log_probs.view(completions_NGT.shape)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from visgrpo.errors import UserError
 from visgrpo.objectives.divergences import entropy
+
+Entropies = Literal["none", "value", "gradient"]
+"""Whether entropies are not asked for, only shown, or part of a loss."""
 
 # Numbers in the largest tensor (tokens × vocabulary) that scoring makes: 128 MiB in float32.
 LOGITS_AT_ONCE = 2**25
@@ -94,11 +97,11 @@ class TokenScores(NamedTuple):
     """Log-probs of tokens and the entropy of what they were drawn from, of the tokens' shape.
 
     The entropy is that of the whole softmax at the temperature, in nats, whatever top-k and top-p
-    cut away from the log-probs.
+    cut away from the log-probs; None where nobody asked for it.
     """
 
     log_probs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
 
 
 def score_tokens(
@@ -107,7 +110,7 @@ def score_tokens(
     chosen_B: Tensor,
     distribution: TokenDistribution,
     *,
-    entropy_gradient: bool = False,
+    entropies: Entropies = "value",
     at_once: int = LOGITS_AT_ONCE,
 ) -> TokenScores:
     """Score B tokens from the hidden states that predict them.
@@ -117,30 +120,38 @@ def score_tokens(
 
     Args:
         head: from hidden states (…, D) to logits (…, V).
-        entropy_gradient: whether the entropy is part of the loss.
+        entropies: what is asked of them; three passes over the logits that steps without a line in
+            the log do without.
         at_once: numbers (tokens × vocabulary) in the logits that exist at one time.
     """
 
-    def score(hidden_CD: Tensor, chosen_C: Tensor) -> tuple[Tensor, Tensor]:
+    def score(hidden_CD: Tensor, chosen_C: Tensor) -> tuple[Tensor, ...]:
         logits_CV = head(hidden_CD)
         log_probs_CV = distribution.log_probs(logits_CV, chosen_C)
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        log_probs_C = log_probs_CV.gather(-1, chosen_C.unsqueeze(-1)).squeeze(-1)
+        if entropies == "none":
+            return (log_probs_C,)
+        with torch.set_grad_enabled(entropies == "gradient" and torch.is_grad_enabled()):
             whole_CV = log_probs_CV
             if distribution.top_k or distribution.top_p < 1:
                 whole_CV = distribution.whole().log_probs(logits_CV)
             entropy_C = entropy(whole_CV)
-        return log_probs_CV.gather(-1, chosen_C.unsqueeze(-1)).squeeze(-1), entropy_C
+        return log_probs_C, entropy_C
 
     chunk = max(1, at_once // _width(head, hidden_BD))
     if len(hidden_BD) <= chunk:
-        return TokenScores(*score(hidden_BD, chosen_B))
+        return _scores(*score(hidden_BD, chosen_B))
     parts = [
         checkpoint(score, hidden_CD, chosen_C, use_reentrant=False)
         if torch.is_grad_enabled()
         else score(hidden_CD, chosen_C)
         for hidden_CD, chosen_C in zip(hidden_BD.split(chunk), chosen_B.split(chunk), strict=True)
     ]
-    return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return _scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _scores(log_probs_B: Tensor, entropy_B: Tensor | None = None) -> TokenScores:
+    return TokenScores(log_probs_B, entropy_B)
 
 
 def _width(head: Callable[[Tensor], Tensor], hidden_BD: Tensor) -> int:

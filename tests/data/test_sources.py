@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -152,3 +153,30 @@ def test_train_alone_leaves_out_the_rows_of_the_made_test_split(tmp_path: Path) 
     assert len(train) == 16
     assert len(test) == 4
     assert not set(train.columns["file"]) & set(test.columns["file"])
+
+
+def rows_called(*names: str | None) -> dict[str, list[Any]]:
+    encoded = [{"bytes": png(picture(row)), "path": name} for row, name in enumerate(names)]
+    return {"image": encoded, "label": [row % 3 for row in range(len(names))]}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"{n}.png" for n in range(30)], [f"{n}.png" for n in range(30)]),
+        ([f"/home/me/photos/{n}.png" for n in range(30)], [f"{n}.png" for n in range(30)]),
+        ([f"{n % 15}/{n // 15}.png" for n in range(30)],) * 2,
+        (["image.png"] * 30, None),
+        ([None, *(f"{n}.png" for n in range(29))], None),
+    ],
+)
+def test_a_table_tells_the_names_of_its_files(
+    tmp_path: Path, names: list[str | None], expected: list[str] | None
+) -> None:
+    """Where they tell rows apart; messages, samples and pages call rows by them."""
+    table = datasets.Dataset.from_dict(rows_called(*names)).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "x.parquet")
+    found = read_split(str(tmp_path / "x.parquet"), "all")
+    assert found.columns.get("file") == expected
+    if expected:
+        assert found.where(3) == f"x/all: row 3 ({expected[3]})"

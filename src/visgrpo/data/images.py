@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import datasets
@@ -261,6 +261,24 @@ def picture_column(
         range(len(table)),
         contents=partial(_contents_of, held, files),
     )
+
+
+def picture_names(table: datasets.Dataset, column: str) -> list[str] | None:
+    """Return what the file of each picture in a column is called.
+
+    An absolute path, which says where the files once lay, is cut to its last name. None where some
+    have no name, or two the same: they would not tell rows apart.
+    """
+    values = table.data.column(column)
+    if pa.types.is_struct(values.type) and "path" in {field.name for field in values.type}:
+        values = pc.struct_field(values, "path")
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return None
+    names = values.to_pylist()
+    if not all(names) or any(map(is_base64, names)):
+        return None
+    names = [PurePath(name).name if PurePath(name).is_absolute() else name for name in names]
+    return names if len(set(names)) == len(names) else None
 
 
 class _Held(NamedTuple):

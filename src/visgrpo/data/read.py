@@ -17,6 +17,7 @@ from visgrpo.data.folders import (
     read_mask_folder,
     split_folders,
 )
+from visgrpo.data.images import picture_names
 from visgrpo.data.names import remarks_on
 from visgrpo.data.roles import mask_table, text_table
 from visgrpo.data.split import (
@@ -363,6 +364,8 @@ def _of_tables(stored: Stored, kind: DataKind, reading: Reading) -> Source:
         rows = {role.name: values[role][split] for role in found}
         others = [column for column in table.column_names if column not in ours and kind.others]
         columns = {column: value_column(table, column) for column in others}
+        if "file" not in columns and (names := _file_names(table, found)):
+            columns["file"] = names
         places = stored.rows.get(split)
         if places is not None:
             rows = {role: take_rows(held, places) for role, held in rows.items()}
@@ -382,6 +385,12 @@ def _of_tables(stored: Stored, kind: DataKind, reading: Reading) -> Source:
         )
     notes = tuple(note for notes in stored.notes.values() for note in notes)
     return Source(stored.name, splits, (*notes, *remarks_on(stored.classes)), kind.part)
+
+
+def _file_names(table: Any, found: Mapping[Role, str]) -> list[str] | None:
+    """Return the names of a table's image files, where each row has one image with a name."""
+    of_images = [column for role, column in found.items() if role.name == "images"]
+    return picture_names(table, of_images[0]) if of_images else None
 
 
 def _given(columns: Mapping[str, str | None]) -> dict[str, str]:

@@ -174,7 +174,7 @@ def test_both_stages_are_compared(small_run, tmp_path):
     columns = "method Accuracy Accuracy, out sampled error no answer format time"
     assert f"Results run {columns}" in text
     assert "sft sft 81.2 % from 50.0 % 50.0 % from 25.0 %" in text
-    assert "mean of 2 grpo 81.2 % 81.2 % to 81.2 % 50.0 %" in text
+    assert "mean: grpo, stage grpo, 2 seeds grpo 81.2 % 81.2 % to 81.2 % 50.0 %" in text
     assert "Reward against KL" not in text
 
 

@@ -33,7 +33,7 @@ def three(make_run):
 def test_seeds_of_one_configuration_are_one_group(three):
     groups = group_by_config(read_runs(three))
     assert [len(group.runs) for group in groups] == [2, 1]
-    assert [group.name for group in groups] == ["grpo-s0 … grpo-s1, 2 seeds", "ppo"]
+    assert [group.name for group in groups] == ["grpo, kl_weight 0.04, 2 seeds", "ppo"]
 
 
 def test_a_group_is_drawn_as_its_mean_with_a_band_from_least_to_greatest(three):
@@ -54,7 +54,7 @@ def test_values_stand_below_a_plot_a_column_for_each_group(three, tmp_path):
     page = compare_runs(three, ["kl"], tmp_path / "compare.html").read_text()
     table = re.sub(r"\s*<[^>]+>\s*", " ", page[page.index('<details class="values">') :])
     table = " ".join(table[: table.index("Differing options")].split())
-    assert "grpo-s0 … grpo-s1, 2 seeds ppo 1 2.000 0.000 2 4.000 0.000 3 2.000 5.000" in table
+    assert "grpo, kl_weight 0.04, 2 seeds ppo 1 2.000 0.000 2 4.000 0.000 3 2.000 5.000" in table
 
 
 def test_the_mean_is_taken_over_steps_that_all_seeds_have(three):
@@ -97,7 +97,7 @@ def test_the_page_is_offline_and_names_every_run(three, tmp_path):
     for path in three:
         assert path.name in words
     assert "3 runs, 2 configurations" in words
-    assert "mean of 2" in words
+    assert "mean: grpo, kl_weight 0.04, 2 seeds" in words
     assert html.count("<picture>") == 1
 
 

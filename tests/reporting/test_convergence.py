@@ -74,7 +74,7 @@ def test_seeds_have_mean_and_spread(seeds):
         ("rm-0", [("80.0 %", ""), ("1", "")]),
         ("rm-1", [("60.0 %", ""), ("2", "")]),
         ("rm-2", [("70.0 %", ""), ("3", "")]),
-        ("mean ± std of 3", [("70.0 % ± 10.0 %", ""), ("2 ± 1", "")]),
+        ("mean ± std: grpo-rm, 3 seeds", [("70.0 % ± 10.0 %", ""), ("2 ± 1", "")]),
         ("ce", [("–", ""), ("–", "")]),
     ]
 
@@ -105,7 +105,7 @@ def test_the_table_is_on_the_page(seeds, tmp_path):
     words = squeeze(Page(compare_runs(seeds, None, tmp_path).read_text()).words)
     assert "Epochs to 99 % of the final value" in words
     assert "Accuracy, final Accuracy, epochs to 99 % rm-0 80.0 % 1" in words
-    assert "mean ± std of 3 70.0 % ± 10.0 % 2 ± 1" in words
+    assert "mean ± std: grpo-rm, 3 seeds 70.0 % ± 10.0 % 2 ± 1" in words
 
 
 def test_runs_that_log_no_epochs_have_no_table(make_run, tmp_path):
@@ -124,7 +124,7 @@ def test_the_command_prints_what_the_page_shows(seeds, tmp_path, capsys):
     assert "Accuracy, final" in text
     assert "Accuracy, epochs to 99 %" in text
     rows = ["rm-0 80.0 % 1", "rm-1 60.0 % 2", "rm-2 70.0 % 3", "ce – –"]
-    rows.append("mean ± std of 3 70.0 % ± 10.0 % 2 ± 1")
+    rows.append("mean ± std: grpo-rm, 3 seeds 70.0 % ± 10.0 % 2 ± 1")
     for row in rows:
         assert row in text
 

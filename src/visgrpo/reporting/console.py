@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from visgrpo.files import write_whole
@@ -21,14 +22,25 @@ def print_measures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 def table_of(rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return headings and a row of measures for each name; missing measures stay empty."""
-    numbers = {name: scalars(row) for name, row in rows.items()}
-    found = dict.fromkeys(key for row in numbers.values() for key in row)
+    return table_of_groups([(name, [row]) for name, row in rows.items()])
+
+
+def table_of_groups(
+    rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
+) -> tuple[list[str], list[list[str]]]:
+    """Return the same where a row may be of several runs: mean ± standard deviation."""
+    numbers = [(name, [scalars(of) for of in several]) for name, several in rows]
+    found = dict.fromkeys(key for _, several in numbers for of in several for key in of)
     columns = [key for key in ordered(found, "console") if metric(key, "any").is_shown("console")]
-    lines = [
-        [name, *(f"{row[key]:z.3f}" if key in row else "" for key in columns)]
-        for name, row in numbers.items()
-    ]
+    lines = [[name, *(_cell(several, key) for key in columns)] for name, several in numbers]
     return ["", *(metric(key, "any").in_a_line for key in columns)], lines
+
+
+def _cell(rows: Sequence[Mapping[str, float]], key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    if len(values) < 2:
+        return "".join(f"{value:z.3f}" for value in values)
+    return f"{fmean(values):z.3f} ± {stdev(values):z.3f}"
 
 
 def write_table(path: Path | str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -40,6 +40,7 @@ _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "sampled_tokens": ("sampled tokens", count),
 }
 SHARE = 0.99
+LONGEST_VARIANT = 40  # of a name made of options: a longer one says less than the folders' names
 Write = Callable[[float], str]
 
 
@@ -92,10 +93,22 @@ def group_by_config(runs: Sequence[Run]) -> list[RunGroup]:
     for name, run in zip(run_names(runs), runs, strict=True):
         identity = (run.finished, run.recipe, run.method, *sorted(_compared_options(run).items()))
         found.setdefault(identity, []).append((name, run))
-    return [
+    groups = [
         RunGroup(_group_name([name for name, _ in members]), tuple(run for _, run in members))
         for members in found.values()
     ]
+    differing = differing_options(groups)
+    return [_by_variant(group, place, differing) for place, group in enumerate(groups)]
+
+
+def _by_variant(group: RunGroup, place: int, differing: dict[str, list[str]]) -> RunGroup:
+    """Return seeds under the options that tell them from other groups, where these are few."""
+    own = {key: values[place] for key, values in differing.items() if values[place] != "–"}
+    words = [value if key == "method" else f"{key} {value}" for key, value in own.items()]
+    variant = ", ".join(words)
+    if len(group.runs) == 1 or not 0 < len(variant) <= LONGEST_VARIANT:
+        return group
+    return replace(group, name=f"{variant}, {len(group.runs)} seeds")
 
 
 def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
@@ -142,6 +155,12 @@ def _compared_options(run: Run) -> dict[str, str]:
 
 def _group_name(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(names)} seeds"
+
+
+def named_rows(group: RunGroup, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Return each run of a group by its name and, where there are several seeds, all of them."""
+    rows = [(name, [run]) for name, run in _named_members(group, runs)]
+    return rows if len(rows) == 1 else [*rows, (f"mean ± std: {group.name}", list(group.runs))]
 
 
 def _named_members(group: RunGroup, runs: Sequence[Run]) -> list[tuple[str, Run]]:
@@ -198,7 +217,7 @@ def result_rows(group: RunGroup, runs: Sequence[Run]) -> list[tuple[str, list[Ta
     labels, costs = _compared(runs), _costs_of(runs)
     rows = [(row["run"], _run_cells(row, labels, costs)) for row in table]
     if len(table) > 1:
-        rows.append((f"mean of {len(table)}", _mean_cells(table, labels, costs)))
+        rows.append((f"mean: {group.name}", _mean_cells(table, labels, costs)))
     return rows
 
 
@@ -297,11 +316,8 @@ def convergence_rows(
 
     Each metric has two cells: its final value, and the epochs to 99 % of it.
     """
-    members = _named_members(group, runs)
-    lines = [(name, [run]) for name, run in members]
-    if len(members) > 1:
-        lines.append((f"mean ± std of {len(members)}", [run for _, run in members]))
-    return [(name, [cell for key in keys for cell in _cells(key, of)]) for name, of in lines]
+    rows = named_rows(group, runs)
+    return [(name, [cell for key in keys for cell in _cells(key, of)]) for name, of in rows]
 
 
 def _cells(key: str, runs: Sequence[Run]) -> list[TableCell]:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 from visgrpo.metrics import metric
 from visgrpo.reporting import Run, compare_runs, read_runs, write_report
-from visgrpo.reporting.console import print_cells, table_of, write_table
-from visgrpo.reporting.groups import convergence_keys, convergence_rows, group_by_config
+from visgrpo.reporting.console import print_cells, table_of_groups, write_table
+from visgrpo.reporting.groups import (
+    convergence_keys,
+    convergence_rows,
+    group_by_config,
+    named_rows,
+)
 from visgrpo.tasks.options import CompareConfig, ReportConfig
 from visgrpo.terminal import show, show_table
 
@@ -26,7 +31,8 @@ def compare(config: CompareConfig) -> Path:
     config.check()
     page = compare_runs(config.runs, list(config.metric) or None, Path(config.output))
     runs = read_runs(config.runs)
-    held_out = table_of({run.name: run.after for run in runs})
+    rows = [row for group in group_by_config(runs) for row in named_rows(group, runs)]
+    held_out = table_of_groups([(name, [run.after for run in of]) for name, of in rows])
     if config.table:
         write_table(config.table, *held_out)
     show_table(*held_out, title="Held-out", width=120)

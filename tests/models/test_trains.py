@@ -22,6 +22,7 @@ from vision_folders import asking, noise, tiny_smol, tiny_vision
 from visgrpo.data.pictures import Pictures
 from visgrpo.errors import UserError
 from visgrpo.models.backbone import Backbone, Pool, RepresentationClassifier, Segmenter
+from visgrpo.models.language import LanguageModel
 from visgrpo.models.options import Adapt
 from visgrpo.models.parts import Parts
 from visgrpo.models.reference import AdapterOff, FrozenStart, adapters_alone, reference_of
@@ -537,3 +538,48 @@ def _logits(parts: Parts, lm: Any) -> torch.Tensor:
     completion = torch.tensor([[[5, 6, 7]]])
     model = VisionLanguageModel(lm).eval()
     return model.score(ids[None], torch.tensor([len(ids)]), completion, pictures=pictures)
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kinds_of_adapters(architecture: Architecture, kind: Any, tmp_path: Path) -> None:
+    """They start as no change, train, are off at the start, and are saved and loaded by peft."""
+    from peft import PeftModel
+
+    start = logits_of(tiny_language(architecture))
+    model = seeded(tiny_language(architecture), "lora", Adapt(4, 6.0, kind))
+    torch.testing.assert_close(logits_of(model), start, rtol=0, atol=1e-6)
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    assert all(m.scaling["default"] == (3.0 if kind == "rslora" else 1.5) for m in layers)
+    lengths = [name for name in trainable_parameters(model) if "magnitude" in name]
+    assert len(lengths) == (len(layers) if kind == "dora" else 0)
+    assert adapters_alone(LanguageModel(model))
+    train(model)
+    end = logits_of(model)
+    assert (end - start).abs().max() > 1e-3
+    with model.disable_adapter():
+        torch.testing.assert_close(logits_of(model), start, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits_of(merged(model)), end, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    again = PeftModel.from_pretrained(tiny_language(architecture), str(tmp_path))
+    torch.testing.assert_close(logits_of(again), end, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (("q_proj", "v_proj"), ["self_attn.q_proj", "self_attn.v_proj"]),
+        (("*.1.mlp.*",), ["1.mlp.gate_proj", "1.mlp.up_proj", "1.mlp.down_proj"]),
+        (("layers.0.self_attn.k_proj",), ["0.self_attn.k_proj"]),
+    ],
+)
+def test_adapters_on_the_layers_that_are_named(targets: Any, layers: list[str]) -> None:
+    model = seeded(tiny_language("qwen2"), "lora", Adapt(2, 4.0, lora_targets=targets))
+    found = [name for name, m in model.named_modules() if hasattr(m, "lora_A")]
+    assert len(found) == len(layers) * (2 if "." not in targets[0] else 1)
+    assert all(any(name.endswith(layer) for name in found) for layer in layers)
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match='--lora-targets "q_porj" is no .* Did you mean "q_proj"'):
+        seeded(tiny_language("qwen2"), "lora", Adapt(lora_targets=("v_proj", "q_porj")))

@@ -65,6 +65,7 @@ def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
     [
         ({"preset": "small", "model": "m"}, "--preset is for new models: m has its own"),
         ({"lora_rank": 4}, "--lora-rank is for --train lora"),
+        ({"lora_kind": "dora"}, "--lora-kind is for --train lora"),
         ({"lora_alpha": 4.0, "train": ("merger",)}, "--lora-alpha is for --train lora"),
         ({"gradient_checkpointing": True}, "completions share the cache of their prompt"),
         (

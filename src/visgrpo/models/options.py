@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from visgrpo.data.options import Masks
 from visgrpo.options import Options, like, option
@@ -16,6 +17,16 @@ class Lora(Options):
 
     lora_rank: int = option(8, "Rank of the adapters.", within="> 0")
     lora_alpha: float = option(16.0, "Adapters are scaled by this over their rank.", within="> 0")
+    lora_kind: Literal["plain", "rslora", "dora"] = option(
+        "plain",
+        "rslora scales by the root of the rank instead, for large ranks; dora learns the length of "
+        "every column beside its direction, more slowly.",
+    )
+    lora_targets: tuple[str, ...] = option(
+        (),
+        'Only linear layers of these names, such as q_proj v_proj, or patterns such as "*.mlp.*"; '
+        "by default all.",
+    )
 
 
 @dataclass(frozen=True)

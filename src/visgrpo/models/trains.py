@@ -118,7 +118,7 @@ def wrap_in_adapters(
         in_full: names of modules that train in full beside the adapters.
 
     Raises:
-        UserError: for a rank below 1.
+        UserError: for a rank below 1, and for a name or pattern of no such layer.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -127,7 +127,9 @@ def wrap_in_adapters(
     settings = LoraConfig(
         r=choice.lora_rank,
         lora_alpha=choice.lora_alpha,  # type: ignore[arg-type]
-        target_modules=list(targets),
+        use_rslora=choice.lora_kind == "rslora",
+        use_dora=choice.lora_kind == "dora",
+        target_modules=_targets(targets, choice.lora_targets),
         modules_to_save=list(in_full) or None,
     )
     with warnings.catch_warnings():
@@ -136,6 +138,23 @@ def wrap_in_adapters(
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         return get_peft_model(model, settings)
+
+
+def _targets(layers: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the layers that names or patterns mean; all without any."""
+    if not wanted:
+        return list(layers)
+    chosen = set[str]()
+    for word in wanted:
+        found = [name for name in layers if fnmatchcase(name, word) or name.endswith(f".{word}")]
+        if not found:
+            names = dict.fromkeys(name.rpartition(".")[2] for name in layers)
+            raise UserError(
+                f'--lora-targets "{word}" is no linear layer that could get an adapter. '
+                f"{nearest(word, list(names))}"
+            )
+        chosen.update(found)
+    return [name for name in layers if name in chosen]
 
 
 def trained_parts(model: Any) -> list[TrainedPart]:

@@ -51,7 +51,7 @@ OPTIONS = users(
     ((*_ONE_BY_ONE, "preferences"), "batch_size"),
     ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
     ((*_ONE_BY_ONE, "all"), "log_every keep report_to dry_run patience"),
-    (("sft", *POLICY_STAGES), "train lora_rank lora_alpha"),
+    (("sft", *POLICY_STAGES), "train lora_rank lora_alpha lora_kind lora_targets"),
     (("sft", "all"), "preset architecture tokenizer vocabulary context"),
     (("sft", "preferences", "reward", *_REWARDED), "model"),
     (_DRAWING, "temperature top_k top_p max_new_tokens prompt_tokens"),
@@ -269,7 +269,7 @@ class LanguageConfig(TokenPolicyConfig):
                 "--critic-warmup 0, or no weight decay."
             )
         yield from self.idle(
-            ("lora_rank lora_alpha", not self.lora, "is for --train lora"),
+            ("lora_rank lora_alpha lora_kind lora_targets", not self.lora, "is for --train lora"),
             ("vocabulary", self.tokenizer == "char", "is for --tokenizer bpe"),
         )
         yield from self._data_rules()

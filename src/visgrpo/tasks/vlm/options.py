@@ -220,7 +220,11 @@ class VlmConfig(TokenPolicyConfig):
         yield from self.idle(
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
             ("compile", self.engine == "plain", "is for --engine shared"),
-            ("lora_rank lora_alpha", "lora" not in self.train, "is for --train lora"),
+            (
+                "lora_rank lora_alpha lora_kind lora_targets",
+                "lora" not in self.train,
+                "is for --train lora",
+            ),
             (
                 "coordinates box_format box_noise",
                 self.task not in PLACING,

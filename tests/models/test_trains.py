@@ -581,5 +581,5 @@ def test_adapters_on_the_layers_that_are_named(targets: Any, layers: list[str]) 
 
 
 def test_layers_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UserError, match='--lora-targets "q_porj" is no .* Did you mean "q_proj"'):
+    with pytest.raises(UserError, match=r'--lora-targets "q_porj" is no .* Did you mean "q_proj"'):
         seeded(tiny_language("qwen2"), "lora", Adapt(lora_targets=("v_proj", "q_porj")))

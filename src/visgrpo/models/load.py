@@ -210,6 +210,7 @@ def _merged(name: str, base: Parts) -> Parts:
         found = set(stored.keys())
     with in_one_line(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         try:
             adapted = PeftModel.from_pretrained(base.model, name)
         except RuntimeError as error:  # torch's, for weights of other shapes

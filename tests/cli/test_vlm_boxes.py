@@ -126,6 +126,19 @@ def test_a_few_traced_rows_and_answers_alone_in_one_command(
         main([*command, str(tmp_path / "other"), "--sft-rows", "8"])
     assert "--sft-rows 8 leaves GRPO nothing" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+    mixed = [*command[:5], "--method", "sft", "--steps", "2", "--batch-size", "4", "--output"]
+    weighed = ["--answer-weight", "0.5"]
+    with blank_plots():
+        main([*mixed, str(tmp_path / "mixed"), "--style", "reasoning", *weighed])
+        main([*mixed, str(tmp_path / "hidden"), *weighed, "--sft-rows", "2"])
+    for name in ("mixed", "hidden"):
+        assert read_json(tmp_path / name / "summary.json")["data"]["train"] == 8
+    with pytest.raises(SystemExit):
+        main([*mixed, str(tmp_path / "none"), *weighed, "--train-slice", ":3"])
+    assert "every row of data/train has some; leave it out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*mixed, str(tmp_path / "none"), "--style", "reasoning"])
+    assert "let such rows count by their answers with --answer-weight" in capsys.readouterr().err
     start = str(tmp_path / "run" / "sft")
     command = [
         "vlm",

@@ -86,6 +86,28 @@ def test_the_loss_and_gradient_of_transformers_in_any_pieces(frozen: str, engine
         assert_close(found, expected)
 
 
+def test_tokens_of_some_rows_count_less() -> None:
+    """As if their log-probs, and how many there are, were multiplied by the rows' weights."""
+    model, batch = seeing().double(), questions()
+    assert batch.answers_NT is not None
+    weights_M = torch.tensor([1.0, 0.25, 1.0, 0.5])
+    scores = model(
+        batch.prompts_NP,
+        batch.lengths_N,
+        batch.answers_NT.clamp(min=0)[:, None],
+        pictures=batch.pictures,
+    )
+    w_NT = (batch.answers_NT >= 0) * weights_M[batch.indices_N][:, None]
+    expected = -(scores.log_probs[:, 0].where(w_NT > 0, 0.0) * w_NT).sum() / w_NT.sum()
+    expected.backward()
+    gradient = gradients(model)
+    model.zero_grad()
+    for size in (4, 1):
+        loss, found = learned(AnswerTokens(weights_M=weights_M), model, batch, size)
+        assert loss == pytest.approx(expected.item(), abs=1e-6)
+        assert_close(found, gradient)
+
+
 def test_two_processes_learn_as_one() -> None:
     expected_loss, expected = learned(AnswerTokens(), seeing().double(), questions())
     models = [seeing().double() for _ in range(2)]

@@ -22,15 +22,16 @@ REWARDED = [
     *("refresh_every", "silent_steps", "engine", "compile"),
 ]
 CLIP = ["epsilon_low", "epsilon_high", "delta"]
-OF_SFT_IN_ALL = ["sft_data", "sft_rows", "sft_steps", "sft_batch_size", "sft_learning_rate"]
+OF_SFT_IN_ALL = ["sft_data", "sft_steps", "sft_batch_size", "sft_learning_rate"]
+OF_SFT = [*OF_SFT_IN_ALL, "sft_rows", "answer_weight"]
 OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale", "off_policy_mask"]
 UNUSED = {
     "all": [],
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
-    **dict.fromkeys(POLICY_STAGES, OF_SFT_IN_ALL),
-    **{stage: [*OF_SFT_IN_ALL, *CLIP] for stage in ("sapo", "rloo", "reinforce")},
-    "cispo": [*OF_SFT_IN_ALL, "delta"],
-    "rejection": [*OF_SFT_IN_ALL, *CLIP, *OF_GROUPS],
+    **dict.fromkeys(POLICY_STAGES, OF_SFT),
+    **{stage: [*OF_SFT, *CLIP] for stage in ("sapo", "rloo", "reinforce")},
+    "cispo": [*OF_SFT, "delta"],
+    "rejection": [*OF_SFT, *CLIP, *OF_GROUPS],
 }
 
 
@@ -152,6 +153,10 @@ def test_rows_of_sft_and_rows_of_grpo_are_apart() -> None:
     task = vlm.VlmTask()
     sft, grpo = (task.stage_options(config, stage, Path("r") / stage) for stage in ("sft", "grpo"))
     assert (sft.train_slice, grpo.train_slice) == (":30", "30:")
+    mixed = replace(config, answer_weight=0.5)
+    sft, grpo = (task.stage_options(mixed, stage, Path("r") / stage) for stage in ("sft", "grpo"))
+    assert (sft.train_slice, sft.sft_rows, sft.answer_weight) == (None, 30, 0.5)
+    assert (grpo.train_slice, grpo.sft_rows, grpo.answer_weight) == ("30:", None, None)
     with pytest.raises(UserError, match="--sft-rows divides the rows of --data"):
         replace(config, train_slice=":9").check()
 

@@ -275,12 +275,13 @@ def all_made(table: Table, inputs: Sequence[VisualInputs], *, skip: bool) -> Tab
 
 
 def answer_targets(
-    dataset: Table, style: Style, write: Callable[[str], str] = str
+    dataset: Table, style: Style, write: Callable[[str], str] = str, *, alone: bool = False
 ) -> tuple[str, ...]:
     """Return what a model is to write to every row.
 
     Args:
         write: makes the words of an answer of a true one.
+        alone: whether rows without reasoning are answered without.
 
     Raises:
         UserError: where the data has no answer, or no reasoning that could be imitated.
@@ -289,11 +290,12 @@ def answer_targets(
     written = [f"<answer>{write(answer)}</answer>" for answer in dataset.answers]
     if style == "direct":
         return tuple(written)
-    require_traces(dataset)
-    assert dataset.traces is not None
+    if not alone:
+        require_traces(dataset)
+    traces = dataset.traces or [""] * len(written)
     return tuple(
-        f"<think>{trace}</think>{answer}"
-        for trace, answer in zip(dataset.traces, written, strict=True)
+        f"<think>{trace}</think>{answer}" if trace or not alone else answer
+        for trace, answer in zip(traces, written, strict=True)
     )
 
 
@@ -307,6 +309,8 @@ class VisualInputs:
         style: how the questions are to be answered; template has other words for it.
         targets: what is to be written to every row; None where nothing is imitated.
         max_tokens: of prompt and answer together, or of the prompt alone.
+        alone: the template of rows without reasoning, whose answers alone are imitated; "" where
+            all are asked alike.
     """
 
     dataset: Table
@@ -316,6 +320,7 @@ class VisualInputs:
     targets: Sequence[str] | None = None
     budget_bytes: int = CACHE_BYTES
     template: str = ""
+    alone: str = ""
     _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> VisualRow:
@@ -348,7 +353,10 @@ class VisualInputs:
             alone = len(images) == 1
             pictures = tuple(self.processor.picture(image, alone) for image in images)
             question = self.dataset.questions[index]
-            messages = seeing_prompt(question, len(pictures), self.style, self.template)
+            traces = self.dataset.traces
+            bare = self.alone and not (traces and traces[index])
+            template = self.alone if bare else self.template
+            messages = seeing_prompt(question, len(pictures), self.style, template)
             with _TOKENIZING:
                 ids = self.processor.prompt_ids(messages, pictures)
         except UserError as error:

@@ -513,7 +513,10 @@ def require_traces(table: Table) -> None:
         raise UserError(f"{table.name} has no reasoning to imitate; {mend}")
     if "" in table.traces:
         row = table.where(table.traces.index(""))
-        raise UserError(f"{row} has no reasoning to imitate; fill it or drop the row, or {mend}")
+        raise UserError(
+            f"{row} has no reasoning to imitate; fill it or drop the row, let such rows count by "
+            f"their answers with --answer-weight, or {mend}"
+        )
 
 
 def require_counts(table: Table) -> None:

@@ -136,20 +136,23 @@ class AnswerTokens(WithoutGroups):
     What is learned is told by the token ids themselves: prompt and answer are tokenized apart, and
     an answer's places hold its ids, -1 after the end. The mean is over the answers' tokens in the
     whole batch, however it was cut up.
+
+    Attributes:
+        weights_M: what a token of each row of the data counts; None for 1.
     """
 
     shards: Shards = ONE_PROCESS
+    weights_M: Tensor | None = None
 
     def rollout(self, old_model: Any, batch: Batch, step: int, *, chunk: int) -> AnswerLengths:
-        """Draw nothing; see how long the answers of the whole batch are."""
-        assert batch.answers_NT is not None
-        mean = self.shards.gather((batch.answers_NT >= 0).sum(dim=1).float().mean()[None]).mean()
+        """Draw nothing; see how long the answers of the whole batch are, by weight."""
+        mean = self.shards.gather(self._weights(batch).sum(dim=1).mean()[None]).mean()
         return AnswerLengths(mean.expand(len(batch)))
 
     def loss(self, model: Any, batch: Batch, groups: AnswerLengths, step: int) -> LossResult:
         answers_NT = batch.answers_NT
         assert answers_NT is not None
-        mask_NT = answers_NT >= 0
+        weights_NT = self._weights(batch)
         scores = model(
             batch.prompts_NP,
             batch.lengths_N,
@@ -160,13 +163,23 @@ class AnswerTokens(WithoutGroups):
         tokens = groups.mean_tokens_N.sum()
 
         def mean(values_N1T: Tensor) -> Tensor:
-            return values_N1T.squeeze(1).masked_fill(~mask_NT, 0.0).sum() / tokens
+            values_NT = values_N1T.squeeze(1).where(weights_NT > 0, 0.0)
+            return (values_NT * weights_NT).sum() / tokens
 
         nll = mean(-scores.log_probs)
         metrics = {"nll": nll.detach()}
         if scores.entropy is not None:
             metrics["entropy"] = mean(scores.entropy.detach())
         return LossResult(nll, metrics, groups)
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """What every token counts, (N, T); 0 after the end."""
+        assert batch.answers_NT is not None
+        weights_NT = (batch.answers_NT >= 0).float()
+        if self.weights_M is None:
+            return weights_NT
+        rows_N = batch.indices_N.to(self.weights_M.device)
+        return weights_NT * self.weights_M[rows_N].to(weights_NT)[:, None]
 
 
 @dataclass(frozen=True)

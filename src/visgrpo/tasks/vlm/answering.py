@@ -46,12 +46,14 @@ class Asking:
         style: whether reasoning comes before the answer; template has all words of a prompt.
         answering: what answers are.
         units: of answers that are places; None of others.
+        alone: the words of a prompt for rows without reasoning, where SFT takes such rows; else "".
     """
 
     style: Style
     template: str
     answering: Answering
     units: Units | None = None
+    alone: str = ""
 
     @classmethod
     def of(
@@ -62,20 +64,23 @@ class Asking:
         *,
         prompt: str | None = None,
         learned: Mapping[str, Any],
+        alone: bool = False,
     ) -> Asking:
         """Return how a task asks: in the user's words, as the model learned it, or as usual.
 
         Args:
             prompt: the user's words.
             learned: what visgrpo knows of the model; empty for one from elsewhere.
+            alone: whether rows without reasoning are asked for their answer alone.
         """
-        answering = ANSWERING[task]
-        usual = answering.template(style, units.words() if units else "")
+        answering, words = ANSWERING[task], units.words() if units else ""
+        usual = answering.template(style, words)
         # Words that were learned in another style, or of other units, ask for something else.
         now = (task, style, units and units.name)
         before = tuple(learned.get(name) for name in ("answers", "style", "coordinates"))
         own = learned.get("prompt") if now == before else None
-        return cls(style, prompt or own or usual, answering, units)
+        bare = (prompt or answering.template("direct", words)) if alone else ""
+        return cls(style, prompt or own or usual, answering, units, bare)
 
     @property
     def direct(self) -> bool:

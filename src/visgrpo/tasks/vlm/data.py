@@ -22,7 +22,7 @@ from visgrpo.data.prompts import (
 )
 from visgrpo.data.read import DataKind, read, read_test
 from visgrpo.data.roles import require_answers
-from visgrpo.data.table import Splits, Table
+from visgrpo.data.table import Splits, Table, derived
 from visgrpo.errors import UserError
 from visgrpo.measures.answers import HeldOutAnswers, SeenAnswers, confusion
 from visgrpo.methods.options import SamplingOptions
@@ -90,6 +90,17 @@ def load_questions(config: VlmConfig, units: Units | None, session: Session) -> 
             name: with_boxes(rows.first(most), units, skip=skip) for name, rows in shifts.items()
         },
     )
+
+
+def with_reasoning_of(table: Table, first: int) -> Table:
+    """Return rows of which only the first ones, as they are stored, have their reasoning."""
+    if table.traces is None:
+        return table
+    assert table.places is not None
+    shown = table.places < first
+    traces = [trace if show else "" for trace, show in zip(table.traces, shown, strict=True)]
+    identity = derived(table.identity, f"reasoning of {first}")
+    return replace(table, values={**table.values, "traces": traces}, identity=identity)
 
 
 def require_rows_left(config: VlmConfig) -> None:
@@ -171,8 +182,9 @@ def usable(
     def kept(part: Table, *, held_out: bool) -> Table:
         made = []
         if config.method == "sft":
-            targets = answer_targets(part, asking.style, asking.write)
-            made.append(ask(part, max_tokens=longest, targets=targets))
+            alone = asking.alone
+            targets = answer_targets(part, asking.style, asking.write, alone=bool(alone))
+            made.append(ask(part, max_tokens=longest, targets=targets, alone=alone))
         if held_out or not made:
             made.append(ask(part, max_tokens=room))
         rest = all_made(part, made, skip=config.skip_bad_images)
@@ -329,9 +341,14 @@ def _new_model(config: VlmConfig, train: Table, asking: Asking) -> Parts:
     if config.max_pixels is not None:
         sizes = replace(sizes, max_pixels=config.max_pixels)
     rows = train.first(TOKENIZED)
-    questions = (asked(question, asking.style, asking.template) for question in rows.questions)
+    templates = [asking.template, *([asking.alone] if asking.alone else [])]
+    questions = (
+        asked(question, asking.style, template)
+        for question in rows.questions
+        for template in templates
+    )
     style = "direct" if rows.traces is None else asking.style
-    answers = answer_targets(rows, style, asking.write)
+    answers = answer_targets(rows, style, asking.write, alone=bool(asking.alone))
     if asking.units is not None:
         most = asking.units.sides or max(map(int, re.findall(r"\d+", " ".join(answers))))
         sizes = replace(sizes, numbers=most + 1)

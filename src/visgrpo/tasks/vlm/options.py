@@ -45,7 +45,8 @@ OPTIONS = users(
         "mask_truncated top_entropy inner_passes minibatches refresh_every silent_steps engine "
         "compile",
     ),
-    (("all",), "sft_data sft_rows sft_steps sft_batch_size sft_learning_rate"),
+    (("sft", "all"), "answer_weight sft_rows"),
+    (("all",), "sft_data sft_steps sft_batch_size sft_learning_rate"),
 )
 
 
@@ -196,6 +197,12 @@ class VlmConfig(TokenPolicyConfig):
         "answers of the others.",
         within="> 0",
     )
+    answer_weight: float | None = option(
+        None,
+        "Let SFT in reasoning style learn from rows without reasoning, too, by their answers: what "
+        "a token of theirs counts. With --sft-rows the rows after the first ones have none.",
+        within="> 0",
+    )
     sft_steps: int | None = option(
         None, "all: SFT's steps, where --steps are GRPO's; by default the preset's.", within="> 0"
     )
@@ -233,11 +240,15 @@ class VlmConfig(TokenPolicyConfig):
         )
         if self.prompt is not None and QUESTION not in str(self.prompt):
             yield f'--prompt "{self.prompt}": write {QUESTION} where the question goes.'
-        if self.sft_rows and (self.train_slice or self.sft_data):
+        if self.method == "all" and self.sft_rows and (self.train_slice or self.sft_data):
             yield (
                 "--sft-rows divides the rows of --data between SFT and GRPO: leave --sft-data and "
                 "--train-slice out."
             )
+        if self.method == "sft" and self.sft_rows and not self.answer_weight:
+            yield "--sft-rows is for --method all, or --answer-weight: take --train-slice :N."
+        if self.answer_weight and self.style == "direct":
+            yield "--answer-weight is of rows without reasoning beside others: drop --style direct."
         if self.method == "all" and self.group_size == 1:
             yield "--group-size 1 leaves grpo nothing to compare: take 2 or more."
 

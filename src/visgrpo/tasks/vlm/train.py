@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from visgrpo.data.prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.data.table import LazySequence, Table
+from visgrpo.errors import UserError
 from visgrpo.measures.answers import answer_likelihood
 from visgrpo.methods.supervised import AnswerTokens
 from visgrpo.models.language import context_of
@@ -46,6 +49,7 @@ from visgrpo.tasks.vlm.data import (
     style_of,
     units_of,
     usable,
+    with_reasoning_of,
 )
 from visgrpo.tasks.vlm.options import VlmConfig, coordinates_of, resolved
 from visgrpo.tasks.vlm.pictures import write_pictures
@@ -78,7 +82,13 @@ class VlmTask(StagedTask):
         units = units_of(options.task, coordinates)
         questions = load_questions(options, units, session)
         style = style_of(options, start, questions.train)
-        asking = Asking.of(options.task, style, units, prompt=options.prompt, learned=start)
+        if imitates and options.sft_rows:
+            train = with_reasoning_of(questions.train, options.sft_rows)
+            questions = replace(questions, train=train)
+        alone = imitates and options.answer_weight is not None
+        asking = Asking.of(
+            options.task, style, units, prompt=options.prompt, learned=start, alone=alone
+        )
         options = replace(options, style=style)
         template = asking.template
         rows = {name: getattr(questions, name) for name in SPLITS}
@@ -95,7 +105,13 @@ class VlmTask(StagedTask):
         rewards = rewards_of(full, questions.train)
         inputs = {
             name: VisualInputs(
-                part, style, parts.processor, longest, targets.get(name), template=template
+                part,
+                style,
+                parts.processor,
+                longest,
+                targets.get(name),
+                template=template,
+                alone=asking.alone,
             )
             for name, part in rows.items()
         }
@@ -160,7 +176,7 @@ class VlmTask(StagedTask):
         if not imitates:
             return policy_job(full, rollouts, **job)
         return Job(
-            method=AnswerTokens(session.processes),
+            method=AnswerTokens(session.processes, answer_weights(questions.train, options)),
             chosen_method="sft",
             by_default=vars(full),
             selection="-nll",
@@ -180,8 +196,9 @@ class VlmTask(StagedTask):
         if stage == "grpo":
             rest = {"train_slice": f"{rows}:"} if rows else {}
             return {"model": start, "preset": VlmConfig().preset, **rest}
+        some = {} if options.answer_weight else {"sft_rows": None, "train_slice": f":{rows}"}
         return {
-            **({"train_slice": f":{rows}"} if rows else {}),
+            **(some if rows else {}),
             "data": options.sft_data or options.data,
             "steps": options.sft_steps,
             "batch_size": options.sft_batch_size,
@@ -200,7 +217,31 @@ class VlmTask(StagedTask):
 
 def targets_of(rows: Mapping[str, Table], asking: Asking) -> dict[str, tuple[str, ...]]:
     """Return what is to be written to every row of each split."""
-    return {name: answer_targets(part, asking.style, asking.write) for name, part in rows.items()}
+    alone = bool(asking.alone)
+    return {
+        name: answer_targets(part, asking.style, asking.write, alone=alone)
+        for name, part in rows.items()
+    }
+
+
+def answer_weights(train: Table, options: VlmConfig) -> Tensor | None:
+    """Return what a token of each row counts, (M,); None for 1.
+
+    Raises:
+        UserError: none of the rows has reasoning, or all have.
+    """
+    if options.answer_weight is None:
+        return None
+    traced_M = torch.tensor([bool(trace) for trace in train.traces or [""] * len(train)])
+    if traced_M.all() or not traced_M.any():
+        which, mend = (
+            ("every row", "leave it out") if traced_M.all() else ("no row", "take --style direct")
+        )
+        raise UserError(
+            f"--answer-weight is of rows without reasoning beside others: {which} of {train.name} "
+            f"has some; {mend}."
+        )
+    return torch.where(traced_M, 1.0, options.answer_weight)
 
 
 def warn_of_a_weak_start(

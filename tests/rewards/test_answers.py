@@ -16,6 +16,8 @@ from visgrpo.rewards.answers import (
     Length,
     Noise,
     Ordinal,
+    Overlong,
+    Repetition,
     answer_of,
     has_format,
     whole_number,
@@ -169,6 +171,25 @@ def test_ordinal_needs_true_numbers() -> None:
         Ordinal()(completions=[GOOD], answer=["red "])
 
 
+def test_overlong_and_repetition_are_those_of_trl() -> None:
+    rewards = pytest.importorskip("trl.rewards")
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(0, 3, n).tolist() for n in range(30)] + [[5] * 9]
+    for limit, soft in [(20, 8), (10, 10), (28, 1)]:
+        theirs = rewards.get_soft_overlong_punishment(limit, soft)(completion_ids=ids)
+        assert Overlong(limit, soft)(completion_ids=ids) == pytest.approx(theirs)
+    for size in (1, 2, 3, 5):
+        theirs = rewards.get_repetition_penalty_reward(size)(completion_ids=ids)
+        assert Repetition(size)(completion_ids=ids) == pytest.approx(theirs)
+
+
+def test_overlong_and_repetition_by_hand() -> None:
+    ids = [[0] * n for n in (0, 6, 7, 8, 10, 12)]
+    assert Overlong(10, 4)(completion_ids=ids) == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    ids = [[1], [1, 2, 3, 4], [5, 5, 5, 5, 5], [1, 2, 1, 2]]
+    assert Repetition(2)(completion_ids=ids) == [0, 0, -0.75, pytest.approx(-1 / 3)]
+
+
 def test_length_falls_from_the_limit_to_twice_the_limit() -> None:
     ids = [[7] * count for count in (0, 1, 4, 5, 6, 8, 20)]
     assert Length(4)(completion_ids=ids) == [1.0, 1.0, 1.0, 0.75, 0.5, 0.0, 0.0]
@@ -205,10 +226,10 @@ class TestNoise:
 
 
 def test_what_is_written_makes_the_rewards() -> None:
-    specs = ["format", "exact", "ordinal:5", "length:1", "random:7"]
+    specs = ["format", "exact", "ordinal:5", "length:1", "overlong:9:3", "repetition", "random:7"]
     rewards = parse_text_rewards(specs, None, ANSWER_REWARDS)
-    assert rewards.names == ("format", "exact", "ordinal", "length", "random")
-    made = (Format(), Exact(), Ordinal(5), Length(1), Noise(7))
+    assert rewards.names == tuple(spec.partition(":")[0] for spec in specs)
+    made = (Format(), Exact(), Ordinal(5), Length(1), Overlong(9, 3), Repetition(3), Noise(7))
     assert rewards.functions == made
     assert parse_text_rewards(["ordinal", "random"], None, ANSWER_REWARDS).functions == (
         Ordinal(10),
@@ -258,6 +279,11 @@ def test_without_a_column_of_answers_there_is_nothing_to_compare() -> None:
         ("format:loose", 'write "format" with reasoning before the answer, "format:direct"'),
         ("length", '"length" needs the tokens .* "length:64"'),
         ("length:long", '"length" needs the tokens'),
+        ("overlong", '"overlong" needs the longest .* "overlong:256:64"'),
+        ("overlong:64", '"overlong" needs the longest'),
+        ("overlong:64:65", '"overlong:64:65": .* must be between 1 and 64'),
+        ("repetition:x", '"x" is no number of tokens'),
+        ("repetition:0", '"repetition:0": n-grams have 1 token or more'),
         ("length:0", '"length:0": the limit must be 1 token or more'),
         ("random:x", '"random:x": the seed must be a whole number'),
         ("exakt", 'Unknown reward "exakt". Did you mean "exact"'),

@@ -155,6 +155,58 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Overlong:
+    """0 for up to `limit - soft` tokens, then falling in a line to -1 at `limit`; -1 beyond.
+
+    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), eq. 13.
+
+    Raises:
+        UserError: `soft` is not between 1 and `limit`.
+    """
+
+    limit: int
+    soft: int
+    __name__: ClassVar[str] = "overlong"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.soft <= self.limit:
+            raise UserError(
+                f'Reward "overlong:{self.limit}:{self.soft}": the tokens in which it falls must be '
+                f"between 1 and {self.limit}."
+            )
+
+    def __call__(self, *, completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        free = self.limit - self.soft
+        return [min(0.0, max(-1.0, (free - len(ids)) / self.soft)) for ids in completion_ids]
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Minus the share of a completion's n-grams of tokens that were there before; 0 without any.
+
+    Source: Yeo et al. 2025, "Demystifying Long Chain-of-Thought Reasoning" (arXiv 2502.03373),
+    appendix C.2, as TRL has it.
+
+    Raises:
+        UserError: `size` is below 1.
+    """
+
+    size: int = 3
+    __name__: ClassVar[str] = "repetition"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f'Reward "repetition:{self.size}": n-grams have 1 token or more.')
+
+    def __call__(self, *, completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [self._score(ids) for ids in completion_ids]
+
+    def _score(self, ids: list[int]) -> float:
+        grams = [tuple(ids[i : i + self.size]) for i in range(len(ids) - self.size + 1)]
+        return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+
+@dataclass(frozen=True)
 class Noise:
     """A control: uniform numbers from [0, 1) that say nothing about the completions.
 
@@ -226,6 +278,26 @@ def _length(argument: str) -> AnswerReward:
     return Length(limit)
 
 
+def _overlong(argument: str) -> AnswerReward:
+    limit, soft = (whole_number(each) for each in argument.partition(":")[::2])
+    if limit is None or soft is None:
+        raise UserError(
+            'Reward "overlong" needs the longest completion and in how many tokens before it falls '
+            'to -1: write for example "overlong:256:64".'
+        )
+    return Overlong(limit, soft)
+
+
+def _repetition(argument: str) -> AnswerReward:
+    size = whole_number(argument or "3")
+    if size is None:
+        raise UserError(
+            f'Reward "repetition:{argument}": "{argument}" is no number of tokens; write '
+            '"repetition:3" to look for three in a row.'
+        )
+    return Repetition(size)
+
+
 def _random(argument: str) -> AnswerReward:
     seed = whole_number(argument or "0")
     if seed is None:
@@ -233,11 +305,18 @@ def _random(argument: str) -> AnswerReward:
     return Noise(seed)
 
 
+TOKEN_REWARDS: Mapping[str, Callable[[str], AnswerReward]] = {
+    "length": _length,
+    "overlong": _overlong,
+    "repetition": _repetition,
+}
+"""Those of `ANSWER_REWARDS` that look at a completion's tokens alone, whatever it answers."""
+
 ANSWER_REWARDS: Mapping[str, Callable[[str], AnswerReward]] = {
     "format": _format,
     "exact": _exact,
     "ordinal": _ordinal,
-    "length": _length,
+    **TOKEN_REWARDS,
     "random": _random,
 }
 """The built-in rewards: by name, what makes one from the text after its colon ("" without one)."""

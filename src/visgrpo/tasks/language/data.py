@@ -20,6 +20,7 @@ from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
 from visgrpo.models.trains import ALL, LORA, adapt
+from visgrpo.rewards.answers import TOKEN_REWARDS
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
 from visgrpo.tasks.language.options import LanguageConfig
@@ -164,7 +165,11 @@ def rewards_of(
             policy_tokenizer=parts.tokenizer,
         )
 
-    built_in: Mapping[str, Callable[[str], TextReward]] = {"gold": gold, "model": learned}
+    built_in: Mapping[str, Callable[[str], TextReward]] = {
+        "gold": gold,
+        "model": learned,
+        **TOKEN_REWARDS,
+    }
     rewards = parse_text_rewards(specs, config.reward_weights, built_in)
     rewards.validate(batch_columns(job.splits.train))
     return rewards

@@ -206,8 +206,8 @@ class LanguageConfig(TokenPolicyConfig):
         True, "Measure the gold judge's score beside the rewards, where the data is text."
     )
     reward = override(
-        help='model:RUN, gold, file.py:f or module:f; by default the model of the run "reward" '
-        "beside --model.",
+        help="model:RUN, gold, length:N, overlong:N:M, repetition:N, file.py:f or module:f; by "
+        'default the model of the run "reward" beside --model.',
     )
     critic: Literal["separate", "head"] = option(
         "separate", "ppo: a critic with a transformer of its own, or a head on the policy's."

@@ -184,8 +184,9 @@ class VlmConfig(TokenPolicyConfig):
         help="Longest completion; by default 256 (new models: tiny 64, small 96)."
     )
     reward = override(
-        help="format, exact, ordinal:K, iou, iou:T, boxes, inside, near:R, length:N, random, "
-        "file.py:f or module:f; by default format and exact, of boxes iou, of points inside.",
+        help="format, exact, ordinal:K, iou, iou:T, boxes, inside, near:R, length:N, "
+        "overlong:N:M, repetition:N, random, file.py:f or module:f; by default format and exact, "
+        "of boxes iou, of points inside.",
     )
     max_grad_norm = override(1.0, "Gradients are scaled down to this norm; 0 leaves them alone.")
     kl_in = override(help="Where KL weighs; by default in the reward with rloo, else in the loss.")

@@ -23,6 +23,7 @@ REWARDS: dict[str, tuple[Any, ...]] = {
     "as published": ("hard", "uniformity"),
     "of wrong ones": ("hard", "uniformity-wrong"),
     "spread": ("spread", "hard"),
+    "in a set of three": ("any-of:3", "uniformity"),
     "near misses": ("top-k:2", "uniformity"),  # no shape
 }
 WEIGHTS_R = torch.tensor([0.0, 2.0, 0.5, 1.0, 1.5, 1.0])
@@ -38,6 +39,9 @@ def rewards_of(name: str, p_RK: Tensor, labels_R: Tensor) -> Tensor:
     true = (p_RK * right).sum(1, keepdim=True)
     if name == "hard":
         return right
+    if name == "any-of":
+        slope = 3 * (1 - true) ** 2
+        return 1 - (1 - true) ** 3 - slope * true + slope * right
     if name == "uniformity":
         return -p_RK
     if name == "uniformity-wrong":

@@ -167,6 +167,30 @@ def test_top_k(spec: str, expected: list[list[float]]) -> None:
     assert rewards_of(spec) == expected
 
 
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_any_of_is_the_gradient_of_the_chance_that_a_set_has_the_truth(k: int) -> None:
+    logits_NK = torch.tensor([[0.3, -1.0, 0.5], [2.0, 0.1, -0.4]], dtype=torch.float64)
+    labels_N, outputs_NG = torch.tensor([2, 1]), torch.arange(3).expand(2, 3)
+    p_NK = logits_NK.requires_grad_().softmax(1)
+    score = (1 - (1 - p_NK[[0, 1], labels_N]) ** k).sum()
+    (expected,) = torch.autograd.grad(score, logits_NK, retain_graph=True)
+    reward = parse_rewards([f"any-of:{k}"], None, CLASSES)
+    r_NG = reward(outputs_NG, label=labels_N, probabilities=p_NK.detach(), classes=CLASSES)[..., 0]
+    (found,) = torch.autograd.grad((p_NK * r_NG).sum(), logits_NK)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert (p_NK.detach() * r_NG).sum().item() == pytest.approx(score.item(), rel=1e-5)
+    if k == 1:  # which is `hard`
+        torch.testing.assert_close(
+            r_NG, (outputs_NG == labels_N[:, None]).float(), rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "2.5", "two", "1001"])
+def test_any_of_mistakes(k: str) -> None:
+    with pytest.raises(UserError, match="k must be a whole number from 1 to 1,000"):
+        parse_rewards([f"any-of:{k}"], None, CLASSES)
+
+
 @pytest.mark.parametrize("k", ["0", "4", "-1", "2.5", "two"])
 def test_top_k_mistakes(k: str) -> None:
     with pytest.raises(UserError, match="k must be a whole number from 1 to 3"):

@@ -268,6 +268,49 @@ class TopK:
         return torch.maximum(right_NG, self.partial * near_N[:, None].float())
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """How likely it is that the truth is in a set of k labels drawn from the policy, 1 - (1 - p)^k.
+
+    p is the old policy's probability of the truth. The right label earns the slope of this score,
+    k (1 - p)^(k-1), more than the wrong ones, and all labels of an image as much besides as makes
+    their mean under the policy the score itself, which no advantage in a group sees. So
+
+        Σ_j π_j ∇log π_j · r_j = k (1 - p)^(k-1) ∇p = ∇[1 - (1 - p)^k]
+
+    is the exact gradient of pass@k (Walder & Karkhanis 2025, arXiv 2505.15201): an image pulls no
+    more once its truth is all but sure to be in the set. k = 1 is `hard`.
+    """
+
+    k: int
+
+    def shape(self, label_N1: Tensor, true_N1: Tensor, n_classes: int) -> Shape:
+        missed_N1 = 1 - true_N1
+        slope_N1 = self.k * missed_N1 ** (self.k - 1)
+        return Shape(1 - missed_N1**self.k - slope_N1 * true_N1, slope_N1)
+
+    def __call__(
+        self, outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: Any
+    ) -> Tensor:
+        true_N1 = probabilities.gather(1, label[:, None]).float()
+        level, peak, _slope = self.shape(label[:, None], true_N1, probabilities.shape[1])
+        return level + peak * (outputs_NG == label[:, None])
+
+
+def any_of(argument: str, classes: Sequence[str]) -> AnyOf:
+    """`AnyOf` from the text of k.
+
+    Raises:
+        UserError: k is not a whole number above 0.
+    """
+    if not (argument.isdecimal() and 0 < int(argument) <= MOST_DRAWN):
+        raise UserError(
+            f'Reward "any-of:{argument}": k must be a whole number from 1 to {MOST_DRAWN:,}, the '
+            "labels in a set."
+        )
+    return AnyOf(int(argument))
+
+
 def top_k(argument: str, classes: Sequence[str]) -> TopK:
     """`TopK` from the text of k.
 
@@ -282,7 +325,9 @@ def top_k(argument: str, classes: Sequence[str]) -> TopK:
     return TopK(int(argument))
 
 
+MOST_DRAWN = 1000  # of a set
 WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
+    "any-of": ("5", any_of),
     # Minus what an answer costs, given the truth: a cost of 0 is 0, not -0.
     "cost": ("costs.csv", lambda path, classes: TableReward(0 - read_table(path, classes))),
     "credit": ("credit.yaml", lambda path, classes: ClassCredit(read_credit(path, classes))),

@@ -35,7 +35,8 @@ class ClipConfig(ExtraOptions, Adapt, Rivals):
     method: ClipMethod = override("grpo", "The objective, or cross-entropy as the baseline.")
     reward = override(
         ("hard",),
-        "hard, soft, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or file.py:f; "
+        "hard, soft, any-of:K, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or "
+        "file.py:f; "
         "without labels agreement, agreement:MODEL or certainty; "
         "with --feedback: clicks, dwell, votes, log-votes, preferences or grades.",
     )

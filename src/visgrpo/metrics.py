@@ -281,6 +281,8 @@ _AS_LOGGED: tuple[Metric, ...] = (
     Metric("sampled_accuracy", "Sampled accuracy", "share of completions", UP, SHARE,
            short="sampled", of="answers", shown="validation console compare",
            about="share of sampled completions that are right"),
+    Metric("pass@*", "Pass@*", "share of questions", UP, SHARE, short="pass@*", of="answers",
+           shown="console compare", about="chance that one of so many sampled answers is right"),
     Metric("mean_absolute_error", "Mean absolute error", "mean |error|", DOWN, short="error",
            word="mean error", of="answers", shown="console compare",
            about="how far off the answers are that can be read"),

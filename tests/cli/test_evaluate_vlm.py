@@ -54,6 +54,14 @@ def test_the_run_measured_the_same(run: Path, other_counts: Path, capsys: Captur
     assert sum(map(sum, found["confusion"]["rows"])) == 6
 
 
+def test_pass_at_k_of_several_samples(run: Path, other_counts: Path, capsys: Capture) -> None:
+    options = ["--max-new-tokens", 32, "--split", "test[:6]", "--samples", 4]
+    found = evaluate(capsys, run, other_counts, *options)["model"]
+    chances = [found[name] for name in ("sampled_accuracy", "pass@2", "pass@4")]
+    assert chances == sorted(chances)
+    assert chances[0] > 0
+
+
 def test_training_rows_are_not_measured_on(run: Path, counts: Path, capsys: Capture) -> None:
     """An undivided table is all test to a stranger, and is divided again for its own model."""
     after = read_json(run / "summary.json")["after"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from teams import One, together
 from visgrpo.data.prompts import VisualInputs, answer_targets, visual_prompts
 from visgrpo.data.roles import question_table
 from visgrpo.data.table import Table
-from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood
+from visgrpo.measures.answers import HeldOutAnswers, answer_likelihood, pass_at_k
 from visgrpo.measures.over import batches
 from visgrpo.methods.generate import Sampling
 from visgrpo.methods.token_groups import TokenMemory, TokenRollouts
@@ -86,6 +88,7 @@ def test_measures_of_known_answers(
     assert found["examples"] == 5
     assert found["sampled_accuracy"] == pytest.approx(3 / 10)
     assert found["sampled_format"] == pytest.approx(4 / 10)
+    assert found["pass@2"] == pytest.approx(3 / 5)
     assert found["sampled_unparsed"] == pytest.approx(6 / 10)
 
 
@@ -163,3 +166,19 @@ def test_likelihood_is_that_of_plain_transformers(parts: Parts, dataset: Table) 
             tokens += 1
     found = answer_likelihood(model, dataset, inputs, One())
     assert found == {"nll": pytest.approx(nll / tokens, rel=1e-5)}
+
+
+def test_pass_at_k_is_the_chance_that_one_of_k_is_right() -> None:
+    """1 - C(S - c, k) / C(S, k), and the mean over all subsets of k."""
+    generator = np.random.default_rng(0)
+    samples = generator.integers(0, 3, (7, 6))
+    texts = [[f"<answer>{n}</answer>" if n else "none" for n in row] for row in samples]
+    answers = [str(n) for n in generator.integers(1, 3, 7)]
+    found = pass_at_k(texts, answers)
+    assert list(found) == ["pass@2", "pass@4", "pass@6"]
+    right = samples == np.array(list(map(int, answers)))[:, None]
+    for k in (2, 4, 6):
+        chances = [1 - comb(6 - c, k) / comb(6, k) for c in right.sum(axis=1).tolist()]
+        assert found[f"pass@{k}"] == pytest.approx(np.mean(chances))
+        subsets = [row[list(chosen)].any() for row in right for chosen in combinations(range(6), k)]
+        assert found[f"pass@{k}"] == pytest.approx(np.mean(subsets))

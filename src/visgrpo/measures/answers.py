@@ -17,7 +17,13 @@ from visgrpo.data.table import Table
 from visgrpo.errors import UserError
 from visgrpo.measures.classification import MAX_CONFUSION_CLASSES, wilson_interval
 from visgrpo.measures.over import Team, over
-from visgrpo.measures.texts import completion_means, completion_sums, completion_sums_of
+from visgrpo.measures.texts import (
+    best_of_n,
+    completion_means,
+    completion_sums,
+    completion_sums_of,
+    sizes_to,
+)
 from visgrpo.methods.generate import Sampling, generate
 from visgrpo.methods.token_groups import TokenRollouts
 from visgrpo.models.language import LanguageModel
@@ -92,6 +98,24 @@ def counting_measures(
     if errors:
         measures["mean_absolute_error"] = sum(errors) / len(errors)
     return measures
+
+
+def pass_at_k(texts_MS: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
+    """Return ``pass@k``, the chance that one of k sampled answers is right, for k from 2 to S.
+
+    Of S samples of which c are right, 1 - C(S - c, k) / C(S, k): the unbiased estimate of Chen et
+    al. 2021 (arXiv 2107.03374), which is `best_of_n` with a reward of 1 for what is right. k are
+    the powers of two, and S.
+    """
+    right_MS = [
+        [
+            float(given is not None and meaning(given) == meaning(truth))
+            for given in map(answer_of, texts)
+        ]
+        for texts, truth in zip(texts_MS, answers, strict=True)
+    ]
+    rows = best_of_n(torch.tensor(right_MS), None, sizes_to(len(texts_MS[0]))[1:])
+    return {f"pass@{row['n']}": row["reward"] for row in rows}
 
 
 def plain_measures(
@@ -196,8 +220,8 @@ class HeldOutAnswers:
 
         Returns:
             Measures of the greedy answers; ``sampled_accuracy`` and so on of the sampled ones,
-            whose mean reward, length and KL (in nats) stand beside them. Rows without a true answer
-            count in the latter alone.
+            whose `pass_at_k`, mean reward, length and KL (in nats) stand beside them. Rows without
+            a true answer count in the last three alone.
         """
         rollouts, total = self.rollouts, len(self.dataset)
         names = completion_sums_of(rollouts)
@@ -239,6 +263,8 @@ class HeldOutAnswers:
         each = [(text, self.dataset.answers[row]) for row in known for text in sampled_MG[row]]
         sampled = self.measure(*map(list, zip(*each, strict=True)), direct=self.direct)
         greedy = self.measure([greedy_M[row] for row in known], answers, direct=self.direct)
+        if "accuracy" in sampled:
+            greedy |= pass_at_k([sampled_MG[row] for row in known], answers)
         both = {f"sampled_{name}": sampled[name] for name in self.sampled if name in sampled}
         return {**greedy, **both}
 

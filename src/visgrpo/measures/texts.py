@@ -155,6 +155,11 @@ def best_of_n(
     return rows
 
 
+def sizes_to(samples: int) -> list[int]:
+    """Return the sizes n for `best_of_n` of so many samples: the powers of two, and all of them."""
+    return sorted({*(2**power for power in range(samples.bit_length())), samples})
+
+
 def _check_samples(proxy_MS: Tensor, gold_MS: Tensor | None) -> None:
     if proxy_MS.ndim != 2 or 0 in proxy_MS.shape:
         raise UserError(

@@ -215,7 +215,15 @@ TASKS: dict[str, Place | Task] = {
                 "visgrpo.tasks.vlm.use:Prediction",
                 data="questions about images, such as shapes or a .jsonl file,",
                 alike=True,
-                takes=(*_QUESTIONS, "ask", "max_new_tokens", "max_pixels", "style", "styles"),
+                takes=(
+                    *_QUESTIONS,
+                    "ask",
+                    "max_new_tokens",
+                    "max_pixels",
+                    "samples",
+                    "style",
+                    "styles",
+                ),
             )
         },
     ),

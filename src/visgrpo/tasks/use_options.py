@@ -71,6 +71,12 @@ class EvaluateConfig(Printing, Tables):
         SamplingOptions,
         help="Vision-language model: longest completion; by default as for visgrpo vlm.",
     )
+    samples = like(
+        LanguageConfig,
+        1,
+        "Vision-language model: answers drawn to each question; of several, pass@k is the chance "
+        "that one of k is right.",
+    )
     text_column = like(
         Columns, help="Language model: column of the text of a table, where it is not called text."
     )

@@ -15,6 +15,7 @@ from visgrpo.data.prompts import pair_lengths, write_pairs
 from visgrpo.data.roles import pair_table
 from visgrpo.errors import UserError
 from visgrpo.measures.texts import best_of_n as best_of_samples
+from visgrpo.measures.texts import sizes_to
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.parts import Parts
@@ -213,7 +214,7 @@ def _best_of_n(config: LanguageConfig, session: Session) -> dict[str, Any]:
         proxies.append(weighted_sum(known_NGR, rewards.weights_R).cpu())
         if groups.gold_NG is not None:
             golds.append(groups.gold_NG.cpu())
-    sizes = sorted({*(2**power for power in range(full.samples.bit_length())), full.samples})
+    sizes = sizes_to(full.samples)
     rows = best_of_samples(torch.cat(proxies), torch.cat(golds) if golds else None, sizes)
     seconds = time.perf_counter() - began
     summary = {

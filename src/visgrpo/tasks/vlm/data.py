@@ -289,8 +289,12 @@ def held_out_of(
     dataset: Table,
     asking: Asking,
     processes: Processes,
+    samples: int = 1,
 ) -> HeldOutAnswers:
     """Return what measures a model on a data set, as these rollouts draw and reward.
+
+    Args:
+        samples: answers that are drawn to each question beside the likeliest.
 
     Raises:
         UserError: where --max-new-tokens leaves no room for a prompt.
@@ -299,7 +303,7 @@ def held_out_of(
     room, template = prompt_room(config, parts), asking.template
     inputs = VisualInputs(dataset, asking.style, parts.processor, room, template=template)
     return HeldOutAnswers(
-        rollouts.apart(prompts, group_size=1),
+        rollouts.apart(prompts, group_size=samples),
         dataset,
         inputs,
         asking.direct,

@@ -75,12 +75,17 @@ class Evaluation:
     def _measures(self, parts: Parts, asking: Asking) -> dict[str, Any]:
         dataset, processes = self._dataset, self._processes
         sampling = _longest(self._config, parts)
-        seed = self._config.seed or 0
+        seed, samples = self._config.seed or 0, self._config.samples
+        assert samples is not None
+        if samples > 1 and "accuracy" not in asking.answering.sampled:
+            raise UserError(
+                "--samples is for answers that are right or wrong: counts and words, not places."
+            )
         # What drawn answers earn has a name of its own among the measures.
         rewards = parse_text_rewards(["format"], None, REWARDS)
         prompts = visual_prompts(dataset, asking.style, asking.template)
         rollouts = rollouts_of(sampling, parts, rewards, prompts, seed)
-        held_out = held_out_of(sampling, parts, rollouts, dataset, asking, processes)
+        held_out = held_out_of(sampling, parts, rollouts, dataset, asking, processes, samples)
         seen = held_out.look(_model(parts, processes))
         measures = {name: value for name, value in seen.measures.items() if "reward" not in name}
         confusion = confusions({"test": dataset}, {"test": seen}).get("confusion", {})

@@ -139,6 +139,8 @@ clip: --reward {mine}:shap | has no function "shap". Did you mean "shape"?
 clip: --reward nomodule:f | Module "nomodule" not found
 clip: --reward soft | the same number for every output
 clip: --reward {mine}:priced | needs "price", which is not a column
+clip: --reward any-of:0 | k must be a whole number from 1 to 1,000
+clip: --reward clicks abstain:1 --feedback clicks.csv | an output that no feedback speaks of
 clip: --reward top-k:9 | k must be a whole number from 1 to 3
 clip: --reward cost:costs.csv | costs.csv
 both: --batch-size 100 | --batch-size 100 is larger than the

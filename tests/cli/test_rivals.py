@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from running import (
     weights,
     words,
 )
+
+from visgrpo.cli import main
 
 Capture = pytest.CaptureFixture[str]
 SUPERVISED = ["--method", "supervised", "--keep", "last"]
@@ -136,3 +139,46 @@ REFUSED = {
 def test_refused(options: str, vit: Path, masks: Path, tmp_path: Path, capsys: Capture) -> None:
     given = words("segmentation", vit, masks, tmp_path / "run", *options.split())
     assert REFUSED[options] in refused(capsys, given, notes=True)
+
+
+@pytest.mark.parametrize("job", ["representation", "clip"])
+def test_abstaining_is_an_output_with_a_reward_of_its_own(
+    job: str, vit: Path, start: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run, model = (represent, vit) if job == "representation" else (clip, start)
+    paid = ["--reward", "hard", "abstain:2", "--estimator", "exact", "--scale", "none"]
+    options = [*paid, "--steps", "12", "--learning-rate", "0.01", "--keep", "last"]
+    made = run(model, pictures, tmp_path / "run", *options)
+    after = read_json(made / "summary.json")["after"]
+    counts = after["confusion"]
+    total, silent = sum(map(sum, counts)), sum(row[3] for row in counts)
+    assert counts[3] == [0, 0, 0, 0]
+    assert after["answered"] == pytest.approx(1 - silent / total)
+    before = read_json(made / "summary.json")["before"]
+    assert after["reward"] > before["reward"]  # 2 for no answer is more than any answer earns
+    assert after["answered"] < before["answered"]
+    json = tmp_path / "measures.json"
+    main(["evaluate", str(made), "--data", str(pictures), "--device", "cpu", "--json", str(json)])
+    measured = read_json(json)["model"]
+    assert measured["answered"] == after["answered"]
+    assert measured["accuracy"] == after["accuracy"]
+    picture = next((pictures / "test").glob("*/*.png"))
+    capsys.readouterr()
+    main(["predict", str(made), str(picture), "--device", "cpu", "--top-k", "4"])
+    assert "no answer" in capsys.readouterr().out
+
+
+def test_abstaining_is_for_images_with_other_classes(
+    vit: Path, masks: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    given = words("segmentation", vit, masks, tmp_path / "run", "--reward", "abstain:0.5")
+    assert "is of whole images" in refused(capsys, given, notes=True)
+    given = words("representation", vit, pictures, tmp_path / "run", "--reward", "abstain:lots")
+    assert "write what no answer earns" in refused(capsys, given, notes=True)
+    named = tmp_path / "named"
+    shutil.copytree(pictures, named)
+    for split in ("train", "val", "test"):
+        folder = next((named / split).iterdir())
+        folder.rename(named / split / "no answer")
+    given = words("representation", vit, named, tmp_path / "run", "--reward", "abstain:1")
+    assert 'has a class "no answer"' in refused(capsys, given, notes=True)

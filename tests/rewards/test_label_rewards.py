@@ -167,6 +167,22 @@ def test_top_k(spec: str, expected: list[list[float]]) -> None:
     assert rewards_of(spec) == expected
 
 
+def test_abstain_pays_the_last_class() -> None:
+    classes = ("cat", "dog", "no answer")
+    outputs_NG, label = torch.arange(3).expand(2, 3), torch.tensor([0, 1])
+    p_NK = torch.full((2, 3), 1 / 3)
+    reward = parse_rewards(["hard", "abstain:0.6"], None, classes)
+    found = reward(outputs_NG, label=label, probabilities=p_NK, classes=classes).sum(-1)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.6]]))
+    for problem, names in (
+        ("abstain:x", classes),
+        ("abstain:nan", classes),
+        ("abstain:1", CLASSES),
+    ):
+        with pytest.raises(UserError, match=r"no answer earns|is of whole images"):
+            parse_rewards([problem], None, names)
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_any_of_is_the_gradient_of_the_chance_that_a_set_has_the_truth(k: int) -> None:
     logits_NK = torch.tensor([[0.3, -1.0, 0.5], [2.0, 0.1, -0.4]], dtype=torch.float64)

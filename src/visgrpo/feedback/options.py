@@ -144,6 +144,8 @@ class FeedbackOptions(TableOptions):
                 "--feedback needs a --reward that is made of it. "
                 f"{nearest(reward[0], FEEDBACK_REWARDS)}"
             )
+        if any(name.startswith("abstain") for name in reward):
+            yield "--reward abstain adds an output that no feedback speaks of: leave one out."
         if self.raters != "none" and not set(wanted) <= set(_OF_VOTES):
             yield f"--raters weighs votes: it does not go with --reward {wanted[0]}."
         if self.half_life is not None and not set(wanted) <= {"clicks", "dwell"}:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.errors import UserError
+from visgrpo.rewards.labels import NO_ANSWER
 
 Z_95 = 1.959963984540054
 """Quantile 0.975 of the standard normal distribution."""
@@ -86,6 +87,8 @@ def evaluate_logits(
         * `examples`: M;
         * `accuracy_interval`: the accuracy's 95 % Wilson interval [low, high];
         * `per_class_accuracy`: {class: accuracy, or None if it has no example};
+        * where the last class is `NO_ANSWER`, `answered`, the share of examples that get another
+          answer, and `answered_accuracy` on these;
         * `confusion`: K×K counts, rows are the truth, columns the answers; left out above 200
           classes.
 
@@ -107,6 +110,11 @@ def evaluate_logits(
             for name, accuracy in zip(classes, accuracy_K, strict=True)
         },
     }
+    if classes[-1] == NO_ANSWER:
+        answered_M = rows.answers_M != K - 1
+        report["answered"] = answered_M.double().mean().item()
+        if answered_M.any():
+            report["answered_accuracy"] = rows.right_M[answered_M].double().mean().item()
     if K <= MAX_CONFUSION_CLASSES:
         counts = torch.bincount(rows.labels_M * K + rows.answers_M, minlength=K * K)
         report["confusion"] = counts.reshape(K, K).tolist()
@@ -134,8 +142,9 @@ def classification_report(
         "f1-score": (2 * right_K / (answered_K + support_K)).nan_to_num(0.0),
     }
     shares_K, total = support_K / support_K.sum(), int(support_K.sum())
+    asked_K = torch.tensor([name != NO_ANSWER for name in classes])  # it is no class of an image
     means = {
-        "macro avg": {key: float(each.mean()) for key, each in columns.items()},
+        "macro avg": {key: float(each[asked_K].mean()) for key, each in columns.items()},
         "weighted avg": {key: float((shares_K * each).sum()) for key, each in columns.items()},
     }
     return {

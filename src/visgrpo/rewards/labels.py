@@ -268,6 +268,45 @@ class TopK:
         return torch.maximum(right_NG, self.partial * near_N[:, None].float())
 
 
+NO_ANSWER = "no answer"
+"""The class that stands last where a model may abstain; no image has it."""
+ABSTAIN = "abstain"
+
+
+@dataclass(frozen=True)
+class Abstain:
+    """`pay` for the last class, which is `NO_ANSWER`; 0 for others, which other rewards pay.
+
+    Beside `hard`, the best answer is none where the likeliest class has a probability below `pay`
+    (Chow 1970): a rule that `--decide threshold:T` follows without training.
+    """
+
+    pay: float
+
+    def __call__(self, outputs_NG: Tensor, /, *, classes: Sequence[str], **_: Any) -> Tensor:
+        return self.pay * (outputs_NG == len(classes) - 1).float()
+
+
+def abstain(argument: str, classes: Sequence[str]) -> Abstain:
+    """`Abstain` from the text of what it pays.
+
+    Raises:
+        UserError: it is no finite number, or there is no such output.
+    """
+    try:
+        pay = float(argument)
+    except ValueError:
+        pay = math.nan
+    if not math.isfinite(pay):
+        raise UserError(
+            f'Reward "abstain:{argument}": write what no answer earns beside 1 for a right one, '
+            'for example "abstain:0.6".'
+        )
+    if classes[-1] != NO_ANSWER:
+        raise UserError('Reward "abstain" is of whole images: of visgrpo clip and representation.')
+    return Abstain(pay)
+
+
 @dataclass(frozen=True)
 class AnyOf:
     """How likely it is that the truth is in a set of k labels drawn from the policy, 1 - (1 - p)^k.
@@ -327,6 +366,7 @@ def top_k(argument: str, classes: Sequence[str]) -> TopK:
 
 MOST_DRAWN = 1000  # of a set
 WITH_ARGUMENT: Mapping[str, tuple[str, Callable[[str, Sequence[str]], LabelReward]]] = {
+    ABSTAIN: ("0.6", abstain),
     "any-of": ("5", any_of),
     # Minus what an answer costs, given the truth: a cost of 0 is 0, not -0.
     "cost": ("costs.csv", lambda path, classes: TableReward(0 - read_table(path, classes))),

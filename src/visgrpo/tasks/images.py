@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from visgrpo.data.table import Splits, Table
 from visgrpo.errors import UserError
 from visgrpo.files import write_whole
 from visgrpo.models.parts import Parts
+from visgrpo.rewards.labels import ABSTAIN, NO_ANSWER
 from visgrpo.tasks.lineage import Learned, with_stages
 from visgrpo.tasks.options import OF_SETS, Rivals, RunConfig
 from visgrpo.tasks.run import Session
@@ -44,6 +46,31 @@ def load_data(config: RunConfig, session: Session, kind: str = "labels", **more:
     )
     say_notes(session, splits)
     return splits
+
+
+def with_no_answer(splits: Splits) -> Splits:
+    """Return data for a model that may abstain: with a class more, which no image has.
+
+    Raises:
+        UserError: the data have a class of that name.
+    """
+    parts = {name: abstaining(getattr(splits, name)) for name in ("train", "validation", "test")}
+    return replace(splits, **parts)
+
+
+def abstaining(table: Table) -> Table:
+    """Return rows with the class `NO_ANSWER` more; see `with_no_answer`."""
+    if NO_ANSWER in table.classes:
+        raise UserError(
+            f'{table.name} has a class "{NO_ANSWER}", which is what a model that abstains says: '
+            "rename it."
+        )
+    return replace(table, classes=(*table.classes, NO_ANSWER))
+
+
+def asks_to_abstain(reward: Sequence[str]) -> bool:
+    """Return whether a reward pays for no answer."""
+    return any(spec.partition(":")[0].strip() == ABSTAIN for spec in reward)
 
 
 def columns_of(config: Any) -> dict[str, str | None]:

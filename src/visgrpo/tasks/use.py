@@ -29,7 +29,8 @@ from visgrpo.objectives.counts import CountScore
 from visgrpo.progress import tracked
 from visgrpo.reporting import print_measures
 from visgrpo.reporting.console import table_of, write_table
-from visgrpo.tasks.images import columns_of
+from visgrpo.rewards.labels import NO_ANSWER
+from visgrpo.tasks.images import abstaining, columns_of, with_no_answer
 from visgrpo.tasks.lineage import Learned, learned_from
 from visgrpo.tasks.run import print_notes
 from visgrpo.tasks.task import Kind, kinds, loaded
@@ -142,7 +143,8 @@ def splits_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Spli
     Args:
         kind: of data, as `read` has it, which takes more, too.
     """
-    return read(config.data, kind, **_asked(config), **division_of(config), **more)
+    splits = read(config.data, kind, **_asked(config), **division_of(config), **more)
+    return with_no_answer(splits) if _may_abstain(config, kind) else splits
 
 
 def rows_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Table:
@@ -152,7 +154,13 @@ def rows_of(config: EvaluateConfig, kind: str = "labels", **more: Any) -> Table:
     if split == "validation" and division["train_slice"] is not None:
         return sliced(splits_of(config, kind, **more).validation, rows)
     del division["train_slice"]
-    return read_split(config.data, config.split, kind, **_asked(config), **division, **more)
+    table = read_split(config.data, config.split, kind, **_asked(config), **division, **more)
+    return abstaining(table) if _may_abstain(config, kind) else table
+
+
+def _may_abstain(config: EvaluateConfig, kind: DataKind | str) -> bool:
+    """Whether the model has the output of no answer, which data know nothing of."""
+    return kind == "labels" and NO_ANSWER in read_info(config.model).get("classes", ())
 
 
 def rows_apart(

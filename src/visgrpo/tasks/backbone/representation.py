@@ -40,6 +40,7 @@ from visgrpo.tasks.backbone.shared import (
     supervised_of,
 )
 from visgrpo.tasks.images import (
+    asks_to_abstain,
     data_summary,
     info_of,
     load_data,
@@ -47,6 +48,7 @@ from visgrpo.tasks.images import (
     save_picture,
     selection_of,
     training_of,
+    with_no_answer,
 )
 from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
@@ -76,6 +78,8 @@ class RepresentationTask(Task):
         run = options.part(RunConfig)
         images = divided(run, options.model, session)
         splits = load_data(images, session)
+        if asks_to_abstain(options.reward):
+            splits = with_no_answer(splits)
         classes = splits.train.classes
         rewards = parse_rewards(options.reward, options.reward_weights, classes)
         rewards.validate("group", batch_columns(splits.train), counted=True)

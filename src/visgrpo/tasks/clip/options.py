@@ -35,9 +35,8 @@ class ClipConfig(ExtraOptions, Adapt, Rivals):
     method: ClipMethod = override("grpo", "The objective, or cross-entropy as the baseline.")
     reward = override(
         ("hard",),
-        "hard, soft, any-of:K, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, module:f or "
-        "file.py:f; "
-        "without labels agreement, agreement:MODEL or certainty; "
+        "hard, soft, abstain:R, any-of:K, top-k:K, cost:FILE, graded:FILE, hierarchy:FILE, "
+        "module:f or file.py:f; without labels agreement, agreement:MODEL or certainty; "
         "with --feedback: clicks, dwell, votes, log-votes, preferences or grades.",
     )
     scale = override(

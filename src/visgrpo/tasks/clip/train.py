@@ -33,6 +33,7 @@ from visgrpo.tasks.clip.agreement import agreements, with_rows
 from visgrpo.tasks.clip.options import ClipConfig
 from visgrpo.tasks.extension import WITHOUT_GROUPS, extension_of
 from visgrpo.tasks.images import (
+    asks_to_abstain,
     data_summary,
     info_of,
     losses_of,
@@ -40,6 +41,7 @@ from visgrpo.tasks.images import (
     save_picture,
     selection_of,
     training_of,
+    with_no_answer,
 )
 from visgrpo.tasks.lineage import divided
 from visgrpo.tasks.options import RunConfig
@@ -68,6 +70,8 @@ class ClipTask(Task):
         extension = extension_of(options, images, session)
         judged = agreements(options.reward)
         splits = with_rows(extension.splits) if judged else extension.splits
+        if asks_to_abstain(options.reward):
+            splits = with_no_answer(splits)
         class_prompts(splits.train.classes, options.templates)
         made = {**extension.rewards, **judged}
         rewards = parse_rewards(options.reward, options.reward_weights, splits.train.classes, made)

@@ -54,8 +54,8 @@ def with_no_answer(splits: Splits) -> Splits:
     Raises:
         UserError: the data have a class of that name.
     """
-    parts = {name: abstaining(getattr(splits, name)) for name in ("train", "validation", "test")}
-    return replace(splits, **parts)
+    train, validation, test = map(abstaining, (splits.train, splits.validation, splits.test))
+    return replace(splits, train=train, validation=validation, test=test)
 
 
 def abstaining(table: Table) -> Table:

@@ -52,6 +52,7 @@ compare nothing-here nor-here | nothing-here
 evaluate ./nothing --data digits | ./nothing
 clip --data digits --device cuda | no GPU is visible
 clip --data digits --device cpu --precision bf16 | --precision bf16 needs a GPU
+clip --data digits --weights bfloat16 --precision fp16 | leave --precision fp16 out
 clip --data digts | Unknown data set "digts". Did you mean "digits"?
 clip --data ./nowhere | No such file or folder: ./nowhere
 clip --config | --config needs a file

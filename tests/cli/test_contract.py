@@ -71,6 +71,10 @@ KILLED = {
     "representation: batch norm, augmented": Killed(
         "representation resnet", f"{EIGHT} --train full --augment crop flip", 4, "optimizer"
     ),
+    "clip: halves": Killed("clip", f"{EIGHT} --train full --weights all-bfloat16", 4, "masters"),
+    "representation: frozen halves": Killed(
+        "representation", f"{EIGHT} --train last-blocks --weights bfloat16", 5
+    ),
     "representation: adapters": Killed("representation", f"{EIGHT} --train lora", 4, "optimizer"),
     "representation: drawn classes, best kept": Killed(
         "representation",
@@ -94,12 +98,16 @@ KILLED = {
     "language: grpo, adapters": Killed(
         "language grpo", f"{SIX} --train lora --minibatches 2 --keep last", 4, "model"
     ),
+    "language: masters": Killed(
+        "language grpo", f"{SIX} --weights all-bfloat16 --keep last", 4, "masters"
+    ),
     "language: ppo": Killed(
         "language ppo", f"{SIX} --minibatches 2 --kl-target 0.05 --keep last --log-every 4", 5
     ),
     "language: ppo, head": Killed("language ppo", f"{SIX} --critic head --critic-warmup 4", 3),
     "vlm: sft": Killed("vlm sft", f"{SIX} --learning-rate 1e-2", 5),
     "vlm: grpo": Killed("vlm grpo", f"{RANDOM} --kl-target 0.05 --kl-horizon 64", 5),
+    "vlm: frozen halves": Killed("vlm grpo", f"{RANDOM} --train lora merger --weights bfloat16", 4),
     "vlm: adapters": Killed(
         "vlm grpo", f"{RANDOM} --train lora --minibatches 2 --keep last", 4, "model"
     ),

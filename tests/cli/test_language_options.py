@@ -15,7 +15,8 @@ from visgrpo.tasks.language import train as language
 from visgrpo.tasks.language.options import LanguageConfig
 
 EVERYWHERE = (
-    "method output seed device precision report resume data text_column validation_fraction "
+    "method output seed device precision weights report resume data text_column "
+    "validation_fraction "
 )
 OPTIMISER = (
     "weight_decay warmup schedule final_learning_rate max_grad_norm log_every keep report_to "

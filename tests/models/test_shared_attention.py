@@ -95,6 +95,35 @@ def test_values_and_gradients_are_those_of_a_loop(
         torch.testing.assert_close(tensor.grad, other.grad)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_autocast_decides_what_it_computes_in(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotations make float32 of queries and keys, and values stay bfloat16."""
+    monkeypatch.setattr(prompt_reading, "_has_kernel", lambda query, keys: kernel)
+    shapes = [
+        (N * G, KEY_HEADS * SHARING, T),
+        *[(N, KEY_HEADS, P)] * 2,
+        *[(N * G, KEY_HEADS, T)] * 2,
+    ]
+    exact = [random(*s, WIDTH, seed=i).bfloat16().double() for i, s in enumerate(shapes)]
+    expected = one_by_one(exact[0], exact[1], exact[2], (exact[3], exact[4]), [0, 2])
+    found = [t.float().requires_grad_() for t in exact]
+    found[4] = exact[4].bfloat16().requires_grad_()
+    blocked = torch.zeros(N, 1, 1, P)
+    blocked[1, ..., :2] = -1e4
+    later = torch.full((T, T), -1e4).triu(1)[None, None]
+    prompt = SharedPrompt(((found[1], found[2]),), G, blocked)
+    with after(prompt, trunk()), torch.autocast("cpu", torch.bfloat16):
+        ours, _ = attend(
+            SimpleNamespace(layer_idx=0), found[0], found[3], found[4], later, scaling=0.3
+        )
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), expected, atol=0.02, rtol=0.02)
+    ours.float().sum().backward()
+    assert [t.grad.dtype for t in found] == [t.dtype for t in found]
+
+
 def test_without_a_prompt_it_is_the_usual_attention() -> None:
     query, keys, values = (random(2, 4, 3, WIDTH, seed=seed) for seed in range(3))
     module = SimpleNamespace(layer_idx=0, num_key_value_groups=1, is_causal=True)

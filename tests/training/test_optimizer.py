@@ -103,7 +103,7 @@ def equal_weights(ours: nn.Module, theirs: nn.Module) -> bool:
 
 def test_parameters_are_grouped_by_rate_and_decay() -> None:
     model = Tuned()
-    optimizer, parameters = build_optimizer(model, 0.5, 0.01, tenth_of_the_backbone)
+    optimizer, parameters, _ = build_optimizer(model, 0.5, 0.01, tenth_of_the_backbone)
     groups = [
         (group["rate"], group["weight_decay"], [p.ndim for p in group["params"]])
         for group in optimizer.param_groups
@@ -125,7 +125,7 @@ def test_the_order_of_groups_is_not_that_of_the_layers() -> None:
 def test_what_is_frozen_is_in_no_group() -> None:
     model = Tuned()
     model.backbone.requires_grad_(False)
-    optimizer, parameters = build_optimizer(model, 0.5, 0.01, tenth_of_the_backbone)
+    optimizer, parameters, _ = build_optimizer(model, 0.5, 0.01, tenth_of_the_backbone)
     assert list(parameters) == ["head.weight", "head.bias"]
     assert len(optimizer.param_groups) == 2
     with pytest.raises(UserError, match="Nothing trains"):
@@ -133,7 +133,7 @@ def test_what_is_frozen_is_in_no_group() -> None:
 
 
 def test_a_new_learning_rate_is_shared_out() -> None:
-    optimizer, _ = build_optimizer(Tuned(), 0.5, 0.0, tenth_of_the_backbone)
+    optimizer, *_ = build_optimizer(Tuned(), 0.5, 0.0, tenth_of_the_backbone)
     for rate in (0.3, 0.02):
         set_learning_rate(optimizer, rate)
         rates = [group["lr"] for group in optimizer.param_groups]

@@ -8,6 +8,8 @@ from typing import Literal
 from visgrpo.data.options import Masks
 from visgrpo.options import Options, like, option
 
+Weights = Literal["float32", "bfloat16", "all-bfloat16"]
+
 
 @dataclass(frozen=True)
 class Lora(Options):

@@ -243,6 +243,11 @@ def shared_attention(
         return sdpa_attention_forward(
             module, query_BhTd, key_BkSd, value_BkSd, attention_mask, scaling=scaling, **others
         )
+    device = query_BhTd.device.type
+    if torch.is_autocast_enabled(device):  # which gives the usual attention what it computes in
+        dtype = torch.get_autocast_dtype(device)
+        own = query_BhTd, key_BkSd, value_BkSd
+        query_BhTd, key_BkSd, value_BkSd = (each.to(dtype) for each in own)
     keys_NkPd, values_NkPd = (
         tensor.to(query_BhTd.dtype) for tensor in prompt.layers[module.layer_idx]
     )
@@ -275,10 +280,7 @@ def shared_attention(
 
 
 def _has_kernel(query: Tensor, keys: Tensor) -> bool:
-    return query.device.type == "cpu" and query.dtype == keys.dtype in (
-        torch.float32,
-        torch.float64,
-    )
+    return query.device.type == "cpu" and query.dtype == keys.dtype != torch.float16
 
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -307,6 +309,7 @@ class WholeCompletions(torch.autograd.Function):
     ) -> Tensor:
         prompts, rows, shape = len(keys_NkPd), len(query_BhTd), query_BhTd.shape
         key_heads = keys_NkPd.shape[1]
+        blocked_N11P = None if blocked_N11P is None else blocked_N11P.to(query_BhTd.dtype)
         grid = prompts, rows // prompts, key_heads, shape[1] // key_heads, shape[2]
         own = query_BhTd, *(_repeated(each, grid[3]) for each in (key_BkTd, value_BkTd))
         over = _as_matrices(query_BhTd, grid), keys_NkPd, values_NkPd
@@ -316,7 +319,7 @@ class WholeCompletions(torch.autograd.Function):
         log_own = log_own.unsqueeze(-1)
         log_BhT1 = torch.logaddexp(log_over, log_own)
         out_BhTd = _as_rows(out_over, grid) * (log_over - log_BhT1).exp()
-        out_BhTd = out_BhTd.addcmul_(out_own, (log_own - log_BhT1).exp())
+        out_BhTd = out_BhTd.addcmul_(out_own, (log_own - log_BhT1).exp()).to(query_BhTd.dtype)
         ctx.save_for_backward(*own, *over, blocked_N11P, out_BhTd, log_BhT1)
         ctx.grid, ctx.scaling = grid, scaling
         return out_BhTd

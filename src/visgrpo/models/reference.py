@@ -20,6 +20,8 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.models.clip import ClipClassifier
 from visgrpo.models.language import LanguageModel
+from visgrpo.models.options import Weights
+from visgrpo.models.trains import keep_weights, matrices
 from visgrpo.objectives.token_distribution import TokenDistribution
 
 ReferenceKind = Literal["cached", "adapter_off", "copy"]
@@ -98,9 +100,9 @@ class CopyReference:
 
     kind: ReferenceKind = "copy"
 
-    def __init__(self, classifier: ClipClassifier) -> None:
+    def __init__(self, classifier: ClipClassifier, weights: Weights = "float32") -> None:
         classifier.forget_text()
-        self._frozen = _frozen_copy(classifier).eval()
+        self._frozen = _frozen_copy(classifier, weights).eval()
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> Tensor:
@@ -127,8 +129,8 @@ class FrozenStart:
 
     kind: ReferenceKind = "copy"
 
-    def __init__(self, model: LanguageModel) -> None:
-        frozen = _frozen_copy(model.lm)
+    def __init__(self, model: LanguageModel, weights: Weights = "float32") -> None:
+        frozen = _frozen_copy(model.lm, weights)
         self._frozen = model.like(frozen).eval()
         shared = set(map(id, model.lm.parameters()))
         self.own_bytes = sum(p.nbytes for p in frozen.parameters() if id(p) not in shared)
@@ -138,16 +140,24 @@ class FrozenStart:
         return self._frozen.score(*inputs, **more)
 
 
-def live_reference(classifier: ClipClassifier) -> Reference:
-    """Return the cheapest reference that can answer for images that change from epoch to epoch."""
+def live_reference(classifier: ClipClassifier, weights: Weights = "float32") -> Reference:
+    """Return the cheapest reference that can answer for images that change from epoch to epoch.
+
+    Args:
+        weights: what a frozen copy is kept in.
+    """
     if classifier.has_adapter:
         return AdapterOffReference(classifier)
-    return CopyReference(classifier)
+    return CopyReference(classifier, weights)
 
 
-def reference_of(model: LanguageModel) -> TokenReference:
-    """Return the cheapest reference to the model as it is now, before its first update."""
-    return AdapterOff(model) if adapters_alone(model) else FrozenStart(model)
+def reference_of(model: LanguageModel, weights: Weights = "float32") -> TokenReference:
+    """Return the cheapest reference to the model as it is now, before its first update.
+
+    Args:
+        weights: what a frozen copy is kept in.
+    """
+    return AdapterOff(model) if adapters_alone(model) else FrozenStart(model, weights)
 
 
 def adapters_alone(model: LanguageModel) -> bool:
@@ -156,7 +166,14 @@ def adapters_alone(model: LanguageModel) -> bool:
     return model.has_adapter and all(".lora_" in name for name in trained)
 
 
-def _frozen_copy(module: nn.Module) -> Any:
+def _frozen_copy(module: nn.Module, weights: Weights) -> Any:
     """Return a copy that shares what does not train."""
-    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
-    return copy.deepcopy(module, shared).requires_grad_(False)
+    copies = {id(p): p for p in module.parameters() if not p.requires_grad}
+    if weights != "float32":
+        for weight in matrices(module):
+            if weight.requires_grad:
+                half = weight.detach().to(torch.bfloat16, copy=True)
+                copies[id(weight)] = nn.Parameter(half, requires_grad=False)
+    frozen = copy.deepcopy(module, copies).requires_grad_(False)
+    keep_weights(frozen, weights)
+    return frozen

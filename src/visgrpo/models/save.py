@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -83,12 +84,15 @@ def _on_the_disk(folder: Path, weights: Iterable[Tensor]) -> Iterator[None]:
 
 
 def merged(encoder: Any) -> Any:
-    """Return the transformers model of a peft model with the adapters merged into a copy.
+    """Return a transformers model in float32, of a peft model with the adapters merged in.
 
-    Any other model is returned as it is.
+    It is a copy where it has to be another one: in bfloat16 what an adapter adds would be lost.
     """
     has_adapter = hasattr(encoder, "peft_config")
-    return copy.deepcopy(encoder).merge_and_unload() if has_adapter else encoder
+    if not has_adapter and all(p.dtype != torch.bfloat16 for p in encoder.parameters()):
+        return encoder
+    whole = copy.deepcopy(encoder).float()
+    return whole.merge_and_unload() if has_adapter else whole
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from visgrpo.errors import UserError, nearest
 from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.clip import ClipClassifier
-from visgrpo.models.options import Lora
+from visgrpo.models.options import Lora, Weights
 from visgrpo.models.vision_families import SEEING, family_of
 
 ALL, LORA = "all", "lora"
@@ -77,6 +77,38 @@ def adapt(model: Any, train: Sequence[str], choice: Lora = USUAL) -> Any:
     else:
         model = _adapt_text(model, train, choice)
     return model
+
+
+def keep_weights(model: nn.Module, weights: Weights) -> None:
+    """Keep matrices in bfloat16, those that are frozen or all. In place, before an optimiser.
+
+    They are the weights of linear layers and convolutions, which autocast to bf16 would round
+    wherever it takes them, and of embeddings, which give out float32 as before: numbers are those
+    of bf16 with float32 weights, where embeddings were stored in bfloat16. Vectors stay as they
+    are. Whatever runs the model runs it under autocast.
+    """
+    if weights == "float32":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(_in_float32)
+    for weight in matrices(model):
+        if weights == "all-bfloat16" or not weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+
+
+def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield what `keep_weights` may keep in bfloat16."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = nn.Linear, nn.Embedding, Conv1D, nn.modules.conv._ConvNd
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    for layer in layers:
+        yield layer.weight
+
+
+def _in_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

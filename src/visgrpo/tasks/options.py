@@ -35,7 +35,7 @@ class PretrainConfig(RunConfig):
 
     heading = "Data"
 
-    inner_passes = minibatches = refresh_every = override(hidden=True)
+    inner_passes = minibatches = refresh_every = weights = override(hidden=True)
     learning_rate = override(help="Of AdamW, at its highest; by default 1e-3.")
     more_data: tuple[str, ...] = option(
         (), "Further data sets to learn from; NAME@:2000 takes the first 2,000 training images."

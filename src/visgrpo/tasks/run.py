@@ -382,7 +382,11 @@ def open_session(config: Loop, default_output: str, *, has_checkpoints: bool = T
         else:
             check_free(output)
         processes = Processes(
-            config.device, config.precision, report_to=config.report_to, folder=output
+            config.device,
+            config.precision,
+            computes_in=config.computes_in,
+            report_to=config.report_to,
+            folder=output,
         )
         reset_peak_memory(processes.device)
         run = RunDirectory(output, writes=processes.is_main)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from visgrpo.data.text import Prompt
@@ -89,7 +90,7 @@ def learning(
         rollouts,
         group_size=config.group_size,
         memory=TokenMemory(control),
-        reference=reference_of(model) if config.beta or config.track_kl else None,
+        reference=reference_of(model, config.weights) if config.beta or config.track_kl else None,
         shards=session.processes,
     )
 
@@ -266,7 +267,11 @@ def memory_of(
         "critic_bytes": of_critic,
         "reference_bytes": 0 if reference is None else reference.own_bytes,
         "reward_model_bytes": reward_bytes,
-        "optimizer_bytes": 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        "optimizer_bytes": sum(
+            p.numel() * (8 if p.dtype == torch.float32 else 12)  # with its float32 master
+            for p in model.parameters()
+            if p.requires_grad
+        ),
     }
     return {name: size for name, size in found.items() if size}
 

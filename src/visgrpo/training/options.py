@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from visgrpo.errors import UserError
 from visgrpo.files import writing
+from visgrpo.models.options import Weights
 from visgrpo.options import Options, check_within, option, override
 from visgrpo.terminal import json_text, show_json
 
@@ -148,6 +149,12 @@ class Loop(TrainingOptions):
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "Autocast on a GPU; the weights stay float32."
     )
+    weights: Weights = option(
+        "float32",
+        "What weights are kept in: bfloat16 halves the matrices that are frozen, a reference's "
+        "too, and all-bfloat16 those that train as well, beside float32 masters of them. Both "
+        "compute as --precision bf16 does.",
+    )
     report: bool = option(
         True, 'Write report.html and plots/ at the end; "visgrpo report RUN" writes them later.'
     )
@@ -168,6 +175,13 @@ class Loop(TrainingOptions):
             yield "--dry-run is for a new run: leave --resume out."
         if self.resume and self.output is None:
             yield "--resume needs --output, the run to go on with."
+        if self.weights != "float32" and self.precision == "fp16":
+            yield f"--weights {self.weights} computes in bf16: leave --precision fp16 out."
+
+    @property
+    def computes_in(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The precision of products of matrices."""
+        return self.precision if self.weights == "float32" else "bf16"
 
     def resolved(self, steps: int, learning_rate: float, **more: Any) -> TrainingOptions:
         """Return options for the trainer; by default a run is evaluated and saved ten times."""

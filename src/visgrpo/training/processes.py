@@ -34,19 +34,31 @@ class Processes:
         device: str = "auto",
         precision: str = "fp32",
         *,
+        computes_in: str | None = None,
         report_to: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
+        """Set one process, or each of several, up.
+
+        Args:
+            precision: that was asked for, which a CPU refuses: it is no faster there.
+            computes_in: the precision, where weights decide it.
+        """
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         check_device(device, precision)
         check_trackers(report_to)
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         if not cpu:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable products
+        computed = _PRECISION[computes_in or precision]
+        known = AcceleratorState._shared_state
+        if known and AcceleratorState().mixed_precision != computed:
+            AcceleratorState._reset_state()  # of a run before in this process
         self.accelerator: Accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision=_PRECISION[precision],
+            mixed_precision=computed,
             log_with=list(report_to) or None,
             project_dir=folder,
         )

@@ -97,7 +97,7 @@ class Trainer:
         self._draws_sequences, self._memory = draws_sequences, memory
         self._inputs_are = inputs_are
         self._title, self._image_of = title, image_of
-        optimizer, self._parameters = build_optimizer(
+        optimizer, self._parameters, self._masters = build_optimizer(
             model, options.learning_rate, options.weight_decay, rate_of
         )
         self._names = list(self._parameters)
@@ -247,9 +247,10 @@ class Trainer:
             self._means.add({"loss": result.loss.detach(), **result.metrics}, result.weights)
             if whole:
                 groups = result.groups
+        self._masters.take_gradients()
         if self._options.max_grad_norm:
             norm = accelerator.clip_grad_norm_(
-                self._parameters.values(), self._options.max_grad_norm
+                self._masters.moved.values(), self._options.max_grad_norm
             )
             if accelerator.scaler is None:
                 self._check_finite("gradient's norm", norm, batch)
@@ -257,6 +258,7 @@ class Trainer:
                 self._means.add({"grad_norm": norm})
         self._updated = True
         self._optimizer.step()
+        self._masters.give_weights()
         self._optimizer.zero_grad()
         return groups
 
@@ -357,6 +359,7 @@ class Trainer:
                 "model": self._changing,
                 "optimizer": optimizer_tensors(self._optimizer, self._names),
                 "old_policy": self._old,
+                **({"masters": self._masters.own} if self._masters.own else {}),
             }
             state = {
                 "step": self._step,
@@ -402,6 +405,8 @@ class Trainer:
         state = checkpoint.state
         self._put(checkpoint.tensors["model"])
         load_optimizer_tensors(self._optimizer, self._names, checkpoint.tensors["optimizer"])
+        for name, master in self._masters.own.items():
+            master.data.copy_(checkpoint.tensors["masters"][name])
         device = self._processes.device
         self._old = {n: t.to(device) for n, t in checkpoint.tensors["old_policy"].items()}
         self._step, self._seconds = int(state["step"]), float(state["seconds"])

@@ -23,7 +23,7 @@ from visgrpo.models.backbone import RepresentationClassifier, Segmenter
 from visgrpo.models.load import HEAD_FILE, load_backbone, load_representation
 from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
-from visgrpo.models.trains import adapt, encoder_is_frozen
+from visgrpo.models.trains import adapt, encoder_is_frozen, keep_weights
 from visgrpo.objectives import Objective, preset
 from visgrpo.rewards.sets import RewardSet
 from visgrpo.tasks.backbone.options import BackboneRunConfig
@@ -180,7 +180,7 @@ class Features:
             "model": model.backbone.plain.config.to_json_string(),
             "preprocess": repr(self._preprocess),
             "features": model.pool if isinstance(model, RepresentationClassifier) else "dense",
-            "precision": config.precision,
+            "precision": config.computes_in,
         }
         folder = Path(config.cache).expanduser() if config.cache else None
         return cached_features(
@@ -199,6 +199,7 @@ def _adapt(model: BackboneModel, config: BackboneRunConfig, session: Session) ->
             "the statistics of a batch, and every process would have its own: run it in one "
             "process, or take --train frozen."
         )
+    keep_weights(model, config.weights)
     model.to(session.processes.device)
 
 

@@ -25,7 +25,7 @@ from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts, model_folder
 from visgrpo.models.reference import CachedReference, Reference, live_reference
 from visgrpo.models.save import label_card, save, save_adapter
-from visgrpo.models.trains import LORA, adapt, encoder_is_frozen
+from visgrpo.models.trains import LORA, adapt, encoder_is_frozen, keep_weights
 from visgrpo.models.whole import check_model_name
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.rewards.sets import RewardSet, parse_rewards
@@ -200,6 +200,7 @@ def _classifier(
     session.note(*parts.notes, *classifier.notes)
     torch.manual_seed(config.seed)  # the adapters' start
     adapt(classifier, what_trains(config), config.part(Lora))
+    keep_weights(classifier, config.weights)
     return classifier.to(session.processes.device)
 
 
@@ -246,7 +247,8 @@ def _reference(
         return CachedReference(logits_MK.to(processes.device))
     if config.method == "supervised":
         return None  # it would only be logged, and eval/kl is anyway
-    reference = live_reference(classifier)
+    with session.processes.autocast():
+        reference = live_reference(classifier, config.weights)
     session.say(f"Reference: live, by {reference.kind.replace('_', ' ')}.")
     return reference
 

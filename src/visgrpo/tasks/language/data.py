@@ -19,7 +19,7 @@ from visgrpo.models.load import load_language, load_reward_model
 from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
 from visgrpo.models.reward_model import LearnedReward
-from visgrpo.models.trains import ALL, LORA, adapt
+from visgrpo.models.trains import ALL, LORA, adapt, keep_weights
 from visgrpo.rewards.answers import TOKEN_REWARDS
 from visgrpo.rewards.judge import GoldJudge
 from visgrpo.rewards.texts import TextReward, TextRewards, parse_text_rewards
@@ -158,8 +158,10 @@ def rewards_of(
         return job.judge
 
     def learned(path: str) -> LearnedReward:
+        learned = load_reward_model(path)
+        keep_weights(learned.model.requires_grad_(False), config.weights)
         return LearnedReward(
-            load_reward_model(path),
+            learned,
             device=session.processes.device,
             stop_tokens=stop_tokens(parts),
             policy_tokenizer=parts.tokenizer,
@@ -202,6 +204,8 @@ def adapted(
     """Return the start with what trains of it chosen, on the device."""
     torch.manual_seed(config.seed)  # the adapters' start
     lm = adapt(parts.model, [LORA if config.lora else ALL], config.part(Lora))
-    model = LanguageModel(lm, critic).to(session.processes.device)
+    model = LanguageModel(lm, critic)
+    keep_weights(model, config.weights)
+    model = model.to(session.processes.device)
     model.compiled = compiled(config, model)
     return model

@@ -19,6 +19,7 @@ from visgrpo.measures.texts import sizes_to
 from visgrpo.methods.token_groups import TokenGroups
 from visgrpo.models.language import LanguageModel, context_of
 from visgrpo.models.parts import Parts
+from visgrpo.models.trains import keep_weights
 from visgrpo.objectives import weighted_sum
 from visgrpo.progress import Bar, tracked
 from visgrpo.reporting import print_measures, write_report
@@ -102,7 +103,9 @@ def _pairs(
     assert config.pairs is not None
     judge = job.judge
     assert judge is not None
-    model = LanguageModel(parts.model).to(session.processes.device).eval()
+    model = LanguageModel(parts.model).requires_grad_(False)
+    keep_weights(model, config.weights)
+    model = model.to(session.processes.device).eval()
     judging = TextRewards.of([("gold", judge)], None)
     prompts = job.splits.train.prompts
     rollouts = rollouts_of(config, parts, judging, prompts, config.seed, group_size=2)
@@ -190,7 +193,9 @@ def _best_of_n(config: LanguageConfig, session: Session) -> dict[str, Any]:
     full = resolved(config, parts.info)
     job = load_prompt_job(full, parts, session)
     rewards = rewards_of(full, parts, job, session)
-    model = LanguageModel(parts.model).requires_grad_(False).to(session.processes.device).eval()
+    model = LanguageModel(parts.model).requires_grad_(False)
+    keep_weights(model, config.weights)
+    model = model.to(session.processes.device).eval()
     assert full.samples is not None
     rollouts = rollouts_of(
         full,

@@ -26,6 +26,7 @@ from visgrpo.models.reward_model import RewardModel, build_reward_model, with_ow
 from visgrpo.models.save import save, text_card
 from visgrpo.models.small import SIZES, build_language
 from visgrpo.models.tokenizers import make_tokenizer
+from visgrpo.models.trains import keep_weights
 from visgrpo.tasks.language.data import (
     adapted,
     block_of,
@@ -168,7 +169,9 @@ def reward_model(config: LanguageConfig, session: Session) -> Job:
         name: encode_pairs(getattr(splits, name), tokenizer, max_tokens=context_of(parts.model))
         for name in SPLITS
     }
-    model = build_reward_model(parts, config.seed).to(session.processes.device)
+    model = build_reward_model(parts, config.seed)
+    keep_weights(model, config.weights)
+    model = model.to(session.processes.device)
 
     def measures(split: str) -> dict[str, float]:
         return pair_accuracy(model, pairs[split], getattr(splits, split), session.processes)

@@ -31,7 +31,7 @@ from visgrpo.models.load import load_vision_language
 from visgrpo.models.options import Lora
 from visgrpo.models.parts import Parts
 from visgrpo.models.small_vision import PLACING_SIZES, SIZES, build_vision_language
-from visgrpo.models.trains import TrainedPart, adapt, trained_parts
+from visgrpo.models.trains import TrainedPart, adapt, keep_weights, trained_parts
 from visgrpo.models.vision_language import VisionLanguageModel, VisionProcessor
 from visgrpo.rewards.answers import Exact, Ordinal, whole_number
 from visgrpo.rewards.boxes import BoxReward
@@ -260,6 +260,7 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
     if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
         model.engine = "plain"
+    keep_weights(model, config.weights)
     model = model.to(session.processes.device)
     model.compiled = compiled(config, model)
     return model

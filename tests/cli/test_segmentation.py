@@ -318,6 +318,39 @@ def test_the_supervised_baseline_is_the_supervised_run(
     assert summary["baseline"]["after"] == read_json(run / "baseline" / "summary.json")["after"]
 
 
+MINE = """
+def right(masks, *, label, **_):
+    return (masks == label[:, None]).float().flatten(2).mean(2)
+right.scope = "mask"
+"""
+
+
+@pytest.mark.parametrize("decide_at", ["patch", "pixel"])
+def test_whole_masks_earn_what_a_function_pays(
+    decide_at: str, vit: Path, masks: Path, tmp_path: Path, no_page: None, capsys: Capture
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    mine = ["--reward", f"{tmp_path / 'mine.py'}:right", "--decide-at", decide_at]
+    drawn = [*mine, "--estimator", "sampled", "--group-size", "6", "--select", "reward"]
+    more = ["--steps", "20", "--learning-rate", "0.02", "--eval-every", "10", "--inner-passes", "2"]
+    run = segment(vit, masks, tmp_path / "run", *drawn, *more)
+    assert "each of 6 whole masks earns one number" in capsys.readouterr().err
+    summary = read_json(run / "summary.json")
+    for measures in (summary["before"], summary["after"]):
+        pixels = np.array(Image.open(masks / "test" / "masks" / "000.png")).size
+        right = measures["pixel_accuracy"] * measures["pixels"] / pixels / measures["examples"]
+        assert measures["reward"] == pytest.approx(right, abs=1e-6)
+    assert summary["after"]["reward"] > summary["before"]["reward"] + 0.1
+    assert {"rewards/right/mean", "reward_std", "entropy"} <= training_lines(run)[-1].keys()
+    with pytest.raises(SystemExit):
+        segment(vit, masks, tmp_path / "other", *mine)
+    assert 'Reward "right" asks for whole masks, and groups here are' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        segment(vit, masks, tmp_path / "other", "--estimator", "sampled")
+    assert '"hard" is of single pixels, and --estimator sampled draws' in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_finished_run_goes_on_with_its_head(
     run: Path, masks: Path, tmp_path: Path, no_page: None, capsys: Capture
 ) -> None:

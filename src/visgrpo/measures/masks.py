@@ -175,15 +175,17 @@ class HeldOutMasks:
         """Return all measures: those of `segmentation_measures`, `nll`, nats per pixel, and
         `examples`, the number of images."""
         K = len(self.dataset.classes)
-        zeros = torch.zeros(K, K, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+        zeros = torch.zeros(K, K, dtype=torch.int64), *torch.zeros(2, dtype=torch.float64)
         training = self.segmenter.training
         self.segmenter.eval()
-        confusion_KK, nll = sums_over(
+        confusion_KK, nll, earned = sums_over(
             self._sums, zeros, self.dataset, self.inputs, self.processes, batch_size=ROWS_AT_ONCE
         )
         self.segmenter.train(training)
         measures = segmentation_measures(confusion_KK, self.dataset.classes)
-        if self.rewards is not None:
+        if self.rewards is not None and self.rewards.of_masks:
+            measures["reward"] = earned.item() / len(self.dataset)
+        elif self.rewards is not None:
             measures |= rewards_of_answers(self.rewards, confusion_KK, self.dataset.classes)
         return {
             "examples": len(self.dataset),
@@ -227,18 +229,29 @@ class HeldOutMasks:
         self.segmenter.train(training)
         return torch.cat(logits), torch.cat(labels)
 
-    def _sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Counts (K, K) of the pixels of some images, and the sum of their NLL in float64."""
+    def _sums(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts (K, K) of the pixels of some images, and the sums of their NLL and of what their
+        likeliest masks earn, in float64; 0 where no reward is of whole masks."""
         K, ignore = len(self.dataset.classes), self.dataset.ignore_index
         confusion_KK = torch.zeros(K, K, dtype=torch.int64, device=batch.inputs.device)
-        nll = torch.zeros((), dtype=torch.float64, device=batch.inputs.device)
+        nll, earned = torch.zeros(2, dtype=torch.float64, device=batch.inputs.device)
         for logits_NHWK, truth_NHW in self._predictions(batch):
             add_to_confusion(confusion_KK, logits_NHWK.argmax(dim=-1), truth_NHW, ignore)
             nll_NHW = torch.nn.functional.cross_entropy(
                 logits_NHWK.permute(0, 3, 1, 2), truth_NHW, ignore_index=ignore, reduction="none"
             )
             nll += nll_NHW.double().sum()
-        return confusion_KK, nll
+            if self.rewards is not None and self.rewards.of_masks:
+                rewards_N1R = self.rewards(
+                    logits_NHWK.argmax(dim=-1)[:, None],
+                    label=truth_NHW,
+                    probabilities=logits_NHWK.softmax(dim=-1),
+                    classes=self.dataset.classes,
+                )
+                earned += (
+                    rewards_N1R.double() @ self.rewards.weights_R.to(rewards_N1R).double()
+                ).sum()
+        return confusion_KK, nll, earned
 
     def _predictions(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits (n, H, W, K) and masks (n, H, W), a few images at a time."""

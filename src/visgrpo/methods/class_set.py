@@ -122,11 +122,8 @@ class PixelView:
     decide_at: DecideAt = "patch"
 
     def rows(self, logits: Tensor, labels: Tensor, *, whole: bool = False) -> Rows:
-        n_inputs, n_classes = len(logits), logits.shape[-1]
-        if self.decide_at == "patch":
-            labels = majority_labels(labels, self.stride, self.ignore_index, n_classes)
-        else:
-            logits = self.upsample(logits, labels.shape[1:])
+        n_inputs = len(logits)
+        logits, labels = self.places(logits, labels)
         labels_NP = labels.flatten(1)
         labelled_NP = labels_NP != self.ignore_index
         counts_N = labelled_NP.sum(dim=1)
@@ -154,6 +151,13 @@ class PixelView:
             None if equal else weights_N[inputs_R],
             decided,
         )
+
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, H, W, K) and labels (N, H, W) of the patches, or of the pixels."""
+        if self.decide_at == "pixel":
+            return self.upsample(logits, labels.shape[1:]), labels
+        classes = logits.shape[-1]
+        return logits, majority_labels(labels, self.stride, self.ignore_index, classes)
 
     def numbers_of_one(self, logits: Tensor, labels: Tensor) -> int:
         places = logits[0, ..., 0] if self.decide_at == "patch" else labels[0]

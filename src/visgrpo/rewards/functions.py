@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -266,7 +266,8 @@ class CustomReward:
     The function is given the outputs (N, G) as its first argument and, by name, only those of
     `label`, `probabilities`, `classes` and the columns that its signature accepts (all of them if
     it has **kwargs). Tensors stay on their device. It may return a tensor, an array or a nested
-    list of shape (N, G). Set `function.scope = "batch"` if all outputs of an image earn the same.
+    list of shape (N, G). Set `function.scope = "batch"` if all outputs of an image earn the same,
+    and "mask" if outputs are whole masks of class ids (N, G, H, W); labels are (N, H, W) then.
 
     Raises:
         UserError: the function cannot take the outputs, or its scope is unknown.
@@ -285,8 +286,9 @@ class CustomReward:
                 f'Reward "{self.name}" must take the outputs (N, G) as its first argument.'
             )
         scope = getattr(self.function, "scope", "any")
-        if scope not in ("any", "batch"):
-            raise UserError(f'Reward "{self.name}": scope must be "any" or "batch", not {scope!r}.')
+        if scope not in get_args(Scope):
+            words = ", ".join(f'"{one}"' for one in get_args(Scope))
+            raise UserError(f'Reward "{self.name}": scope must be one of {words}, not {scope!r}.')
         object.__setattr__(self, "scope", scope)  # the dataclass is frozen
         object.__setattr__(self, "_caller", caller)
 
@@ -308,10 +310,13 @@ class CustomReward:
         rewards_NG = self._tensor(self._caller(outputs_NG, offered=known), outputs_NG)
         if not rewards_NG.isfinite().all():
             row, column = (~rewards_NG.isfinite()).nonzero()[0].tolist()
+            which = f"mask {column}"
+            if self.scope != "mask":
+                named = f'output "{classes[int(outputs_NG[row, column])]}"'
+                which = f'{named} (true class "{classes[int(label[row])]}")'
             raise UserError(
                 f'Reward "{self.name}" returned {rewards_NG[row, column].item()} in row {row} for '
-                f'output "{classes[int(outputs_NG[row, column])]}" '
-                f'(true class "{classes[int(label[row])]}"): it must be finite.'
+                f"{which}: it must be finite."
             )
         return rewards_NG
 
@@ -332,9 +337,10 @@ class CustomReward:
                 result = torch.from_numpy(array.astype(np.float32))
         if result.is_complex():
             raise UserError(f'Reward "{self.name}" must return real numbers, not {result.dtype}.')
-        if result.shape != outputs_NG.shape:
+        if result.shape != outputs_NG.shape[:2]:
             raise UserError(
                 f'Reward "{self.name}" returned shape {tuple(result.shape)}; '
-                f"the outputs have shape {tuple(outputs_NG.shape)}: return one number for each."
+                f"the outputs have shape {tuple(outputs_NG.shape)}: return one number for each, "
+                f"{tuple(outputs_NG.shape[:2])}."
             )
         return result.detach().to(outputs_NG.device, torch.float32)

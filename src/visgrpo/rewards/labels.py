@@ -17,8 +17,8 @@ from torch import Tensor
 from visgrpo.errors import UserError
 from visgrpo.rewards.tables import read_credit, read_hierarchy, read_table
 
-Scope = Literal["any", "batch"]
-"""Over what the advantages of a reward make sense."""
+Scope = Literal["any", "batch", "mask"]
+"""Over what the advantages of a reward make sense; or that its outputs are whole masks."""
 
 
 class LabelReward(Protocol):

@@ -130,6 +130,12 @@ class RewardSet(WeightedRewards):
         return [part.shape(label_N1, true_N1, n_classes) for part in parts]
 
     @property
+    def of_masks(self) -> tuple[str, ...]:
+        """The names of the parts whose outputs are whole masks."""
+        pairs = zip(self.names, self.functions, strict=True)
+        return tuple(name for name, part in pairs if scope_of(part) == "mask")
+
+    @property
     def counted(self) -> dict[str, CountReward]:
         """The parts, by name, that are scores of a whole mask or batch, made of counts."""
         pairs = zip(self.names, self.functions, strict=True)
@@ -192,13 +198,19 @@ class RewardSet(WeightedRewards):
         return (weights_NK * rewards_NK).sum(dim=-1) / total_N, known.usable_NK.any(dim=-1)
 
     def validate(
-        self, scope: str, columns: Iterable[str] | None = None, *, counted: bool = False
+        self,
+        scope: str,
+        columns: Iterable[str] | None = None,
+        *,
+        counted: bool = False,
+        masks: bool = False,
     ) -> None:
         """Check before any model is loaded that the rewards fit the run.
 
         Args:
             scope: what advantages are taken over, "group" or "batch".
             counted: whether there is somebody to count whole masks or batches.
+            masks: whether outputs are whole masks.
             columns: names of the data set's columns that calls will pass; None leaves them
                 unchecked.
 
@@ -207,6 +219,16 @@ class RewardSet(WeightedRewards):
                 or a function that needs a column which the data does not have.
         """
         names = None if columns is None else list(columns)
+        if masks and (others := [name for name in self.names if name not in self.of_masks]):
+            raise UserError(
+                f'Reward "{others[0]}" is of single pixels, and --estimator sampled draws whole '
+                'masks: its rewards are functions with scope = "mask".'
+            )
+        if self.of_masks and not masks:
+            raise UserError(
+                f'Reward "{self.of_masks[0]}" asks for whole masks, and groups here are of single '
+                "labels: it is for visgrpo segmentation with --estimator sampled."
+            )
         if self.counted and not counted:
             raise UserError(
                 f'Reward "{next(iter(self.counted))}" is a score of whole masks or batches, and '

@@ -191,7 +191,8 @@ class SegmentationConfig(Masks, BackboneRunConfig):
     )
 
     mask_column = override(hidden=False)
-    group_size = beta = override(hidden=True)
+    group_size = override(help="Masks drawn for each image by the sampled estimator.")
+    beta = override(hidden=True)
 
     data = override(
         "shapes",
@@ -214,8 +215,8 @@ class SegmentationConfig(Masks, BackboneRunConfig):
     )
     estimator = override(
         "uniform",
-        "Every class weighted equally (GRPO-RM) or by the old model.",
-        choices=("uniform", "exact"),
+        "Every class weighted equally (GRPO-RM) or by the old model; or --group-size whole masks "
+        "are drawn, for your own functions of masks.",
     )
     pictures: int = option(
         8, "Test images drawn with their masks before and after, for the page.", within=">= 0"

@@ -28,6 +28,7 @@ from visgrpo.measures.masks import (
 from visgrpo.methods.class_set import ClassSetGRPO, PixelView
 from visgrpo.methods.counts import Counting
 from visgrpo.methods.method import Method
+from visgrpo.methods.whole_masks import WholeMaskGRPO
 from visgrpo.models.backbone import Backbone, Segmenter
 from visgrpo.models.parts import Parts
 from visgrpo.models.save import label_card, save
@@ -39,6 +40,7 @@ from visgrpo.tasks.backbone.shared import (
     Features,
     counting_of,
     load_start,
+    objective_of,
     policy_of,
     rate_of,
     refresh_every,
@@ -83,7 +85,7 @@ class SegmentationTask(Task):
         classes = splits.train.classes
         rewards = rewards_of(options, classes)
         counting = counting_of(options, rewards, session)
-        session.note(*background_notes(options, classes))
+        session.note(*background_notes(options, classes), *variance_notes(options))
         each = refresh_every(options, splits.train)
         training = training_of(
             run, options.resolved_learning_rate(), splits.train, session, refresh_every=each
@@ -135,7 +137,8 @@ def rewards_of(config: SegmentationConfig, classes: tuple[str, ...]) -> RewardSe
         UserError: for an unknown reward or background class.
     """
     rewards = parse_rewards(config.reward, config.reward_weights, classes)
-    rewards.validate("group", (), counted=True)
+    masks = config.estimator == "sampled" and (config.method != "supervised" or rewards.of_masks)
+    rewards.validate("group", (), counted=True, masks=bool(masks))
     background = _background(config, classes)
     if background is None:
         return rewards
@@ -174,6 +177,17 @@ def background_notes(config: SegmentationConfig, classes: tuple[str, ...]) -> tu
     return (
         f'"{classes[background]}" (id {background}) is the background: a right pixel of it earns '
         f"{earned:g}, of other classes 1.",
+    )
+
+
+def variance_notes(config: SegmentationConfig) -> tuple[str, ...]:
+    """Return a warning where masks are drawn whole."""
+    if config.estimator != "sampled" or config.method == "supervised":
+        return ()
+    return (
+        f"each of {config.group_size} whole masks earns one number for all of its pixels, which "
+        "says little of any one: expect to need many more steps, or a larger --group-size, than "
+        "with miou, dice or fbeta:B, which --estimator exact takes without drawing.",
     )
 
 
@@ -245,6 +259,15 @@ def _method(
     )
     if config.method == "supervised":
         return supervised_of(config, train, session, view)
+    if config.estimator == "sampled":
+        return config.part(
+            WholeMaskGRPO,
+            rewards=rewards,
+            objective=objective_of(config, rewards),
+            classes=train.classes,
+            view=view,
+            shards=session.processes,
+        )
     policy = policy_of(config, rewards, train.classes, session)
     return ClassSetGRPO(policy, view, counting=counting)
 

@@ -36,9 +36,10 @@ BackboneModel = RepresentationClassifier | Segmenter
 def objective_of(config: BackboneRunConfig, rewards: RewardSet) -> Objective:
     """Return GRPO's objective with the options that override it.
 
-    What a score of counts pays is a difference of scores: divided by its deviation it is none.
+    What a score of counts pays is a difference of scores: divided by its deviation it is none. And
+    masks drawn at once differ by little but chance, which the division would blow up.
     """
-    scale = {"scale": "none"} if rewards.counted else {}
+    scale = {"scale": "none"} if rewards.counted or rewards.of_masks else {}
     return preset("grpo", **{**scale, **config.changes()})
 
 

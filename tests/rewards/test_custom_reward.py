@@ -142,7 +142,7 @@ def test_scope_of_a_function() -> None:
     function.scope = "batch"  # type: ignore[attr-defined]
     assert CustomReward("mine", function).scope == "batch"
     function.scope = "bacth"  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match='scope must be one of "any", "batch", "mask", not \'bacth\''):
+    with pytest.raises(UserError, match='"any", "batch", "mask", not \'bacth\''):
         CustomReward("mine", function)
 
 

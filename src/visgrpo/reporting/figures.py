@@ -226,7 +226,8 @@ def style_axes(
     axes.set_facecolor(theme.background)
     # User-given names may hold "$", which must not be read as mathematics.
     axes.set_title(
-        title, loc="left", x=-0.14, pad=23 if note else 12, color=theme.ink, fontsize=11.5,
+        # Where y is given matplotlib does not look for it: a fifth of the time to draw a plot.
+        title, loc="left", x=-0.14, y=1.0, pad=23 if note else 12, color=theme.ink, fontsize=11.5,
         fontweight="bold", parse_math=False,
     )  # fmt: skip
     axes.text(-0.14, 1.065, note, transform=axes.transAxes, fontsize=8.5, color=theme.faint)

@@ -84,7 +84,9 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         raise UserError(
             'Say what to do: "visgrpo feedback summarize", "feedback collect" or "feedback replay".'
         )
-    raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], commands())}')
+    # "replay" is nearer to "report" than to "feedback replay", which it is.
+    meant = [name for name in commands() if name.split()[-1] == words[0]] or commands()
+    raise UserError(f'Unknown command "{words[0]}". {nearest(words[0], meant)}')
 
 
 def _is_said_elsewhere(message: str) -> bool:

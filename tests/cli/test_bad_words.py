@@ -17,6 +17,7 @@ Capture = pytest.CaptureFixture[str]
 
 # Wrong whatever the files hold: nothing is loaded.
 WORDS = r"""
+replay --model runs/mine | Unknown command "replay". Choose from: feedback replay.
 clp --data digits | Unknown command "clp". Did you mean "clip"?
 pretrain --data digits | Say what to pre-train: "visgrpo pretrain clip"
 clip --bta 0.1 | nknown option --bta. Did you mean --beta?

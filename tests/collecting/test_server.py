@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,14 +224,22 @@ def test_what_was_learned_is_compared_with_the_start_at_any_time(tmp_path: Path)
             served.collector.swap(first_is_best(240, model, best=3))
             judge(1, "cat")
             judge(4, "owl")
-        early = ann.get("/api/agreement").json["verdict"]
-        assert (early["judgements"], early["change"]) == (10, pytest.approx(0.8))
-        assert early["low"] < 0 < early["high"] == 1.0
+        early = served.collector.verdict()
+        assert (early.judgements, early.change) == (10, pytest.approx(0.8))
+        assert early.low < 0 < early.high == 1.0
+        said = ann.get("/api/agreement").json["verdict"]
+        assert said.startswith("Since it learned +80 points, after 10 judgements (95 %, whenever")
+        assert f"you look: −{-100 * early.low:.0f} to +100): too early to tell." in said
         judge(90, "owl")
-        late = ann.get("/api/agreement").json["verdict"]
-        assert late["change"] == pytest.approx(0.98)
-        assert late["low"] == pytest.approx(0.98 - reach(60, 0.025) - reach(100, 0.025))
-        assert late["low"] > 0.5
+        late = served.collector.verdict()
+        assert late.change == pytest.approx(0.98)
+        assert late.low == pytest.approx(0.98 - reach(60, 0.025) - reach(100, 0.025))
+        assert late.low > 0.5
+        assert str(late).endswith("to +100): the new model is better.")
+        assert str(replace(late, change=-1.25, low=-2, high=-0.5, graded=True)) == (
+            "Since it learned −1.2 grades, after 100 judgements (95 %, whenever you look: −2.0 to "
+            "−0.5): the new model is worse."
+        )
         last = ann.get("/api/last").json
         assert [past["answer"] for past in last] == [["owl"]] * 12
         assert ann.get(f"/image/{last[0]['key']}").status == 200

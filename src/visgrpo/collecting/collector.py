@@ -91,12 +91,27 @@ class Verdict:
         judgements: of offers of the models that were learned.
         change: of the mean agreement; shares, or grades.
         low, high: its interval of 95 %, which holds at all times at once (see `difference`).
+        graded: whether agreement is in grades.
     """
 
     judgements: int
     change: float
     low: float
     high: float
+    graded: bool
+
+    def __str__(self) -> str:
+        """Return it as a sentence, with what may be concluded."""
+        of = "{:+.1f}".format if self.graded else lambda value: f"{100 * value:+.0f}"
+        sure = "too early to tell"
+        if self.low > 0 or self.high < 0:
+            sure = f"the new model is {'better' if self.low > 0 else 'worse'}"
+        said = (
+            f"Since it learned {of(self.change)} {'grades' if self.graded else 'points'}, after "
+            f"{self.judgements} judgements (95 %, whenever you look: {of(self.low)} to "
+            f"{of(self.high)}): {sure}."
+        )
+        return said.replace("-", "−")
 
 
 class Learner(Protocol):
@@ -201,8 +216,10 @@ class Collector:
             return None
         count = sum(each.size for each in rounds)
         learned = Tally(count, sum(each.size * each.mean for each in rounds) / count)
-        span = HIGHEST_GRADE - 1.0 if self.design.ask == "grade" else 1.0
-        return Verdict(count, *difference(Tally(*found[self._first]), learned, span=span))
+        graded = self.design.ask == "grade"
+        span = HIGHEST_GRADE - 1.0 if graded else 1.0
+        before = Tally(*found[self._first])
+        return Verdict(count, *difference(before, learned, span=span), graded=graded)
 
     def undo(self, user: str) -> None:
         """Take back a person's last judgement, as `Store.undo`."""

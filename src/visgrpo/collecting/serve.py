@@ -131,6 +131,8 @@ def _say_ending(config: CollectConfig, collector: Collector) -> None:
         f"{progress.judgements} judgements on {progress.judged_images} of {progress.images} images "
         f"are in {config.store}."
     )
+    if verdict := collector.verdict():
+        show(str(verdict))
 
 
 class AnsweringModel:

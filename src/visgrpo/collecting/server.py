@@ -228,7 +228,7 @@ def create_app(collector: Collector, guard: Guard) -> FastAPI:
     def agreement(request: Request) -> dict[str, Any]:
         _user(request)
         (pairs, agreed), verdict = collector.people_agree(), collector.verdict()
-        return {"pairs": pairs, "people": agreed, "verdict": verdict and asdict(verdict)}
+        return {"pairs": pairs, "people": agreed, "verdict": verdict and str(verdict)}
 
     @app.get("/api/progress")
     def progress(request: Request) -> dict[str, Any]:

@@ -233,14 +233,7 @@ function pastRow({ key, labels, answer }) {
 function comparedText({ pairs, people, verdict }) {
   const said = [];
   if (pairs) said.push(`People agree with each other in ${percent(people)} of ${pairs} comparable pairs.`);
-  if (verdict) {
-    const { change, low, high, judgements } = verdict;
-    const of = (value) => (ask === "grade" ? value.toFixed(1) : String(Math.round(100 * value))).replace("-", "−");
-    const unit = ask === "grade" ? "grades" : "points";
-    const sure = low > 0 ? "the new model is better" : high < 0 ? "the new model is worse" : "too early to tell";
-    said.push(`Since it learned ${change < 0 ? "−" : "+"}${of(Math.abs(change))} ${unit}, after ${judgements} judgements ` +
-      `(95 %, whenever you look: ${of(low)} to ${of(high)}): ${sure}.`);
-  }
+  if (verdict) said.push(verdict);
   return said.length ? `. ${said.join(" ")}` : "";
 }
 

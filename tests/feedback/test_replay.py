@@ -322,3 +322,31 @@ def test_options() -> None:
 def test_options_that_will_not_do(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(ReplayConfig(model=("A",), log="events.csv"), **change).check()
+
+
+def test_the_page(models: tuple[str, str], photos: Path, log: str, tmp_path: Path) -> None:
+    """Its numbers are those of --json; ratios and clicks are counted again row by row."""
+    found = replay(config_of(log, *models, output=str(tmp_path)))
+    rows = rows_of(photos)
+    policies = policy_of(models[1], photos, {row[0] for row in rows})
+    by_pair: dict[tuple[str, str], list[float]] = {}
+    for image, label, p, _ in rows:
+        by_pair.setdefault((image, label), []).append(policies[image][label] / p)
+    ratio_of = {pair: np.mean(ratios) for pair, ratios in by_pair.items()}
+    bins = found["models"][models[1]]["ratios"]
+    for each in bins:
+        within = [each["low"] <= ratio_of[row[0], row[1]] < each["high"] for row in rows]
+        assert each["count"] == sum(within)
+    assert sum(each["count"] for each in bins) == len(rows)
+    clicks = found["click_model"]
+    assert sum(each["count"] for each in clicks) == len(rows)
+    total = sum(each["value"] * each["count"] for each in clicks)
+    assert total == pytest.approx(sum(row[3] for row in rows))
+    predicted = [each["predicted"] for each in clicks]
+    assert predicted == sorted(predicted)
+    assert all(each["low"] <= each["value"] <= each["high"] for each in clicks)
+    page = (tmp_path / "replay.html").read_text()
+    assert "http://" not in page
+    assert "Ratios to the propensities, model 2" in page
+    assert f"{found['models'][models[0]]['doubly_robust']['value']:.3f}<small>" in page
+    assert page.count("<figure") == 5

@@ -261,6 +261,9 @@ class ReplayConfig(Printing, TableOptions, LabelledByModel):
         help="Refuse a model of which the log says less: effective sample size as a share of the "
         "impressions.",
     )
+    output = like(
+        Loop, help="Write a page with plots to this file, or as replay.html into this folder."
+    )
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()

@@ -27,6 +27,7 @@ from visgrpo.feedback.off_policy import (
     unsupported,
 )
 from visgrpo.feedback.options import ReplayConfig
+from visgrpo.feedback.replay_details import calibration_bins, ratio_bins
 from visgrpo.feedback.source.events import Events, open_events
 from visgrpo.feedback.source.matching import (
     image_keys,
@@ -37,6 +38,7 @@ from visgrpo.feedback.source.matching import (
 from visgrpo.feedback.worth.cells import Floats, LogCells, log_cells
 from visgrpo.feedback.worth.prediction import predicted_clicks
 from visgrpo.models.parts import model_folder, read_info
+from visgrpo.reporting.replay import write_replay_page
 from visgrpo.tasks.run import print_notes
 from visgrpo.terminal import show, show_table
 from visgrpo.training.processes import Processes
@@ -83,7 +85,10 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         )
         for name in config.model
     }
-    found = _judge(cells, answers, config)
+    features_MD, probability_MK = next(iter(answers.values()))
+    # One click model, of the first, serves all.
+    clicks_MK = predicted_clicks(cells, features_MD, probability_MK.shape[1], seed=config.seed)
+    found = _judge(cells, answers, clicks_MK, config)
     supported = {name: each for name, each in found.items() if isinstance(each, OffPolicy)}
     notes = [f"{name}: {each}." for name, policy in supported.items() for each in remarks(policy)]
     print_notes(notes, processes)
@@ -97,12 +102,21 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         },
         "logged": _numbers(logged),
         "models": {
-            name: each if isinstance(each, dict) else _row(each) for name, each in found.items()
+            name: each
+            if isinstance(each, dict)
+            else {**_row(each), "ratios": ratio_bins(cells, answers[name][1])}
+            for name, each in found.items()
         },
+        "click_model": calibration_bins(cells, clicks_MK),
         "differences": _differences(logged, supported),
     }
-    if not config.printed(results):
+    printed = config.printed(results)
+    if not printed:
         _show(results)
+    if config.output is not None:
+        page = write_replay_page(results, Path(config.output))
+        if not printed:
+            show(f"Page: {page}")
     return results
 
 
@@ -154,11 +168,12 @@ def _saved_classes(config: ReplayConfig) -> tuple[str, ...]:
 
 
 def _judge(
-    cells: LogCells, answers: Mapping[str, tuple[Floats, Floats]], config: ReplayConfig
+    cells: LogCells,
+    answers: Mapping[str, tuple[Floats, Floats]],
+    clicks_MK: Floats,
+    config: ReplayConfig,
 ) -> dict[str, OffPolicy | Row]:
-    """Estimate the models that the log supports; one click model, of the first, serves all."""
-    features_MD, probability_MK = next(iter(answers.values()))
-    clicks_MK = predicted_clicks(cells, features_MD, probability_MK.shape[1], seed=config.seed)
+    """Estimate the models that the log supports."""
     found: dict[str, OffPolicy | Row] = {}
     for name, (_, probability_MK) in answers.items():
         support = overlap(cells, probability_MK)

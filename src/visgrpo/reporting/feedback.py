@@ -255,6 +255,20 @@ def histogram_figure(
     return figure
 
 
+def scale_figure(
+    metric: Metric, across: str, rows: Sequence[Mapping[str, Any]], theme: Theme = LIGHT
+) -> Figure:
+    """Draw values with their intervals against predictions, in the same unit, and the diagonal."""
+    figure, axes = _axes(metric, theme, metric.title, "bars: 95 % intervals", across)
+    ends = [end for row in rows for end in (row["predicted"], row["low"], row["high"])]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=theme.grid, linewidth=1.5)
+    for row in rows:
+        axes.plot([row["predicted"]] * 2, [row["low"], row["high"]], color=theme.palette[0])
+        axes.plot([row["predicted"]], [row["value"]], "o", color=theme.palette[0], markersize=4)
+    axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
+    return figure
+
+
 def _axes(metric: Metric, theme: Theme, title: str, note: str, across: str) -> tuple[Figure, Axes]:
     figure = new_figure(SIZE_INCHES, theme)
     figure.subplots_adjust(left=0.145, right=0.965, top=0.82)

@@ -224,6 +224,8 @@ _AS_LOGGED: tuple[Metric, ...] = (
     Metric("completions/clipped_ratio", "Completions cut off", "share of completions", SAME, SHARE,
            short="cut off", of="tokens"),
     Metric("clip_ratio/region_mean", "Clipped ratios", "share of tokens", SAME, SHARE, of="tokens"),
+    Metric("draws", "Draws of a group", "times", DOWN, of="tokens"),
+    Metric("told", "Groups told the truth", "share of groups", DOWN, SHARE, of="tokens"),
     Metric("off_policy_ratio", "Masked as off policy", "share of tokens", SAME, SHARE, of="tokens"),
     Metric("value_loss", "Value loss", "squared error", DOWN, of="tokens"),
     Metric("explained_variance", "Explained variance of the critic", "1 − residual / variance",
@@ -316,7 +318,7 @@ _READ: dict[str, str] = {
         gold_reward reward accuracy nll perplexity bits_per_byte ece margin kl kl_per_token entropy
         length completions/mean_length ended completions/clipped_ratio loss value_loss
         explained_variance frac_reward_zero_std advantage_abs ratio_mean clip_ratio/region_mean
-        off_policy_ratio value_clip_ratio kl_coefficient grad_norm learning_rate""",
+        off_policy_ratio draws told value_clip_ratio kl_coefficient grad_norm learning_rate""",
     "answers": """
         accuracy sampled_accuracy mean_iou sampled_mean_iou found_50 found_75 sampled_found_75 ap50
         ap75 ap hit sampled_hit distance sampled_distance mean_absolute_error unparsed

@@ -36,6 +36,7 @@ POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
 GROUPS = "combination scope advantage_baseline scale off_policy_mask "
 CLIP = "epsilon_low epsilon_high "
 TWO_SIDED = CLIP + "delta "
+REDRAWN = "redraws "
 CRITIC = (
     "critic critic_rate critic_warmup gamma gae_lambda value_clip value_weight whiten_advantages "
 )
@@ -45,15 +46,15 @@ USED = {
     "sft": TRAINED + NEW + ADAPTED + "model train_slice",
     "preferences": DRAWN + "model batch_size pairs noise train_slice",
     "reward": TRAINED + "model",
-    "grpo": POLICY + GROUPS + TWO_SIDED,
-    "dr-grpo": POLICY + GROUPS + TWO_SIDED,
-    "dapo": POLICY + GROUPS + TWO_SIDED,
-    "gspo": POLICY + GROUPS + TWO_SIDED,
-    "cispo": POLICY + GROUPS + CLIP,
-    "sapo": POLICY + GROUPS,
-    "rloo": POLICY + GROUPS,
+    "grpo": POLICY + REDRAWN + GROUPS + TWO_SIDED,
+    "dr-grpo": POLICY + REDRAWN + GROUPS + TWO_SIDED,
+    "dapo": POLICY + REDRAWN + GROUPS + TWO_SIDED,
+    "gspo": POLICY + REDRAWN + GROUPS + TWO_SIDED,
+    "cispo": POLICY + REDRAWN + GROUPS + CLIP,
+    "sapo": POLICY + REDRAWN + GROUPS,
+    "rloo": POLICY + REDRAWN + GROUPS,
     "reinforce": POLICY + GROUPS,
-    "rejection": POLICY,
+    "rejection": POLICY + REDRAWN,
     "ppo": POLICY + TWO_SIDED + CRITIC,
     "best-of-n": REWARDED + "samples",
 }

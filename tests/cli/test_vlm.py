@@ -164,6 +164,19 @@ def test_every_method_takes_a_step(stage: str, seer: Path, counts: Path, tmp_pat
     assert line["grad_norm"] > 0
 
 
+def test_the_truth_stands_in_groups_that_are_all_wrong(
+    seer: Path, counts: Path, tmp_path: Path
+) -> None:
+    """An untrained model is never right: every group is told the truth, and learns from it."""
+    reward = ["--reward", "exact", "--style", "direct", "--redraws", 1, "--steps", 1]
+    run = see("grpo", seer, counts, tmp_path / "run", *reward, "--insert-truth")
+    (line,) = training_lines(run)
+    assert (line["told"], line["draws"]) == (1, 2)
+    assert line["reward"] == pytest.approx(1 / 3)
+    assert line["frac_reward_zero_std"] == 0
+    assert line["grad_norm"] > 0
+
+
 def test_engines_agree(seer: Path, counts: Path, tmp_path: Path) -> None:
     options = ["--reward", "random", "--learning-rate", "1e-2"]
     shared = see("grpo", seer, counts, tmp_path / "shared", *options)

@@ -17,7 +17,7 @@ from visgrpo.tasks.vlm.options import POLICY_STAGES, VlmConfig, resolved
 REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
     *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
-    *("top_entropy", "off_policy_mask"),
+    *("top_entropy", "off_policy_mask", "redraws", "insert_truth"),
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
     *("refresh_every", "silent_steps", "engine", "compile"),
 ]
@@ -29,7 +29,8 @@ UNUSED = {
     "all": [],
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
     **dict.fromkeys(POLICY_STAGES, OF_SFT),
-    **{stage: [*OF_SFT, *CLIP] for stage in ("sapo", "rloo", "reinforce")},
+    **{stage: [*OF_SFT, *CLIP] for stage in ("sapo", "rloo")},
+    "reinforce": [*OF_SFT, *CLIP, "redraws", "insert_truth"],
     "cispo": [*OF_SFT, "delta"],
     "rejection": [*OF_SFT, *CLIP, *OF_GROUPS],
 }

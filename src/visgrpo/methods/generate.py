@@ -58,11 +58,16 @@ class Completions:
 
     def ids(self) -> list[list[list[int]]]:
         """Return each completion's own tokens as plain lists, N × G."""
-        lengths_NG = self.mask_NGT.sum(dim=-1).tolist()
-        return [
-            [ids[:length] for ids, length in zip(group, lengths, strict=True)]
-            for group, lengths in zip(self.tokens_NGT.tolist(), lengths_NG, strict=True)
-        ]
+        return ids_of(self.tokens_NGT, self.mask_NGT)
+
+
+def ids_of(tokens_NGT: Tensor, mask_NGT: Tensor) -> list[list[list[int]]]:
+    """Return each completion's own tokens as plain lists, N × G."""
+    lengths_NG = mask_NGT.sum(dim=-1).tolist()
+    return [
+        [ids[:length] for ids, length in zip(group, lengths, strict=True)]
+        for group, lengths in zip(tokens_NGT.tolist(), lengths_NG, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from visgrpo.data.batches import Batch
 from visgrpo.data.pictures import Pictures
 from visgrpo.data.text import Prompt
 from visgrpo.errors import UserError
-from visgrpo.methods.generate import Completions, Sampling, generate
+from visgrpo.methods.generate import Completions, Sampling, generate, ids_of
 from visgrpo.methods.groups import places_of, uniforms_for
 from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.models.language import LanguageModel
@@ -42,6 +42,8 @@ class TokenGroups:
             number for every input.
         entropies_NGT: of the whole softmax that each token was drawn from; None unless asked for.
         uncertain_NGT: which tokens the surrogate counts; None for all.
+        draws_N: how often each group was drawn; told_N: which hold the truth. None where neither
+            was asked for.
         learned_NG: which completions the loss may count; None for all.
         learned_tokens_N: mean tokens of a completion that the loss counts, in the whole batch of
             all processes; None where these groups are the whole.
@@ -70,6 +72,8 @@ class TokenGroups:
     returns_NGT: Tensor | None = None
     entropies_NGT: Tensor | None = None
     uncertain_NGT: Tensor | None = None
+    draws_N: Tensor | None = None
+    told_N: Tensor | None = None
     learned_NG: Tensor | None = None
     learned_tokens_N: Tensor | None = None
     explained_variance_N: Tensor | None = None
@@ -109,14 +113,17 @@ class TokenGroups:
         longest = int(self.mask_NGT.sum(dim=-1).max())
         if longest == self.mask_NGT.shape[-1]:
             return self
-        cut: dict[str, Any] = {
-            f.name: value[..., :longest]
+        return replace(self, **{name: v[..., :longest] for name, v in self.of_tokens().items()})
+
+    def of_tokens(self) -> dict[str, Any]:
+        """Return what there is of each token, (N, G, T), by name."""
+        return {
+            f.name: value
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
             and value.ndim == 3
             and f.name != "rewards_NGR"
         }
-        return replace(self, **cut)
 
 
 class TokenMemory:
@@ -195,7 +202,7 @@ class TokenRollouts:
                 cache rounds otherwise, in bf16 by more than a sequence's ratio may be off 1.
             entropies: whether the groups hold the entropy that each token was drawn with.
         """
-        device, n_inputs = batch.inputs.device, len(batch)
+        n_inputs = len(batch)
         total = total or n_inputs * self.shards.world_size
         places_N = places_of(batch, self.shards)
         room = self.sampling.max_new_tokens
@@ -238,9 +245,6 @@ class TokenRollouts:
                     )
                 )
         completions = joined(parts, self.sampling.pad)
-        ids = completions.ids()
-        prompts = [self.prompts[row] for row in batch.indices_N.tolist()]
-        texts = [self.decode(group) for group in ids]
         tokens_NG = completions.mask_NGT.sum(dim=-1)
         tokens = int(self.shards.gather(tokens_NG.sum()[None]).sum())
         self.memory.sampled_tokens += tokens
@@ -252,27 +256,41 @@ class TokenRollouts:
             ended_NG=completions.ended_NG,
             old_log_probs_NGT=completions.log_probs_NGT,
             reference_log_probs_NGT=_one_after_another(references, completions.mask_NGT),
-            rewards_NGR=self.rewards(prompts, texts, ids, batch.columns).to(device),
+            rewards_NGR=torch.zeros(n_inputs, 0, 0),
             advantages=torch.zeros_like(tokens_NG, dtype=torch.float32),
-            gold_NG=self._gold(prompts, texts, ids, batch.columns, device),
+            gold_NG=None,
             mean_tokens_N=tokens_NG.new_full(
                 (n_inputs,), tokens / (total * self.group_size), dtype=torch.float32
             ),
             old_values_NGT=completions.values_NGT,
             entropies_NGT=completions.entropies_NGT,
-            texts=tuple(
-                (shown_prompt(prompt), tuple(group))
-                for prompt, group in zip(prompts, texts, strict=True)
-            ),
+            texts=(),
             truths=self._truths(batch),
             pictures=batch.pictures,
             read=parts[0].read,
         ).trimmed()
+        groups = self.rewarded(groups, batch)
         if steer and groups.reference_log_probs_NGT is not None:
             kl_NG = sequence_kl(groups)
             mean = float(self.shards.gather(kl_NG.mean()[None]).mean())
             self.memory.control.update(mean, total * self.group_size)
         return groups
+
+    def rewarded(self, groups: TokenGroups, batch: Batch) -> TokenGroups:
+        """Return groups with what their completions say, and earn."""
+        ids = ids_of(groups.tokens_NGT, groups.mask_NGT)
+        prompts = [self.prompts[row] for row in batch.indices_N.tolist()]
+        texts = [self.decode(group) for group in ids]
+        device = groups.tokens_NGT.device
+        return replace(
+            groups,
+            rewards_NGR=self.rewards(prompts, texts, ids, batch.columns).to(device),
+            gold_NG=self._gold(prompts, texts, ids, batch.columns, device),
+            texts=tuple(
+                (shown_prompt(prompt), tuple(group))
+                for prompt, group in zip(prompts, texts, strict=True)
+            ),
+        )
 
     def apart(self, prompts: Sequence[Prompt], group_size: int) -> TokenRollouts:
         """Return the same for other prompts and without the run's memory, in one process."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visgrpo.data.batches import Batch
+from visgrpo.methods.dead_groups import redrawn, told
 from visgrpo.methods.groups import advantages_of
 from visgrpo.methods.labels import CLIP_METRICS
 from visgrpo.methods.method import LossResult, Metrics, Shards
@@ -186,6 +187,8 @@ class TokenGRPO:
         best_only: rejection sampling instead (RAFT, Dong et al. 2023, arXiv 2304.06767): the best
             completion of a group is imitated, with advantage 1, and the others have no part in the
             loss.
+        redraws: how often a group is drawn again at most, while all of it earns the same.
+        insert_truth: put a batch's true answers into groups that are all wrong.
         read_once: let the update go on from the prompts as the rollout read them, where one update
             learns from a batch as a whole, by the weights that drew.
     """
@@ -195,16 +198,23 @@ class TokenGRPO:
     terms: TokenTerms
     combination: Combination = "sum_then_normalize"
     best_only: bool = False
+    redraws: int = 0
+    insert_truth: bool = False
     read_once: bool = False
 
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy, and give them their advantages."""
         coefficient = self.rollouts.memory.kl_weight
-        keep_read = self.read_once and model.engine == "shared" and chunk == len(batch)
-        groups = self.rollouts.draw(
-            model, batch, step, chunk, keep_read=keep_read, **self.terms.asks
-        )
+        kept = not (self.redraws or self.insert_truth)
+        whole = model.engine == "shared" and chunk == len(batch)
+        keep_read = self.read_once and kept and whole
+        asks = self.terms.asks
+        groups = self.rollouts.draw(model, batch, step, chunk, keep_read=keep_read, **asks)
+        if self.redraws:
+            groups = redrawn(self.rollouts, model, batch, step, chunk, groups, self.redraws, **asks)
+        if self.insert_truth:
+            groups = told(self.rollouts, model, batch, groups)
         advantages_NG = self._advantages(groups, coefficient)
         groups = replace(
             groups,
@@ -299,6 +309,10 @@ def reward_metrics(groups: TokenGroups, rollouts: TokenRollouts) -> Metrics:
     }
     for i, name in enumerate(rewards.names):
         metrics[f"rewards/{name}/mean"] = rewards_NGR[..., i].nanmean().nan_to_num(nan=0.0)
+    if groups.draws_N is not None:
+        metrics["draws"] = groups.draws_N.mean()
+    if groups.told_N is not None:
+        metrics["told"] = groups.told_N.float().mean()
     if groups.gold_NG is not None:
         metrics["gold_reward"] = groups.gold_NG.mean()
     return metrics

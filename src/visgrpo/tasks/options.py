@@ -209,6 +209,12 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     batch_size = override(help="Inputs of a step, over all processes; by default the preset's.")
     reward = override(help="What completions earn.")
     group_size = override(help="Completions drawn for each prompt.")
+    redraws: int = option(
+        0,
+        "Draw a group again, up to so many times, while all of it earns the same (dynamic "
+        "sampling).",
+        within=">= 0",
+    )
     token_budget: int | None = option(
         None, "Tokens to draw at most, instead of --steps: the same for every method.", within="> 0"
     )
@@ -314,7 +320,8 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
         assert self.token_budget is not None
         assert self.batch_size is not None
         assert self.max_new_tokens is not None
-        a_step = self.batch_size * self.group_size * self.max_new_tokens
+        draws = self.group_size * (1 + self.redraws)
+        a_step = self.batch_size * draws * self.max_new_tokens
         if self.token_budget < a_step:
             raise UserError(
                 f"--token-budget {self.token_budget} is less than the {a_step} tokens that one "

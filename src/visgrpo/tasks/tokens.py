@@ -128,6 +128,8 @@ def method_of(config: TokenPolicyConfig, rollouts: TokenRollouts, *, on_policy: 
         terms,
         config.combination,
         best_only=best_only,
+        redraws=config.redraws,
+        insert_truth=vars(config).get("insert_truth", False),  # of questions about images
         read_once=terms.on_policy,
     )
 

@@ -42,6 +42,7 @@ _LEARNING = (*POLICY_STAGES, "all")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "ppo")
 _TWO_SIDED = tuple(stage for stage in _CLIPPING if stage != "cispo")
 _WITH_GROUPS = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "rejection"))
+_COMPARING = tuple(stage for stage in POLICY_STAGES if stage not in ("ppo", "reinforce"))
 _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, apart from "all"
 # The story's options are those of the stages that it goes through, where one value suits them all.
 OPTIONS = users(
@@ -63,6 +64,7 @@ OPTIONS = users(
     (_WITH_GROUPS, "combination scope advantage_baseline scale off_policy_mask"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_TWO_SIDED, "delta"),
+    (_COMPARING, "redraws"),
     (POLICY_STAGES, "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches"),
     (POLICY_STAGES, "refresh_every token_budget compile"),
     (_LEARNING, "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps"),

@@ -30,6 +30,7 @@ Stage = Literal[
 _WITH_GROUPS = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce")
 POLICY_STAGES = (*_WITH_GROUPS, "rejection")
 _LEARNING = (*POLICY_STAGES, "all")
+_COMPARING = tuple(stage for stage in _LEARNING if stage != "reinforce")
 _CLIPPING = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "all")
 _TWO_SIDED = tuple(stage for stage in _CLIPPING if stage != "cispo")
 OPTIONS = users(
@@ -39,6 +40,7 @@ OPTIONS = users(
     ((*_WITH_GROUPS, "all"), "combination scope advantage_baseline scale off_policy_mask"),
     (_CLIPPING, "epsilon_low epsilon_high"),
     (_TWO_SIDED, "delta"),
+    (_COMPARING, "redraws insert_truth"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
     (
         _LEARNING,
@@ -159,6 +161,11 @@ class VlmConfig(TokenPolicyConfig):
         'layers:0-4, head), patterns of parameter names such as "*.mlp.*", and lora, adapters '
         "on the language model.",
         required="what trains: --train all, or parts of the model",
+    )
+    insert_truth: bool = option(
+        False,
+        "Where all completions of a group are wrong, put the true answer, written as for SFT, in "
+        "the place of one (ViSurf).",
     )
     gradient_checkpointing: bool = option(
         False,

@@ -94,6 +94,8 @@ class VlmTask(StagedTask):
         rows = {name: getattr(questions, name) for name in SPLITS}
         if imitates:
             targets_of(rows, asking)  # refuses what cannot be imitated
+        elif options.insert_truth:
+            targets_of({"train": questions.train}, asking)
         parts = load_start(options, questions, asking, session)
         full = resolved(options, parts.info)
         training = training_of(full, session)
@@ -101,14 +103,15 @@ class VlmTask(StagedTask):
         longest = context_of(parts.model) if imitates else prompt_room(full, parts)
         questions = usable(full, questions, asking, parts, longest, session)
         rows = {name: getattr(questions, name) for name in SPLITS}
-        targets = targets_of(rows, asking) if imitates else {}
+        written = rows if imitates else {"train": questions.train} if full.insert_truth else {}
+        targets = targets_of(written, asking)
         rewards = rewards_of(full, questions.train)
         inputs = {
             name: VisualInputs(
                 part,
                 style,
                 parts.processor,
-                longest,
+                context_of(parts.model) if name in targets else longest,
                 targets.get(name),
                 template=template,
                 alone=asking.alone,

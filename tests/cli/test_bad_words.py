@@ -125,7 +125,6 @@ vlm --method sft --group-size 4 | --group-size does not go with --method sft
 vlm --method grpo --sft-steps 4 | --sft-steps does not go with --method grpo
 vlm --method rloo --epsilon-low 0.1 | --epsilon-low does not go with
 vlm --group-size 1 | --group-size 1 leaves grpo nothing to compare
-vlm --method grpo --gradient-checkpointing | completions share the cache of their prompt
 vlm --sft-step 3 | Unknown option --sft-step. Did you mean --sft-steps?
 vlm --model m --preset small | --preset is for new models
 vlm --lora-rank 4 | --lora-rank is for --train lora

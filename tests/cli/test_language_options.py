@@ -24,7 +24,7 @@ OPTIMISER = (
 )
 TRAINED = f"{OPTIMISER} steps learning_rate eval_every save_every accumulation batch_size "
 NEW = "preset architecture tokenizer vocabulary context "
-ADAPTED = "train lora_rank lora_alpha lora_kind lora_targets "
+ADAPTED = "gradient_checkpointing train lora_rank lora_alpha lora_kind lora_targets "
 DRAWN = "temperature top_k top_p max_new_tokens prompt_tokens "
 REWARDED = f"{DRAWN} model eval_prompts reward reward_weights prompt_column gold "
 LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps "

@@ -186,13 +186,14 @@ def test_engines_agree(seer: Path, counts: Path, tmp_path: Path) -> None:
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("engine", ["sft", "shared", "plain"])
 def test_checkpointing_changes_no_number(
-    stage: str, seer: Path, counts: Path, tmp_path: Path
+    engine: str, seer: Path, counts: Path, tmp_path: Path
 ) -> None:
-    plain = ["--engine", "plain", "--reward", "random"] if stage == "grpo" else []
-    usual = see(stage, seer, counts, tmp_path / "usual", *plain)
-    again = see(stage, seer, counts, tmp_path / "again", *plain, "--gradient-checkpointing")
+    stage = "sft" if engine == "sft" else "grpo"
+    options = ["--engine", engine, "--reward", "random"] if stage == "grpo" else []
+    usual = see(stage, seer, counts, tmp_path / "usual", *options)
+    again = see(stage, seer, counts, tmp_path / "again", *options, "--gradient-checkpointing")
     for ours, theirs in zip(training_lines(again), training_lines(usual), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-7)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

@@ -168,17 +168,6 @@ def test_another_image_leads_to_other_completions_of_its_own_prompt(engine: Any)
         assert same == (source == n)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
-def test_gradient_checkpointing_changes_no_draws() -> None:
-    """Transformers drops caches where a model trains so; draws would forget their prompt."""
-    model, how = seeing().train(), sampling()
-    before = drawn_by(model, how)
-    model.plain.gradient_checkpointing_enable()
-    assert drawn_by(model, how).ids() == before.ids()
-    assert model.training
-    assert model.plain.training
-
-
 # Groups
 
 

@@ -69,11 +69,6 @@ def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
         ({"lora_rank": 4}, "--lora-rank is for --train lora"),
         ({"lora_kind": "dora"}, "--lora-kind is for --train lora"),
         ({"lora_alpha": 4.0, "train": ("merger",)}, "--lora-alpha is for --train lora"),
-        ({"gradient_checkpointing": True}, "completions share the cache of their prompt"),
-        (
-            {"gradient_checkpointing": True, "method": "grpo"},
-            "--gradient-checkpointing does not go with --engine shared",
-        ),
         ({"group_size": 1}, "--group-size 1 leaves grpo nothing to compare"),
         ({"validation_fraction": 0.5}, "--validation-fraction 0.5 must lie between 0 and 0.5"),
         ({"train": ()}, "Name what trains"),
@@ -87,11 +82,6 @@ def test_a_stage_refuses_what_it_does_not_use(stage: str) -> None:
 def test_what_cannot_work_is_refused_in_words(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         VlmConfig(**options).check()
-
-
-def test_checkpointing_goes_with_sft_and_with_the_plain_engine() -> None:
-    VlmConfig(method="sft", gradient_checkpointing=True).check()
-    VlmConfig(method="grpo", gradient_checkpointing=True, engine="plain").check()
 
 
 def test_defaults_are_those_of_the_model() -> None:

@@ -155,7 +155,7 @@ def generate(
 
 @contextmanager
 def _in_eval_mode(model: LanguageModel) -> Iterator[None]:
-    """Draw without gradient checkpointing, which is for training and keeps no cache."""
+    """Draw from the model as it answers, with nothing that is for training alone."""
     training = model.training
     model.eval()
     try:

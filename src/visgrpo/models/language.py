@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from visgrpo.models.prompt_reading import (
     own_cache,
     padding,
     read_prompts,
+    recomputed,
     rollout_cache,
     text_positions,
 )
@@ -54,9 +55,10 @@ class LanguageModel(nn.Module):
         engine: "shared" runs each prompt once for all completions of its group; "plain" runs every
             prompt with every completion, as transformers does it: slower, and the same.
         compiled: whether steps of generation have fixed shapes, which CUDA runs as one graph.
+        recompute: whether the backward pass runs blocks again instead of keeping what they made.
     """
 
-    compiled = False
+    compiled = recompute = False
 
     def __init__(self, lm: Any, critic: Critic | None = None, engine: Engine = "shared") -> None:
         super().__init__()
@@ -116,10 +118,11 @@ class LanguageModel(nn.Module):
             entropies: what is asked of them.
             critic_alone: whether a critic that reads the policy's states leaves them as they are.
         """
-        if read is None:
-            hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
-        else:
-            hidden_NGTD = hidden_after(self.trunk, read, completions_NGT)
+        with self._recomputing(self.trunk):
+            if read is None:
+                hidden_NGTD = self._hidden(prompts_NP, lengths_N, completions_NGT, pictures)
+            else:
+                hidden_NGTD = hidden_after(self.trunk, read, completions_NGT)
         scores = score_tokens(
             hidden_NGTD.flatten(0, 2),
             self.head,
@@ -130,7 +133,8 @@ class LanguageModel(nn.Module):
         values_NGT = None
         if self.critic is not None:
             read_NGTD = hidden_NGTD.detach() if critic_alone else hidden_NGTD
-            values_NGT = self.critic(read_NGTD, prompts_NP, lengths_N, completions_NGT)
+            with self._recomputing(self.critic.trunk):
+                values_NGT = self.critic(read_NGTD, prompts_NP, lengths_N, completions_NGT)
         shape = completions_NGT.shape
         entropy_NGT = None if scores.entropy is None else scores.entropy.view(shape)
         return Scores(scores.log_probs.view(shape), entropy_NGT, values_NGT)
@@ -179,7 +183,12 @@ class LanguageModel(nn.Module):
             lengths_N = lengths_N.repeat_interleave(group_size, dim=0)
             pictures = pictures.repeated(group_size) if pictures is not None else None
             group_size = 1
-        return Decoder(self, self._read(prompts_NP, lengths_N, pictures), group_size, room)
+        with self._recomputing(self.trunk):
+            read = self._read(prompts_NP, lengths_N, pictures)
+        return Decoder(self, read, group_size, room)
+
+    def _recomputing(self, trunk: Any) -> AbstractContextManager[None]:
+        return recomputed(trunk) if self.recompute and trunk is not None else nullcontext()
 
     def _hidden(
         self,

@@ -8,18 +8,22 @@ softmax([q·K_prompt, q·K_own]) · [V_prompt, V_own].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from visgrpo.errors import UserError
 
 BLOCKED = -1e4  # added to the scores of places that may not be looked at
 
@@ -81,6 +85,8 @@ def read_prompts(
     """
     from transformers import DynamicCache
 
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = ReadLayer
     padded = positions.shape[-1]
     mask = None
     if is_ragged(lengths_N, padded) or ahead_NPP is not None:
@@ -93,10 +99,15 @@ def read_prompts(
         **inputs,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=DynamicCache(),
+        past_key_values=cache,
         use_cache=True,
     )
-    return ReadPrompts(out.last_hidden_state[:, -1], out.past_key_values, lengths_N, next_N)
+    if cache.get_seq_length() != padded:
+        raise UserError(
+            "transformers' own gradient checkpointing keeps no cache of prompts: switch it off, "
+            "and set the model's recompute instead."
+        )
+    return ReadPrompts(out.last_hidden_state[:, -1], cache, lengths_N, next_N)
 
 
 def hidden_after(trunk: Any, read: ReadPrompts, tokens_NGT: Tensor) -> Tensor:
@@ -378,6 +389,19 @@ AttentionInterface.register(NAME, shared_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+class ReadLayer(DynamicLayer):
+    """Keys and values of prompts that are read in one pass; a pass again changes nothing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        key_states, value_states = key_states.contiguous(), value_states.contiguous()
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values, self.is_initialized = key_states, value_states, True
+        return key_states, value_states
+
+
 class SharedPrefixLayer(DynamicLayer):
     """Prompts (N, h, P, d) seen by N·G completions at once; gradients flow back into the prompts.
 
@@ -436,6 +460,43 @@ class GrowingLayer(DynamicLayer):
     def _filled(self) -> tuple[Tensor, Tensor]:
         keys, values = (buffer.narrow(-2, 0, self._length) for buffer in self._buffers)
         return keys, values
+
+
+@contextmanager
+def recomputed(*modules: nn.Module) -> Iterator[None]:
+    """Let blocks keep their inputs alone for the backward pass, which runs them again.
+
+    Values and gradients stay what they are (Chen et al. 2016, arXiv 1604.06174). What a prompt's
+    block puts into the cache is kept, and completions' blocks run again after it.
+
+    Args:
+        modules: transformers, whose blocks stand in their first list of modules.
+    """
+    lists = [next(m for m in each.modules() if isinstance(m, nn.ModuleList)) for each in modules]
+    blocks: list[Any] = [block for blocks in lists for block in blocks]
+    for block in blocks:
+        block.forward = partial(_run_again, block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _run_again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    prompt = _PROMPT.get()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        token = _PROMPT.set(prompt)  # the backward pass is not within `after`
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _PROMPT.reset(token)
+
+    # Nothing is drawn in a block: dropout is off.
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def shared_prefix(prompts: Cache, group_size: int) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ from visgrpo.data.pictures import Picture, Pictures
 from visgrpo.data.text import Prompt, render, token_ids
 from visgrpo.errors import UserError
 from visgrpo.models.language import Critic, Engine, LanguageModel
-from visgrpo.models.prompt_reading import ReadPrompts, padding, read_prompts
+from visgrpo.models.prompt_reading import ReadPrompts, padding, read_prompts, recomputed
 from visgrpo.models.vision_families import VisionFamily, family_of, with_images
 
 FEATURE_BYTES = 2**30
@@ -116,6 +117,9 @@ class VisionLanguageModel(LanguageModel):
     def trunk(self) -> Any:
         return self.family.trunk(self.plain)
 
+    def _recomputing(self, trunk: Any) -> AbstractContextManager[None]:
+        return recomputed(trunk, self.family.tower(self.plain)) if self.recompute else nullcontext()
+
     def features(self, pictures: Pictures) -> list[Tensor]:
         """Return the features (tokens, D) of each image, with gradient where something trains.
 
@@ -180,13 +184,7 @@ class VisionLanguageModel(LanguageModel):
             ahead_NPP = self.family.ahead(places_NP)
         mask_NP = (~padding(lengths_N, prompts_NP.shape[1])).long()
         positions, next_N = self.family.positions(model, prompts_NP, mask_NP, pictures)
-        read = read_prompts(trunk, lengths_N, positions, next_N, ahead_NPP, **inputs)
-        if read.padded != prompts_NP.shape[1]:
-            raise UserError(
-                "Gradient checkpointing keeps no cache of prompts while a model trains: take "
-                "--engine plain with it."
-            )
-        return read
+        return read_prompts(trunk, lengths_N, positions, next_N, ahead_NPP, **inputs)
 
     def _plain_inputs(
         self, tokens_BS: Tensor, mask_BS: Tensor, pictures: Pictures | None, group_size: int

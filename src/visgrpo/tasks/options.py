@@ -259,6 +259,11 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     refresh_every = override(
         help="Steps after which the old policy, which draws, is brought up to date."
     )
+    gradient_checkpointing: bool = option(
+        False,
+        "Keep the inputs of a model's blocks alone, and run these again in the backward pass: "
+        "slower, with less memory.",
+    )
     compile: bool = option(
         False,
         "On a GPU, draw tokens by one recorded CUDA graph: more operations, fewer calls. For "

@@ -207,5 +207,5 @@ def adapted(
     model = LanguageModel(lm, critic)
     keep_weights(model, config.weights)
     model = model.to(session.processes.device)
-    model.compiled = compiled(config, model)
+    model.compiled, model.recompute = compiled(config, model), config.gradient_checkpointing
     return model

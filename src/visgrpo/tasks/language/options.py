@@ -53,6 +53,7 @@ OPTIONS = users(
     ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
     ((*_ONE_BY_ONE, "all"), "log_every keep report_to dry_run patience"),
     (("sft", *POLICY_STAGES), "train lora_rank lora_alpha lora_kind lora_targets"),
+    (("sft", *POLICY_STAGES), "gradient_checkpointing"),
     (("sft", "all"), "preset architecture tokenizer vocabulary context"),
     (("sft", "preferences", "reward", *_REWARDED), "model"),
     (_DRAWING, "temperature top_k top_p max_new_tokens prompt_tokens"),

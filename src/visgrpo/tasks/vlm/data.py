@@ -251,15 +251,14 @@ def adapted(config: VlmConfig, parts: Parts, session: Session) -> VisionLanguage
     lm = adapt(parts.model, config.train, config.part(Lora))
     if session.processes.is_main:
         _print_trained(trained_parts(lm))
-    if config.gradient_checkpointing:
-        _checkpoint_activations(parts.model)
     budget = round(config.vision_cache * GIBIBYTE)
     model = VisionLanguageModel(
         lm, engine=config.engine, feature_bytes=budget, folder=default_folder()
     )
     # An answer alone shares nothing: of two passes instead of one it gains where features are kept.
-    if config.method == "sft" and (config.gradient_checkpointing or model.frozen() == "nothing"):
+    if config.method == "sft" and model.frozen() == "nothing":
         model.engine = "plain"
+    model.recompute = config.gradient_checkpointing
     keep_weights(model, config.weights)
     model = model.to(session.processes.device)
     model.compiled = compiled(config, model)
@@ -323,13 +322,6 @@ def confusions(datasets: Mapping[str, Table], seen: Mapping[str, SeenAnswers]) -
     }
     found = {name: table for name, table in tables.items() if table is not None}
     return {"confusion": found} if found else {}
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Let transformers compute activations again in the backward pass."""
-    former = not hasattr(model, "activation_checkpointing_enable")  # its name in the first 5.x
-    enable = "gradient_checkpointing_enable" if former else "activation_checkpointing_enable"
-    getattr(model, enable)()
 
 
 def _is_count(answer: str) -> bool:

@@ -167,11 +167,6 @@ class VlmConfig(TokenPolicyConfig):
         "Where all completions of a group are wrong, put the true answer, written as for SFT, in "
         "the place of one (ViSurf).",
     )
-    gradient_checkpointing: bool = option(
-        False,
-        "Compute activations again in the backward pass: slower, with less memory. In GRPO it "
-        "needs --engine plain.",
-    )
     engine: Literal["shared", "plain"] = option(
         "shared",
         "GRPO runs image and prompt once for all completions of a group, or with each of them.",
@@ -226,12 +221,6 @@ class VlmConfig(TokenPolicyConfig):
     def rules(self) -> Iterator[str]:
         yield from super().rules()
         yield from self.policy_rules()
-        if self.gradient_checkpointing and self.engine == "shared" and self.method != "sft":
-            yield (
-                "--gradient-checkpointing does not go with --engine shared: completions share "
-                "the cache of their prompt, which checkpointing does not keep. Take --engine "
-                "plain, or leave it out."
-            )
         yield from self.idle(
             ("preset", self.model is not None, f"is for new models: {self.model} has its own"),
             ("compile", self.engine == "plain", "is for --engine shared"),

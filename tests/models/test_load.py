@@ -509,6 +509,9 @@ def test_a_limit_of_pixels_is_kept_when_saved(good: dict[str, Path], tmp_path: P
     parts = load_vision_language(str(good["vision"]), max_pixels=16 * 16)
     again = load_vision_language(str(saved_vision(tmp_path, parts)))
     assert again.processor.picture(noise(32, 32)).grid == (1, 4, 4)
+    parts = load_vision_language(str(good["vision"]), min_pixels=16 * 16)
+    again = load_vision_language(str(saved_vision(tmp_path / "larger", parts)))
+    assert again.processor.picture(noise(8, 8)).grid == (1, 4, 4)
 
 
 def test_a_chat_template_beside_the_processor(spoil: Callable[[str], Path]) -> None:

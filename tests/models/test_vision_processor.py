@@ -195,6 +195,20 @@ def test_tiles_have_a_limit_too() -> None:
     assert parts.processor.picture(noise(90, 90)).grid == (1, 2, 2)
 
 
+def test_small_images_are_enlarged_where_the_family_does() -> None:
+    """8 × 8 pixels become 24 × 24 in patches of 4; a larger image stays, within the limit."""
+    processor = tiny_vision().processor
+    processor.limit(32 * 32)
+    processor.enlarge(24 * 24)
+    assert processor.picture(noise(8, 8)).grid == (1, 6, 6)
+    assert processor.picture(noise(32, 32)).grid == (1, 8, 8)
+    assert not processor.resizes(noise(8, 8))
+    with pytest.raises(UserError, match="--min-pixels 1025: images have 1024 at most; give fewer"):
+        processor.enlarge(1025)
+    with pytest.raises(UserError, match="--min-pixels is for Qwen-VLs"):
+        tiny_smol().processor.enlarge(1024)
+
+
 def test_limits_that_leave_nothing_to_see() -> None:
     with pytest.raises(UserError, match="--max-pixels 63: a token sees 64; give that or more"):
         tiny_vision().processor.limit(63)

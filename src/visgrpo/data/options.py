@@ -116,3 +116,9 @@ class Questions(Options):
         "model's own settings have it.",
         within="> 0",
     )
+    min_pixels: int | None = option(
+        None,
+        "Smaller images are made larger, to rows × columns of at least this; by default as the "
+        "model's own settings have it. For Qwen-VLs.",
+        within="> 0",
+    )

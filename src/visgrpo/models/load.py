@@ -104,11 +104,14 @@ def load_language(name: str) -> Parts:
     return _load(model_folder(name), _language, checkpoints=True)
 
 
-def load_vision_language(name: str, *, max_pixels: int | None = None) -> Parts:
+def load_vision_language(
+    name: str, *, max_pixels: int | None = None, min_pixels: int | None = None
+) -> Parts:
     """Load a model of a family that sees, or a joined one; a run's folder, too.
 
     Args:
         max_pixels: images with more are made smaller; by default as the model's settings say.
+        min_pixels: images with fewer are made larger; by default as the model's settings say.
 
     Raises:
         UserError: when the model is not there, cannot be fetched, is of another kind, lacks
@@ -117,6 +120,8 @@ def load_vision_language(name: str, *, max_pixels: int | None = None) -> Parts:
     parts = _load(model_folder(name), _vision_language)
     if max_pixels is not None:
         parts.processor.limit(max_pixels)
+    if min_pixels is not None:
+        parts.processor.enlarge(min_pixels)
     return parts
 
 

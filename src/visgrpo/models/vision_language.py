@@ -278,6 +278,14 @@ class VisionProcessor:
         """
         self._family.limit(self.images, max_pixels)
 
+    def enlarge(self, min_pixels: int) -> None:
+        """Make images of fewer pixels larger.
+
+        Raises:
+            UserError: for a family that does not, and for more than images may have at most.
+        """
+        self._family.enlarge(self.images, min_pixels)
+
     def prompt_ids(self, messages: Messages, pictures: Sequence[Picture]) -> np.ndarray:
         """Return the int32 ids of messages, with the header of the answer and places for images.
 

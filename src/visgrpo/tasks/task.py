@@ -220,6 +220,7 @@ TASKS: dict[str, Place | Task] = {
                     "ask",
                     "max_new_tokens",
                     "max_pixels",
+                    "min_pixels",
                     "samples",
                     "style",
                     "styles",

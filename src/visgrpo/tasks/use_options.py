@@ -67,6 +67,9 @@ class EvaluateConfig(Printing, Tables):
     max_pixels = like(
         Questions, help="Vision-language model: larger images are made smaller, to at most this."
     )
+    min_pixels = like(
+        Questions, help="Qwen-VL: smaller images are made larger, to at least this many pixels."
+    )
     max_new_tokens = like(
         SamplingOptions,
         help="Vision-language model: longest completion; by default as for visgrpo vlm.",
@@ -225,6 +228,9 @@ class PredictConfig(Printing, Tables):
     )
     max_pixels = like(
         Questions, help="Vision-language model: larger images are made smaller, to at most this."
+    )
+    min_pixels = like(
+        Questions, help="Qwen-VL: smaller images are made larger, to at least this many pixels."
     )
     max_new_tokens = like(
         SamplingOptions,

@@ -134,6 +134,10 @@ class VisionFamily(ABC):
     def limit(self, images: Any, max_pixels: int) -> None:
         """Make the image processor shrink images to at most so many pixels, in place."""
 
+    def enlarge(self, images: Any, min_pixels: int) -> None:
+        """Make the image processor enlarge images to at least so many pixels, in place."""
+        raise UserError("--min-pixels is for Qwen-VLs: this model has one size, or one of tiles.")
+
     @classmethod
     @abstractmethod
     def _fitting(cls, config: Any, images: Any) -> tuple[int, dict[str, Any]]:

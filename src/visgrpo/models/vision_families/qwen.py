@@ -102,6 +102,12 @@ class Qwen2Vision(VisionFamily):
         least = min(images.size["shortest_edge"], max_pixels)
         images.size = {"shortest_edge": least, "longest_edge": max_pixels}
 
+    def enlarge(self, images: Any, min_pixels: int) -> None:
+        most = images.size["longest_edge"]
+        if min_pixels > most:
+            raise UserError(f"--min-pixels {min_pixels}: images have {most} at most; give fewer.")
+        images.size = {"shortest_edge": min_pixels, "longest_edge": most}
+
     @classmethod
     def _fitting(cls, config: Any, images: Any) -> tuple[int, dict[str, Any]]:
         vision = config.vision_config

@@ -232,8 +232,12 @@ def load_start(config: VlmConfig, questions: Splits, asking: Asking, session: Se
     """Load the model that a stage starts from, or build a new one; say what was decided."""
     if config.model is None:
         parts = _new_model(config, questions.train, asking)
+        if config.min_pixels is not None:
+            parts.processor.enlarge(config.min_pixels)
     else:
-        parts = load_vision_language(config.model, max_pixels=config.max_pixels)
+        parts = load_vision_language(
+            config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels
+        )
         session.note(*parts.notes)
         asked_as = {"style": asking.style, "coordinates": asking.units and asking.units.name}
         for option, now in asked_as.items():

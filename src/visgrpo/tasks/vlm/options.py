@@ -155,6 +155,7 @@ class VlmConfig(TokenPolicyConfig):
         "learned it, else reasoning for counting and where the rows have some.",
     )
     max_pixels = like(Questions)
+    min_pixels = like(Questions)
     train: tuple[str, ...] = override(
         ("all",),
         "What trains: all; parts (vision, merger, merger-last, language, embeddings, "

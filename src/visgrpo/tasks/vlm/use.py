@@ -63,7 +63,9 @@ class Evaluation:
         self.title = f"{dataset.name}, {len(dataset)} questions, --style {self._styles[0]}"
 
     def measures(self, row: str, name: str) -> dict[str, Any]:
-        parts = load_vision_language(name, max_pixels=self._config.max_pixels)
+        parts = load_vision_language(
+            name, max_pixels=self._config.max_pixels, min_pixels=self._config.min_pixels
+        )
         print_notes(parts.notes, self._processes)
         say_resized([self._dataset], parts.processor, self._processes)
         first = self._styles[0]
@@ -123,7 +125,9 @@ class Prediction:
                 f'"{config.model}" is a vision-language model: ask it something, with --ask "How '
                 'many items are there in the image?".'
             )
-        parts = load_vision_language(config.model, max_pixels=config.max_pixels)
+        parts = load_vision_language(
+            config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels
+        )
         print_notes(parts.notes, processes)
         asked = _longest(config, parts)
         self._sampling = sampling_of(asked, parts)

@@ -25,7 +25,7 @@ STORIES = {
     "language-all": (
         "language --data {text} --validation-fraction 0.1 --device cpu --method all "
         "--max-new-tokens 8 --prompt-tokens 8 --eval-prompts 2 --preset tiny --context 16 "
-        "--pairs 40 --samples 4 --group-size 4"
+        "--pairs 40 --samples 4 --group-size 4 --sft-steps 40"
     ),
     "vlm-all": (
         "vlm --data {counts} --device cpu --method all --preset tiny --steps 3 --batch-size 4 "

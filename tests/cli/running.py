@@ -174,7 +174,7 @@ _LANGUAGE_STAGES = {
     "best-of-n": {**_DRAWING, "--samples": "4", "--reward": "gold"},
     "all": {
         **{**_DRAWING, "--preset": "tiny", "--context": "16", "--eval-prompts": "2"},
-        **{"--pairs": "40", "--samples": "4", "--group-size": "4"},
+        **{"--pairs": "40", "--samples": "4", "--group-size": "4", "--sft-steps": "40"},
     },
 }
 

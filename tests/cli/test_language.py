@@ -14,6 +14,8 @@ from running import blank_plots, read_json
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from visgrpo.cli import main
+from visgrpo.tasks.language.options import PRESETS
+from visgrpo.tasks.options import Budget
 
 pytestmark = pytest.mark.slow
 COMPARE = "--metric reward --metric kl --metric entropy --metric loss --metric gold_reward"
@@ -33,7 +35,19 @@ class Story(NamedTuple):
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     runs = tmp_path_factory.mktemp("story") / "all"
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), blank_plots():
+    short = {
+        "pairs": 400,
+        "sft": Budget(150, 16, 3e-3),
+        "reward": Budget(40, 16, 1e-3),
+        "policy": Budget(15, 8, 1e-3),
+    }
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        blank_plots(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setitem(PRESETS, "tiny", PRESETS["tiny"]._replace(**short))
         main(["language", "--preset", "tiny", "--output", str(runs), "--device", "cpu"])
     return Story(runs, out.getvalue(), err.getvalue())
 

@@ -42,7 +42,7 @@ CRITIC = (
 )
 USED = {
     "all": OPTIMISER + NEW + DRAWN + LEARNING + CRITIC + "eval_prompts pairs noise samples "
-    "train_slice",
+    "train_slice sft_steps",
     "sft": TRAINED + NEW + ADAPTED + "model train_slice",
     "preferences": DRAWN + "model batch_size pairs noise train_slice",
     "reward": TRAINED + "model",
@@ -106,17 +106,25 @@ def test_the_story_gives_each_stage_what_it_uses(
     monkeypatch.setattr("visgrpo.tasks.story.print_measures", lambda title, rows: None)
     values = {
         **{"tokenizer": "bpe", "architecture": "qwen2", "vocabulary": 300, "preset": "tiny"},
-        **{"context": 32, "kl_target": 1.0, "kl_horizon": 99.0, "gamma": 0.9, "eval_prompts": 3},
+        **{
+            "context": 32,
+            "sft_steps": 7,
+            "kl_target": 1.0,
+            "kl_horizon": 99.0,
+            "gamma": 0.9,
+            "eval_prompts": 3,
+        },
+        **{"gamma": 0.9, "eval_prompts": 3},
         **{"prompt_tokens": 4, "samples": 2, "pairs": 9, "top_k": 5, "log_every": 3},
     }
     output = str(tmp_path / "run")
     vg.train(LanguageConfig(**values, output=output, report=False, device="cpu"))
     assert list(seen) == ["sft", "preferences", "reward", "best-of-n", "grpo", "ppo"]
+    assert seen["sft"].steps == 7
     for stage, config in seen.items():
         plain = LanguageConfig()
         used = set((EVERYWHERE + USED[stage]).split()) - {"output", "method", "model"}
-        if stage != "sft":
-            used -= set(NEW.split())
+        used -= {"steps"} if stage == "sft" else set(NEW.split())
         for name in used:
             wanted = {**values, "report": False, "device": "cpu"}.get(name, getattr(plain, name))
             assert getattr(config, name) == wanted, (stage, name)

@@ -205,6 +205,7 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
 
     method = override("all", "What to run: one method, or all stages.")
     preset: str = option("", "Size of a new model, and how long it trains.")
+    sft_steps: int | None = option(None, "all: SFT's steps; by default the preset's.", within="> 0")
     steps = override(help="Steps of one batch each; by default the preset's for the stage.")
     batch_size = override(help="Inputs of a step, over all processes; by default the preset's.")
     reward = override(help="What completions earn.")

@@ -60,6 +60,7 @@ OPTIONS = users(
     (_MEASURING, "eval_prompts"),
     (_REWARDED, "reward reward_weights prompt_column gold"),
     (("preferences", "all"), "pairs noise"),
+    (("all",), "sft_steps"),
     (("sft", "preferences", *_LEARNING), "train_slice"),
     (("best-of-n", "all"), "samples"),
     (_WITH_GROUPS, "combination scope advantage_baseline scale off_policy_mask"),

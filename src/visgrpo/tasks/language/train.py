@@ -95,7 +95,7 @@ class LanguageTask(StagedTask):
 
     def changes(self, options: LanguageConfig, stage: str, start: str) -> dict[str, Any]:
         if stage == "sft":
-            return {"model": None}
+            return {"model": None, "steps": options.sft_steps}
         plain = LanguageConfig()
         return {"model": start, **{name: getattr(plain, name) for name in OF_NEW_MODELS}}
 

@@ -207,8 +207,8 @@ class VlmConfig(TokenPolicyConfig):
         "a token of theirs counts. With --sft-rows the rows after the first ones have none.",
         within="> 0",
     )
-    sft_steps: int | None = option(
-        None, "all: SFT's steps, where --steps are GRPO's; by default the preset's.", within="> 0"
+    sft_steps = override(
+        help="all: SFT's steps, where --steps are GRPO's; by default the preset's."
     )
     sft_batch_size: int | None = option(
         None, "all: SFT's rows of a step; by default the preset's.", within="> 0"

@@ -22,7 +22,9 @@ OPTIMISER = (
     "weight_decay warmup schedule final_learning_rate max_grad_norm log_every keep report_to "
     "dry_run patience "
 )
-TRAINED = f"{OPTIMISER} steps learning_rate eval_every save_every accumulation batch_size "
+TRAINED = (
+    f"{OPTIMISER} push_to_hub steps learning_rate eval_every save_every accumulation batch_size "
+)
 NEW = "preset architecture tokenizer vocabulary context "
 ADAPTED = "gradient_checkpointing train lora_rank lora_alpha lora_kind lora_targets "
 DRAWN = "temperature top_k top_p max_new_tokens prompt_tokens "

@@ -26,7 +26,7 @@ OF_SFT_IN_ALL = ["sft_data", "sft_steps", "sft_batch_size", "sft_learning_rate"]
 OF_SFT = [*OF_SFT_IN_ALL, "sft_rows", "answer_weight"]
 OF_GROUPS = ["combination", "scope", "advantage_baseline", "scale", "off_policy_mask"]
 UNUSED = {
-    "all": [],
+    "all": ["push_to_hub"],
     "sft": [*REWARDED, *CLIP, *OF_SFT_IN_ALL],
     **dict.fromkeys(POLICY_STAGES, OF_SFT),
     **{stage: [*OF_SFT, *CLIP] for stage in ("sapo", "rloo")},

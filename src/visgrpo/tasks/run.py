@@ -17,6 +17,7 @@ from visgrpo.errors import Interrupted, UserError, printable
 from visgrpo.locks import FolderLock
 from visgrpo.measures.classification import one_for_all
 from visgrpo.methods.method import Memory, Method
+from visgrpo.models import hub
 from visgrpo.options import options_of
 from visgrpo.reporting import print_measures, write_report
 from visgrpo.rewards.functions import check_functions
@@ -46,7 +47,8 @@ from visgrpo.training.trainer import Trainer, TrainResult
 
 # Settings that may differ between a run and its continuation: they do not change its numbers.
 _FREE_TO_CHANGE = {
-    *("resume", "dry_run", "output", "keep", "device", "workers", "cache", "report", "report_to")
+    *("resume", "dry_run", "output", "keep", "device", "workers", "cache", "report", "report_to"),
+    "push_to_hub",
 }
 
 Moment = Literal["before", "after"]
@@ -155,6 +157,8 @@ def _train(task: Task, options: Any, session: Session) -> dict[str, Any]:
         if session.processes.is_main:
             print_plan(task, job, options, session.run.path, loader)
         return {}
+    if options.push_to_hub and session.processes.is_main:
+        hub.claim(options.push_to_hub)
     before = job.look("before")
     # Only now: whatever was wrong has left no folder behind.
     begin(session, options, task.name, became(options, job))
@@ -224,6 +228,7 @@ def _inner(
     """Train a run that belongs to another one; being stopped, it is that one that goes on."""
     changes |= {
         "output": str(folder),
+        "push_to_hub": None,
         "resume": options.resume and (folder / "config.yaml").exists(),
     }
     try:
@@ -294,6 +299,8 @@ def finish(
         if loop.report:
             session.say(f"Page: {session.run.path / 'report.html'}")
         session.say(f"Model: {session.run.path / 'model'}")
+        if loop.push_to_hub:
+            session.say(f"Hub: {hub.push(session.run.path / 'model', loop.push_to_hub)}")
     session.processes.finish_trackers()
     session.processes.wait()
     return summary

@@ -24,6 +24,7 @@ FILES = (PLAN, ROWS, TABLE, "table.csv", "table.tex", PAGE)
 _SET_BY_THE_SWEEP = {
     **{"seed": "--seeds", "output": "--output", "resume": "--resume"},
     "dry_run": "which trains all of them,",
+    "push_to_hub": "which makes many models,",
 }
 _LONGEST_NAME = 120  # most file systems allow 255 bytes
 

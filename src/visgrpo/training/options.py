@@ -161,6 +161,10 @@ class Loop(TrainingOptions):
     report_to: tuple[Literal["tensorboard", "trackio", "mlflow", "wandb"], ...] = option(
         (), "Trackers beside metrics.jsonl."
     )
+    push_to_hub: str | None = option(
+        None,
+        "At the end, upload model/ to this name on the Hub, OWNER/MODEL; a new one is private.",
+    )
     resume: bool = option(False, "Go on with the run in --output from its last good checkpoint.")
 
     dry_run: bool = option(

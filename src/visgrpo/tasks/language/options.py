@@ -48,7 +48,7 @@ _ONE_BY_ONE = ("sft", "reward", *POLICY_STAGES)  # stages that train a model, ap
 OPTIONS = users(
     "method",
     get_args(Stage),
-    (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation"),
+    (_ONE_BY_ONE, "steps learning_rate eval_every save_every accumulation push_to_hub"),
     ((*_ONE_BY_ONE, "preferences"), "batch_size"),
     ((*_ONE_BY_ONE, "all"), "weight_decay warmup schedule final_learning_rate max_grad_norm"),
     ((*_ONE_BY_ONE, "all"), "log_every keep report_to dry_run patience"),

@@ -48,6 +48,7 @@ OPTIONS = users(
         "compile",
     ),
     (("sft", "all"), "answer_weight sft_rows"),
+    (("sft", *POLICY_STAGES), "push_to_hub"),
     (("all",), "sft_data sft_steps sft_batch_size sft_learning_rate"),
 )
 

@@ -344,10 +344,13 @@ def test_whole_masks_earn_what_a_function_pays(
     assert {"rewards/right/mean", "reward_std", "entropy"} <= training_lines(run)[-1].keys()
     with pytest.raises(SystemExit):
         segment(vit, masks, tmp_path / "other", *mine)
-    assert 'Reward "right" asks for whole masks, and groups here are' in capsys.readouterr().err
+    assert (
+        'Reward "right" asks for whole masks or sets, and groups here are'
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         segment(vit, masks, tmp_path / "other", "--estimator", "sampled")
-    assert '"hard" is of single pixels, and --estimator sampled draws' in capsys.readouterr().err
+    assert '"hard" is of single labels, and whole masks or sets' in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

@@ -94,9 +94,11 @@ def test_a_later_pass_has_the_same_gradient_where_nothing_has_moved() -> None:
 
 def test_masks_and_labels_do_not_mix() -> None:
     rewards = parse_rewards([overlap], None, CLASSES)
-    with pytest.raises(UserError, match='"overlap" asks for whole masks, and groups here are of'):
+    with pytest.raises(
+        UserError, match='"overlap" asks for whole masks or sets, and groups here are of'
+    ):
         rewards.validate("group", counted=True)
-    with pytest.raises(UserError, match='"hard" is of single pixels, and --estimator sampled'):
+    with pytest.raises(UserError, match='"hard" is of single labels, and whole masks or sets'):
         parse_rewards([overlap, "hard"], None, CLASSES).validate("group", masks=True)
     rewards.validate("group", masks=True)
 

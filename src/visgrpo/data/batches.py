@@ -420,6 +420,8 @@ def _labels(dataset: Table, rows: np.ndarray, made: MadeRows) -> Tensor:
         return made.labels_N.long()
     if made.lengths_N is not None:
         return _NONE
+    if "sets" in dataset.values:
+        return torch.tensor([dataset["sets"][row] for row in rows.tolist()])
     if "labels" not in dataset.values:
         raise TypeError(f"{dataset.name} has masks: its input function must return pairs.")
     return torch.from_numpy(dataset.labels[rows])

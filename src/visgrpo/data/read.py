@@ -609,6 +609,11 @@ LABELLED = DataKind(
     layout=_image_folder,
     **_PICTURES,  # type: ignore[arg-type]
 )
+WITH_SETS = DataKind(
+    (roles.LABEL_SETS, roles.IMAGES),
+    ByGroup(groups=picture_groups, shared="image"),
+    **_PICTURES,  # type: ignore[arg-type]
+)
 MASKED = DataKind(
     (roles.IMAGES, roles.MASKS),
     ByRarestClass(),
@@ -646,6 +651,7 @@ WRITTEN = DataKind(
 )
 KINDS: Mapping[str, DataKind] = {
     "labels": LABELLED,
+    "label sets": WITH_SETS,
     "masks": MASKED,
     "questions": ASKED,
     "prompts": PROMPTED,

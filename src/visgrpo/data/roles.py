@@ -117,13 +117,64 @@ class Labels(Role):
         if not (dtype == "bool" or "int" in dtype):
             raise UserError(
                 f'{where}: label column "{column}" holds {dtype}, not class names or whole '
-                "numbers; name another column with --label-column."
+                "numbers; name another column with --label-column. Lists of labels are what "
+                "visgrpo representation --label-sets takes."
             )
         return [None if number == -1 else number for number in labels]
 
     def identity(self, stored: Stored, split: str, column: str, identity: str) -> str:
         """Leave the name as it is: features of images do not depend on their labels."""
         return identity
+
+
+class LabelSets(Role):
+    """A tuple of K numbers for each image, 1 for the labels that it has; stored as lists of names.
+
+    An empty list, or null, is an image that has none.
+    """
+
+    def check(self, table: Table) -> None:
+        check_classes(table.name, table.classes)
+
+    def read(self, stored: Stored, column: str) -> dict[str, Any]:
+        """Return the sets; `stored` learns the labels, which are those of the train rows."""
+        names = {
+            split: [
+                _label_names(value, f'{stored.name}/{split}: row {row}, column "{column}"')
+                for row, value in enumerate(stored.plain(split, column))
+            ]
+            for split in stored.tables
+        }
+        reference = next(split for split in ("train", "all", *names) if split in names)
+        known = sorted({name for row in names[reference] for name in row})
+        for split, rows in names.items():
+            for row, found in enumerate(rows):
+                for name in set(found) - set(known):
+                    raise UserError(
+                        f'{stored.name}/{split}: row {row} has label "{name}", which no row of '
+                        f"{reference} has. {nearest(name, known)}"
+                    )
+        stored.classes = tuple(known)
+        return {
+            split: [tuple(int(name in row) for name in known) for row in map(set, rows)]
+            for split, rows in names.items()
+        }
+
+    def identity(self, stored: Stored, split: str, column: str, identity: str) -> str:
+        """Leave the name as it is: features of images do not depend on their labels."""
+        return identity
+
+
+def _label_names(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or any(isinstance(one, list | dict) for one in value):
+        raise UserError(
+            f"{where} is no list of labels; write one, [] for none, or leave --label-sets out."
+        )
+    if None in value:
+        raise UserError(f"{where} has a label without a name; leave it out.")
+    return [composed(str(one)) for one in value]
 
 
 class Masks(Role):
@@ -272,6 +323,7 @@ TRACE_COLUMNS = ("trace", "thinking", "reasoning", "rationale")
 
 IMAGES = Images("images", "image", (*IMAGE_COLUMNS, "image_path", "file_name", "filename", "path"))
 LABELS = Labels("labels", "label", LABEL_COLUMNS)
+LABEL_SETS = LabelSets("sets", "label", LABEL_COLUMNS)
 MASKS = Masks("masks", "mask", MASK_COLUMNS)
 ROW_IMAGES = Images(
     "images", "image", (*IMAGE_COLUMNS, "images", "image_path", "file_name"), several=True

@@ -1,4 +1,4 @@
-"""GRPO whose outputs are whole masks: all decisions of an image are drawn, and earn one number."""
+"""GRPO whose outputs are whole masks, or sets: all decisions of an image earn one number."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from visgrpo.data.batches import Batch
 from visgrpo.methods.class_set import PixelView
 from visgrpo.methods.groups import advantages_of, places_of
+from visgrpo.methods.label_sets import SetView
 from visgrpo.methods.labels import CLIP_METRICS, Model
 from visgrpo.methods.method import ONE_PROCESS, LossResult, Metrics, Shards
 from visgrpo.objectives import Objective, all_equal, draw, entropy, surrogate, weighted_sum
@@ -61,7 +62,7 @@ class WholeMaskGRPO:
     rewards: RewardSet
     objective: Objective
     classes: tuple[str, ...]
-    view: PixelView
+    view: PixelView | SetView
     shards: Shards = ONE_PROCESS
     group_size: int = 8
     temperature: float = 1.0

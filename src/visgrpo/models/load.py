@@ -437,6 +437,7 @@ def _with_new_head(parts: Parts) -> RepresentationClassifier | Segmenter:
     info = parts.info
     needed = {
         "classification": ("classes", "hidden", "pool"),
+        "label-sets": ("classes", "hidden", "pool"),
         "segmentation": ("classes", "hidden"),
     }
     task = str(info.get("task"))

@@ -200,6 +200,32 @@ def spread(outputs_NG: Tensor, /, *, label: Tensor, probabilities: Tensor, **_: 
     return (mean_N1 - probabilities.gather(1, outputs_NG).float()) * wrong_NG
 
 
+# Of what is drawn as a whole: sets of labels, (N, G, 1, K) of 0 and 1, and masks, (N, G, H, W),
+# where any class but 0 is in the set of the pixels of the foreground.
+
+
+def _overlap(outputs_NGHW: Tensor, label_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how many are in both sets, in ours and in the true one, (N, G) each."""
+    ours, true = outputs_NGHW.flatten(2) > 0, (label_NHW.flatten(1) > 0)[:, None]
+    return (ours & true).sum(2), ours.sum(2), true.sum(2).expand(outputs_NGHW.shape[:2])
+
+
+@built_in("f1", scope="mask")
+def f1(outputs_NGHW: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+    """2 |A ∩ B| / (|A| + |B|); 1 for an empty set where nothing is true."""
+    both_NG, ours_NG, true_NG = _overlap(outputs_NGHW, label)
+    size_NG = ours_NG + true_NG
+    return (2 * both_NG / size_NG.clamp(min=1)).where(size_NG > 0, 1.0)
+
+
+@built_in("jaccard", scope="mask")
+def jaccard(outputs_NGHW: Tensor, /, *, label: Tensor, **_: Any) -> Tensor:
+    """|A ∩ B| / |A ∪ B|; 1 for an empty set where nothing is true."""
+    both_NG, ours_NG, true_NG = _overlap(outputs_NGHW, label)
+    either_NG = ours_NG + true_NG - both_NG
+    return (both_NG / either_NG.clamp(min=1)).where(either_NG > 0, 1.0)
+
+
 @dataclass(eq=False)
 class TableReward:
     """The entry [true label, output] of a table (K, K): rows are truth, columns are answers.

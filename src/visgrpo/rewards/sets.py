@@ -221,13 +221,14 @@ class RewardSet(WeightedRewards):
         names = None if columns is None else list(columns)
         if masks and (others := [name for name in self.names if name not in self.of_masks]):
             raise UserError(
-                f'Reward "{others[0]}" is of single pixels, and --estimator sampled draws whole '
-                'masks: its rewards are functions with scope = "mask".'
+                f'Reward "{others[0]}" is of single labels, and whole masks or sets are drawn '
+                'here: their rewards are f1, jaccard and functions with scope = "mask".'
             )
         if self.of_masks and not masks:
             raise UserError(
-                f'Reward "{self.of_masks[0]}" asks for whole masks, and groups here are of single '
-                "labels: it is for visgrpo segmentation with --estimator sampled."
+                f'Reward "{self.of_masks[0]}" asks for whole masks or sets, and groups here are of '
+                "single labels: it is for visgrpo segmentation with --estimator sampled, and for "
+                "representation with --label-sets."
             )
         if self.counted and not counted:
             raise UserError(

@@ -140,7 +140,15 @@ TASKS: dict[str, Place | Task] = {
                 "visgrpo.tasks.clip.use:Prediction",
                 labels=True,
                 takes=(*_LABELLED, "probe", "shifts"),
-            )
+            ),
+            "label-sets": Kind(
+                "a backbone that answers with sets of labels",
+                "visgrpo.tasks.backbone.label_sets:SetEvaluation",
+                "visgrpo.tasks.backbone.label_sets:SetPrediction",
+                labels=True,
+                alike=True,
+                takes=(*_IMAGES, "batch_size", "label_column", "top_k"),
+            ),
         },
     ),
     "segmentation": Place(

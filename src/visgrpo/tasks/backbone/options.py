@@ -123,6 +123,11 @@ class RepresentationConfig(BackboneRunConfig):
     )
 
     batch_size = override(1024, "Images of a step, over all processes.")
+    label_sets: bool = option(
+        False,
+        "Images have any number of labels, lists in the label column, and each is answered yes or "
+        "no; rewards are of whole sets, drawn --group-size at a time: f1, jaccard or your own.",
+    )
     pool: Literal["cls", "mean", "both"] = option(
         "cls", "Features of an image: the class token, the mean of its patches, or both."
     )
@@ -161,6 +166,8 @@ class RepresentationConfig(BackboneRunConfig):
             yield "--class-subset goes with --estimator uniform: its classes are equal."
         if self.feature_uniformity and self.estimator == "sampled":
             yield "--feature-uniformity goes with --estimator uniform or exact."
+        if self.label_sets:
+            yield from self._rules_of_sets()
         if "none" in self.probe and len(self.probe) > 1:
             yield "--probe none goes alone."
         if self.beta and self.augment:
@@ -174,6 +181,16 @@ class RepresentationConfig(BackboneRunConfig):
             )
         if self.feature_uniformity and self.batch_size < 2:
             yield "--feature-uniformity compares images: --batch-size must be 2 or more."
+
+    def _rules_of_sets(self) -> Iterator[str]:
+        of_one = "shifts retention beta feature_uniformity class_subset"
+        yield from self.idle((of_one, True, "is of images with one label each, not --label-sets"))
+        if self.method == "supervised":
+            return
+        if self.estimator != "sampled":
+            yield "--label-sets draws whole sets: add --estimator sampled."
+        if self.reward == RepresentationConfig.reward:
+            yield "--label-sets takes rewards of whole sets: add --reward f1, or jaccard."
 
     def probes(self) -> tuple[str, ...]:
         """The probes that were asked for."""

@@ -28,6 +28,7 @@ from visgrpo.models.save import label_card, save
 from visgrpo.models.whole import check_model_name
 from visgrpo.objectives import check_objective
 from visgrpo.rewards.sets import RewardSet, parse_rewards
+from visgrpo.tasks.backbone import label_sets
 from visgrpo.tasks.backbone.options import OF_GRPO_RM, RepresentationConfig
 from visgrpo.tasks.backbone.shared import (
     Features,
@@ -75,6 +76,8 @@ class RepresentationTask(Task):
                 "--feature-uniformity compares the images of a whole batch: it runs in one process."
             )
         check_model_name(options.model)
+        if options.label_sets:
+            return label_sets.set_up(options, session)
         run = options.part(RunConfig)
         images = divided(run, options.model, session)
         splits = load_data(images, session)

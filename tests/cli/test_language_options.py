@@ -32,7 +32,7 @@ REWARDED = f"{DRAWN} model eval_prompts reward reward_weights prompt_column gold
 LEARNING = "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps "
 UPDATES = (
     "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches refresh_every "
-    "token_budget compile "
+    "token_budget compile sync_reference sync_mix "
 )
 POLICY = TRAINED + ADAPTED + REWARDED + LEARNING + UPDATES + "train_slice "
 GROUPS = "combination scope advantage_baseline scale off_policy_mask "

@@ -106,3 +106,27 @@ def test_ctrl_c_in_a_stage_of_all_says_how_all_goes_on(
     assert command == ["visgrpo", "language", "--output", str(run), "--resume"]
     assert [line["step"] for line in training_lines(run / "sft")] == []
     assert (run / "sft" / "checkpoints" / "step-000003").exists()
+
+
+def test_a_reference_that_moves_is_where_it_was(
+    stages: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--sync-reference", 2, "--sync-mix", 0.5, "--learning-rate", "1e-2"]
+    whole = speak("grpo", stages / "sft", short_text, tmp_path / "whole", *options)
+    still = speak("grpo", stages / "sft", short_text, tmp_path / "still", *options[4:])
+    kl, still_kl = ([line["kl"] for line in training_lines(run)] for run in (whole, still))
+    assert kl[:2] == still_kl[:2]
+    assert kl[2:] != still_kl[2:]
+    update = Trainer._update
+
+    def interrupted(self: Trainer, *arguments: object) -> object:
+        if self._step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted)
+    with pytest.raises(SystemExit):
+        speak("grpo", stages / "sft", short_text, tmp_path / "cut", *options)
+    monkeypatch.undo()
+    main(["language", "--resume", "--output", str(tmp_path / "cut")])
+    assert exactly(tmp_path / "cut") == exactly(whole)

@@ -1,13 +1,19 @@
-"""The weight of the KL against arithmetic by hand."""
+"""The weight of the KL against arithmetic by hand, and a reference that moves."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
+import torch
+from token_tools import LENGTHS, PROMPTS, language
 
 from visgrpo.errors import UserError
 from visgrpo.methods.token_groups import AdaptiveKL, FixedKL, KLControl
+from visgrpo.models.language import LanguageModel
+from visgrpo.models.reference import MovingReference
+from visgrpo.models.trains import adapt
 
 
 def after(kl: float, samples: int = 100) -> float:
@@ -87,3 +93,32 @@ def test_a_horizon_shorter_than_a_batch_is_wide() -> None:
     with pytest.raises(UserError, match=r"is 1000: with 5000 completions at once .* above 1000"):
         after(6.6, samples=5000)
     assert after(0.0, samples=4999) > 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_moving_reference_follows_as_trls(lora: bool) -> None:
+    """A part of the way when it is due, and not before; an adapter has a copy of its own."""
+    model = language()
+    if lora:
+        model = LanguageModel(adapt(model.lm, ["lora"]))
+    reference = MovingReference(model, every=3, mix=0.6)
+    theirs, policy = (copy.deepcopy(model.lm) for _ in range(2))
+    with torch.no_grad():
+        for weight in model.lm.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape), alpha=0.1)
+    tokens = torch.tensor([[[3, 9, 4]]])
+    asked = (PROMPTS[:1], LENGTHS[:1], tokens)
+    before = LanguageModel(policy).score(*asked)
+    for step in (0, 1, 2):
+        reference.follow(step)
+        assert torch.equal(reference.log_probs(*asked), before)
+    reference.follow(3)
+    for own, new in zip(theirs.parameters(), model.lm.parameters(), strict=True):
+        own.data.mul_(1 - 0.6).add_(new.data, alpha=0.6)  # TRL's SyncRefModelCallback
+    expected = LanguageModel(theirs).score(*asked)
+    torch.testing.assert_close(reference.log_probs(*asked), expected, atol=1e-5, rtol=0)
+    assert (expected - before).abs().max() > 1e-3
+    trained = {name for name, p in model.lm.named_parameters() if p.requires_grad}
+    assert reference.weights.keys() == trained
+    assert reference.own_bytes == sum(weight.nbytes for weight in reference.weights.values())

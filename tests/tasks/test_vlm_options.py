@@ -18,6 +18,7 @@ REWARDED = [
     *("reward", "reward_weights", "combination", "group_size", "token_budget", "scope"),
     *("advantage_baseline", "scale", "beta", "kl_in", "kl_estimator", "kl_target", "kl_horizon"),
     *("top_entropy", "off_policy_mask", "redraws", "insert_truth"),
+    *("sync_reference", "sync_mix"),
     *("track_kl", "entropy_weight", "mask_truncated", "inner_passes", "minibatches"),
     *("refresh_every", "silent_steps", "engine", "compile"),
 ]

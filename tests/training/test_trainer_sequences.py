@@ -104,7 +104,7 @@ class Counter:
     """A memory that counts the steps, whose loss it weighs."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.weights = 0, {}
 
     def state(self) -> dict[str, float]:
         return {"count": self.count}

@@ -116,6 +116,10 @@ class Counting:
         self._before = now
         return now[:3, None].to(stacked), float(now[3, 0])
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}
+
     def state(self) -> dict[str, float]:
         if self._before is None:
             return {}

@@ -58,7 +58,15 @@ class WithoutGroups:
 
 
 class Memory(Protocol):
-    """What a method remembers from step to step: plain numbers, which go into the checkpoint."""
+    """What a method remembers from step to step: plain numbers, which go into the checkpoint.
+
+    So do tensors, where there are any.
+    """
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Tensors that the method changes itself, in place."""
+        ...
 
     def state(self) -> dict[str, float]: ...
 

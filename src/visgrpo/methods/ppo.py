@@ -57,6 +57,7 @@ class TokenPPO:
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy; the old critic gives their tokens advantages."""
+        self.rollouts.move_reference(step)
         coefficient = self.rollouts.memory.kl_weight
         steer = step >= self.critic_warmup  # before, the policy is at its start: there is no KL
         groups = self.rollouts.draw(model, batch, step, chunk, steer=steer, **self.terms.asks)

@@ -19,7 +19,7 @@ from visgrpo.methods.groups import places_of, uniforms_for
 from visgrpo.methods.method import ONE_PROCESS, Shards
 from visgrpo.models.language import LanguageModel
 from visgrpo.models.prompt_reading import ReadPrompts
-from visgrpo.models.reference import TokenReference
+from visgrpo.models.reference import MovingReference, TokenReference
 from visgrpo.rewards.texts import TextReward, TextRewards
 
 
@@ -127,10 +127,19 @@ class TokenGroups:
 
 
 class TokenMemory:
-    """What a run over tokens remembers: how many it has drawn, and the weight of KL."""
+    """What a run over tokens remembers: how many it has drawn, the weight of KL, its reference.
 
-    def __init__(self, control: KLControl | None = None) -> None:
+    Attributes:
+        weights: of a reference that moves.
+    """
+
+    def __init__(
+        self, control: KLControl | None = None, reference: TokenReference | None = None
+    ) -> None:
         self.control, self.sampled_tokens = control or FixedKL(0.0), 0
+        self.weights: Mapping[str, Tensor] = {}
+        if isinstance(reference, MovingReference):
+            self.weights = reference.weights
 
     @property
     def kl_weight(self) -> float:
@@ -291,6 +300,11 @@ class TokenRollouts:
                 for prompt, group in zip(prompts, texts, strict=True)
             ),
         )
+
+    def move_reference(self, step: int) -> None:
+        """Move a reference that follows the policy, before a step in which it is due."""
+        if isinstance(self.reference, MovingReference):
+            self.reference.follow(step)
 
     def apart(self, prompts: Sequence[Prompt], group_size: int) -> TokenRollouts:
         """Return the same for other prompts and without the run's memory, in one process."""

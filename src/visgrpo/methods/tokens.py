@@ -205,6 +205,7 @@ class TokenGRPO:
     @torch.no_grad()
     def rollout(self, model: LanguageModel, batch: Batch, step: int, *, chunk: int) -> TokenGroups:
         """Draw groups from the old policy, and give them their advantages."""
+        self.rollouts.move_reference(step)
         coefficient = self.rollouts.memory.kl_weight
         kept = not (self.redraws or self.insert_truth)
         whole = model.engine == "shared" and chunk == len(batch)

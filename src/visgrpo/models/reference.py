@@ -140,6 +140,36 @@ class FrozenStart:
         return self._frozen.score(*inputs, **more)
 
 
+class MovingReference(FrozenStart):
+    """A copy of a language model that follows it: now and then a part of the way.
+
+        π_ref ← α π + (1 - α) π_ref        of every weight that trains, each so many steps
+
+    Source: Gorbatovski et al. 2024, TR-DPO (arXiv 2404.09656), as TRL has it for GRPO.
+
+    Args:
+        every: steps from one move to the next.
+        mix: α.
+    """
+
+    def __init__(
+        self, model: LanguageModel, weights: Weights = "float32", *, every: int, mix: float
+    ) -> None:
+        super().__init__(model, weights)
+        self._every, self._mix = every, mix
+        trained = {name: p for name, p in model.lm.named_parameters() if p.requires_grad}
+        self._policy: dict[str, Tensor] = dict(trained)
+        own = dict(self._frozen.lm.named_parameters())
+        self.weights: dict[str, Tensor] = {name: own[name] for name in trained}
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move where that is due before a step, counted from 0."""
+        if step and step % self._every == 0:
+            for name, weight in self.weights.items():
+                weight.lerp_(self._policy[name].to(weight.dtype), self._mix)
+
+
 def live_reference(classifier: ClipClassifier, weights: Weights = "float32") -> Reference:
     """Return the cheapest reference that can answer for images that change from epoch to epoch.
 

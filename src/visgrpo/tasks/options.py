@@ -242,6 +242,15 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
     kl_horizon: float = option(
         10_000.0, "Completions over which --kl-target moves --beta.", within="> 0"
     )
+    sync_reference: int | None = option(
+        None,
+        "Move what KL is to towards the policy every so many steps (TR-DPO); by default it stays "
+        "the start.",
+        within="> 0",
+    )
+    sync_mix: float = option(
+        0.6, "How far --sync-reference moves it; 1 makes it the policy.", within="(0, 1]"
+    )
     track_kl: bool = option(
         True, "Measure KL to the start also with --beta 0; costs a frozen copy and a pass a step."
     )
@@ -291,7 +300,12 @@ class TokenPolicyConfig(SamplingOptions, Adapt, Policy, Loop):
             )
         yield from self.idle(
             ("kl_horizon", not self.kl_target, "is for --kl-target"),
-            ("kl_in kl_estimator", not self.beta, "has no KL to weigh with --beta 0"),
+            ("sync_mix", not self.sync_reference, "is for --sync-reference"),
+            (
+                "kl_in kl_estimator sync_reference",
+                not self.beta,
+                "has no KL to weigh with --beta 0",
+            ),
             ("kl_estimator", in_reward, "is for --kl-in loss: KL in the reward is always k1"),
             ("track_kl", bool(self.beta), f"is for --beta 0: --beta {self.beta:g} needs KL"),
         )

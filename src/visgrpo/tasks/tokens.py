@@ -20,7 +20,12 @@ from visgrpo.methods.tokens import TokenGRPO, TokenTerms
 from visgrpo.models.language import LanguageModel, context_of, stop_tokens
 from visgrpo.models.lean import lean
 from visgrpo.models.parts import Parts
-from visgrpo.models.reference import TokenReference, adapters_alone, reference_of
+from visgrpo.models.reference import (
+    MovingReference,
+    TokenReference,
+    adapters_alone,
+    reference_of,
+)
 from visgrpo.models.save import save, save_adapter, text_card
 from visgrpo.objectives import Objective, check_objective, preset
 from visgrpo.objectives.token_distribution import TokenDistribution
@@ -86,11 +91,16 @@ def learning(
     session: Session,
 ) -> TokenRollouts:
     """Return rollouts as a run learns from them: in groups, with a memory and a reference."""
+    reference: TokenReference | None = None
+    if every := config.sync_reference:
+        reference = MovingReference(model, config.weights, every=every, mix=config.sync_mix)
+    elif config.beta or config.track_kl:
+        reference = reference_of(model, config.weights)
     return replace(
         rollouts,
         group_size=config.group_size,
-        memory=TokenMemory(control),
-        reference=reference_of(model, config.weights) if config.beta or config.track_kl else None,
+        memory=TokenMemory(control, reference),
+        reference=reference,
         shards=session.processes,
     )
 

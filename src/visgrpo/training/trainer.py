@@ -355,11 +355,13 @@ class Trainer:
         self._processes.wait()
         if self._run.writes:
             scaler = self._processes.accelerator.scaler
+            remembered = self._memory.weights if self._memory else {}
             tensors: dict[str, Mapping[str, Tensor]] = {
                 "model": self._changing,
                 "optimizer": optimizer_tensors(self._optimizer, self._names),
                 "old_policy": self._old,
                 **({"masters": self._masters.own} if self._masters.own else {}),
+                **({"memory": remembered} if remembered else {}),
             }
             state = {
                 "step": self._step,
@@ -417,6 +419,8 @@ class Trainer:
         self._silence.steps = int(state["silent_steps"])
         if self._memory:
             self._memory.restore(state["memory"])
+            for name, weight in self._memory.weights.items():
+                weight.data.copy_(checkpoint.tensors["memory"][name])
         scaler = self._processes.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])

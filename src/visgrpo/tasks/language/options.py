@@ -68,7 +68,7 @@ OPTIONS = users(
     (_TWO_SIDED, "delta"),
     (_COMPARING, "redraws"),
     (POLICY_STAGES, "kl_in kl_estimator mask_truncated top_entropy inner_passes minibatches"),
-    (POLICY_STAGES, "refresh_every token_budget compile"),
+    (POLICY_STAGES, "refresh_every token_budget compile sync_reference sync_mix"),
     (_LEARNING, "group_size beta kl_target kl_horizon track_kl entropy_weight silent_steps"),
     (("ppo", "all"), "critic critic_rate critic_warmup gamma gae_lambda"),
     (("ppo", "all"), "value_clip value_weight whiten_advantages"),

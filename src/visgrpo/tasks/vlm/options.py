@@ -42,6 +42,7 @@ OPTIONS = users(
     (_TWO_SIDED, "delta"),
     (_COMPARING, "redraws insert_truth"),
     (_LEARNING, "beta kl_in kl_estimator kl_target kl_horizon track_kl entropy_weight"),
+    (_LEARNING, "sync_reference sync_mix"),
     (
         _LEARNING,
         "mask_truncated top_entropy inner_passes minibatches refresh_every silent_steps engine "

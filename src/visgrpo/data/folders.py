@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 from visgrpo.data.images import decode, decode_mask
 from visgrpo.data.names import SYNSET, as_read, class_names, split_of
 from visgrpo.data.roles import image_table, mask_table
+from visgrpo.data.strings import Strings
 from visgrpo.data.table import LazySequence, Table, of_files
 from visgrpo.errors import UserError, nearest
 from visgrpo.progress import Bar
@@ -40,9 +41,9 @@ def read_image_folder(folder: Path) -> dict[str, Table]:
     notes = _left_out(folder, roots)
     roots = roots or {"all": folder}
     reference = next(split for split in ("train", "all", *roots) if split in roots)
-    by_class: dict[str, dict[str, list[Path]]] = {}
+    by_class: dict[str, dict[str, Strings]] = {}
     for split, root in roots.items():
-        files = _by_class(root)
+        files = _by_class(folder, root)
         if split != reference and _unlabelled(root, files):
             notes.append(f"{root} holds pictures without classes and was left out.")
         elif not files:
@@ -93,55 +94,69 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files below `folder`, sorted, hidden ones and hidden folders left out."""
-    found: list[Path] = []
+    return [folder / name for name in _names_below(folder)]
+
+
+def _names_below(folder: Path) -> list[str]:
+    """Return the names of the image files below `folder`, relative to it, in the order of paths."""
+    found: list[str] = []
     with Bar(f"images in {folder}") as bar:
         for place, folders, files in os.walk(folder):
             folders[:] = [name for name in folders if not _is_hidden(name)]
-            for path in (Path(place, name) for name in files if not name.startswith(".")):
-                if path.suffix.lower() in EXTENSIONS and path.is_file():
-                    found.append(path)
+            inner = Path(place).relative_to(folder).as_posix()
+            before = "" if inner == "." else f"{inner}/"
+            for name in files:
+                is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+                if is_image and name[0] != "." and os.path.isfile(os.path.join(place, name)):
+                    found.append(before + name)
                     bar.to(len(found))
-    return sorted(found)
+    found.sort(key=lambda name: name.split("/") if "/" in name else [name])
+    return found
 
 
-def images_of(files: list[Path]) -> LazySequence[Image.Image]:
-    """Return the RGB images of `files`, decoded on access."""
-    return LazySequence(partial(_open, files), range(len(files)), contents=lambda row: [files[row]])
+def images_of(folder: Path, names: Sequence[str]) -> LazySequence[Image.Image]:
+    """Return the RGB images of files in `folder`, decoded on access."""
+    opened = partial(_open, folder, names)
+    return LazySequence(opened, range(len(names)), contents=lambda row: [folder / names[row]])
 
 
-def _open(files: list[Path], row: int) -> Image.Image:
-    return decode(files[row], f"image {files[row]}")
+def _open(folder: Path, names: Sequence[str], row: int) -> Image.Image:
+    return decode(folder / names[row], f"image {folder / names[row]}")
 
 
 def _class_table(
     folder: Path,
     split: str,
-    by_class: dict[str, list[Path]],
+    by_class: dict[str, Strings],
     classes: dict[str, str],
     notes: tuple[str, ...],
 ) -> Table:
     ids = {folder_name: index for index, folder_name in enumerate(classes)}
-    files = [path for found in by_class.values() for path in found]
-    labels = [ids[name] for name, found in by_class.items() for _ in found]
+    files = Strings.joined(by_class.values())
+    labels = np.repeat([ids[name] for name in by_class], list(map(len, by_class.values())))
     return image_table(
         name=f"{folder.resolve().name}/{split}",
         classes=tuple(classes.values()),
-        labels=np.array(labels, dtype=np.int64),
-        images=images_of(files),
-        columns={"file": [path.relative_to(folder).as_posix() for path in files]},
-        identity=of_files(files),
+        labels=labels,
+        images=images_of(folder, files),
+        columns={"file": files},
+        identity=of_files(os.path.join(folder, name) for name in files),
         notes=notes,
     )
 
 
-def _by_class(root: Path) -> dict[str, list[Path]]:
-    """Return the image files of each class, by the composed form of its folder's name."""
+def _by_class(folder: Path, root: Path) -> dict[str, Strings]:
+    """Return the image files of each class, by the composed form of its folder's name.
+
+    They are called by their places below `folder`, in which `root` lies.
+    """
     if (root / ANNOTATIONS).is_file():
         lines = [line.split("\t") for line in names_in(root / ANNOTATIONS)]
-        annotated: dict[str, list[Path]] = {}
+        annotated: dict[str, list[str]] = {}
+        below = (root / "images").relative_to(folder)
         for name, label in sorted((line[1], line[0]) for line in lines if len(line) > 1):
-            annotated.setdefault(name, []).append(root / "images" / label)
-        return annotated
+            annotated.setdefault(name, []).append((below / label).as_posix())
+        return {name: Strings.of(files) for name, files in annotated.items()}
     found: dict[str, Path] = {}
     for entry in _subfolders(root):
         name = composed(entry.name)
@@ -151,10 +166,15 @@ def _by_class(root: Path) -> dict[str, list[Path]]:
                 "put their pictures into one."
             )
         found[name] = entry
-    return {name: image_files(entry) for name, entry in found.items()}
+    return {
+        name: Strings.of(
+            f"{entry.relative_to(folder).as_posix()}/{file}" for file in _names_below(entry)
+        )
+        for name, entry in found.items()
+    }
 
 
-def _unlabelled(root: Path, by_class: dict[str, list[Path]]) -> bool:
+def _unlabelled(root: Path, by_class: dict[str, Strings]) -> bool:
     """Whether a split has pictures in no folder, or in one that says what they are."""
     alone = {as_read(name) for name in by_class} <= {"images", "imgs"}
     return alone and bool(image_files(root))
@@ -301,7 +321,7 @@ def holds_photos(folder: Path) -> bool:
     )
 
 
-def read_photos(folder: Path) -> tuple[list[str], LazySequence]:
+def read_photos(folder: Path) -> tuple[Sequence[str], LazySequence]:
     """Return the names of all images below `folder`, relative to it, and the images themselves.
 
     Returns:
@@ -310,10 +330,10 @@ def read_photos(folder: Path) -> tuple[list[str], LazySequence]:
     Raises:
         UserError: if there are none.
     """
-    files = image_files(folder)
-    if not files:
+    names = Strings.of(_names_below(folder))
+    if not names:
         raise UserError(f"{folder} holds no images; name another folder.")
-    return [file.relative_to(folder).as_posix() for file in files], images_of(files)
+    return names, images_of(folder, names)
 
 
 def read_mask_folder(folder: Path, classes: tuple[str, ...], ignore_index: int) -> dict[str, Table]:
@@ -336,13 +356,14 @@ def _read_masks(
     folder: Path, split: str, root: Path, classes: tuple[str, ...], ignore_index: int
 ) -> Table:
     images, masks = _matched(root)
+    names = Strings.of(path.relative_to(folder).as_posix() for path in images)
     return mask_table(
         name=f"{folder.resolve().name}/{split}",
         classes=classes,
-        images=images_of(images),
+        images=images_of(folder, names),
         masks=LazySequence(partial(_open_mask, masks), range(len(masks))),
         ignore_index=ignore_index,
-        columns={"file": [path.relative_to(folder).as_posix() for path in images]},
+        columns={"file": names},
         identity=of_files([*images, *masks]),
     )
 

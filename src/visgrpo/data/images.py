@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from PIL import ExifTags, Image, ImageOps
 
 from visgrpo.data.stored import Stored
+from visgrpo.data.strings import Strings
 from visgrpo.data.table import Content, LazySequence, joined, of_files
 from visgrpo.errors import UserError
 
@@ -237,7 +238,7 @@ def picture_column(
     """
     table, where = stored.tables[split], f"{stored.name}/{split}"
     held = _held(where, table, column, word, several, stored.missing_ok)
-    paths = [path for path in dict.fromkeys(held.texts_S) if path and not is_base64(path)]
+    paths = [path for path in held.texts_S.unique() if path and not is_base64(path)]
     files, moved = _find_files(where, paths, stored.places.get(split, ()))
     missing = [path for path, file in files.items() if not file.is_file()]
     if missing and not stored.missing_ok:
@@ -263,7 +264,7 @@ def picture_column(
     )
 
 
-def picture_names(table: datasets.Dataset, column: str) -> list[str] | None:
+def picture_names(table: datasets.Dataset, column: str) -> Strings | None:
     """Return what the file of each picture in a column is called.
 
     An absolute path, which says where the files once lay, is cut to its last name. None where some
@@ -274,11 +275,13 @@ def picture_names(table: datasets.Dataset, column: str) -> list[str] | None:
         values = pc.struct_field(values, "path")
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return None
-    names = values.to_pylist()
-    if not all(names) or any(map(is_base64, names)):
+    given = Strings(values)
+    if any(not name or is_base64(name) for name in given):
         return None
-    names = [PurePath(name).name if PurePath(name).is_absolute() else name for name in names]
-    return names if len(set(names)) == len(names) else None
+    names = Strings.of(
+        PurePath(name).name if PurePath(name).is_absolute() else name for name in given
+    )
+    return names if len(names.unique()) == len(names) else None
 
 
 class _Held(NamedTuple):
@@ -286,7 +289,7 @@ class _Held(NamedTuple):
 
     rows_S: np.ndarray
     bytes_S: pa.ChunkedArray  # null where the picture is a file, or text
-    texts_S: tuple[str, ...]  # path or base64; "" where it is neither
+    texts_S: Strings  # path or base64; "" where it is neither
 
 
 def _held(
@@ -298,11 +301,10 @@ def _held(
         counts_M = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         rows_S, values = np.repeat(rows_S, counts_M), pc.list_flatten(values)
     bytes_S, texts = _parts(where, values, column, word)
-    texts_S = tuple(
-        text or "" if outside else ""
-        for text, outside in zip(texts.to_pylist(), bytes_S.is_null().to_pylist(), strict=True)
-    )
-    there_S = pc.is_valid(bytes_S).to_numpy() | np.array([text != "" for text in texts_S], bool)
+    outside = pc.fill_null(texts.cast(pa.large_string()), "")
+    texts_S = Strings(pc.if_else(bytes_S.is_null(), outside, ""))
+    lengths_S = pc.binary_length(outside).to_numpy()
+    there_S = pc.is_valid(bytes_S).to_numpy() | (lengths_S > 0)
     lacking = np.setdiff1d(np.arange(len(table)), rows_S)
     lacking = np.union1d(lacking, rows_S[~there_S])
     if len(lacking) and not missing_ok:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -387,7 +387,7 @@ def _of_tables(stored: Stored, kind: DataKind, reading: Reading) -> Source:
     return Source(stored.name, splits, (*notes, *remarks_on(stored.classes)), kind.part)
 
 
-def _file_names(table: Any, found: Mapping[Role, str]) -> list[str] | None:
+def _file_names(table: Any, found: Mapping[Role, str]) -> Sequence[str] | None:
     """Return the names of a table's image files, where each row has one image with a name."""
     of_images = [column for role, column in found.items() if role.name == "images"]
     return picture_names(table, of_images[0]) if of_images else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image
 
 from visgrpo.data.images import TURNED, decode, decode_mask, lying_of, picture_column
@@ -61,66 +62,75 @@ class Labels(Role):
 
     def read(self, stored: Stored, column: str) -> dict[str, Any]:
         """Return the class ids; `stored` learns the classes, and which rows have a label."""
-        values = {split: self._names(stored, split, column) for split in stored.tables}
-        for split, labels in list(values.items()):
-            rows = [row for row, label in enumerate(labels) if label is not None]
-            if not rows and split == "test":  # the Hub's sign that the labels are kept back
-                del values[split], stored.tables[split]
+        found = {split: self._found(stored, split, column) for split in stored.tables}
+        for split, (_, label_M) in list(found.items()):
+            rows = np.flatnonzero(label_M >= 0)
+            if not len(rows) and split == "test":  # the Hub's sign that the labels are kept back
+                del found[split], stored.tables[split]
                 stored.note(f"{stored.name}/test has no labels (all are -1) and was left out.")
-            elif len(rows) < len(labels):
-                stored.rows[split] = np.array(rows, dtype=np.int64)
+            elif len(rows) < len(label_M):
+                stored.rows[split] = rows
                 stored.note(
-                    f"{stored.name}/{split}: {len(labels) - len(rows)} of its {len(labels)} rows "
+                    f"{stored.name}/{split}: {len(label_M) - len(rows)} of its {len(label_M)} rows "
                     "have the label -1, which says that they have none, and were left out."
                 )
-        reference = next(split for split in ("train", "all", *values) if split in values)
-        feature = stored.tables[reference].features[column]
-        if isinstance(feature, datasets.ClassLabel):
-            known: list[Any] = list(feature.names)
-        else:
-            known = sorted({label for label in values[reference] if label is not None})
+        reference = next(split for split in ("train", "all", *found) if split in found)
+        known, _ = found[reference]
+        if not isinstance(stored.tables[reference].features[column], datasets.ClassLabel):
+            known = sorted(known)
         ids = {value: number for number, value in enumerate(known)}
-        for split, labels in values.items():
-            for row, value in enumerate(labels):
-                if value is not None and value not in ids:
-                    raise UserError(
-                        f'{stored.name}/{split}: row {row} has label "{value}", which no row of '
-                        f"{reference} has. {nearest(str(value), map(str, known))}"
-                    )
+        for split, (values, label_M) in found.items():
+            new = [number for number, value in enumerate(values) if value not in ids]
+            for row in np.flatnonzero(np.isin(label_M, new))[:1].tolist():
+                value = values[label_M[row]]
+                raise UserError(
+                    f'{stored.name}/{split}: row {row} has label "{value}", which no row of '
+                    f"{reference} has. {nearest(str(value), map(str, known))}"
+                )
         stored.classes = tuple(map(str, known))
         return {
-            split: np.array([ids.get(value, -1) for value in labels], dtype=np.int64)
-            for split, labels in values.items()
+            split: np.array([*(ids.get(value, -1) for value in values), -1], np.int64)[label_M]
+            for split, (values, label_M) in found.items()
         }
 
-    def _names(self, stored: Stored, split: str, column: str) -> list[Any]:
-        """Return the labels of a split by name, or as numbers without one; None for -1."""
+    def _found(self, stored: Stored, split: str, column: str) -> tuple[list[Any], np.ndarray]:
+        """Return the labels that a split has, names or numbers, and which of them (M,) rows have.
+
+        A row that has none has the label -1.
+        """
         table, where = stored.tables[split], f"{stored.name}/{split}"
-        feature, labels = table.features[column], table.select_columns([column])[column][:]
-        if None in labels:
+        feature = table.features[column]
+        labels = table.select_columns([column]).with_format("arrow")[:][column]
+        if labels.null_count:
+            row = pc.index(labels.is_null(), True).as_py()
             raise UserError(
-                f'{where}: row {labels.index(None)} has no label in column "{column}"; fill it or '
-                "drop the row."
+                f'{where}: row {row} has no label in column "{column}"; fill it or drop the row.'
             )
         if isinstance(feature, datasets.ClassLabel):
-            outside = next((n for n in labels if not -1 <= n < feature.num_classes), None)
-            if outside is not None:
+            label_M = labels.to_numpy()
+            outside = np.flatnonzero((label_M < -1) | (label_M >= feature.num_classes))
+            if len(outside):
                 raise UserError(
-                    f"{where}: row {labels.index(outside)} has label {outside}, outside its "
+                    f"{where}: row {outside[0]} has label {label_M[outside[0]]}, outside its "
                     f"{feature.num_classes} classes (0 to {feature.num_classes - 1}); mend the row "
                     "or the class names."
                 )
-            return [None if number == -1 else feature.names[number] for number in labels]
+            return list(feature.names), label_M
         dtype = getattr(feature, "dtype", type(feature).__name__)
-        if dtype in ("string", "large_string"):
-            return list(map(composed, labels))
-        if not (dtype == "bool" or "int" in dtype):
+        texts = dtype in ("string", "large_string")
+        if not (texts or dtype == "bool" or "int" in dtype):
             raise UserError(
                 f'{where}: label column "{column}" holds {dtype}, not class names or whole '
                 "numbers; name another column with --label-column. Lists of labels are what "
                 "visgrpo representation --label-sets takes."
             )
-        return [None if number == -1 else number for number in labels]
+        coded = labels.combine_chunks().dictionary_encode()
+        stored_K = coded.dictionary.to_pylist()
+        values_K = [composed(value) if texts else value for value in stored_K]
+        none = not texts and -1 in values_K
+        values = sorted({value for value in values_K if not (none and value == -1)})
+        place = {value: number for number, value in enumerate(values)}
+        return values, np.array([place.get(v, -1) for v in values_K])[coded.indices.to_numpy()]
 
     def identity(self, stored: Stored, split: str, column: str, identity: str) -> str:
         """Leave the name as it is: features of images do not depend on their labels."""

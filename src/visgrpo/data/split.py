@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from visgrpo.data.roles import class_counts_MK
 from visgrpo.data.table import Content, LazySequence, Splits, Table
@@ -192,55 +193,86 @@ def same_content(contents_M: Sequence[Sequence[Content]]) -> np.ndarray:
     """Return (M,) the first row that shares a picture with each, itself or through others.
 
     Sizes are compared first, then the last bytes of pictures of one size, then all of them: of
-    pictures that differ, little is read.
+    pictures that differ, little is read, and nothing is kept but a few numbers of each.
     """
-    parts = [part for row in contents_M for part in row]
-    rows_S = np.repeat(np.arange(len(contents_M)), [len(row) for row in contents_M])
-    keys: list[Any] = list(map(_size_of, parts))
+    rows, sizes = array("q"), array("q")  # of each of S pictures, row by row
+    for row in tracked(range(len(contents_M)), "sizes of pictures", len(contents_M)):
+        for part in contents_M[row]:
+            rows.append(row)
+            sizes.append(_size_of(part))
+    rows_S, alike_S = np.array(rows), _numbered(np.array(sizes))
+    first_S = np.searchsorted(rows_S, rows_S)  # of its row
     for read in (_last_bytes, _digest):
-        alike = Counter(keys)
+        many = np.flatnonzero(np.bincount(alike_S)[alike_S] > 1)
+        keys = np.zeros(len(many), [("before", np.int64), ("digest", "V16")])
+        keys["before"] = alike_S[many]
+
+        def key(place: int, read: Callable[[Content], bytes] = read) -> bytes:
+            return read(contents_M[int(rows_S[place])][place - int(first_S[place])])
+
         with ThreadPoolExecutor(8) as pool:
-            many = [place for place, key in enumerate(keys) if alike[key] > 1]
-            found = pool.map(read, [parts[place] for place in many])
-            seen = tracked(found, "looking for equal pictures", len(many))
-            for place, more in zip(many, seen, strict=True):
-                keys[place] = (keys[place], more)
-    leader = np.arange(len(contents_M))
+            starts = range(0, len(many), _AT_ONCE)
+            for start in tracked(starts, "looking for equal pictures", len(starts)):
+                some = slice(start, start + _AT_ONCE)
+                keys["digest"][some] = list(pool.map(key, many[some].tolist()))
+        alike_S[many] = alike_S.max(initial=0) + 1 + _numbered(keys.view("S24")) if len(many) else 0
+        alike_S = _numbered(alike_S)
+    groups = int(alike_S.max(initial=-1)) + 1
+    count = len(contents_M)
+    ones = np.ones(len(rows_S), np.int8)
+    shared = csr_array((ones, (rows_S, count + alike_S)), shape=(count + groups,) * 2)
+    together_M = connected_components(shared, directed=False)[1][:count]
+    _, first, which_M = np.unique(together_M, return_index=True, return_inverse=True)
+    return first[which_M]
 
-    def find(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = leader[leader[row]]
-            row = int(leader[row])
-        return row
 
-    first: dict[Any, int] = {}
-    for key, row in zip(keys, rows_S.tolist(), strict=True):
-        one, other = sorted((find(row), find(first.setdefault(key, row))))
-        leader[other] = one
-    return np.array([find(row) for row in range(len(leader))], dtype=np.int64)
+_AT_ONCE = 4096  # pictures whose ends are in memory together
+
+
+def _numbered(keys_S: np.ndarray) -> np.ndarray:
+    """Return (S,) numbers from 0, equal for equal keys."""
+    return np.unique(keys_S, return_inverse=True)[1]
 
 
 _AT_THE_END = 4096
 
 
-def _size_of(part: Content) -> int | str:
+def _size_of(part: Content) -> int:
+    """Return how many bytes a picture has, -1 where its file is missing."""
     if not isinstance(part, Path):
         return len(part)
-    # A missing file is like no other.
-    return part.stat().st_size if part.is_file() else str(part)
+    return part.stat().st_size if part.is_file() else -1
 
 
 def _last_bytes(part: Content) -> bytes:
     if not isinstance(part, Path):
-        return bytes(memoryview(part)[-_AT_THE_END:])
+        return _short(memoryview(part)[-_AT_THE_END:])
+    if not part.is_file():  # like no other
+        return _short(bytes(part))
     with part.open("rb") as file:
         file.seek(max(0, part.stat().st_size - _AT_THE_END))
-        return file.read()
+        return _short(file.read())
 
 
 def _digest(part: Content) -> bytes:
-    whole = part.read_bytes() if isinstance(part, Path) else part
-    return hashlib.blake2b(whole, digest_size=16).digest()
+    if not isinstance(part, Path):
+        return _short(part)
+    return _short(part.read_bytes() if part.is_file() else bytes(part))
+
+
+def _short(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class _Both:
+    """What the pictures of a row of two tables are made of, one table after the other."""
+
+    one: Sequence[Sequence[Content]]
+    other: Sequence[Sequence[Content]]
+
+    def __call__(self, row: int) -> Sequence[Content]:
+        return self.one[row] if row < len(self.one) else self.other[row - len(self.one)]
 
 
 @dataclass(frozen=True)
@@ -424,7 +456,8 @@ class Source:
             held = contents_of(self.splits[split]) if split in self.splits else None
             if train is None or held is None:
                 continue
-            groups_M = same_content([*train, *held])
+            both = _Both(train, held)
+            groups_M = same_content(LazySequence(both, range(len(train) + len(held))))
             count = int(np.isin(groups_M[len(train) :], groups_M[: len(train)]).sum())
             if count:
                 notes.append(

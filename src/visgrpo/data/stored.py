@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from visgrpo.data.names import split_of
+from visgrpo.data.strings import Strings
 from visgrpo.data.table import LazySequence, of_files
 from visgrpo.errors import UserError, nearest
 from visgrpo.files import parse_json
@@ -33,6 +34,7 @@ ALIASES = {
     "stl10": "tanganke/stl10",
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
+TEXTS = ("string", "large_string")
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _DIGITS = re.compile(r"\d+")
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
@@ -247,6 +249,8 @@ def value_column(table: datasets.Dataset, column: str) -> Sequence[Any]:
     alone = table.select_columns([column])
     feature = table.features[column]
     plain = is_plain_feature(feature)
+    if plain and isinstance(feature, datasets.Value) and feature.dtype in TEXTS:
+        return Strings(alone.with_format("arrow")[:][column])
     if plain and isinstance(feature, datasets.Value | datasets.ClassLabel):
         return list(alone[column][:])
     return LazySequence(partial(_value, alone, column), range(len(alone)), plain=plain)

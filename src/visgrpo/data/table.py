@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from visgrpo.data.strings import Strings
 from visgrpo.errors import UserError
 from visgrpo.progress import tracked
 
@@ -78,9 +80,9 @@ class LazySequence(Sequence[T]):
         """Return what the pictures of an item are made of; nothing if that is unknown."""
         return () if self._contents is None else self._contents(int(self._rows[index]))
 
-    def contents(self) -> list[Sequence[Content]] | None:
-        """Return what the pictures of every item are made of; None if that is unknown."""
-        return None if self._contents is None else list(map(self._contents, self._rows.tolist()))
+    def contents(self) -> LazySequence[Sequence[Content]] | None:
+        """Return what the pictures of every item are made of, read on access; None if unknown."""
+        return None if self._contents is None else LazySequence(self._contents, self._rows)
 
 
 def _as_stored(value: Any, where: str) -> Any:
@@ -343,6 +345,8 @@ def is_plain(column: Sequence[Any]) -> bool:
     """Return whether a column holds no pictures, masks or encoded bytes; decodes no lazy one."""
     if isinstance(column, LazySequence):
         return column.plain
+    if isinstance(column, Strings):
+        return True
     if isinstance(column, np.ndarray) and column.dtype != object:
         return column.ndim <= 2 and column.dtype.kind not in "SV"
     return not any(
@@ -370,7 +374,7 @@ def check_classes(name: str, classes: tuple[str, ...]) -> None:
 
 def take_rows(values: Sequence[T], rows: np.ndarray) -> Sequence[T]:
     """Return the values at `rows`, in that order; pictures stay undecoded."""
-    if isinstance(values, LazySequence):
+    if isinstance(values, LazySequence | Strings):
         return values.take(rows)
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return values[rows]
@@ -419,9 +423,17 @@ def _item(values: Sequence[T], index: int) -> T:
 def of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Name the content of files by their resolved paths, sizes and times of change."""
     digest, count = hashlib.sha256(), 0
-    for path in paths:
-        status = os.stat(path)
-        line = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+    folder = folder_in_full = ""
+    for path in map(os.fspath, paths):
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            status, in_full = os.stat(path), os.path.realpath(path)
+        else:  # the folder's place is looked up once for all its files
+            if os.path.dirname(path) != folder or not folder_in_full:
+                folder = os.path.dirname(path)
+                folder_in_full = os.path.realpath(folder)
+            in_full = os.path.join(folder_in_full, os.path.basename(path))
+        line = f"{in_full}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
         count += 1
     return f"{count} files {_short(digest.hexdigest())}"

@@ -151,7 +151,7 @@ def _named_files(config: ReplayConfig, events: Events) -> Table:
             f"{events.name}: none of its {len(names)} images is a file beside it, such as "
             f'"{names[0]}": name the images with --data.'
         )
-    return _unlabelled(config, events, list(files), images_of(list(files.values())))
+    return _unlabelled(config, events, list(files), images_of(events.folder, list(files)))
 
 
 def _unlabelled(

@@ -321,7 +321,7 @@ def holds_photos(folder: Path) -> bool:
     )
 
 
-def read_photos(folder: Path) -> tuple[Sequence[str], LazySequence]:
+def read_photos(folder: Path) -> tuple[Strings, LazySequence]:
     """Return the names of all images below `folder`, relative to it, and the images themselves.
 
     Returns:

@@ -424,7 +424,8 @@ def of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Name the content of files by their resolved paths, sizes and times of change."""
     digest, count = hashlib.sha256(), 0
     folder = folder_in_full = ""
-    for path in map(os.fspath, paths):
+    for given in paths:
+        path = os.fspath(given)
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             status, in_full = os.stat(path), os.path.realpath(path)

@@ -120,7 +120,7 @@ def _judged_photos(config: ClipConfig, session: Session) -> Source:
         classes=classes,
         labels=best_M[kept],
         images=images.take(kept),
-        columns={"file": [names[row] for row in kept]},
+        columns={"file": names.take(kept)},
         identity=of_files([str(folder / names[row]) for row in kept]),
     )
     if config.skip_bad_images:
@@ -196,7 +196,7 @@ def stored_images(config: LabelledByModel) -> Table:
 
 
 def unlabelled(
-    name: str, classes: tuple[str, ...], files: list[str], images: Sequence[Image.Image]
+    name: str, classes: tuple[str, ...], files: Sequence[str], images: Sequence[Image.Image]
 ) -> Table:
     """Return images with the labels that may be given to them."""
     nothing_M = np.zeros(len(files), dtype=np.int64)

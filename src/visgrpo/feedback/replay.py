@@ -155,7 +155,7 @@ def _named_files(config: ReplayConfig, events: Events) -> Table:
 
 
 def _unlabelled(
-    config: ReplayConfig, events: Events, names: list[str], images: Sequence[Image.Image]
+    config: ReplayConfig, events: Events, names: Sequence[str], images: Sequence[Image.Image]
 ) -> Table:
     labels = config.classes or _saved_classes(config) or logged_labels(events)
     return unlabelled(events.name, labels, names, images)

@@ -325,6 +325,16 @@ def test_a_model_of_another_kind(kind: str, tmp_path: Path) -> None:
         assert "is a clip model, which does not write text" in message
 
 
+def test_paligemma_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """Every token of its prompt sees all of it, which engines here would read otherwise."""
+    (tmp_path / "config.json").write_text('{"model_type": "paligemma"}')
+    message = one_line("vision", tmp_path)
+    assert (
+        "is a PaliGemma (paligemma), whose prompts see themselves whole and know no chat" in message
+    )
+    assert "gemma3" in message
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere", "a/b/c", "nowhere/"])
 def test_a_path_that_is_not_there(name: str) -> None:
     with pytest.raises(UserError, match=f'Model folder "{name}" does not exist'):

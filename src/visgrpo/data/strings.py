@@ -36,10 +36,10 @@ class Strings(Sequence[Any]):
         return len(self._bytes_M)
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int | np.integer) -> Any: ...
     @overload
     def __getitem__(self, index: slice) -> Strings: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: int | np.integer | slice) -> Any:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         return _text(self._bytes_M[int(index)])

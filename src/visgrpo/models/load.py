@@ -361,6 +361,11 @@ def _config_of_kind(name: str, kinds: Any, refusal: str) -> Any:
             f'"{name}" is a NaFlex SigLIP 2 (siglip2), whose images keep their own shapes: take '
             "one of a fixed size, such as google/siglip2-base-patch16-224."
         )
+    if config.model_type == "paligemma":
+        raise UserError(
+            f'"{name}" is a PaliGemma (paligemma), whose prompts see themselves whole and know no '
+            f"chat: take one of {', '.join(SEEING)}."
+        )
     if config.model_type not in kinds:
         ending = refusal or f"; this job needs one of: {', '.join(kinds)}."
         raise UserError(f'"{name}" is a {config.model_type} model{ending}')

@@ -87,7 +87,10 @@ def show_table(
     if title is not None:
         (say if error else show)(title)
     console = Console(stderr=error)
-    Console(stderr=error, width=None if console.is_terminal else width).print(table)
+    console = Console(stderr=error, width=None if console.is_terminal else width)
+    with console.capture() as drawn:
+        console.print(table)
+    _put(drawn.get().removesuffix("\n"), sys.stderr if error else sys.stdout)
 
 
 def _put(text: str, stream: TextIO) -> None:

@@ -90,6 +90,21 @@ def test_a_reader_that_has_seen_enough_ends_a_command(environment: dict[str, str
         assert done.stdout.strip() in ("0", "141")
 
 
+def test_a_reader_that_has_seen_enough_of_tables_ends_a_command(
+    environment: dict[str, str],
+) -> None:
+    tables = "from visgrpo.terminal import show_table\nwhile True: show_table(['a'], [['b' * 999]])"
+    script = f'{sys.executable} -c "$TABLES" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**environment, "TABLES": tables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stderr, done.stdout.splitlines()[-1]) == ("", "141")
+
+
 def test_a_note_is_said_once_by_a_command(capsys: Capture) -> None:
     forget_notes()
     for _ in range(2):

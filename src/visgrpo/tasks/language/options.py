@@ -91,11 +91,11 @@ PRESETS: Mapping[str, Defaults] = {
     "tiny": Defaults(
         context=64,
         max_new_tokens=24,
-        pairs=400,
+        pairs=3000,
         samples=8,
-        sft=Budget(150, 16, 3e-3),
-        reward=Budget(40, 16, 1e-3),
-        policy=Budget(15, 8, 1e-3),
+        sft=Budget(1500, 16, 3e-3),
+        reward=Budget(300, 16, 1e-3),
+        policy=Budget(40, 8, 1e-3),
     ),
     "nano": Defaults(
         context=96,
@@ -198,7 +198,7 @@ class LanguageConfig(TokenPolicyConfig):
     eval_prompts: int = option(64, "Held-out prompts of an evaluation, at most.", within="> 0")
     pairs: int | None = option(
         None,
-        "Preference pairs that the gold judge makes; by default 3000 (tiny 400, small 8000).",
+        "Preference pairs that the gold judge makes; by default 3000 (small 8000).",
         within="> 0",
     )
     noise: float = option(

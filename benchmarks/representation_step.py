@@ -195,7 +195,7 @@ def _stepper(case: Case, method_name: MethodName, frozen: bool = False) -> Calla
     """Return a function that makes one training step."""
     model, batch, view = _task(case, frozen)
     method = _method(case, method_name, view)
-    optimizer, _ = build_optimizer(model, 1e-3, 0.0, lambda name: 1.0)
+    optimizer, *_ = build_optimizer(model, 1e-3, 0.0, lambda name: 1.0)
     counter: Iterator[int] = iter(range(10**9))
 
     def step() -> None:

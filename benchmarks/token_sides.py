@@ -92,7 +92,7 @@ class Visgrpo:
         self.task, self.method = task, _method(task)
         self.model = task.policy(copy.deepcopy(task.model)).to(_device()).train()
         self.batch = task.batch().to(_device())
-        self.optimizer, _ = build_optimizer(self.model, LEARNING_RATE, 0.0, lambda name: 1.0)
+        self.optimizer, *_ = build_optimizer(self.model, LEARNING_RATE, 0.0, lambda name: 1.0)
         self.groups: TokenGroups | None = None
         self._step = 0
 

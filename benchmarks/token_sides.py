@@ -111,8 +111,8 @@ class Visgrpo:
 class Trl:
     """TRL's step: the methods that its trainer calls, in the same order."""
 
-    def __init__(self, task: Task) -> None:
-        self.trainer = _trl_trainer(task)
+    def __init__(self, task: Task, adapters: Any = None, **settings: Any) -> None:
+        self.trainer = _trl_trainer(task, adapters, settings)
         self.model = self.trainer.model.train()
         self.optimizer = self.trainer.create_optimizer()
         self.rows = [dict(row) for row in task.rows for _ in range(task.group)]
@@ -197,7 +197,7 @@ def _method(task: Task) -> TokenGRPO:
     return TokenGRPO(rollouts, preset("grpo"), TokenTerms(), read_once=True)
 
 
-def _trl_trainer(task: Task) -> Any:
+def _trl_trainer(task: Task, adapters: Any, settings: Mapping[str, Any]) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -206,8 +206,7 @@ def _trl_trainer(task: Task) -> Any:
             output_dir=folder,
             report_to="none",
             use_cpu=_device().type == "cpu",
-            bf16=False,
-            gradient_checkpointing=False,
+            **{"bf16": False, "gradient_checkpointing": False, **settings},
             learning_rate=LEARNING_RATE,
             loss_type="grpo",
             beta=0.0,
@@ -223,6 +222,7 @@ def _trl_trainer(task: Task) -> Any:
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in task.rows]),
             reward_funcs=count_letters,
             processing_class=copy.deepcopy(task.processing),
+            peft_config=adapters,
         )
     trainer.current_gradient_accumulation_steps = 1  # as its training loop would set it
     return trainer

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from visgrpo.arguments import parse
+from visgrpo.tasks.language.options import LanguageConfig
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "visgrpo"
 
@@ -22,6 +25,15 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         and not list(SOURCE.rglob(name.rstrip("/")))
     ]
     assert not gone
+
+
+def test_the_commands_for_large_models_are_understood() -> None:
+    """They name models of the Hub and GPUs, and are not run."""
+    text = (ROOT / "docs" / "scale.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"(?:-m |    )visgrpo language (.+)", text)
+    assert len(found) == 5
+    for words in found:
+        parse(LanguageConfig, "language", words.split(), ()).check()
 
 
 def test_every_room_is_on_the_architecture_page() -> None:

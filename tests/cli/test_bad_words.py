@@ -101,8 +101,8 @@ language --method ppo --model m --data openai/gsm8k --prompt-tokens 8
 language --context 40 --max-new-tokens 25
     | --prompt-tokens 16 and --max-new-tokens 25 are more than the model sees at once
 language --group-size 1 | leaves grpo nothing to compare
-language --preset tiny --critic-warmup 15
-    | --critic-warmup 15 leaves none of ppo's 15 steps to the policy
+language --preset tiny --critic-warmup 40
+    | --critic-warmup 40 leaves none of ppo's 40 steps to the policy
 language --weight-decay 0.1 | while the critic learns alone
 language --method ppo --model m --weight-decay 0.1 | take --critic-warmup 0, or no weight d
 language --validation-fraction 0.5 | must lie between 0 and 0.5
@@ -182,7 +182,7 @@ segmentation: --label-column y | name theirs with --mask-column
 segmentation: --pictures -1 | --pictures must not be negative
 segmentation: --ignore-index 2 | --ignore-index 2 is also the id of class
 segmentation: --classes-file none.txt | none.txt
-segmentation: --estimator sampled | --estimator
+segmentation: --estimator sampled | "hard" is of single labels, and whole masks or sets are drawn
 segmentation: --data digits | digits
 segmentation: --decide-at image | --decide-at
 clip: --reward-weights 1 2 | 2 reward weights for 1 rewards

@@ -49,6 +49,9 @@ class GivenRollouts:
     def draw(self, *given: Any, **how: Any) -> TokenGroups:
         return self._groups
 
+    def move_reference(self, step: int) -> None:
+        """There is none."""
+
 
 class GivenValues:
     """A critic that says what it is told; notes the pieces in which it is asked."""

@@ -264,7 +264,7 @@ def picture_column(
     )
 
 
-def picture_names(table: datasets.Dataset, column: str) -> Strings | None:
+def file_names(table: datasets.Dataset, column: str) -> Strings | None:
     """Return what the file of each picture in a column is called.
 
     An absolute path, which says where the files once lay, is cut to its last name. None where some

@@ -17,7 +17,7 @@ from visgrpo.data.folders import (
     read_mask_folder,
     split_folders,
 )
-from visgrpo.data.images import picture_names
+from visgrpo.data.images import file_names
 from visgrpo.data.names import remarks_on
 from visgrpo.data.roles import mask_table, text_table
 from visgrpo.data.split import (
@@ -390,7 +390,7 @@ def _of_tables(stored: Stored, kind: DataKind, reading: Reading) -> Source:
 def _file_names(table: Any, found: Mapping[Role, str]) -> Sequence[str] | None:
     """Return the names of a table's image files, where each row has one image with a name."""
     of_images = [column for role, column in found.items() if role.name == "images"]
-    return picture_names(table, of_images[0]) if of_images else None
+    return file_names(table, of_images[0]) if of_images else None
 
 
 def _given(columns: Mapping[str, str | None]) -> dict[str, str]:
